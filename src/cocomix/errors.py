@@ -1,0 +1,9 @@
+"""The one exception type a user is meant to read.
+
+Raise `CocomixError` with one sentence naming the cause and the mend; the command line prints it without a
+traceback and exits with code 2.
+"""
+
+
+class CocomixError(Exception):
+    """A problem the user can fix; the message says what is wrong and what to do."""
