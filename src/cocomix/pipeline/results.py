@@ -1,0 +1,109 @@
+"""Collect what the finished stages measured into the report's input (see `cocomix.report.schema`)."""
+
+import shlex
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from cocomix.pipeline.machine import git_commit, machine
+from cocomix.pipeline.student_stages import EvaluationStage
+
+if TYPE_CHECKING:
+    from cocomix.pipeline.run import Run
+
+
+def collect_results(run: "Run", reused: dict[str, bool]) -> dict[str, Any]:
+    """The report's input; every evaluation must be finished.
+
+    Raises:
+        CocomixError: a stage the report needs is missing; the sentence names the command that makes it.
+    """
+    students = {name: _student(run, name) for name in run.config.students}
+    corpus, tokens, teacher = run.corpus.figures, run.tokens.figures, run.teacher.figures
+    return {
+        "title": run.config.title,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": run.config.model_dump(mode="json"),
+        "machine": machine(),
+        "command": shlex.join(["cocomix", *sys.argv[1:]]),
+        "git_commit": git_commit(),
+        "corpus": {
+            "source": corpus["source"],
+            "splits": {name: counts | {"tokens": tokens["tokens"][name]} for name, counts in corpus["splits"].items()},
+        },
+        "tokenizer": {"vocab_size": tokens["vocab_size"], "bytes_per_token": tokens["bytes_per_token"]},
+        "teacher": teacher | {"val_perplexity": _last(teacher.get("curve"))},
+        "sae": run.sae.figures | {"seconds": _seconds(run, run.sae.name)},
+        "labels": [_labels(run, name) for name in run.config.labels if run.labels[name].record() is not None],
+        "students": list(students.values()),
+        "baseline": run.config.baseline,
+        "stages": [
+            {"name": name, "seconds": _seconds(run, name), "reused": reused.get(name, True)}
+            for name, stage in run.stages.items()
+            if stage.record() is not None
+        ],
+        "notes": [
+            "The teacher, the SAE and the labels are made once and shared by all seeds;"
+            " a seed sets a student's initialisation and the order of its batches.",
+        ],
+    }
+
+
+def _student(run: "Run", name: str) -> dict[str, Any]:
+    config = run.config.students[name]
+    stages = [stage for stage in run.evaluations if stage.student.student == name]
+    first = stages[0].student.figures
+    label = run.config.labels[config.labels] if config.labels else None
+    return {
+        "name": name,
+        "objective": config.objective,
+        "width": first["width"],
+        "parameters": first["parameters"],
+        "holds_equal": "parameters" if config.match_parameters else "width",
+        "label_rule": f"{label.rule}/{label.sign}" if label else None,
+        "flops_per_token": first["flops_per_token"],
+        "runs": [_student_run(stage) for stage in stages],
+    }
+
+
+def _student_run(stage: EvaluationStage) -> dict[str, Any]:
+    trained, measured, labels = stage.student.figures, stage.figures, stage.student.labels
+    label_figures = labels.figures if labels is not None else None
+    recall = measured.get("recall")
+    return {
+        "seed": stage.student.seed,
+        "val_perplexity": measured["val"]["perplexity"],
+        "test_perplexity": measured["test"]["perplexity"],
+        "seconds": trained["seconds"],
+        "tokens": trained["tokens"],
+        "flops": trained["flops"],
+        "label_seconds": label_figures["train"]["seconds"] if label_figures else 0.0,
+        "label_flops": label_figures["flops"] if label_figures else 0.0,
+        "recall": recall["recall"] if recall else None,
+        "recall_baseline": recall["baseline"] if recall else None,
+        "curve": trained["curve"],
+    }
+
+
+def _labels(run: "Run", name: str) -> dict[str, Any]:
+    config, figures = run.config.labels[name], run.labels[name].figures
+    return {
+        "name": name,
+        "rule": config.rule,
+        "sign": config.sign,
+        "k": config.k,
+        "valid_share": figures["train"]["valid_share"],
+        "seconds": figures["train"]["seconds"],
+        "flops": figures["flops"],
+        "tokens_per_second": figures["train"]["tokens_per_second"],
+    }
+
+
+def _seconds(run: "Run", name: str) -> float:
+    record = run.stages[name].record()
+    return record["seconds"] if record else 0.0
+
+
+def _last(curve: list[dict[str, Any]] | None) -> float | None:
+    points = [point["val_perplexity"] for point in curve or [] if "val_perplexity" in point]
+    return points[-1] if points else None

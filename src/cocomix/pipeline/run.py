@@ -1,0 +1,127 @@
+"""A run: its folder, its resolved config, and the graph of its stages."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cocomix.config import RunConfig, save_config
+from cocomix.errors import CocomixError
+from cocomix.pipeline.console import console
+from cocomix.pipeline.data_stages import CorpusStage, TokensStage
+from cocomix.pipeline.progress import StageProgress, duration
+from cocomix.pipeline.results import collect_results
+from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
+from cocomix.pipeline.teacher_stages import LabelStage, SaeStage, TeacherStage
+from cocomix.train.distributed import barrier, is_main
+
+
+class Run:
+    """All stages of one run folder, in the order of the data flow.
+
+    Args:
+        folder: the run's folder; created on the first stage.
+        config: resolved configuration; saved as `config.yaml` when a stage starts.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self.folder, self.config = folder, config
+        _check_writable(folder)
+        self.corpus = CorpusStage(folder, config)
+        self.tokens = TokensStage(folder, config, self.corpus)
+        self.teacher = TeacherStage(folder, config, self.tokens)
+        self.sae = SaeStage(folder, config, self.tokens, self.teacher)
+        self.labels = {name: LabelStage(folder, name, config, self.teacher, self.sae) for name in config.labels}
+        self.students = [
+            StudentStage(folder, name, seed, config, self.sae, self.labels[student.labels] if student.labels else None)
+            for seed in config.seeds
+            for name, student in config.students.items()
+        ]
+        self.evaluations = [EvaluationStage(student) for student in self.students]
+        used = {student.labels for student in config.students.values()}
+        stages: list[Stage] = [self.corpus, self.tokens, self.teacher, self.sae]
+        stages += [label for name, label in self.labels.items() if name in used]
+        stages += [*self.students, *self.evaluations]
+        self.stages = {stage.name: stage for stage in stages}
+        self.stages |= {label.name: label for label in self.labels.values() if label.name not in self.stages}
+        self._all = [stage.name for stage in stages]
+        self._reused: dict[str, bool] = {}
+
+    def run_stage(self, name: str) -> dict[str, Any]:
+        """Do one stage, unless it is done; its inputs must be finished. Returns its figures."""
+        return self._run(self.stages[name], f"{name}")
+
+    def run_all(self) -> None:
+        """Do every stage the students need, then write the report."""
+        if is_main():
+            console.print(f"[bold]{self.config.title}[/] in {self.folder}", highlight=False)
+        for number, name in enumerate(self._all):
+            self._run(self.stages[name], f"[{number + 1}/{len(self._all)}] {name}")
+        self.write_report()
+
+    def _run(self, stage: Stage, title: str) -> dict[str, Any]:
+        reused = stage.record() is not None
+        self._reused[stage.name] = reused
+        if is_main():
+            save_config(self.config, self.folder / "config.yaml")
+        barrier()
+        with StageProgress(console, title.replace("[", r"\["), quiet=not is_main()) as progress:
+            figures = stage.run(progress)
+        if is_main():
+            seconds = (stage.record() or {}).get("seconds", 0.0)
+            state = "kept, done before" if reused else duration(seconds)
+            console.print(f"  {title}: {state}", highlight=False, markup=False)
+        return figures
+
+    def training_stages(self, who: str) -> list[str]:
+        """Names of the stages that train `who`: the teacher, or a student with every seed."""
+        if who == "teacher":
+            return [self.teacher.name]
+        names = [stage.name for stage in self.students if stage.student == who]
+        if not names:
+            there = ", ".join(["teacher", *self.config.students])
+            raise CocomixError(f"nothing called {who!r} is trained in this run; choose one of {there}")
+        return names
+
+    def label_stages(self, name: str | None) -> list[str]:
+        """Names of the label stages: one, or all."""
+        if name is None:
+            return [label.name for label in self.labels.values()]
+        if name not in self.labels:
+            raise CocomixError(f"there are no labels called {name!r} in this run; it has {', '.join(self.labels)}")
+        return [self.labels[name].name]
+
+    def evaluation_stages(self) -> list[str]:
+        """Names of the evaluation stages of every student and seed."""
+        return [stage.name for stage in self.evaluations]
+
+    def results(self) -> dict[str, Any]:
+        """Everything the report shows, collected from the finished stages."""
+        return collect_results(self, self._reused)
+
+    def write_report(self) -> None:
+        """Write `report.html` and `report.json` into the run's folder."""
+        from cocomix.report import write_report
+
+        if is_main():
+            write_report(self.results(), self.folder)
+        barrier()
+
+    def print_summary(self) -> None:
+        """One screen: the table, and where the report is."""
+        from cocomix.report import summary_table
+
+        if not is_main():
+            return
+        console.print(summary_table(self.results()))
+        page = self.folder / "report.html"
+        if page.exists():
+            console.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _check_writable(folder: Path) -> None:
+    nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not nearest.is_dir():
+        raise CocomixError(f"{nearest} is a file, not a folder; give another --run")
+    if not os.access(nearest, os.W_OK):
+        raise CocomixError(f"{nearest} cannot be written; mend its permissions or give another --run")

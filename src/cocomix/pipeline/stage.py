@@ -1,0 +1,167 @@
+"""Stages: named units of work with a fingerprint, done once.
+
+A stage's fingerprint hashes its kind, its own settings and the fingerprints of the stages it reads, so a changed
+setting redoes exactly what depends on it. Work happens in a hidden folder beside the final one and is renamed
+into place when complete: a finished stage is never half overwritten, and an interrupted one finds its own
+partial folder (checkpoints included) again.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cocomix.errors import CocomixError
+from cocomix.train.distributed import barrier, is_main
+
+RECORD = "stage.json"
+
+
+class Stage(ABC):
+    """One unit of a run.
+
+    Attributes:
+        name: path of the stage below the run folder, e.g. `labels/exact-helpful`.
+        inputs: stages this one reads; they must be finished first.
+        command: what a user types to run it alone, for error messages.
+    """
+
+    version: ClassVar[int] = 1
+    distributed: ClassVar[bool] = False
+    """Whether every process of a torchrun launch takes part; otherwise the first one works and the rest wait."""
+
+    def __init__(self, run_dir: Path, name: str, command: str, inputs: Sequence["Stage"] = ()) -> None:
+        self.run_dir = run_dir
+        self.name = name
+        self.command = command
+        self.inputs = list(inputs)
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything of the configuration that changes this stage's output, JSON-able."""
+
+    @abstractmethod
+    def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        """Do the work inside `folder`; return the figures to keep (JSON-able)."""
+
+    @property
+    def title(self) -> str:
+        """What the progress bar calls it."""
+        return self.name
+
+    @property
+    def folder(self) -> Path:
+        """Where the finished stage lies."""
+        return self.run_dir / self.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of kind, settings and inputs, 64 hex digits."""
+        payload = {
+            "kind": type(self).__name__,
+            "version": self.version,
+            "settings": self.settings(),
+            "inputs": [stage.fingerprint for stage in self.inputs],
+        }
+        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+    def record(self) -> dict[str, Any] | None:
+        """The finished stage's record if it was made with the present settings, else None."""
+        try:
+            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise CocomixError(
+                f"{self.folder / RECORD} cannot be read ({error}); delete {self.folder} and run `{self.command}`"
+            ) from error
+        return record if record.get("fingerprint") == self.fingerprint else None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Figures of the finished stage.
+
+        Raises:
+            CocomixError: it is not finished with the present settings.
+        """
+        record = self.record()
+        if record is None:
+            raise CocomixError(
+                f"{self.title} of {self.run_dir} is not done yet, or was made with other settings;"
+                f" run `{self.command} --run {self.run_dir}` first"
+            )
+        return record["figures"]
+
+    def run(self, progress: Any) -> dict[str, Any]:
+        """Do the stage unless it is already done; returns its figures."""
+        done = self.record()
+        if done is not None:
+            return done["figures"]
+        for stage in self.inputs:
+            _ = stage.figures
+        started = time.perf_counter()
+        partial = self.run_dir / ".partial" / f"{self.name.replace('/', '--')}-{self.fingerprint[:12]}"
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            before = _seconds_before(partial)
+            try:
+                figures = self.work(partial, progress) if self.distributed or is_main() else {}
+            except BaseException:
+                _keep_seconds(partial, before + time.perf_counter() - started)
+                raise
+            barrier()
+            if is_main():
+                seconds = before + time.perf_counter() - started
+                self._publish(partial, figures, seconds)
+            barrier()
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise CocomixError(
+                    f"the disk under {self.run_dir} is full; free some space and run the same command again,"
+                    " finished stages are kept"
+                ) from error
+            if isinstance(error, PermissionError):
+                raise CocomixError(f"{error.filename or self.run_dir} cannot be written; mend its permissions") from error
+            raise
+        return self.figures
+
+    def _publish(self, partial: Path, figures: dict[str, Any], seconds: float) -> None:
+        (partial / "seconds.json").unlink(missing_ok=True)
+        record = {
+            "stage": self.name,
+            "fingerprint": self.fingerprint,
+            "settings": self.settings(),
+            "inputs": {stage.name: stage.fingerprint for stage in self.inputs},
+            "seconds": seconds,
+            "figures": figures,
+        }
+        (partial / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        outdated = partial.with_name(partial.name + ".old")
+        shutil.rmtree(outdated, ignore_errors=True)
+        if self.folder.exists():
+            os.replace(self.folder, outdated)
+        os.replace(partial, self.folder)
+        shutil.rmtree(outdated, ignore_errors=True)
+
+
+def _seconds_before(partial: Path) -> float:
+    """Seconds earlier, interrupted attempts spent on this stage."""
+    try:
+        return float(json.loads((partial / "seconds.json").read_text())["seconds"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
+
+
+def _keep_seconds(partial: Path, seconds: float) -> None:
+    if is_main() and partial.is_dir():
+        try:
+            (partial / "seconds.json").write_text(json.dumps({"seconds": seconds}))
+        except OSError:
+            return  # a full disk must not hide the error that is on its way up

@@ -1,0 +1,118 @@
+"""Models from shapes.
+
+Plain next-token models are Transformers' own GPT-2 and Llama, so a baseline is never ours to slow down or to
+get wrong; CoCoMix models use the same widths, depths and initialisation scale. Dropout is zero everywhere.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from cocomix.config.run import ConceptConfig, ModelShape
+from cocomix.errors import CocomixError
+from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
+
+
+def _gpt2(shape: ModelShape, vocab_size: int, seq_len: int) -> PreTrainedModel:
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=seq_len,
+        n_embd=shape.width,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def _llama(shape: ModelShape, vocab_size: int, seq_len: int) -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        max_position_embeddings=seq_len,
+        hidden_size=shape.width,
+        intermediate_size=llama_ffn(shape.width),
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+PLAIN: dict[str, Callable[[ModelShape, int, int], PreTrainedModel]] = {"gpt2": _gpt2, "llama": _llama}
+
+
+def llama_ffn(width: int) -> int:
+    """SwiGLU inner width: 8/3 of the model width, rounded up to a multiple of 16."""
+    return -(-8 * width // 48) * 16
+
+
+def build_plain(shape: ModelShape, *, vocab_size: int, seq_len: int) -> PreTrainedModel:
+    """A Transformers causal LM of this shape, freshly initialised from torch's global generator."""
+    return PLAIN[shape.backbone](shape, vocab_size, seq_len)
+
+
+def build_cocomix(
+    shape: ModelShape,
+    concept: ConceptConfig,
+    *,
+    vocab_size: int,
+    seq_len: int,
+    n_concepts: int,
+    top_k: int,
+) -> CoCoMixForCausalLM:
+    """A CoCoMix student of this shape, freshly initialised from torch's global generator."""
+    config = CoCoMixConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=llama_ffn(shape.width) if shape.backbone == "llama" else None,
+        max_position_embeddings=seq_len,
+        backbone=shape.backbone,
+        concept_layer=concept.concept_layer,
+        num_concepts=n_concepts,
+        concept_top_k=concept.top_k or top_k,
+        concept_loss_weight=concept.loss_weight,
+        mixer=concept.mixer,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return CoCoMixForCausalLM(config)
+
+
+def parameter_count(build: Callable[[], nn.Module]) -> int:
+    """Parameters of the model `build` returns, tied ones once; built on the meta device, so free of memory."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build().parameters())
+
+
+def match_width(shape: ModelShape, target: int, *, vocab_size: int, seq_len: int) -> ModelShape:
+    """`shape` at the width whose plain model has the parameter count closest to `target`.
+
+    Raises:
+        CocomixError: the target is below the narrowest possible model.
+    """
+    step = 2 * shape.heads
+
+    def count(width: int) -> int:
+        resized = shape.model_copy(update={"width": width})
+        return parameter_count(lambda: build_plain(resized, vocab_size=vocab_size, seq_len=seq_len))
+
+    low = step
+    if count(low) > target:
+        raise CocomixError(f"no width of {shape.layers} layers has as few as {target} parameters; use fewer layers")
+    while count(low + step) <= target:
+        low += step
+    best = min((low, low + step), key=lambda width: abs(count(width) - target))
+    return shape.model_copy(update={"width": best})

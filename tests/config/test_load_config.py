@@ -1,0 +1,66 @@
+"""A config that does not fit is refused in one sentence; one that does survives a round trip."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from cocomix.config import load_config, save_config
+from cocomix.errors import CocomixError
+
+DEMO = Path(str(resources.files("cocomix") / "recipes" / "demo.yaml"))
+
+
+@pytest.mark.parametrize("name", ["demo", "tiny"])
+def test_shipped_recipes_are_valid(name: str) -> None:
+    load_config(DEMO.with_name(f"{name}.yaml"))
+
+
+def test_saved_config_loads_to_the_same(tmp_path: Path) -> None:
+    config = load_config(DEMO, ["sae.k=8", "seeds=[0, 1]"])
+    assert config.sae.k == 8 and config.seeds == (0, 1)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sae.n_latent=5", ["sae.n_latent", "does not exist", "n_latents"]),
+        ("students.cocomix.modell=1", ["students.cocomix.modell", "model"]),
+        ("sae.k=4096", ["4096", "larger than n_latents"]),
+        ("students.cocomix.concept.concept_layer=4", ["concept_layer 4", "outside the stack", "1 to 3"]),
+        ("students.cocomix.concept.concept_layer=0", ["concept_layer"]),
+        ("sae.layer=6", ["sae.layer 6", "outside"]),
+        ("students.cocomix.labels=nowhere", ["nowhere", "helpful"]),
+        ("students.ntp_wide.match_parameters=nobody", ["nobody"]),
+        ("labels.helpful.k=17", ["17", "16"]),
+        ("labels.helpful.rule=magic", ["labels.helpful.rule", "magic"]),
+        ("baseline=other", ["other", "ntp"]),
+        ("students.ntp.model.heads=5", ["width 128", "heads 5"]),
+        ("seq_len=256=", ["seq_len"]),
+        ("sae.k", ["key.path=value"]),
+        ("title.x=1", ["title"]),
+    ],
+)
+def test_a_wrong_override_is_one_clear_sentence(override: str, words: list[str]) -> None:
+    with pytest.raises(CocomixError) as caught:
+        load_config(DEMO, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CocomixError, match=r"no config file .*absent\.yaml"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(CocomixError, match=r"bad\.yaml cannot be read as YAML"):
+        load_config(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(CocomixError, match="no mapping"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "object.yaml").write_text("!!python/object/apply:os.system ['echo hi']")
+    with pytest.raises(CocomixError, match="cannot be read as YAML"):
+        load_config(tmp_path / "object.yaml")
