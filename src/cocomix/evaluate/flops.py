@@ -1,0 +1,93 @@
+"""FLOPs counted from a model's real shapes.
+
+Two operations a multiply-accumulate. Attention is counted over the whole context, not halved for causality, as
+`torch.utils.flop_counter` does. Norms, softmax and the sparse gather of the mixer's K rows (2 K d) are the only
+things that differ from it: the gather is counted here. Training costs three forward passes.
+"""
+
+from typing import Any, NamedTuple
+
+from transformers import PretrainedConfig
+
+
+class Flops(NamedTuple):
+    """Operations per token."""
+
+    forward: float
+    """one forward pass"""
+    training: float
+    """forward and backward: three times forward"""
+
+
+class Parts(NamedTuple):
+    """Forward operations per token of a causal LM's parts."""
+
+    block: float
+    """one block, one slot a token"""
+    attention: float
+    """the part of `block` that grows with the context"""
+    head: float
+    """the LM head"""
+    layers: int
+
+
+def model_flops(config: PretrainedConfig, seq_len: int) -> Flops:
+    """Operations per token of any supported model at context `seq_len`."""
+    parts = _parts(config, seq_len)
+    forward = parts.layers * parts.block + parts.head
+    if getattr(config, "concept_layer", None) is not None:
+        forward += _concept_extra(config, parts)
+    return Flops(forward, 3 * forward)
+
+
+def _concept_extra(config: Any, parts: Parts) -> float:
+    """What concepts add: the head, the mixer's gather, and the extra slots of the upper blocks."""
+    from cocomix.model import MIXERS
+
+    slots = MIXERS[config.mixer].slots
+    upper = config.num_hidden_layers - config.concept_layer
+    linear = parts.block - parts.attention
+    # With s slots a token there are s queries a token, each over s times as many keys.
+    more = upper * ((slots - 1) * linear + (slots**2 - 1) * parts.attention)
+    return more + 2 * config.num_concepts * config.hidden_size + 2 * config.concept_top_k * config.hidden_size
+
+
+def _parts(config: Any, seq_len: int) -> Parts:
+    d, heads = config.hidden_size, config.num_attention_heads
+    family = getattr(config, "backbone", None) or config.model_type
+    gpt2 = family in {"gpt2", "gpt_neox"}
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or d // heads
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d
+    projections = 2 * d * head_dim * (2 * heads + 2 * kv_heads)
+    mlp = (2 if gpt2 else 3) * 2 * d * inner
+    attention = 2 * 2 * seq_len * heads * head_dim
+    return Parts(projections + mlp + attention, attention, 2 * d * config.vocab_size, config.num_hidden_layers)
+
+
+def labelling_flops(
+    config: PretrainedConfig, *, n_latents: int, k: int, layer: int, rule: str, seq_len: int
+) -> float:
+    """Operations per token of labelling with `rule`.
+
+    Below the SAE: one forward pass. Above, `reference`: forward and backward for activations only; `exact`: the
+    same, plus the plain stream's forward pass without the LM head. `activation`: nothing above.
+    """
+    parts = _parts(config, seq_len)
+    lower, upper = (layer + 1) * parts.block, (parts.layers - layer - 1) * parts.block
+    encode = 2 * n_latents * config.hidden_size
+    sparse = 2 * k * config.hidden_size
+    # The activation gradient of attention costs twice its forward pass, that of a matrix product once.
+    backward = upper + (parts.layers - layer - 1) * parts.attention + parts.head
+    above = {
+        "activation": 0.0,
+        "reference": upper + parts.head + backward + sparse,
+        "exact": 2 * upper + parts.head + backward + 2 * sparse,
+    }
+    return lower + encode + above[rule]
+
+
+def sae_training_flops(config: PretrainedConfig, n_latents: int, k: int, layer: int, seq_len: int) -> float:
+    """Operations per token of SAE training: the model's forward pass up to `layer`, then three times the SAE's."""
+    parts = _parts(config, seq_len)
+    return (layer + 1) * parts.block + 3 * (2 * n_latents * config.hidden_size + 2 * k * config.hidden_size)

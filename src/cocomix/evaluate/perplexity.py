@@ -1,0 +1,53 @@
+"""Perplexity over fixed windows, summed in float64."""
+
+import contextlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cocomix.tokens import TokenShards
+
+
+def window_subset(n_windows: int, wanted: int | None) -> np.ndarray:
+    """All windows, or `wanted` of them spread evenly, int64."""
+    if wanted is None or wanted >= n_windows:
+        return np.arange(n_windows, dtype=np.int64)
+    return np.unique(np.linspace(0, n_windows - 1, wanted).round().astype(np.int64))
+
+
+@torch.no_grad()
+def perplexity(
+    model: Any,
+    shards: TokenShards,
+    *,
+    seq_len: int,
+    batch_size: int,
+    max_windows: int | None = None,
+    precision: str = "fp32",
+) -> dict[str, float]:
+    """exp of the mean next-token loss over the `seq_len - 1` targets of each window.
+
+    Args:
+        model: any causal LM whose output has `.logits` `[batch, seq, vocab]`; it is left in its mode.
+        max_windows: measure on this many windows, evenly spread; None is all.
+        precision: "fp32", or "bf16" for autocast.
+
+    Returns:
+        `loss` (nats a token), `perplexity`, `tokens` (targets counted).
+    """
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    windows = window_subset(shards.n_windows(seq_len), max_windows)
+    total, count = 0.0, 0
+    for start in range(0, len(windows), batch_size):
+        ids = torch.from_numpy(shards.windows(windows[start : start + batch_size], seq_len)).to(device)
+        with autocast:
+            logits = model(input_ids=ids, use_cache=False).logits
+        losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+        total += float(losses.double().sum())
+        count += losses.numel()
+    loss = total / max(count, 1)
+    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": count}

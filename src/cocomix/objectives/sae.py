@@ -1,0 +1,68 @@
+"""Reconstruct a concept model's hidden states with a TopK autoencoder, straight from the model, nothing on disk."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from cocomix.concepts.sae import TopKSAE
+from cocomix.concepts.sae_training import SaeTraining
+from cocomix.concepts.teacher import hidden_at
+from cocomix.evaluate.flops import sae_training_flops
+from cocomix.objectives.base import Objective
+
+
+class SaeObjective(Objective):
+    """Normalised reconstruction error plus the auxiliary loss that revives dead latents.
+
+    Args:
+        sae: the autoencoder.
+        teacher: the concept model; it takes no gradients and is not part of this module's state.
+        layer: block (0-based) whose output is reconstructed.
+        aux_k, aux_coefficient, dead_after_tokens: see `SaeTraining`.
+    """
+
+    def __init__(
+        self,
+        sae: TopKSAE,
+        teacher: PreTrainedModel,
+        *,
+        layer: int,
+        aux_k: int = 64,
+        aux_coefficient: float = 1 / 32,
+        dead_after_tokens: int = 100_000,
+    ) -> None:
+        super().__init__()
+        self.training_module = SaeTraining(
+            sae, aux_k=aux_k, aux_coefficient=aux_coefficient, dead_after_tokens=dead_after_tokens
+        )
+        self.layer = layer
+        # A tuple hides the teacher from nn.Module: DDP must not broadcast it, checkpoints must not hold it.
+        self._teacher = (teacher,)
+
+    def initialise(self, input_ids: torch.Tensor) -> None:
+        """Set the pre-bias from the hidden states of `input_ids` int64 `[batch, seq]`."""
+        with torch.no_grad():
+            self.training_module.sae.init_from_data(hidden_at(self._teacher[0], input_ids, self.layer).flatten(0, 1))
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            hidden = hidden_at(self._teacher[0], batch["input_ids"], self.layer)
+        return self.training_module(hidden.flatten(0, 1).float())
+
+    def trainable(self) -> nn.Module:
+        return self.training_module
+
+    def save(self, folder: Path) -> None:
+        self.training_module.sae.save_pretrained(folder, layer=self.layer)
+
+    def flops_per_token(self, seq_len: int) -> float:
+        sae = self.training_module.sae
+        return sae_training_flops(self._teacher[0].config, sae.n_latents, sae.k, self.layer, seq_len)
+
+    def before_step(self) -> None:
+        self.training_module.sae.remove_parallel_gradient_()
+
+    def after_step(self) -> None:
+        self.training_module.sae.normalize_decoder_()

@@ -1,0 +1,62 @@
+"""What every training stage does: train, save, and keep the figures."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cocomix.concepts.store import LabelStore
+from cocomix.config import EvaluationConfig
+from cocomix.evaluate.perplexity import perplexity
+from cocomix.objectives import Objective
+from cocomix.tokens import TokenShards
+from cocomix.train.config import TrainConfig
+from cocomix.train.data import BatchSource
+from cocomix.train.distributed import barrier, is_main
+from cocomix.train.trainer import Trainer, TrainResult
+
+
+def train_objective(
+    objective: Objective,
+    shards: TokenShards,
+    labels: LabelStore | None,
+    config: TrainConfig,
+    folder: Path,
+    validate: Callable[[nn.Module], dict[str, float]] | None,
+    progress: Any,
+) -> TrainResult:
+    """Train (or go on training) in `folder`, save the model to `folder/model`, drop the checkpoints."""
+    data = BatchSource(shards, config.seq_len, labels)
+    result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress).run()
+    if is_main():
+        objective.save(folder / "model")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    barrier()
+    return result
+
+
+def training_figures(result: TrainResult) -> dict[str, Any]:
+    """The result as a stage's figures."""
+    return asdict(result)
+
+
+def validation_curve(
+    shards: TokenShards, seq_len: int, evaluation: EvaluationConfig, precision: str
+) -> Callable[[nn.Module], dict[str, float]]:
+    """The evaluation behind each point of a curve: validation perplexity on a fixed, evenly spread subset."""
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        measured = perplexity(
+            model,
+            shards,
+            seq_len=seq_len,
+            batch_size=evaluation.batch_size,
+            max_windows=evaluation.curve_windows,
+            precision=precision,
+        )
+        return {"val_perplexity": measured["perplexity"]}
+
+    return validate

@@ -1,0 +1,83 @@
+"""Byte-level BPE tokenizers (Tokenizers), and the way from documents to shards."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from cocomix.errors import CocomixError
+from cocomix.tokens.shards import TokenShards, write_shards
+
+if TYPE_CHECKING:
+    from cocomix.corpus import Document
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path | str) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of `vocab_size` entries and save it as a Transformers tokenizer folder.
+
+    `<|endoftext|>` has id 0 and serves as beginning, end and padding token.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
+    fast.save_pretrained(folder)
+    return fast
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the hub; no code from the source is run.
+
+    Raises:
+        CocomixError: nothing loadable there, or it has no end-of-text token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CocomixError(f"no tokenizer can be loaded from {source} ({first}); give a tokenizer folder or hub id") from error
+    if tokenizer.eos_token_id is None:
+        raise CocomixError(f"the tokenizer {source} has no end-of-text token; add one as its eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def tokenize_corpus(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: "Iterable[Document]",
+    folder: Path | str,
+    *,
+    shard_tokens: int = 100_000_000,
+    batch_documents: int = 64,
+) -> TokenShards:
+    """Encode documents in batches (in parallel, in Rust) and write them as shards."""
+
+    def ids() -> Iterator[list[int]]:
+        for batch in _batches(documents, batch_documents):
+            texts = [document.text for document in batch]
+            yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    return write_shards(
+        folder, ids(), vocab_size=len(tokenizer), eos_id=tokenizer.eos_token_id, shard_tokens=shard_tokens
+    )
+
+
+def _batches(documents: "Iterable[Document]", size: int) -> "Iterator[list[Document]]":
+    stream = iter(documents)
+    while batch := list(islice(stream, size)):
+        yield batch

@@ -1,0 +1,68 @@
+"""Checkpoints that a kill cannot spoil.
+
+A checkpoint is a folder written under another name, flushed, then renamed; the newest two are kept, and a
+damaged newest one falls back to the one before. Tensors load with `weights_only=True`: nothing is executed.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cocomix.errors import CocomixError
+
+KEEP = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], curve: list[dict[str, Any]], key: str) -> None:
+    """Write `folder/step-N` atomically and prune older ones.
+
+    Args:
+        state: nested tensors and plain numbers (model, optimiser, RNG).
+        curve: JSON-able points measured so far.
+        key: what the run was made with; a resume must present the same.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _write(temporary / "state.pt", lambda path: torch.save(state, path))
+        meta = json.dumps({"step": step, "key": key, "curve": curve})
+        _write(temporary / "meta.json", lambda path: path.write_text(meta, encoding="utf-8"))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, key: str, device: torch.device) -> tuple[int, dict[str, Any], list[dict[str, Any]]] | None:
+    """Newest sound checkpoint as (step, state, curve), or None if there is none.
+
+    Raises:
+        CocomixError: the checkpoint belongs to other settings.
+    """
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+            state = torch.load(path / "state.pt", map_location=device, weights_only=True)
+        except Exception as error:  # torch raises several unrelated types for a damaged file
+            warnings.warn(f"the checkpoint {path} is damaged ({type(error).__name__}) and was passed over", stacklevel=2)
+            continue
+        if meta["key"] != key:
+            raise CocomixError(f"the checkpoint {path} was made with other settings; delete {folder} or restore the settings")
+        return meta["step"], state, meta["curve"]
+    return None
+
+
+def _write(path: Path, write: Any) -> None:
+    write(path)
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,33 @@
+"""Batches from token shards and, where there are any, their concept labels."""
+
+import time
+
+import numpy as np
+import torch
+
+from cocomix.concepts.store import LabelStore
+from cocomix.tokens import TokenShards
+
+
+class BatchSource:
+    """Reads windows and their labels; memory-mapped, so a step copies just what it needs.
+
+    Attributes:
+        waited: seconds spent reading so far.
+    """
+
+    def __init__(self, shards: TokenShards, seq_len: int, labels: LabelStore | None = None) -> None:
+        self.shards, self.seq_len, self.labels = shards, seq_len, labels
+        self.n_windows = shards.n_windows(seq_len)
+        self.waited = 0.0
+
+    def __call__(self, indices: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
+        """`input_ids` int64 `[batch, seq]` and, with labels, `concept_labels` int64 `[batch, seq, k]`, -100 unlabelled."""
+        started = time.perf_counter()
+        batch = {"input_ids": torch.from_numpy(self.shards.windows(indices, self.seq_len))}
+        if self.labels is not None:
+            ids, _ = self.labels.read(indices, self.seq_len)
+            batch["concept_labels"] = torch.from_numpy(ids)
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        self.waited += time.perf_counter() - started
+        return batch

@@ -1,0 +1,102 @@
+"""The little of torch.distributed the rest needs: who am I, wait for all, and a clean start and end.
+
+A process started by torchrun finds RANK and WORLD_SIZE in its environment; without them everything here is a
+no-op, so the same code runs on a laptop.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved a checkpoint; the message says how to go on."""
+
+
+def rank() -> int:
+    """This process's number, 0 alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes take part, 1 alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def device() -> torch.device:
+    """This process's device."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over all processes."""
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= world_size()
+    return value
+
+
+@contextmanager
+def distributed_session() -> Iterator[None]:
+    """Join the process group a torchrun launch announces, and leave it at the end."""
+    if world_size() == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class StopRequest:
+    """Remembers SIGTERM, SIGUSR1 and SIGINT while active; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+            try:
+                self._previous[number] = signal.signal(number, self._remember)
+            except ValueError:
+                break  # not the main thread: signals stay with whoever owns it
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def _remember(self, number: int, _frame: object) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def anywhere(self) -> bool:
+        """Whether any process was asked to stop; all processes get the same answer."""
+        if not dist.is_initialized():
+            return self.received is not None
+        flag = torch.tensor([float(self.received is not None)], device=device())
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())

@@ -1,0 +1,106 @@
+"""Stages: done once, redone when something they depend on changes, never half overwritten."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocomix.errors import CocomixError
+from cocomix.pipeline.stage import Stage
+
+
+class Counting(Stage):
+    """Writes its setting to a file and counts how often it worked."""
+
+    def __init__(self, run_dir: Path, name: str, setting: Any, inputs: tuple[Stage, ...] = ()) -> None:
+        super().__init__(run_dir, name, f"cocomix {name}", inputs)
+        self.setting, self.worked = setting, 0
+        self.error: BaseException | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return {"setting": self.setting}
+
+    def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        self.worked += 1
+        (folder / "half").write_text("begun")
+        if self.error is not None:
+            raise self.error
+        (folder / "value").write_text(str(self.setting))
+        return {"value": self.setting}
+
+
+def chain(run_dir: Path, first: int = 1, second: int = 2) -> tuple[Counting, Counting]:
+    a = Counting(run_dir, "a", first)
+    return a, Counting(run_dir, "b", second, (a,))
+
+
+def test_a_finished_stage_is_not_redone(tmp_path: Path) -> None:
+    for stage in chain(tmp_path):
+        stage.run(None)
+    again = chain(tmp_path)
+    for stage in again:
+        assert stage.run(None) == {"value": stage.setting}
+    assert [stage.worked for stage in again] == [0, 0]
+
+
+def test_a_changed_setting_redoes_just_what_depends_on_it(tmp_path: Path) -> None:
+    for stage in chain(tmp_path):
+        stage.run(None)
+    a, b = chain(tmp_path, second=3)
+    a.run(None), b.run(None)
+    assert (a.worked, b.worked) == (0, 1)
+    a, b = chain(tmp_path, first=5, second=3)
+    a.run(None), b.run(None)
+    assert (a.worked, b.worked) == (1, 1)
+    assert (tmp_path / "a" / "value").read_text() == "5"
+
+
+def test_inputs_must_be_finished_and_the_error_names_the_command(tmp_path: Path) -> None:
+    _, b = chain(tmp_path)
+    with pytest.raises(CocomixError, match="cocomix a --run"):
+        b.run(None)
+
+
+def test_a_failure_keeps_the_old_result_and_the_partial_folder(tmp_path: Path) -> None:
+    a, _ = chain(tmp_path)
+    a.run(None)
+    changed, _ = chain(tmp_path, first=9)
+    changed.error = ValueError("boom")
+    with pytest.raises(ValueError, match="boom"):
+        changed.run(None)
+    assert (tmp_path / "a" / "value").read_text() == "1"
+    assert list((tmp_path / ".partial").glob("a-*/half"))
+    changed.error = None
+    changed.run(None)
+    assert (tmp_path / "a" / "value").read_text() == "9"
+    assert not list((tmp_path / ".partial").iterdir())
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    a, _ = chain(tmp_path)
+    a.error = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(CocomixError, match="disk .* is full; free some space"):
+        a.run(None)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    a, _ = chain(tmp_path)
+    a.run(None)
+    (tmp_path / "a" / "stage.json").write_text("{")
+    with pytest.raises(CocomixError, match=r"stage\.json cannot be read"):
+        a.record()
+
+
+def test_seconds_of_interrupted_attempts_add_up(tmp_path: Path) -> None:
+    a, _ = chain(tmp_path)
+    a.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        a.run(None)
+    kept = next((tmp_path / ".partial").glob("a-*/seconds.json"))
+    kept.write_text('{"seconds": 100.0}')
+    a.error = None
+    a.run(None)
+    record = a.record()
+    assert record is not None and record["seconds"] > 100
+    assert not (a.folder / "seconds.json").exists()
