@@ -1,0 +1,25 @@
+"""Concept model, sparse autoencoder, attribution, labels and the label store."""
+
+from cocomix.concepts.attribution import RULES, SIGNS, ActiveAttribution, attribute, attribute_active
+from cocomix.concepts.labels import ConceptLabels, select_active, select_labels
+from cocomix.concepts.sae import SparseLatents, TopKSAE, sae_quality
+from cocomix.concepts.sae_training import SaeTraining
+from cocomix.concepts.store import LabelStore
+from cocomix.concepts.teacher import hidden_at
+
+__all__ = [
+    "RULES",
+    "SIGNS",
+    "ActiveAttribution",
+    "ConceptLabels",
+    "LabelStore",
+    "SaeTraining",
+    "SparseLatents",
+    "TopKSAE",
+    "attribute",
+    "attribute_active",
+    "hidden_at",
+    "sae_quality",
+    "select_active",
+    "select_labels",
+]

@@ -1,0 +1,189 @@
+"""The TopK sparse autoencoder that defines the concepts.
+
+Follows Gao et al. 2024 ("Scaling and evaluating sparse autoencoders"), as OpenAI's GPT-2 autoencoders do:
+inputs are normalised per position with the *unbiased* standard deviation, and latents are ReLU(TopK(pre)).
+The decoder is stored row by row, `[C, d_model]`, so that K active latents are K gathered rows; decoding never
+does a dense product over C.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cocomix.errors import CocomixError
+
+EPSILON = 1e-5
+
+
+class SparseLatents(NamedTuple):
+    """The K active latents of each position."""
+
+    values: torch.Tensor
+    """activations, at least 0, `[..., K]`"""
+    ids: torch.Tensor
+    """latent indices, int64 `[..., K]`"""
+    mean: torch.Tensor
+    """mean of the input over d_model, `[..., 1]`; 0 where the SAE does not normalise"""
+    std: torch.Tensor
+    """unbiased standard deviation plus 1e-5, `[..., 1]`; 1 where the SAE does not normalise"""
+
+
+class TopKSAE(nn.Module):
+    """c = ReLU(TopK(W_enc (norm(x) - pre_bias) + latent_bias)); D(c) = (W_dec c + pre_bias) * std + mean.
+
+    Here norm(x) = (x - mean) / (std + 1e-5), and the decoded vector is scaled by std alone, as the reference does.
+
+    Args:
+        d_model: width of the hidden states.
+        n_latents: number of concepts C.
+        k: active latents a position; at most `n_latents`.
+        normalize: whether inputs are normalised.
+        relu: whether negative activations among the top k are cut to 0.
+    """
+
+    def __init__(self, d_model: int, n_latents: int, k: int, *, normalize: bool = True, relu: bool = True) -> None:
+        super().__init__()
+        if not 1 <= k <= n_latents:
+            raise CocomixError(f"k {k} active latents do not fit into {n_latents} latents; choose k from 1 to {n_latents}")
+        self.d_model, self.n_latents, self.k, self.normalize, self.relu = d_model, n_latents, k, normalize, relu
+        rows = F.normalize(torch.randn(n_latents, d_model), dim=-1)
+        self.pre_bias = nn.Parameter(torch.zeros(d_model))
+        self.encoder_weight = nn.Parameter(rows.clone())
+        self.latent_bias = nn.Parameter(torch.zeros(n_latents))
+        self.decoder_weight = nn.Parameter(rows)
+
+    def preprocess(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(norm(x), mean, std) of `x` `[..., d_model]`; mean and std are `[..., 1]`."""
+        if not self.normalize:
+            return x, torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1])
+        mean = x.mean(-1, keepdim=True)
+        centred = x - mean
+        std = centred.std(-1, keepdim=True)
+        return centred / (std + EPSILON), mean, std
+
+    def pre_activations(self, normed: torch.Tensor) -> torch.Tensor:
+        """W_enc (normed - pre_bias) + latent_bias, `[..., C]`."""
+        return F.linear(normed - self.pre_bias, self.encoder_weight, self.latent_bias)
+
+    def encode(self, x: torch.Tensor) -> SparseLatents:
+        """Active latents of hidden states `x` `[..., d_model]`, computed in the SAE's own precision."""
+        with torch.autocast(x.device.type, enabled=False):
+            normed, mean, std = self.preprocess(x.to(self.encoder_weight.dtype))
+            values, ids = self.pre_activations(normed).topk(self.k, dim=-1)
+            return SparseLatents(F.relu(values) if self.relu else values, ids, mean, std)
+
+    def encode_dense(self, x: torch.Tensor) -> torch.Tensor:
+        """Latents of `x` with all C columns, `[..., C]`."""
+        latents = self.encode(x)
+        dense = latents.values.new_zeros(*latents.values.shape[:-1], self.n_latents)
+        return dense.scatter(-1, latents.ids, latents.values)
+
+    def combine(self, values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Sum of decoder rows `ids` `[..., K]` weighted by `values` `[..., K]`: W_dec c, `[..., d_model]`."""
+        k = ids.shape[-1]
+        weights = values.reshape(-1, k).to(self.decoder_weight.dtype)
+        flat = F.embedding_bag(ids.reshape(-1, k), self.decoder_weight, per_sample_weights=weights, mode="sum")
+        return flat.reshape(*ids.shape[:-1], self.d_model)
+
+    def decode(self, latents: SparseLatents) -> torch.Tensor:
+        """Reconstruction D(c), `[..., d_model]`."""
+        return (self.combine(latents.values, latents.ids) + self.pre_bias) * latents.std + latents.mean
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Reconstruction of `x` `[..., d_model]`."""
+        return self.decode(self.encode(x))
+
+    def active_directional_derivative(self, gradient: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """<gradient, decoder row> for the latents `ids`: `[..., d_model]`, `[..., K]` -> `[..., K]`.
+
+        Only the K rows named are read, in chunks that bound the gathered copy.
+        """
+        flat_gradient = gradient.reshape(-1, self.d_model).to(self.decoder_weight.dtype)
+        flat_ids = ids.reshape(-1, ids.shape[-1])
+        parts = [
+            torch.einsum("nd,nkd->nk", g, self.decoder_weight[i])
+            for g, i in zip(flat_gradient.split(1024), flat_ids.split(1024), strict=True)
+        ]
+        return torch.cat(parts).reshape(ids.shape)
+
+    @torch.no_grad()
+    def init_from_data(self, x: torch.Tensor) -> None:
+        """Set pre_bias to the mean of the normalised hidden states `x` `[n, d_model]`."""
+        self.pre_bias.copy_(self.preprocess(x.to(self.pre_bias.dtype))[0].mean(0))
+
+    @torch.no_grad()
+    def normalize_decoder_(self) -> None:
+        """Bring every decoder row back to unit norm."""
+        self.decoder_weight.div_(self.decoder_weight.norm(dim=-1, keepdim=True).clamp_min(1e-8))
+
+    @torch.no_grad()
+    def remove_parallel_gradient_(self) -> None:
+        """Drop the part of the decoder's gradient along each row, which unit norm would undo anyway."""
+        gradient = self.decoder_weight.grad
+        if gradient is not None:
+            along = (gradient * self.decoder_weight).sum(-1, keepdim=True)
+            gradient.sub_(along * self.decoder_weight)
+
+    @classmethod
+    def from_openai(cls, state_dict: dict[str, Any]) -> "TopKSAE":
+        """Read OpenAI's layout; see `cocomix.concepts.sae_io.from_openai`."""
+        from cocomix.concepts.sae_io import from_openai
+
+        return from_openai(state_dict)
+
+    @classmethod
+    def load_openai_file(cls, path: Path | str) -> "TopKSAE":
+        """Read one of OpenAI's `.pt` files, with `weights_only=True`."""
+        from cocomix.concepts.sae_io import load_openai_file
+
+        return load_openai_file(path)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "TopKSAE":
+        """Read a folder written by `save_pretrained`."""
+        from cocomix.concepts.sae_io import from_pretrained
+
+        return from_pretrained(folder)
+
+    def save_pretrained(self, folder: Path | str, **about: Any) -> None:
+        """Write `sae.safetensors` and `sae.json`; `about` (layer, lineage) is kept in the latter."""
+        from cocomix.concepts.sae_io import save_pretrained
+
+        save_pretrained(self, folder, about)
+
+
+def sae_quality(sae: TopKSAE, batches: Any) -> dict[str, float]:
+    """How well an autoencoder stands for the hidden states.
+
+    Args:
+        batches: iterable of hidden states `[n, d_model]`.
+
+    Returns:
+        `explained_variance` (1 - squared error / squared deviation from the mean hidden state), `l0` (mean number
+        of non-zero latents), `dead_share` (share of latents that never fired here), `mse` (per element).
+    """
+    n, error, fired = 0, 0.0, torch.zeros(sae.n_latents, dtype=torch.bool)
+    total = square = None
+    active = 0
+    for x in batches:
+        latents = sae.encode(x)
+        error += float((sae.decode(latents) - x).double().square().sum())
+        active += int((latents.values > 0).sum())
+        fired[latents.ids[latents.values > 0].cpu()] = True
+        wide = x.double()
+        total = wide.sum(0) if total is None else total + wide.sum(0)
+        square = wide.square().sum() if square is None else square + wide.square().sum()
+        n += len(x)
+    if n == 0 or total is None or square is None:
+        raise CocomixError("there are no hidden states to measure the autoencoder on; the validation split is too short")
+    deviation = float(square - total.square().sum() / n)
+    return {
+        "explained_variance": 1 - error / deviation if deviation else math.nan,
+        "l0": active / n,
+        "dead_share": 1 - float(fired.double().mean()),
+        "mse": error / n / sae.d_model,
+    }

@@ -1,0 +1,72 @@
+"""The training loss of the TopK autoencoder.
+
+Squared error of the normalised hidden states, relative to their variance, plus AuxK (Gao et al. 2024, eq. 8):
+the latents that have not fired for `dead_after_tokens` tokens reconstruct what the live ones left over, which
+gives them a gradient again. Measured in the normalised space every position weighs the same.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from cocomix.concepts.sae import TopKSAE
+
+
+class SaeTraining(nn.Module):
+    """An autoencoder with its training loss and its memory of which latents fired.
+
+    Args:
+        sae: trained in place.
+        aux_k: dead latents used a position by the auxiliary loss.
+        aux_coefficient: its weight (1/32 in the paper).
+        dead_after_tokens: a latent silent for more tokens than this is dead.
+    """
+
+    tokens_since_fired: torch.Tensor
+    """tokens since each latent last fired, int64 `[C]`"""
+
+    def __init__(
+        self, sae: TopKSAE, *, aux_k: int = 64, aux_coefficient: float = 1 / 32, dead_after_tokens: int = 100_000
+    ) -> None:
+        super().__init__()
+        self.sae = sae
+        self.aux_k, self.aux_coefficient, self.dead_after_tokens = aux_k, aux_coefficient, dead_after_tokens
+        self.register_buffer("tokens_since_fired", torch.zeros(sae.n_latents, dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Loss of hidden states `x` `[n, d_model]`, a scalar; counts who fired when in training mode."""
+        sae = self.sae
+        normed, _, _ = sae.preprocess(x)
+        pre = sae.pre_activations(normed)
+        values, ids = pre.topk(sae.k, dim=-1)
+        values = F.relu(values) if sae.relu else values
+        residual = normed - (sae.combine(values, ids) + sae.pre_bias)
+        # Normalised vectors have zero mean and unit variance, so their spread around the data mean is the scale.
+        scale = (normed - normed.mean(0)).square().mean().detach()
+        loss = residual.square().mean() / scale
+        if self.training:
+            self._count(ids[values > 0], len(x))
+        dead = (self.tokens_since_fired > self.dead_after_tokens).nonzero().squeeze(-1)
+        if len(dead) and self.aux_coefficient:
+            loss = loss + self.aux_coefficient * self._auxiliary(pre, dead, residual.detach())
+        return loss
+
+    def _auxiliary(self, pre: torch.Tensor, dead: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Relative squared error of the residual reconstructed from the top `aux_k` dead latents."""
+        k = min(self.aux_k, len(dead))
+        values, places = pre[:, dead].topk(k, dim=-1)
+        columns = torch.zeros_like(pre[:, : len(dead)]).scatter(-1, places, F.relu(values))
+        guess = columns.to(residual.dtype) @ self.sae.decoder_weight[dead]
+        return (guess - residual).square().mean() / residual.square().mean().clamp_min(1e-12)
+
+    @torch.no_grad()
+    def _count(self, fired_ids: torch.Tensor, n_tokens: int) -> None:
+        fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.uint8)
+        fired[fired_ids] = 1
+        world = 1
+        if dist.is_initialized():
+            dist.all_reduce(fired, op=dist.ReduceOp.MAX)
+            world = dist.get_world_size()
+        self.tokens_since_fired += n_tokens * world
+        self.tokens_since_fired[fired.bool()] = 0
