@@ -1,4 +1,4 @@
-"""The one exception type a user is meant to read.
+"""The exceptions a user is meant to read.
 
 Raise `CocomixError` with one sentence naming the cause and the mend; the command line prints it without a
 traceback and exits with code 2.
@@ -7,3 +7,7 @@ traceback and exits with code 2.
 
 class CocomixError(Exception):
     """A problem the user can fix; the message says what is wrong and what to do."""
+
+
+class ConfigError(CocomixError, ValueError):
+    """A value that does not fit; also a ValueError, which Transformers' users expect of a config."""

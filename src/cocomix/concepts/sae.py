@@ -29,7 +29,7 @@ class SparseLatents(NamedTuple):
     mean: torch.Tensor
     """mean of the input over d_model, `[..., 1]`; 0 where the SAE does not normalise"""
     std: torch.Tensor
-    """unbiased standard deviation plus 1e-5, `[..., 1]`; 1 where the SAE does not normalise"""
+    """unbiased standard deviation, `[..., 1]`; 1 where the SAE does not normalise"""
 
 
 class TopKSAE(nn.Module):

@@ -1,0 +1,67 @@
+"""Multi-head attention with grouped queries, optional rotary positions and a Transformers cache."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Cache
+
+from cocomix.model.masks import Attend
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""cos and sin, `[batch or 1, 1, slots, head_dim]`"""
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(head_dim)) v, projected; one fused projection makes q, k and v.
+
+    Args:
+        hidden_size: d_model.
+        heads: query heads.
+        kv_heads: key/value heads.
+        layer_index: place in the cache.
+        bias: whether the projections have biases.
+        dropout: dropout of the attention weights and the output.
+    """
+
+    def __init__(self, hidden_size: int, heads: int, kv_heads: int, layer_index: int, *, bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, hidden_size // heads
+        self.layer_index, self.dropout = layer_index, dropout
+        self.qkv = nn.Linear(hidden_size, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
+        self.out = nn.Linear(heads * self.head_dim, hidden_size, bias=bias)
+
+    def forward(self, hidden: torch.Tensor, layout: Attend, rotary: Rotary | None, cache: Cache | None) -> torch.Tensor:
+        """`[batch, slots, d_model]` -> `[batch, slots, d_model]`."""
+        batch, slots, _ = hidden.shape
+        split = self.qkv(hidden).view(batch, slots, -1, self.head_dim).transpose(1, 2)
+        query, key, value = split.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_index)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=layout.mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=layout.causal,
+            enable_gqa=self.heads != self.kv_heads,
+        )
+        return F.dropout(self.out(mixed.transpose(1, 2).reshape(batch, slots, -1)), self.dropout, self.training)
+
+
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Rotary positions: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) on the two halves of head_dim."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+def rotary_table(positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
+    """cos and sin for integer `positions` `[batch or 1, slots]`, in float32 or better."""
+    wide = torch.promote_types(dtype, torch.float32)
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim)
+    angles = positions[:, None, :, None].to(wide) * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()

@@ -1,0 +1,185 @@
+"""The CoCoMix causal language model.
+
+Blocks 0 to concept_layer - 1 see one slot a token; there the concept head predicts, the mixer lays out the slots
+of the remaining blocks, and its readout feeds the final norm and the LM head. Everything a Transformers user
+expects works: generate with a cache, padding on either side, gradient checkpointing, autocast, compile.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+
+from cocomix.errors import ConfigError
+from cocomix.model.backbones import BACKBONES
+from cocomix.model.concept_head import ConceptHead
+from cocomix.model.config import CoCoMixConfig
+from cocomix.model.loss import concept_loss
+from cocomix.model.masks import attend
+from cocomix.model.mixers import MIXERS, ConceptVector
+from cocomix.model.output import CoCoMixOutput
+
+
+class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
+    """A language model that predicts concepts mid-stack and mixes them back in (the paper's equations 4 to 6)."""
+
+    config_class = CoCoMixConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _supports_sdpa = True
+    _skip_keys_device_placement = ["past_key_values", "cache"]
+    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        self.backbone = BACKBONES[config.backbone](config)
+        self.concept_head = ConceptHead(config.hidden_size, config.num_concepts, config.concept_top_k)
+        self.mixer = MIXERS[config.mixer](config.hidden_size, config.num_concepts)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            nn.init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, ConceptVector):
+            nn.init.normal_(module.weight, std=std)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, ConceptHead):
+            nn.init.zeros_(module.pre_bias)
+        scale = self.backbone.residual_scale(self.config.num_hidden_layers) if hasattr(self, "backbone") else 1.0
+        if scale != 1.0:
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "weight" and module in self._residual_outputs():
+                    nn.init.normal_(parameter, std=std * scale)
+
+    def _residual_outputs(self) -> set[nn.Module]:
+        return {module for block in self.backbone.blocks for module in (block.attention.out, block.mlp.down)}  # pyright: ignore
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings  # pyright: ignore[reportAttributeAccessIssue]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        concept_labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool | None = None,
+        cache: Cache | None = None,
+        **_: Any,
+    ) -> CoCoMixOutput | tuple[Any, ...]:
+        """One pass over `seq` tokens.
+
+        Args:
+            input_ids: int64 `[batch, seq]`; or `inputs_embeds` `[batch, seq, d_model]`.
+            attention_mask: 1 for tokens, 0 for padding on either side, `[batch, past + seq]`.
+            position_ids: `[batch, seq]`; without them unpadded tokens are counted.
+            past_key_values: cache to read and extend (`cache` is its newer name).
+            labels: int64 `[batch, seq]`, shifted inside; -100 is ignored.
+            concept_labels: int64 `[batch, seq, K_attr]`, concepts of each position, not shifted; -100 is ignored.
+            use_cache: return a cache; not while training with gradient checkpointing.
+            logits_to_keep: compute next-token logits for the last so many positions only; 0 is all.
+            return_dict: False returns a plain tuple of what is not None.
+
+        Raises:
+            ConfigError: more tokens than the model has positions.
+        """
+        embedded = self.backbone.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        store = self._cache(cache if cache is not None else past_key_values, use_cache)
+        past = store.get_seq_length() if store is not None else 0
+        new = embedded.shape[1]
+        if past + new > self.config.max_position_embeddings:
+            raise ConfigError(
+                f"{past + new} tokens are more than the model's {self.config.max_position_embeddings} positions;"
+                " shorten the input or generate fewer tokens"
+            )
+        positions = _positions(position_ids, attention_mask, past, new, embedded.device)
+        padding = _padding(attention_mask)
+        hidden = self.backbone.embed(embedded, positions)
+        split, slots = self.config.concept_layer, self.mixer.slots
+
+        layout = attend(padding, new, past, slots=1, device=hidden.device)
+        rotary = self.backbone.rotary(positions, hidden.dtype)
+        for block in self.backbone.blocks[:split]:
+            hidden = block(hidden, layout=layout, rotary=rotary, cache=store)
+        prediction = self.concept_head(hidden)
+        hidden = self.mixer(hidden, prediction)
+        if slots > 1:
+            layout = attend(padding, new, past, slots=slots, device=hidden.device)
+            rotary = self.backbone.rotary(positions.repeat_interleave(slots, dim=1), hidden.dtype)
+        for block in self.backbone.blocks[split:]:
+            hidden = block(hidden, layout=layout, rotary=rotary, cache=store)
+        read = self.mixer.readout(hidden)[:, -logits_to_keep:]
+        logits = self.lm_head(self.backbone.final_norm(read))
+
+        output = CoCoMixOutput(logits=logits, concept_logits=prediction.logits, past_key_values=store)
+        self._add_losses(output, labels, concept_labels)
+        keep_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if keep_dict else output.to_tuple()
+
+    def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
+        if self.training and self.is_gradient_checkpointing:
+            return None
+        wanted = use_cache if use_cache is not None else self.config.use_cache and not self.training
+        return DynamicCache() if given is None and wanted else given
+
+    def _add_losses(
+        self, output: CoCoMixOutput, labels: torch.Tensor | None, concept_labels: torch.Tensor | None
+    ) -> None:
+        if labels is not None:
+            assert output.logits is not None
+            logits = output.logits[:, :-1].flatten(0, 1)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            targets = labels[:, 1:].flatten()
+            summed = F.cross_entropy(wide, targets, ignore_index=-100, reduction="sum")
+            output.lm_loss = summed / (targets != -100).sum().clamp_min(1)
+            output.loss = output.lm_loss
+        if concept_labels is not None:
+            assert output.concept_logits is not None
+            output.concept_loss = concept_loss(output.concept_logits, concept_labels)
+            weighted = self.config.concept_loss_weight * output.concept_loss
+            output.loss = weighted if output.loss is None else output.loss + weighted
+
+
+def _positions(
+    given: torch.Tensor | None, attention_mask: torch.Tensor | None, past: int, new: int, device: torch.device
+) -> torch.Tensor:
+    """Positions of the new tokens, `[batch or 1, new]`: as given, else counting unpadded tokens, else counting all."""
+    if given is not None:
+        return given[:, -new:]
+    if attention_mask is None:
+        return torch.arange(past, past + new, device=device)[None]
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -new:]
+
+
+def _padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask, or None where it hides nothing; a compiled graph does not look and keeps it."""
+    if attention_mask is None or torch.compiler.is_compiling():
+        return attention_mask
+    return None if bool(attention_mask.all()) else attention_mask

@@ -1,0 +1,33 @@
+"""What a forward pass returns."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class CoCoMixOutput(ModelOutput):
+    """Output of `CoCoMixForCausalLM`.
+
+    Attributes:
+        loss: lm_loss + concept_loss_weight * concept_loss, of those that were asked for; a scalar.
+        lm_loss: mean next-token cross entropy over the targets; a scalar.
+        concept_loss: mean cross entropy of the concept logits over all labels; a scalar.
+        logits: next-token logits, `[batch, seq, vocab]`.
+        concept_logits: predicted concepts z, `[batch, seq, C]`.
+        past_key_values: cache; layers from concept_layer on hold every slot, two a token when interleaving.
+    """
+
+    loss: torch.Tensor | None = None
+    lm_loss: torch.Tensor | None = None
+    concept_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    concept_logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+
+    @property
+    def cache(self) -> Cache | None:
+        """The name newer Transformers uses for `past_key_values`."""
+        return self.past_key_values
