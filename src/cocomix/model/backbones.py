@@ -79,7 +79,10 @@ class Backbone(nn.Module, ABC):
             bias=self.bias,
             dropout=config.dropout,
         )
-        return Block(attention, self.mlp(config), (self.norm(config), self.norm(config)), config.dropout)
+        mlp = self.mlp(config)
+        for writer in (attention.out, mlp.down):
+            writer.init_scale = self.residual_scale(config.num_hidden_layers)  # pyright: ignore
+        return Block(attention, mlp, (self.norm(config), self.norm(config)), config.dropout)
 
     @abstractmethod
     def norm(self, config: CoCoMixConfig) -> nn.Module:

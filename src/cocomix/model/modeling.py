@@ -44,7 +44,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=std)
+            scale = getattr(module, "init_scale", 1.0)  # set on what writes to the residual stream
+            nn.init.normal_(module.weight, std=std * scale)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -58,14 +59,6 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             nn.init.zeros_(module.bias)
         elif isinstance(module, ConceptHead):
             nn.init.zeros_(module.pre_bias)
-        scale = self.backbone.residual_scale(self.config.num_hidden_layers) if hasattr(self, "backbone") else 1.0
-        if scale != 1.0:
-            for name, parameter in module.named_parameters(recurse=False):
-                if name == "weight" and module in self._residual_outputs():
-                    nn.init.normal_(parameter, std=std * scale)
-
-    def _residual_outputs(self) -> set[nn.Module]:
-        return {module for block in self.backbone.blocks for module in (block.attention.out, block.mlp.down)}  # pyright: ignore
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embed_tokens
@@ -138,7 +131,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         read = self.mixer.readout(hidden)[:, -logits_to_keep:]
         logits = self.lm_head(self.backbone.final_norm(read))
 
-        output = CoCoMixOutput(logits=logits, concept_logits=prediction.logits, past_key_values=store)
+        output = CoCoMixOutput(logits=logits, concept_logits=prediction.logits, cache=store)
         self._add_losses(output, labels, concept_labels)
         keep_dict = self.config.return_dict if return_dict is None else return_dict
         return output if keep_dict else output.to_tuple()

@@ -17,7 +17,7 @@ class CoCoMixOutput(ModelOutput):
         concept_loss: mean cross entropy of the concept logits over all labels; a scalar.
         logits: next-token logits, `[batch, seq, vocab]`.
         concept_logits: predicted concepts z, `[batch, seq, C]`.
-        past_key_values: cache; layers from concept_layer on hold every slot, two a token when interleaving.
+        cache: keys and values; layers from concept_layer on hold every slot, two a token when interleaving.
     """
 
     loss: torch.Tensor | None = None
@@ -25,9 +25,9 @@ class CoCoMixOutput(ModelOutput):
     concept_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     concept_logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
 
     @property
-    def cache(self) -> Cache | None:
-        """The name newer Transformers uses for `past_key_values`."""
-        return self.past_key_values
+    def past_key_values(self) -> Cache | None:
+        """The name Transformers used for `cache` before 5.20."""
+        return self.cache
