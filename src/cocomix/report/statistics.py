@@ -1,0 +1,99 @@
+"""What the raw figures say: means with confidence intervals, paired differences, cost to the same perplexity."""
+
+import math
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+STUDENT_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""0.975 quantiles of Student's t for 1 to 9 degrees of freedom; beyond, the normal 1.96 plus a small margin."""
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """`mean`, `sd`, `n` and `ci95` (half width, Student's t); sd and ci95 are None for a single value."""
+    n = len(values)
+    if n < 2:
+        return {"mean": values[0] if n else math.nan, "sd": None, "ci95": None, "n": n}
+    t = STUDENT_T_975[n - 2] if n - 2 < len(STUDENT_T_975) else 2.23
+    sd = stdev(values)
+    return {"mean": mean(values), "sd": sd, "ci95": t * sd / math.sqrt(n), "n": n}
+
+
+def paired_difference(student: dict[str, Any], other: dict[str, Any], figure: str) -> dict[str, Any]:
+    """Difference `student - other` of a per-run figure, paired by seed; negative is better for perplexity.
+
+    The verdict is `undecided` for a single seed and wherever the interval holds 0.
+    """
+    theirs = {run["seed"]: run[figure] for run in other["runs"]}
+    pairs = [run[figure] - theirs[run["seed"]] for run in student["runs"] if run["seed"] in theirs]
+    stats = summary(pairs)
+    half = stats["ci95"]
+    decided = half is not None and abs(stats["mean"]) > half
+    verdict = ("better" if stats["mean"] < 0 else "worse") if decided else "undecided"
+    return stats | {"verdict": verdict}
+
+
+def cost_to_reach(curve: Sequence[dict[str, Any]], target: float, axis: str) -> float | None:
+    """Where on `axis` a curve's validation perplexity first falls to `target`, by linear interpolation; None if never."""
+    before: dict[str, Any] | None = None
+    for point in curve:
+        if point["val_perplexity"] <= target:
+            if before is None:
+                return point[axis]
+            share = (before["val_perplexity"] - target) / (before["val_perplexity"] - point["val_perplexity"])
+            return before[axis] + share * (point[axis] - before[axis])
+        before = point
+    return None
+
+
+def same_perplexity(student: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """Cost at which each seed of `student` reaches the same seed's final perplexity of `baseline`.
+
+    Ratios to the baseline's whole cost: `tokens`, `flops`, `seconds` for training alone, and `flops_with_labels`,
+    `seconds_with_labels` with the labels' cost added. None where a seed never gets there.
+    """
+    rows = []
+    for run in student["runs"]:
+        base = next((other for other in baseline["runs"] if other["seed"] == run["seed"]), None)
+        if base is None or not base["curve"]:
+            continue
+        target, row = base["curve"][-1]["val_perplexity"], {}
+        for axis in ("tokens", "flops", "seconds"):
+            reached = cost_to_reach(run["curve"], target, axis)
+            row[axis] = None if reached is None else reached / base[axis]
+            if axis != "tokens":
+                label = run.get(f"label_{axis}") or 0.0
+                row[f"{axis}_with_labels"] = None if reached is None else (reached + label) / base[axis]
+        rows.append(row)
+    names = ("tokens", "flops", "seconds", "flops_with_labels", "seconds_with_labels")
+    return {
+        name: mean(row[name] for row in rows) if rows and all(row[name] is not None for row in rows) else None
+        for name in names
+    } | {"reached": sum(row["tokens"] is not None for row in rows), "seeds": len(rows)}
+
+
+def derive(results: dict[str, Any]) -> dict[str, Any]:
+    """Everything computed from the raw results, per student."""
+    students = {student["name"]: student for student in results["students"]}
+    baseline = students[results["baseline"]]
+    references = {name: student for name, student in students.items() if student["objective"] == "ntp"}
+    derived = {}
+    for name, student in students.items():
+        figures = {
+            figure: summary([run[figure] for run in student["runs"]])
+            for figure in ("val_perplexity", "test_perplexity", "seconds", "flops", "tokens")
+        }
+        recalls = [run["recall"] for run in student["runs"] if run.get("recall") is not None]
+        figures["recall"] = summary(recalls) if recalls else None
+        others = {other: reference for other, reference in references.items() if other != name}
+        figures["difference"] = {
+            other: {
+                figure: paired_difference(student, reference, figure) for figure in ("val_perplexity", "test_perplexity")
+            }
+            for other, reference in others.items()
+        }
+        figures["to_same_perplexity"] = {
+            other: same_perplexity(student, reference) for other, reference in others.items()
+        }
+        derived[name] = figures
+    return {"students": derived, "baseline": baseline["name"]}
