@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from cocomix.report.statistics import derive
 from cocomix.report.wording import headline
@@ -32,7 +35,7 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
         recall = figures["recall"]
         out.append(
             [
-                name + (f" ({student['label_rule']})" if student.get("label_rule") else ""),
+                name,
                 str(student["width"]),
                 f"{student['parameters'] / 1e6:.2f}M",
                 spread(figures["val_perplexity"]),
@@ -59,21 +62,30 @@ def signed(stats: dict[str, Any]) -> str:
     return f"{stats['mean']:+.2f}" + ("" if half is None else f" ± {half:.2f} {stats['verdict']}")
 
 
-def summary_table(results: dict[str, Any]) -> Table:
-    """One screen for the terminal."""
+TERMINAL = {
+    "student": "student",
+    "width": "width",
+    "parameters": "params",
+    "val ppl": "val ppl",
+    "test ppl": "test ppl",
+    "vs baseline": "vs base",
+    "train s": "train s",
+    "recall": "recall",
+}
+"""The columns that fit 80 characters, and their short headings there."""
+
+
+def summary_table(results: dict[str, Any]) -> Group:
+    """One screen for the terminal: the table, then the result in words."""
     seeds = len(results["students"][0]["runs"])
-    table = Table(
-        title=results["title"],
-        caption=" ".join(headline(results, derive(results))),
-        caption_justify="left",
-        title_style="bold",
-    )
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "student" else "right")
+    table = Table(title=results["title"], title_style="bold", box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    for heading in TERMINAL.values():
+        table.add_column(heading, justify="left" if heading == "student" else "right", no_wrap=heading != "student")
     for row in rows(results):
-        table.add_row(*row)
-    table.caption = f"{seeds} seed{'s' if seeds > 1 else ''}; ± is the 95 % interval. {table.caption}"
-    return table
+        cells = dict(zip(COLUMNS, row, strict=True))
+        table.add_row(*(cells[column] for column in TERMINAL))
+    note = f"{seeds} seed{'s' if seeds > 1 else ''}; vs base is the difference in test perplexity, ± the 95 % interval."
+    return Group(table, Text(note, style="dim"), *(Text(sentence) for sentence in headline(results, derive(results))))
 
 
 def markdown_table(results: dict[str, Any]) -> str:
