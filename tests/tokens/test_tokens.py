@@ -1,0 +1,94 @@
+"""Token shards equal a plain list whatever the shard size; damage is refused by file name; order is reproducible."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cocomix.corpus import Document
+from cocomix.errors import CocomixError
+from cocomix.tokens import TokenShards, batch_order, load_tokenizer, tokenize_corpus, train_tokenizer, write_shards
+
+TEXTS = ["We the people of the United States, in order to form", "Äpfel, naïve — “quotes” 🎈", "a", "Fellow citizens " * 40]
+
+
+def documents(n: int = 30, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, 500, size=rng.integers(1, 40)) for _ in range(n)]
+
+
+@pytest.mark.parametrize("shard_tokens", [1, 7, 64, 10_000])
+@pytest.mark.parametrize("vocab_size", [500, 70_000])
+def test_windows_equal_a_plain_list(tmp_path: Path, shard_tokens: int, vocab_size: int) -> None:
+    docs = documents()
+    plain = [int(token) for doc in docs for token in [*doc, 0]]
+    shards = write_shards(tmp_path / "s", docs, vocab_size=vocab_size, eos_id=0, shard_tokens=shard_tokens)
+    assert shards.n_tokens == len(plain)
+    size = 2 if vocab_size <= 65536 else 4
+    assert sum(file.stat().st_size for file in (tmp_path / "s").glob("*.bin")) == size * len(plain)
+    for seq_len in (5, 16):
+        count = shards.n_windows(seq_len)
+        order = np.random.default_rng(1).permutation(count)
+        slow = np.array([plain[i * seq_len : (i + 1) * seq_len] for i in order])
+        assert np.array_equal(TokenShards.open(tmp_path / "s").windows(order, seq_len), slow)
+        with pytest.raises(IndexError):
+            shards.windows([count], seq_len)
+    starts = np.cumsum([0, *(len(doc) + 1 for doc in docs)])[:-1]
+    assert np.array_equal(shards.documents, starts)
+
+
+def test_damage_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write_shards(folder, documents(), vocab_size=500, eos_id=0, shard_tokens=100)
+    victim = folder / "shard-00002.bin"
+    good = victim.read_bytes()
+    for bad, words in ((good[:-1], "bytes instead of"), (bytes([good[0] ^ 1]) + good[1:], "was altered")):
+        victim.write_bytes(bad)
+        with pytest.raises(CocomixError, match=f"shard-00002.bin .*{words}"):
+            TokenShards.open(folder)
+    victim.unlink()
+    with pytest.raises(CocomixError, match=r"shard-00002\.bin is missing"):
+        TokenShards.open(folder)
+    victim.write_bytes(good)
+    TokenShards.open(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(CocomixError, match="manifest .* is damaged"):
+        TokenShards.open(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(CocomixError, match="no finished token shards"):
+        TokenShards.open(folder)
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CocomixError, match="token id 500 outside"):
+        write_shards(tmp_path / "a", [[1, 500]], vocab_size=500, eos_id=0)
+    with pytest.raises(CocomixError, match="no documents"):
+        write_shards(tmp_path / "b", [], vocab_size=500, eos_id=0)
+    write_shards(tmp_path / "c", [[1]], vocab_size=500, eos_id=0)
+    with pytest.raises(CocomixError, match="already holds"):
+        write_shards(tmp_path / "c", [[2]], vocab_size=500, eos_id=0)
+
+
+def test_batch_order_is_a_pure_function_and_epochs_are_permutations() -> None:
+    n, size = 10, 4
+    stream = np.concatenate([batch_order(n, size, seed=3, step=step) for step in range(10)])
+    for epoch in range(4):
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+    assert not np.array_equal(stream[:n], stream[n : 2 * n])
+    assert np.array_equal(batch_order(n, size, 3, 7), stream[28:32])
+    assert not np.array_equal(batch_order(1000, 50, 3, 0), batch_order(1000, 50, 4, 0))
+
+
+def test_tokenizer_round_trips_any_text(tmp_path: Path) -> None:
+    trained = train_tokenizer(TEXTS, 300, tmp_path / "t")
+    loaded = load_tokenizer(str(tmp_path / "t"))
+    for text in TEXTS:
+        ids = loaded(text, add_special_tokens=False)["input_ids"]
+        assert ids == trained(text, add_special_tokens=False)["input_ids"]
+        assert loaded.decode(ids) == text
+    assert loaded.eos_token_id == loaded.pad_token_id == loaded.bos_token_id == 0
+    shards = tokenize_corpus(loaded, [Document(str(i), t) for i, t in enumerate(TEXTS)], tmp_path / "s", batch_documents=3)
+    whole = [i for text in TEXTS for i in [*loaded(text, add_special_tokens=False)["input_ids"], 0]]
+    assert shards.windows([0], len(whole)).tolist() == [whole]
+    with pytest.raises(CocomixError, match="no tokenizer can be loaded"):
+        load_tokenizer(str(tmp_path / "nowhere"))
