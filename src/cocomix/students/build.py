@@ -25,6 +25,7 @@ def _gpt2(shape: ModelShape, vocab_size: int, seq_len: int) -> PreTrainedModel:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own GELU, as one fused operation
         bos_token_id=0,
         eos_token_id=0,
     )

@@ -1,0 +1,174 @@
+"""The autoencoder: sparse equals dense, OpenAI's layout, unit-norm rows, dead latents revived."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cocomix.concepts import SaeTraining, TopKSAE, sae_quality
+from cocomix.errors import CocomixError
+
+
+def sae(k: int = 3) -> TopKSAE:
+    torch.manual_seed(0)
+    made = TopKSAE(8, 20, k).double()
+    torch.nn.init.normal_(made.pre_bias)
+    torch.nn.init.normal_(made.latent_bias)
+    return made
+
+
+def openai_state(source: TopKSAE) -> dict:
+    return {
+        "pre_bias": source.pre_bias.data,
+        "encoder.weight": source.encoder_weight.data,
+        "latent_bias": source.latent_bias.data,
+        "decoder.weight": source.decoder_weight.data.T.contiguous(),
+        "stats_last_nonzero": torch.zeros(20, dtype=torch.long),
+        "activation": "TopK",
+        "activation_state_dict": {"k": 3, "postact_fn": "ReLU"},
+    }
+
+
+def test_encode_and_decode_equal_the_formula() -> None:
+    made, x = sae(), torch.randn(5, 8, dtype=torch.double)
+    mean, std = x.mean(-1, keepdim=True), x.std(-1, unbiased=True, keepdim=True)
+    pre = ((x - mean) / (std + 1e-5) - made.pre_bias) @ made.encoder_weight.T + made.latent_bias
+    dense = torch.zeros_like(pre)
+    for row in range(5):
+        for column in pre[row].argsort(descending=True)[:3]:
+            dense[row, column] = max(pre[row, column], 0)
+    assert (made.encode_dense(x) - dense).abs().max() < 1e-12
+    slow = (dense @ made.decoder_weight + made.pre_bias) * std + mean
+    assert (made(x) - slow).abs().max() < 1e-12
+
+
+def test_directional_derivative_equals_the_dense_product() -> None:
+    made = sae()
+    gradient, ids = torch.randn(2, 7, 8, dtype=torch.double), torch.randint(0, 20, (2, 7, 3))
+    slow = (gradient @ made.decoder_weight.T).gather(-1, ids)
+    assert (made.active_directional_derivative(gradient, ids) - slow).abs().max() < 1e-12
+
+
+def test_openai_layout_in_memory_and_as_a_file(tmp_path: Path) -> None:
+    source, x = sae(), torch.randn(4, 8, dtype=torch.double)
+    state = openai_state(source)
+    leaked = {key: value for key, value in state.items() if key != "activation_state_dict"}
+    leaked |= {"activation.k": 3, "activation.postact_fn": "ReLU"}
+    torch.save(state, tmp_path / "v5_32k_layer_6.pt")
+    for loaded in (TopKSAE.from_openai(state), TopKSAE.from_openai(leaked), TopKSAE.load_openai_file(tmp_path / "v5_32k_layer_6.pt")):
+        assert torch.equal(loaded(x), source(x)) and loaded.k == 3 and loaded.normalize
+    linear = TopKSAE.from_openai(state | {"activation_state_dict": {"k": 3, "postact_fn": "Identity"}})
+    assert not linear.relu
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"activation": "ReLU"}, "'ReLU', not TopK"),
+        ({"activation_state_dict": {"k": 3, "postact_fn": "Tanh"}}, "'Tanh'"),
+        ({"pre_bias": torch.zeros(3)}, "pre_bias has shape"),
+        ({"extra": torch.zeros(3)}, "'extra' is missing or unknown"),
+        ({"activation_state_dict": {"k": 21, "postact_fn": "ReLU"}}, "21 active latents do not fit"),
+    ],
+)
+def test_another_layout_is_refused_by_name(change: dict, words: str) -> None:
+    with pytest.raises(CocomixError, match=words):
+        TopKSAE.from_openai(openai_state(sae()) | change)
+
+
+class Hostile:
+    """Unpickling this would run code."""
+
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_file_with_pickled_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"pre_bias": Hostile()}, tmp_path / "bad.pt")
+    with pytest.raises(CocomixError, match="not a plain weights file"):
+        TopKSAE.load_openai_file(tmp_path / "bad.pt")
+    assert "executed" not in capsys.readouterr().out
+    with pytest.raises(CocomixError, match="no SAE at"):
+        TopKSAE.load_openai_file(tmp_path / "absent.pt")
+
+
+def test_save_and_load_is_bit_exact(tmp_path: Path) -> None:
+    source, x = sae(), torch.randn(4, 8, dtype=torch.double)
+    source.save_pretrained(tmp_path, layer=2)
+    assert torch.equal(TopKSAE.from_pretrained(tmp_path)(x), source(x))
+    weights = tmp_path / "sae.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(CocomixError, match="damaged"):
+        TopKSAE.from_pretrained(tmp_path)
+    with pytest.raises(CocomixError, match="holds no autoencoder"):
+        TopKSAE.from_pretrained(tmp_path / "nowhere")
+
+
+def test_training_loss_equals_the_formula_and_reaches_dead_latents() -> None:
+    made, x = sae(), torch.randn(50, 8, dtype=torch.double)
+    silent = torch.tensor([4, 9, 13])
+    made.latent_bias.data[silent] = -0.5  # rarely among the top k, yet often positive before it
+    training = SaeTraining(made, aux_k=2, aux_coefficient=0.5, dead_after_tokens=10)
+    normed, _, _ = made.preprocess(x)
+    latents = made.encode(x)
+    guess = latents.values.new_zeros(50, 20).scatter(-1, latents.ids, latents.values) @ made.decoder_weight + made.pre_bias
+    scale = (normed - normed.mean(0)).square().mean()
+    main = (normed - guess).square().mean() / scale
+    training.eval()
+    assert abs(training(x).item() - main.item()) < 1e-12
+
+    dead = silent.tolist()
+    training.tokens_since_fired[dead] = 11
+    pre = made.pre_activations(normed)
+    columns = torch.full_like(pre, -torch.inf)
+    columns[:, dead] = pre[:, dead]
+    top = columns.topk(2, dim=-1)
+    chosen = torch.zeros_like(pre).scatter(-1, top.indices, top.values.clamp_min(0))
+    left = (normed - guess).detach()
+    auxiliary = (chosen @ made.decoder_weight - left).square().mean() / left.square().mean()
+    loss = training(x)
+    assert abs(loss.item() - (main + 0.5 * auxiliary).item()) < 1e-12
+    loss.backward()
+    # Latents that neither fired nor count as dead get nothing; among the dead the most active ones do.
+    moved = made.encoder_weight.grad.abs().sum(-1) > 0
+    fired = set(latents.ids[latents.values > 0].unique().tolist())
+    revived = set(moved.nonzero().flatten().tolist()) - fired
+    assert revived and revived <= set(dead)
+
+
+def test_dead_latents_are_counted_in_tokens() -> None:
+    made = sae()
+    training = SaeTraining(made, dead_after_tokens=10).train()
+    x = torch.randn(6, 8, dtype=torch.double)
+    training(x), training(x)
+    latents = made.encode(x)
+    fired = latents.ids[latents.values > 0].unique()
+    assert (training.tokens_since_fired[fired] == 0).all()
+    silent = sorted(set(range(20)) - set(fired.tolist()))
+    assert silent and (training.tokens_since_fired[silent] == 12).all()
+
+
+def test_decoder_rows_stay_unit_norm_and_lose_the_parallel_gradient() -> None:
+    made = sae()
+    made.normalize_decoder_()
+    made.decoder_weight.grad = torch.randn_like(made.decoder_weight)
+    made.remove_parallel_gradient_()
+    assert (made.decoder_weight.grad * made.decoder_weight).sum(-1).abs().max() < 1e-12
+    made.decoder_weight.data.mul_(3)
+    made.normalize_decoder_()
+    assert (made.decoder_weight.norm(dim=-1) - 1).abs().max() < 1e-12
+
+
+def test_quality_equals_its_definition() -> None:
+    made, x = sae(), torch.randn(60, 8, dtype=torch.double) * 3 + 1
+    figures = sae_quality(made, x.split(25))
+    error = (made(x) - x).square().sum()
+    assert abs(figures["explained_variance"] - (1 - error / (x - x.mean(0)).square().sum()).item()) < 1e-9
+    dense = made.encode_dense(x)
+    assert figures["l0"] == (dense > 0).sum().item() / 60
+    assert abs(figures["dead_share"] - (~(dense > 0).any(0)).double().mean().item()) < 1e-12
+
+
+def test_more_active_latents_than_latents_is_refused() -> None:
+    with pytest.raises(CocomixError, match="5 active latents do not fit into 4"):
+        TopKSAE(8, 4, 5)

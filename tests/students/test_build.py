@@ -1,0 +1,40 @@
+"""Students from shapes: families, widths matched by parameters, no dropout anywhere."""
+
+import pytest
+from torch import nn
+
+from cocomix.config import ConceptConfig, ModelShape
+from cocomix.errors import CocomixError
+from cocomix.students import build_cocomix, build_plain, match_width, parameter_count
+
+SIZES = {"vocab_size": 300, "seq_len": 32}
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "llama"])
+def test_families_without_dropout(backbone: str) -> None:
+    shape = ModelShape(backbone=backbone, width=32, layers=3, heads=4, kv_heads=2 if backbone == "llama" else None)
+    plain = build_plain(shape, **SIZES)
+    student = build_cocomix(shape, ConceptConfig(concept_layer=1), n_concepts=40, top_k=5, **SIZES)
+    for model in (plain, student):
+        assert model.config.hidden_size == 32 and model.config.num_hidden_layers == 3
+        assert all(module.p == 0 for module in model.modules() if isinstance(module, nn.Dropout))
+    assert student.config.concept_top_k == 5 and student.config.dropout == 0
+    # Same backbone at the same width: what differs is the concept head and the mixer.
+    extra = sum(p.numel() for part in (student.concept_head, student.mixer) for p in part.parameters())
+    assert student.num_parameters() - extra == plain.num_parameters()
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "llama"])
+def test_matched_width_is_the_closest(backbone: str) -> None:
+    shape = ModelShape(backbone=backbone, width=32, layers=3, heads=4)
+
+    def count(width: int) -> int:
+        resized = shape.model_copy(update={"width": width})
+        return parameter_count(lambda: build_plain(resized, **SIZES))
+
+    for target in (60_000, 123_456):
+        width = match_width(shape, target, **SIZES).width
+        candidates = range(8, 200, 8)
+        assert width == min(candidates, key=lambda w: abs(count(w) - target))
+    with pytest.raises(CocomixError, match="no width"):
+        match_width(shape, 10, **SIZES)

@@ -1,0 +1,177 @@
+"""Training: exact resume, accumulation, two processes, schedule, checkpoints that survive damage."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from cocomix.errors import CocomixError
+from cocomix.objectives import NtpObjective
+from cocomix.tokens import write_shards
+from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
+from cocomix.train.config import TrainConfig
+from cocomix.train.data import BatchSource
+from cocomix.train.distributed import Interrupted
+from cocomix.train.trainer import Trainer, parameter_groups
+
+CONFIG = TrainConfig(
+    seq_len=8, batch_size=4, steps=12, learning_rate=0.01, warmup_fraction=0.1, n_evals=3, checkpoint_seconds=1e9, seed=5
+)
+
+
+def source(folder: Path) -> BatchSource:
+    if not (folder / "manifest.json").exists():
+        rng = np.random.default_rng(0)
+        write_shards(folder, [rng.integers(1, 50, 40) for _ in range(12)], vocab_size=50, eos_id=0, shard_tokens=100)
+    from cocomix.tokens import TokenShards
+
+    return BatchSource(TokenShards.open(folder), 8)
+
+
+def objective(dropout: float = 0.0) -> NtpObjective:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=50, n_positions=8, n_embd=16, n_layer=2, n_head=2, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout
+    )
+    return NtpObjective(GPT2LMHeadModel(config))
+
+
+def weights(made: NtpObjective) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in made.trainable().state_dict().items()}
+
+
+def evaluate(_model: Any) -> dict[str, float]:
+    return {"val_perplexity": 1.0}
+
+
+@pytest.mark.parametrize("at", [1, 5, 11])
+def test_stopped_and_resumed_ends_in_the_same_bits(tmp_path: Path, at: int) -> None:
+    whole = objective(dropout=0.1)
+    straight = Trainer(whole, source(tmp_path / "s"), CONFIG, tmp_path / "a", evaluate).run()
+
+    first = objective(dropout=0.1)
+    stop_at = {"step": at}
+
+    def interrupt(step: int, _total: int, _metrics: dict) -> None:
+        if step == stop_at["step"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=f"stopped at step {at} of 12"):
+        Trainer(first, source(tmp_path / "s"), CONFIG, tmp_path / "b", evaluate, interrupt).run()
+    torch.manual_seed(99)
+    second = objective(dropout=0.1)
+    resumed = Trainer(second, source(tmp_path / "s"), CONFIG, tmp_path / "b", evaluate).run()
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(second)[name])
+    strip = [{key: value for key, value in point.items() if key != "seconds"} for point in straight.curve]
+    assert strip == [{key: value for key, value in point.items() if key != "seconds"} for point in resumed.curve]
+    assert [point["step"] for point in straight.curve] == [4, 8, 12]
+    assert straight.tokens == 12 * 4 * 8
+
+
+def test_gradient_accumulation_equals_the_whole_batch(tmp_path: Path) -> None:
+    results = []
+    for micro in (None, 1, 3):
+        made = objective().double()
+        Trainer(made, source(tmp_path / "s"), CONFIG.model_copy(update={"micro_batch_size": micro}), tmp_path / str(micro)).run()
+        results.append(weights(made))
+    for other in results[1:]:
+        for name, tensor in results[0].items():
+            assert (tensor - other[name]).abs().max() < 1e-6
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    source(tmp_path / "s")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from test_trainer import CONFIG, objective, source, weights\n"
+        "from cocomix.train.distributed import distributed_session, is_main\n"
+        "from cocomix.train.trainer import Trainer\n"
+        "torch.set_num_threads(1)\n"
+        "home = Path(sys.argv[1])\n"
+        "with distributed_session():\n"
+        "    made = objective()\n"
+        "    Trainer(made, source(home / 's'), CONFIG, home / 'two').run()\n"
+        "    if is_main():\n"
+        "        torch.save(weights(made), home / 'two.pt')\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    one = objective()
+    Trainer(one, source(tmp_path / "s"), CONFIG, tmp_path / "one").run()
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    for name, tensor in weights(one).items():
+        assert (tensor - two[name]).abs().max() < 1e-4  # float32 sums in another order, through 12 Adam steps
+
+
+def test_an_infinite_loss_stops_with_a_sentence(tmp_path: Path) -> None:
+    made = objective()
+    made.model.transformer.wte.weight.data.fill_(float("nan"))
+    with pytest.raises(CocomixError, match=r"the loss is nan by step .*windows"):
+        Trainer(made, source(tmp_path / "s"), CONFIG, tmp_path / "a").run()
+
+
+def test_a_damaged_checkpoint_falls_back_and_foreign_ones_are_refused(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"x": torch.tensor(step)}, [], "key")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+    newest = tmp_path / "step-00000003" / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:40])
+    with pytest.warns(UserWarning, match="damaged"):
+        loaded = load_checkpoint(tmp_path, "key", cpu)
+    assert loaded is not None and loaded[0] == 2 and loaded[1]["x"] == 2
+    with pytest.warns(UserWarning), pytest.raises(CocomixError, match="other settings"):
+        load_checkpoint(tmp_path, "other", cpu)
+    assert load_checkpoint(tmp_path / "none", "key", cpu) is None
+
+
+def test_a_failed_save_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, 1, {"x": torch.tensor(1)}, [], "key")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path, 2, {"x": torch.tensor(2)}, [], "key")
+    loaded = load_checkpoint(tmp_path, "key", torch.device("cpu"))
+    assert loaded is not None and loaded[0] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_schedule_warms_up_and_ends_at_a_tenth() -> None:
+    config = TrainConfig(steps=100, learning_rate=2.0, warmup_fraction=0.1)
+    rates = [config.learning_rate_at(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == pytest.approx(2.0)
+    assert rates[-1] == pytest.approx(0.2)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_lengths_and_groups() -> None:
+    assert TrainConfig(epochs=2, batch_size=3).total_steps(10) == 6
+    for wrong in ({}, {"epochs": 1, "steps": 2}):
+        with pytest.raises(ValidationError, match="exactly one"):
+            TrainConfig(**wrong)
+    decayed, rest = parameter_groups(objective().trainable(), 0.1)
+    assert all(p.ndim >= 2 for p in decayed["params"]) and all(p.ndim == 1 for p in rest["params"])
+    assert decayed["weight_decay"] == 0.1 and rest["weight_decay"] == 0
+
+
+def test_a_batch_that_cannot_be_filled_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path / "s", [[1, 2]], vocab_size=50, eos_id=0)
+    with pytest.raises(CocomixError, match="fewer tokens than one window"):
+        Trainer(objective(), source(tmp_path / "s"), CONFIG, tmp_path / "a")
