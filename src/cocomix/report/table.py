@@ -57,14 +57,13 @@ def spread(stats: dict[str, Any]) -> str:
 
 
 def signed(stats: dict[str, Any]) -> str:
-    """A difference with sign, interval and verdict."""
+    """A difference with sign and interval."""
     half = stats["ci95"]
-    return f"{stats['mean']:+.2f}" + ("" if half is None else f" ± {half:.2f} {stats['verdict']}")
+    return f"{stats['mean']:+.2f}" + ("" if half is None else f" ± {half:.2f}")
 
 
 TERMINAL = {
     "student": "student",
-    "width": "width",
     "parameters": "params",
     "val ppl": "val ppl",
     "test ppl": "test ppl",
