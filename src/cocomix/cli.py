@@ -45,7 +45,9 @@ def demo(
     run: RunDir = DEFAULT_RUN,
     config: ConfigFile = None,
     seeds: Seeds = None,
-    tiny: Annotated[bool, typer.Option("--tiny", help="All stages in under two minutes; figures mean nothing.")] = False,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="All stages in under two minutes; figures mean nothing.")
+    ] = False,
 ) -> None:
     """Run every stage on real text and end with an honest comparison of students.
 
@@ -106,7 +108,9 @@ def label(
 
 
 @app.command()
-def evaluate(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, seeds: Seeds = None) -> None:
+def evaluate(
+    overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, seeds: Seeds = None
+) -> None:
     """Measure every trained student on the held-out splits: perplexity and concept recall."""
     opened = _open(run, config, overrides, seeds)
     for stage in opened.evaluation_stages():
@@ -115,7 +119,9 @@ def evaluate(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: Con
 
 
 @app.command()
-def report(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, seeds: Seeds = None) -> None:
+def report(
+    overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, seeds: Seeds = None
+) -> None:
     """Write report.html and report.json from what has been measured, and print the table."""
     opened = _open(run, config, overrides, seeds)
     opened.write_report()

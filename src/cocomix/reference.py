@@ -71,7 +71,9 @@ def load_student(
         raise CocomixError(f"{wrong[0]} is {state} this reference checkpoint; give the student's whole state_dict")
     embedding = given["transformer.wte.weight"]
     if head is not None and not torch.equal(head, embedding):
-        raise CocomixError("lm_head.weight differs from transformer.wte.weight, which the reference ties; mend the checkpoint")
+        raise CocomixError(
+            "lm_head.weight differs from transformer.wte.weight, which the reference ties; mend the checkpoint"
+        )
     config = CoCoMixConfig(
         vocab_size=embedding.shape[0],
         hidden_size=embedding.shape[1],
@@ -84,7 +86,8 @@ def load_student(
         num_concepts=given["transformer.concept_predictor.weight"].shape[0],
         concept_top_k=top_k,
     )
-    model = CoCoMixForCausalLM(config).to(embedding.dtype)
+    model = CoCoMixForCausalLM(config)
+    model.to(embedding.dtype)  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         for theirs, (ours, transposed) in names.items():
             parameter, value = model.get_parameter(ours), given[theirs]

@@ -72,7 +72,9 @@ def golden_teacher() -> PreTrainedModel:
 
 
 def golden_sae() -> TopKSAE:
-    state: dict = {name.removeprefix("sae/"): tensor.double() for name, tensor in CASE.items() if name.startswith("sae/")}
+    state: dict = {
+        name.removeprefix("sae/"): tensor.double() for name, tensor in CASE.items() if name.startswith("sae/")
+    }
     state["activation"] = "TopK"
     state["activation_state_dict"] = {"k": ABOUT["config"]["k"], "postact_fn": "ReLU"}
     return TopKSAE.from_openai(state)
@@ -169,7 +171,9 @@ def test_the_teacher_takes_no_gradients_and_is_left_as_it_was(teacher: PreTraine
     teacher.train()
     before = teacher.config._attn_implementation
     touched = []
-    handles = [block.register_full_backward_hook(lambda *_, i=i: touched.append(i)) for i, block in enumerate(blocks(teacher))]
+    handles = [
+        block.register_full_backward_hook(lambda *_, i=i: touched.append(i)) for i, block in enumerate(blocks(teacher))
+    ]
     attribute(teacher, autoencoder(), torch.randint(0, 61, (1, 6)), layer=1, rule=rule)
     for handle in handles:
         handle.remove()

@@ -74,7 +74,7 @@ def test_damage_is_refused(tmp_path: Path, file: str) -> None:
 
 def test_other_lineage_and_other_windows_are_refused(tmp_path: Path) -> None:
     filled(tmp_path / "l")
-    with pytest.raises(CocomixError, match="another tokens .*cocomix label"):
+    with pytest.raises(CocomixError, match=r"another tokens .*cocomix label"):
         LabelStore.open(tmp_path / "l", expect={**LINEAGE, "tokens": "c" * 64})
     store = LabelStore.open(tmp_path / "l")
     with pytest.raises(CocomixError, match="windows of 5 tokens, not 6"):

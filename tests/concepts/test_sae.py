@@ -55,7 +55,11 @@ def test_openai_layout_in_memory_and_as_a_file(tmp_path: Path) -> None:
     leaked = {key: value for key, value in state.items() if key != "activation_state_dict"}
     leaked |= {"activation.k": 3, "activation.postact_fn": "ReLU"}
     torch.save(state, tmp_path / "v5_32k_layer_6.pt")
-    for loaded in (TopKSAE.from_openai(state), TopKSAE.from_openai(leaked), TopKSAE.load_openai_file(tmp_path / "v5_32k_layer_6.pt")):
+    for loaded in (
+        TopKSAE.from_openai(state),
+        TopKSAE.from_openai(leaked),
+        TopKSAE.load_openai_file(tmp_path / "v5_32k_layer_6.pt"),
+    ):
         assert torch.equal(loaded(x), source(x)) and loaded.k == 3 and loaded.normalize
     linear = TopKSAE.from_openai(state | {"activation_state_dict": {"k": 3, "postact_fn": "Identity"}})
     assert not linear.relu
@@ -111,7 +115,9 @@ def test_training_loss_equals_the_formula_and_reaches_dead_latents() -> None:
     training = SaeTraining(made, aux_k=2, aux_coefficient=0.5, dead_after_tokens=10)
     normed, _, _ = made.preprocess(x)
     latents = made.encode(x)
-    guess = latents.values.new_zeros(50, 20).scatter(-1, latents.ids, latents.values) @ made.decoder_weight + made.pre_bias
+    guess = (
+        latents.values.new_zeros(50, 20).scatter(-1, latents.ids, latents.values) @ made.decoder_weight + made.pre_bias
+    )
     scale = (normed - normed.mean(0)).square().mean()
     main = (normed - guess).square().mean() / scale
     training.eval()

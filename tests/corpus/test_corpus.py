@@ -1,5 +1,6 @@
 """Sources yield the same documents every time, splits hold out whole ones, and what is wrong is said."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def test_the_presidents_addresses() -> None:
     for name in ("val", "test"):
         held = [int(d.id[:4]) for d in splits[name]]
         assert held[0] < 1830 and held[-1] > 1990
-        assert max(b - a for a, b in zip(held, held[1:], strict=False)) < 60
+        assert max(b - a for a, b in itertools.pairwise(held)) < 60
 
 
 @pytest.mark.parametrize(("n", "val", "test"), [(40, 0.05, 0.05), (100, 0.1, 0.02), (7, 0.3, 0.3), (1000, 0.01, 0.1)])
@@ -59,7 +60,10 @@ def test_folder_source_skips_what_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
     (tmp_path / "other.bin").write_bytes(b"x")
     with pytest.warns(UserWarning, match="1 unreadable"):
-        assert [(d.id, d.text) for d in SOURCES["folder"]({"path": tmp_path})] == [("a.txt", "one"), ("b/two.md", "zwei")]
+        assert [(d.id, d.text) for d in SOURCES["folder"]({"path": tmp_path})] == [
+            ("a.txt", "one"),
+            ("b/two.md", "zwei"),
+        ]
 
 
 def test_jsonl_source_counts_bad_lines(tmp_path: Path) -> None:

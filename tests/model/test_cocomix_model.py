@@ -283,25 +283,33 @@ def test_blocks_agree_with_transformers_when_the_concept_adds_nothing(backbone: 
     model = build(backbone, "add", norm_eps=1e-5)
     torch.manual_seed(5)
     if backbone == "gpt2":
-        plain = GPT2LMHeadModel(
-            GPT2Config(vocab_size=VOCAB, n_positions=20, n_embd=16, n_layer=4, n_head=4, initializer_range=0.2)
-        ).double().eval()
+        plain = (
+            GPT2LMHeadModel(
+                GPT2Config(vocab_size=VOCAB, n_positions=20, n_embd=16, n_layer=4, n_head=4, initializer_range=0.2)
+            )
+            .double()
+            .eval()
+        )
         _copy_gpt2(model, plain)
     else:
-        plain = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=VOCAB,
-                max_position_embeddings=20,
-                hidden_size=16,
-                intermediate_size=64,
-                num_hidden_layers=4,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                initializer_range=0.2,
-                rms_norm_eps=1e-5,
-                tie_word_embeddings=True,
+        plain = (
+            LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=VOCAB,
+                    max_position_embeddings=20,
+                    hidden_size=16,
+                    intermediate_size=64,
+                    num_hidden_layers=4,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    initializer_range=0.2,
+                    rms_norm_eps=1e-5,
+                    tie_word_embeddings=True,
+                )
             )
-        ).double().eval()
+            .double()
+            .eval()
+        )
         _copy_llama(model, plain)
     handle = model.mixer.vector.register_forward_hook(lambda _m, _i, output: torch.zeros_like(output))
     ids = tokens()
@@ -390,6 +398,12 @@ def test_bf16_autocast_trains(model: CoCoMixForCausalLM) -> None:
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(change: dict, words: str) -> None:
-    settings = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "num_concepts": 24, "concept_top_k": 5}
+    settings = {
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_concepts": 24,
+        "concept_top_k": 5,
+    }
     with pytest.raises(CocomixError, match=words):
         CoCoMixConfig(**{**settings, **change})

@@ -48,7 +48,9 @@ def test_outputs_losses_and_every_gradient(model: CoCoMixForCausalLM) -> None:
     output.loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     ours = to_reference_layout(model, gradients)
-    theirs = {name.split("grad/", 1)[1]: tensor for name, tensor in CASE.items() if "grad/" in name and "f32" not in name}
+    theirs = {
+        name.split("grad/", 1)[1]: tensor for name, tensor in CASE.items() if "grad/" in name and "f32" not in name
+    }
     assert set(ours) == set(theirs) and len(theirs) == len(STATE)
     for name, gradient in theirs.items():
         close(ours[name], gradient)

@@ -80,7 +80,7 @@ def test_a_failure_keeps_the_old_result_and_the_partial_folder(tmp_path: Path) -
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     a, _ = chain(tmp_path)
     a.error = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(CocomixError, match="disk .* is full; free some space"):
+    with pytest.raises(CocomixError, match=r"disk .* is full; free some space"):
         a.run(None)
 
 

@@ -86,7 +86,9 @@ def test_a_demo_student_reloads_in_a_process_that_only_imported_cocomix(tiny: Pa
 def test_generate_continues_a_prompt(tiny: Path) -> None:
     done = cocomix("generate", "Fellow citizens", "--run", "runs/tiny", "--max-new-tokens", "8", cwd=tiny)
     assert done.stdout.startswith("Fellow citizens")
-    refused(cocomix("generate", "x", "--run", "runs/tiny", "--student", "../../etc", cwd=tiny, check=False), "no trained")
+    refused(
+        cocomix("generate", "x", "--run", "runs/tiny", "--student", "../../etc", cwd=tiny, check=False), "no trained"
+    )
     refused(cocomix("generate", "x", "--model", "./nowhere", cwd=tiny, check=False), "nowhere")
 
 
@@ -138,7 +140,9 @@ def test_a_damaged_shard_is_refused_and_nothing_is_lost(tiny: Path, damage: str)
         (("report",), ("not done yet",)),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
     (tmp_path / "empty").mkdir()
     refused(cocomix(*arguments, "--run", "r", cwd=tmp_path, check=False), *words)
 
@@ -146,12 +150,16 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: tu
 def test_a_teacher_with_another_vocabulary_is_refused(tiny: Path, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=64, n_embd=8, n_layer=2, n_head=1)).save_pretrained(tmp_path / "t")
+    GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=64, n_embd=8, n_layer=2, n_head=1)).save_pretrained(
+        tmp_path / "t"
+    )
     copy = tmp_path / "run"
     copy.mkdir()
     for name in ("corpus", "tokens", "config.yaml"):
         os.symlink(tiny / "runs" / "tiny" / name, copy / name)
-    done = cocomix("train", "teacher", f"teacher.pretrained={tmp_path / 't'}", "--run", str(copy), cwd=tmp_path, check=False)
+    done = cocomix(
+        "train", "teacher", f"teacher.pretrained={tmp_path / 't'}", "--run", str(copy), cwd=tmp_path, check=False
+    )
     refused(done, "vocabulary of 40", "512", "tokens.tokenizer")
 
 

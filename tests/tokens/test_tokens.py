@@ -9,7 +9,12 @@ from cocomix.corpus import Document
 from cocomix.errors import CocomixError
 from cocomix.tokens import TokenShards, batch_order, load_tokenizer, tokenize_corpus, train_tokenizer, write_shards
 
-TEXTS = ["We the people of the United States, in order to form", "Äpfel, naïve — “quotes” 🎈", "a", "Fellow citizens " * 40]
+TEXTS = [
+    "We the people of the United States, in order to form",
+    "Äpfel, naïve — “quotes” 🎈",
+    "a",
+    "Fellow citizens " * 40,
+]
 
 
 def documents(n: int = 30, seed: int = 0) -> list[np.ndarray]:
@@ -52,7 +57,7 @@ def test_damage_is_refused_by_name(tmp_path: Path) -> None:
     victim.write_bytes(good)
     TokenShards.open(folder)
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(CocomixError, match="manifest .* is damaged"):
+    with pytest.raises(CocomixError, match=r"manifest .* is damaged"):
         TokenShards.open(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(CocomixError, match="no finished token shards"):
@@ -87,7 +92,9 @@ def test_tokenizer_round_trips_any_text(tmp_path: Path) -> None:
         assert ids == trained(text, add_special_tokens=False)["input_ids"]
         assert loaded.decode(ids) == text
     assert loaded.eos_token_id == loaded.pad_token_id == loaded.bos_token_id == 0
-    shards = tokenize_corpus(loaded, [Document(str(i), t) for i, t in enumerate(TEXTS)], tmp_path / "s", batch_documents=3)
+    shards = tokenize_corpus(
+        loaded, [Document(str(i), t) for i, t in enumerate(TEXTS)], tmp_path / "s", batch_documents=3
+    )
     whole = [i for text in TEXTS for i in [*loaded(text, add_special_tokens=False)["input_ids"], 0]]
     assert shards.windows([0], len(whole)).tolist() == [whole]
     with pytest.raises(CocomixError, match="no tokenizer can be loaded"):

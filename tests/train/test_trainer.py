@@ -1,5 +1,6 @@
 """Training: exact resume, accumulation, two processes, schedule, checkpoints that survive damage."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -23,7 +24,14 @@ from cocomix.train.distributed import Interrupted
 from cocomix.train.trainer import Trainer, parameter_groups
 
 CONFIG = TrainConfig(
-    seq_len=8, batch_size=4, steps=12, learning_rate=0.01, warmup_fraction=0.1, n_evals=3, checkpoint_seconds=1e9, seed=5
+    seq_len=8,
+    batch_size=4,
+    steps=12,
+    learning_rate=0.01,
+    warmup_fraction=0.1,
+    n_evals=3,
+    checkpoint_seconds=1e9,
+    seed=5,
 )
 
 
@@ -39,7 +47,14 @@ def source(folder: Path) -> BatchSource:
 def objective(dropout: float = 0.0) -> NtpObjective:
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=50, n_positions=8, n_embd=16, n_layer=2, n_head=2, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout
+        vocab_size=50,
+        n_positions=8,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
     )
     return NtpObjective(GPT2LMHeadModel(config))
 
@@ -81,7 +96,9 @@ def test_gradient_accumulation_equals_the_whole_batch(tmp_path: Path) -> None:
     results = []
     for micro in (None, 1, 3):
         made = objective().double()
-        Trainer(made, source(tmp_path / "s"), CONFIG.model_copy(update={"micro_batch_size": micro}), tmp_path / str(micro)).run()
+        Trainer(
+            made, source(tmp_path / "s"), CONFIG.model_copy(update={"micro_batch_size": micro}), tmp_path / str(micro)
+        ).run()
         results.append(weights(made))
     for other in results[1:]:
         for name, tensor in results[0].items():
@@ -107,7 +124,16 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         "    if is_main():\n"
         "        torch.save(weights(made), home / 'two.pt')\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(program),
+        str(tmp_path),
+    ]
     done = subprocess.run(launch, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     one = objective()
@@ -158,7 +184,7 @@ def test_schedule_warms_up_and_ends_at_a_tenth() -> None:
     rates = [config.learning_rate_at(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == pytest.approx(2.0)
     assert rates[-1] == pytest.approx(0.2)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
 
 
 def test_lengths_and_groups() -> None:

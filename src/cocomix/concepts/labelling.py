@@ -71,7 +71,9 @@ def label_split(
             with _autocast(device, precision):
                 active = attribute_active(teacher, sae, ids, layer=layer, rule=rule, sign=sign)
             chosen = select_active(active, k)
-            store.write(start, chosen.ids.cpu().numpy(), chosen.scores.float().cpu().numpy(), chosen.valid.cpu().numpy())
+            store.write(
+                start, chosen.ids.cpu().numpy(), chosen.scores.float().cpu().numpy(), chosen.valid.cpu().numpy()
+            )
             labelled += ids.numel()
         if progress is not None:
             progress(number + 1, len(starts), {})

@@ -48,7 +48,9 @@ class TopKSAE(nn.Module):
     def __init__(self, d_model: int, n_latents: int, k: int, *, normalize: bool = True, relu: bool = True) -> None:
         super().__init__()
         if not 1 <= k <= n_latents:
-            raise CocomixError(f"k {k} active latents do not fit into {n_latents} latents; choose k from 1 to {n_latents}")
+            raise CocomixError(
+                f"k {k} active latents do not fit into {n_latents} latents; choose k from 1 to {n_latents}"
+            )
         self.d_model, self.n_latents, self.k, self.normalize, self.relu = d_model, n_latents, k, normalize, relu
         rows = F.normalize(torch.randn(n_latents, d_model), dim=-1)
         self.pre_bias = nn.Parameter(torch.zeros(d_model))
@@ -179,7 +181,9 @@ def sae_quality(sae: TopKSAE, batches: Any) -> dict[str, float]:
         square = wide.square().sum() if square is None else square + wide.square().sum()
         n += len(x)
     if n == 0 or total is None or square is None:
-        raise CocomixError("there are no hidden states to measure the autoencoder on; the validation split is too short")
+        raise CocomixError(
+            "there are no hidden states to measure the autoencoder on; the validation split is too short"
+        )
     deviation = float(square - total.square().sum() / n)
     return {
         "explained_variance": 1 - error / deviation if deviation else math.nan,

@@ -32,13 +32,17 @@ def from_openai(state_dict: dict[str, Any]) -> TopKSAE:
     k = details.get("k", state_dict.get("activation.k"))
     postact = details.get("postact_fn", state_dict.get("activation.postact_fn", "ReLU"))
     if activation != "TopK" or k is None:
-        raise CocomixError(f"this autoencoder's activation is {activation!r}, not TopK with a k; use a TopK autoencoder")
+        raise CocomixError(
+            f"this autoencoder's activation is {activation!r}, not TopK with a k; use a TopK autoencoder"
+        )
     if postact not in ("ReLU", "Identity"):
         raise CocomixError(f"this autoencoder applies {postact!r} after TopK; only ReLU and Identity are known")
     expected = {"pre_bias", "encoder.weight", "latent_bias", "decoder.weight"}
     if set(rest) != expected:
         wrong = sorted(set(rest) ^ expected)[0]
-        raise CocomixError(f"an OpenAI autoencoder has exactly {', '.join(sorted(expected))}; {wrong!r} is missing or unknown")
+        raise CocomixError(
+            f"an OpenAI autoencoder has exactly {', '.join(sorted(expected))}; {wrong!r} is missing or unknown"
+        )
     encoder = rest["encoder.weight"]
     n_latents, d_model = encoder.shape
     shapes = {"pre_bias": (d_model,), "latent_bias": (n_latents,), "decoder.weight": (d_model, n_latents)}
@@ -79,7 +83,13 @@ def save_pretrained(sae: TopKSAE, folder: Path | str, about: dict[str, Any]) -> 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in sae.state_dict().items()}, folder / WEIGHTS)
-    settings = {"d_model": sae.d_model, "n_latents": sae.n_latents, "k": sae.k, "normalize": sae.normalize, "relu": sae.relu}
+    settings = {
+        "d_model": sae.d_model,
+        "n_latents": sae.n_latents,
+        "k": sae.k,
+        "normalize": sae.normalize,
+        "relu": sae.relu,
+    }
     (folder / ABOUT).write_text(json.dumps({"format": 1, **settings, "about": about}, indent=1), encoding="utf-8")
 
 
@@ -104,5 +114,7 @@ def from_pretrained(folder: Path | str) -> TopKSAE:
     except FileNotFoundError as error:
         raise CocomixError(f"{folder} holds no autoencoder ({Path(error.filename or ABOUT).name} is missing)") from None
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CocomixError(f"the autoencoder in {folder} is damaged ({type(error).__name__}); train or copy it again") from error
+        raise CocomixError(
+            f"the autoencoder in {folder} is damaged ({type(error).__name__}); train or copy it again"
+        ) from error
     return sae

@@ -41,7 +41,9 @@ class LabelStore:
         self._nothing = np.iinfo(dtype).max
         self._ids = np.memmap(folder / IDS, dtype=dtype, mode=mode, shape=shape)
         self._scores = np.memmap(folder / SCORES, dtype="<f4", mode=mode, shape=shape)
-        self._done = np.memmap(folder / DONE, dtype=np.uint8, mode=mode, shape=(self.n_windows,)) if mode == "r+" else None
+        self._done = (
+            np.memmap(folder / DONE, dtype=np.uint8, mode=mode, shape=(self.n_windows,)) if mode == "r+" else None
+        )
 
     @classmethod
     def create(
@@ -76,7 +78,9 @@ class LabelStore:
             CocomixError: there is none.
         """
         folder = Path(folder)
-        return cls(folder, _read_json(folder / PENDING, f"{folder} holds no unfinished labels; run `cocomix label`"), "r+")
+        return cls(
+            folder, _read_json(folder / PENDING, f"{folder} holds no unfinished labels; run `cocomix label`"), "r+"
+        )
 
     @classmethod
     def open(cls, folder: Path | str, *, expect: dict[str, Any] | None = None, verify: bool = True) -> "LabelStore":
@@ -95,7 +99,8 @@ class LabelStore:
         for name, value in (expect or {}).items():
             if about["lineage"].get(name) != value:
                 raise CocomixError(
-                    f"the labels in {folder} were made with another {name} ({_short(about['lineage'].get(name))} instead of"
+                    f"the labels in {folder} were made with another {name}"
+                    f" ({_short(about['lineage'].get(name))} instead of"
                     f" {_short(value)}); {again}"
                 )
         for name, entry in about["files"].items():
@@ -103,7 +108,9 @@ class LabelStore:
             if not path.exists() or path.stat().st_size != entry["bytes"]:
                 raise CocomixError(f"the label file {path} is missing or truncated; {again}")
             if verify and _sha256(path) != entry["sha256"]:
-                raise CocomixError(f"the label file {path} was altered (its checksum differs from the manifest's); {again}")
+                raise CocomixError(
+                    f"the label file {path} was altered (its checksum differs from the manifest's); {again}"
+                )
         return cls(folder, about, "r")
 
     def write(self, window: int, ids: np.ndarray, scores: np.ndarray, valid: np.ndarray) -> None:
@@ -140,10 +147,13 @@ class LabelStore:
         assert self._done is not None, "opened for reading"
         missing = int((self._done == 0).sum())
         if missing:
-            raise CocomixError(f"{missing} of {self.n_windows} windows in {self.folder} have no labels yet; run `cocomix label`")
+            raise CocomixError(
+                f"{missing} of {self.n_windows} windows in {self.folder} have no labels yet; run `cocomix label`"
+            )
         self.flush()
         files = {
-            name: {"bytes": (self.folder / name).stat().st_size, "sha256": _sha256(self.folder / name)} for name in (IDS, SCORES)
+            name: {"bytes": (self.folder / name).stat().st_size, "sha256": _sha256(self.folder / name)}
+            for name in (IDS, SCORES)
         }
         _write_json(self.folder / MANIFEST, {**self.about, "files": files})
         (self.folder / PENDING).unlink()

@@ -48,7 +48,9 @@ def check_layer(model: nn.Module, layer: int) -> nn.Module:
     """
     stack = blocks(model)
     if not 0 <= layer < len(stack):
-        raise CocomixError(f"layer {layer} is outside the concept model's {len(stack)} blocks; choose 0 to {len(stack) - 1}")
+        raise CocomixError(
+            f"layer {layer} is outside the concept model's {len(stack)} blocks; choose 0 to {len(stack) - 1}"
+        )
     return stack[layer]
 
 

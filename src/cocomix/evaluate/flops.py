@@ -65,9 +65,7 @@ def _parts(config: Any, seq_len: int) -> Parts:
     return Parts(projections + mlp + attention, attention, 2 * d * config.vocab_size, config.num_hidden_layers)
 
 
-def labelling_flops(
-    config: PretrainedConfig, *, n_latents: int, k: int, layer: int, rule: str, seq_len: int
-) -> float:
+def labelling_flops(config: PretrainedConfig, *, n_latents: int, k: int, layer: int, rule: str, seq_len: int) -> float:
     """Operations per token of labelling with `rule`.
 
     Below the SAE: one forward pass. Above, `reference`: forward and backward for activations only; `exact`: the

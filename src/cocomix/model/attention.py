@@ -23,7 +23,9 @@ class Attention(nn.Module):
         dropout: dropout of the attention weights and the output.
     """
 
-    def __init__(self, hidden_size: int, heads: int, kv_heads: int, layer_index: int, *, bias: bool, dropout: float) -> None:
+    def __init__(
+        self, hidden_size: int, heads: int, kv_heads: int, layer_index: int, *, bias: bool, dropout: float
+    ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, hidden_size // heads
         self.layer_index, self.dropout = layer_index, dropout

@@ -47,12 +47,16 @@ class SwiGluMLP(nn.Module):
 class Block(GradientCheckpointingLayer):
     """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], dropout: float) -> None:
+    def __init__(
+        self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], dropout: float
+    ) -> None:
         super().__init__()
         self.norm_1, self.norm_2 = norms
         self.attention, self.mlp, self.dropout = attention, mlp, dropout
 
-    def forward(self, hidden: torch.Tensor, layout: Attend, rotary: Rotary | None, cache: Cache | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, layout: Attend, rotary: Rotary | None, cache: Cache | None = None
+    ) -> torch.Tensor:
         hidden = hidden + self.attention(self.norm_1(hidden), layout, rotary, cache)
         return hidden + F.dropout(self.mlp(self.norm_2(hidden)), self.dropout, self.training)
 

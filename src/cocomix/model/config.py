@@ -80,13 +80,13 @@ class CoCoMixConfig(PretrainedConfig):
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.use_cache = use_cache
-        super().__init__(
-            tie_word_embeddings=tie_word_embeddings,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            **kwargs,
-        )
+        kwargs |= {
+            "tie_word_embeddings": tie_word_embeddings,
+            "bos_token_id": bos_token_id,
+            "eos_token_id": eos_token_id,
+            "pad_token_id": pad_token_id,
+        }
+        super().__init__(**kwargs)
         self._check()
 
     def _check(self) -> None:

@@ -19,9 +19,7 @@ class Attend(NamedTuple):
     """whether SDPA's own causal flag is used"""
 
 
-def attend(
-    padding: torch.Tensor | None, new: int, past: int, *, slots: int, device: torch.device
-) -> Attend:
+def attend(padding: torch.Tensor | None, new: int, past: int, *, slots: int, device: torch.device) -> Attend:
     """Layout for `new` tokens after `past` cached ones, with `slots` slots each.
 
     Args:

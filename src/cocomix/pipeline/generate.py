@@ -16,7 +16,9 @@ def locate(run_dir: Path, student: str, seed: int) -> Path:
         CocomixError: there is none of that name and seed.
     """
     root = run_dir.resolve()
-    folder = root / "teacher" / "model" if student == "teacher" else root / "students" / student / f"seed{seed}" / "model"
+    folder = (
+        root / "teacher" / "model" if student == "teacher" else root / "students" / student / f"seed{seed}" / "model"
+    )
     if not folder.resolve().is_relative_to(root) or not (folder / "config.json").exists():
         there = ", ".join(sorted(str(p.relative_to(root / "students")) for p in (root / "students").glob("*/seed*")))
         raise CocomixError(
@@ -47,7 +49,7 @@ def continue_text(source: str, prompt: str, *, max_new_tokens: int, temperature:
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     with torch.inference_mode():
-        output = model.generate(
+        output = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=min(max_new_tokens, room),

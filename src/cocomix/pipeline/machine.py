@@ -39,7 +39,11 @@ def git_commit() -> str | None:
     here = Path(__file__).parent
     try:
         head = subprocess.run(
-            ["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", here, "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout.strip()
         status = ["git", "-C", here, "status", "--porcelain", "--untracked-files=no"]
         dirty = subprocess.run(status, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -127,7 +127,9 @@ class Stage(ABC):
                     " finished stages are kept"
                 ) from error
             if isinstance(error, PermissionError):
-                raise CocomixError(f"{error.filename or self.run_dir} cannot be written; mend its permissions") from error
+                raise CocomixError(
+                    f"{error.filename or self.run_dir} cannot be written; mend its permissions"
+                ) from error
             raise
         return self.figures
 

@@ -52,7 +52,13 @@ class StudentStage(Stage):
             self.tokens.shards("val"), self.run_config.seq_len, self.run_config.evaluation, self.train.precision
         )
         result = train_objective(
-            OBJECTIVES[self.config.objective](model), self.tokens.shards("train"), store, self.train, folder, validate, progress
+            OBJECTIVES[self.config.objective](model),
+            self.tokens.shards("train"),
+            store,
+            self.train,
+            folder,
+            validate,
+            progress,
         )
         if is_main():
             self.tokens.tokenizer().save_pretrained(folder / "model")

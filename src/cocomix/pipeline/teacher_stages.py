@@ -44,7 +44,9 @@ class TeacherStage(Stage):
         vocab_size = self.tokens.figures["vocab_size"]
         torch.manual_seed(self.config.train.seed)
         model = build_plain(self.config.model, vocab_size=vocab_size, seq_len=self.seq_len)
-        validate = validation_curve(self.tokens.shards("val"), self.seq_len, self.evaluation, self.config.train.precision)
+        validate = validation_curve(
+            self.tokens.shards("val"), self.seq_len, self.evaluation, self.config.train.precision
+        )
         result = train_objective(
             NtpObjective(model), self.tokens.shards("train"), None, self.config.train, folder, validate, progress
         )
@@ -57,7 +59,9 @@ class TeacherStage(Stage):
             model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, use_safetensors=True)
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0]
-            raise CocomixError(f"the concept model {source} cannot be loaded ({first}); give a model folder or hub id") from error
+            raise CocomixError(
+                f"the concept model {source} cannot be loaded ({first}); give a model folder or hub id"
+            ) from error
         self._check_vocabulary(model, source)
         if model.config.max_position_embeddings < self.seq_len:
             raise CocomixError(
@@ -81,7 +85,9 @@ class TeacherStage(Stage):
         except (OSError, ValueError, KeyError):
             return  # no tokenizer beside the weights: sizes are all that can be compared
         if theirs.get_vocab() != ours.get_vocab():
-            raise CocomixError(f"the concept model {source} numbers its tokens differently from the students' tokenizer; {mend}")
+            raise CocomixError(
+                f"the concept model {source} numbers its tokens differently from the students' tokenizer; {mend}"
+            )
 
     def model(self) -> PreTrainedModel:
         """The finished concept model, in evaluation mode, taking no gradients."""
@@ -114,7 +120,8 @@ class SaeStage(Stage):
         width, n_layers = teacher.config.hidden_size, teacher.config.num_hidden_layers
         if self.config.layer >= n_layers:
             raise CocomixError(
-                f"sae.layer {self.config.layer} is outside the concept model's {n_layers} blocks; choose 0 to {n_layers - 1}"
+                f"sae.layer {self.config.layer} is outside the concept model's {n_layers} blocks;"
+                f" choose 0 to {n_layers - 1}"
             )
         extra: dict[str, Any] = {}
         if self.config.pretrained is not None:
@@ -207,7 +214,11 @@ class LabelStage(Stage):
                 progress=progress if split == "train" else None,
             )
         per_token = labelling_flops(
-            teacher.config, n_latents=sae.n_latents, k=sae.k, layer=self.sae.config.layer, rule=self.config.rule,
+            teacher.config,
+            n_latents=sae.n_latents,
+            k=sae.k,
+            layer=self.sae.config.layer,
+            rule=self.config.rule,
             seq_len=self.seq_len,
         )
         figures["flops"] = per_token * figures["train"]["tokens"]

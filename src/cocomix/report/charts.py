@@ -8,15 +8,23 @@ import re
 from typing import Any
 
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899", "#14b8a6", "#a3a300")
-AXES = {"tokens": ("training tokens", 1e6, "M"), "flops": ("training FLOPs", 1e12, "T"), "seconds": ("training seconds", 1.0, "")}
+AXES = {
+    "tokens": ("training tokens", 1e6, "M"),
+    "flops": ("training FLOPs", 1e12, "T"),
+    "seconds": ("training seconds", 1.0, ""),
+}
 
 
 def curve_chart(students: list[dict[str, Any]], axis: str) -> str:
-    """Validation perplexity against `axis` (tokens, flops or seconds): seeds as thin lines, their mean as a thick one."""
+    """Validation perplexity against `axis` (tokens, flops or seconds).
+
+    Seeds are thin lines, their mean a thick one.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter
 
     label, unit, suffix = AXES[axis]
     with plt.rc_context({"svg.fonttype": "none", "font.size": 11, "svg.hashsalt": "cocomix"}):
@@ -28,12 +36,20 @@ def curve_chart(students: list[dict[str, Any]], axis: str) -> str:
                 axes.plot(x, [point["val_perplexity"] for point in curve], color=colour, linewidth=0.8, alpha=0.45)
             if curves:
                 x, y = _mean_curve(curves, axis)
-                axes.plot([value / unit for value in x], y, color=colour, linewidth=2.2, marker="o", markersize=3.5, label=student["name"])
+                axes.plot(
+                    [value / unit for value in x],
+                    y,
+                    color=colour,
+                    linewidth=2.2,
+                    marker="o",
+                    markersize=3.5,
+                    label=student["name"],
+                )
         axes.set_xlabel(f"{label}{f' ({suffix})' if suffix else ''}")
         axes.set_ylabel("validation perplexity")
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

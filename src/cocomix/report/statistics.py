@@ -34,7 +34,7 @@ def paired_difference(student: dict[str, Any], other: dict[str, Any], figure: st
 
 
 def cost_to_reach(curve: Sequence[dict[str, Any]], target: float, axis: str) -> float | None:
-    """Where on `axis` a curve's validation perplexity first falls to `target`, by linear interpolation; None if never."""
+    """Where on `axis` a curve's validation perplexity first falls to `target` (interpolated); None if never."""
     before: dict[str, Any] | None = None
     for point in curve:
         if point["val_perplexity"] <= target:
@@ -79,7 +79,7 @@ def derive(results: dict[str, Any]) -> dict[str, Any]:
     references = {name: student for name, student in students.items() if student["objective"] == "ntp"}
     derived = {}
     for name, student in students.items():
-        figures = {
+        figures: dict[str, Any] = {
             figure: summary([run[figure] for run in student["runs"]])
             for figure in ("val_perplexity", "test_perplexity", "seconds", "flops", "tokens")
         }
@@ -88,7 +88,8 @@ def derive(results: dict[str, Any]) -> dict[str, Any]:
         others = {other: reference for other, reference in references.items() if other != name}
         figures["difference"] = {
             other: {
-                figure: paired_difference(student, reference, figure) for figure in ("val_perplexity", "test_perplexity")
+                figure: paired_difference(student, reference, figure)
+                for figure in ("val_perplexity", "test_perplexity")
             }
             for other, reference in others.items()
         }

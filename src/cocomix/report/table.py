@@ -10,7 +10,7 @@ from rich.text import Text
 from cocomix.report.statistics import derive
 from cocomix.report.wording import headline
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "student",
     "width",
     "parameters",
@@ -81,7 +81,7 @@ def summary_table(results: dict[str, Any]) -> Group:
     for heading in TERMINAL.values():
         table.add_column(heading, justify="left" if heading == "student" else "right", no_wrap=heading != "student")
     for row in rows(results):
-        cells = dict(zip(COLUMNS, row, strict=True))
+        cells: dict[str, str] = dict(zip(COLUMNS, row, strict=True))
         table.add_row(*(cells[column] for column in TERMINAL))
     note = f"{seeds} seed{'s' if seeds > 1 else ''}; vs base is the difference in test perplexity, ± the 95 % interval."
     return Group(table, Text(note, style="dim"), *(Text(sentence) for sentence in headline(results, derive(results))))

@@ -49,7 +49,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CocomixError(f"no tokenizer can be loaded from {source} ({first}); give a tokenizer folder or hub id") from error
+        raise CocomixError(
+            f"no tokenizer can be loaded from {source} ({first}); give a tokenizer folder or hub id"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise CocomixError(f"the tokenizer {source} has no end-of-text token; add one as its eos_token")
     if tokenizer.pad_token_id is None:
@@ -73,7 +75,11 @@ def tokenize_corpus(
             yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     return write_shards(
-        folder, ids(), vocab_size=len(tokenizer), eos_id=tokenizer.eos_token_id, shard_tokens=shard_tokens
+        folder,
+        ids(),
+        vocab_size=len(tokenizer),
+        eos_id=int(tokenizer.eos_token_id),  # pyright: ignore[reportArgumentType]
+        shard_tokens=shard_tokens,
     )
 
 

@@ -43,7 +43,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], curve: list[
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, key: str, device: torch.device) -> tuple[int, dict[str, Any], list[dict[str, Any]]] | None:
+def load_checkpoint(
+    folder: Path, key: str, device: torch.device
+) -> tuple[int, dict[str, Any], list[dict[str, Any]]] | None:
     """Newest sound checkpoint as (step, state, curve), or None if there is none.
 
     Raises:
@@ -54,10 +56,14 @@ def load_checkpoint(folder: Path, key: str, device: torch.device) -> tuple[int, 
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
             state = torch.load(path / "state.pt", map_location=device, weights_only=True)
         except Exception as error:  # torch raises several unrelated types for a damaged file
-            warnings.warn(f"the checkpoint {path} is damaged ({type(error).__name__}) and was passed over", stacklevel=2)
+            warnings.warn(
+                f"the checkpoint {path} is damaged ({type(error).__name__}) and was passed over", stacklevel=2
+            )
             continue
         if meta["key"] != key:
-            raise CocomixError(f"the checkpoint {path} was made with other settings; delete {folder} or restore the settings")
+            raise CocomixError(
+                f"the checkpoint {path} was made with other settings; delete {folder} or restore the settings"
+            )
         return meta["step"], state, meta["curve"]
     return None
 

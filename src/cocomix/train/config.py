@@ -11,24 +11,30 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seq_len: int = Field(256, ge=2, description="tokens per window")
-    batch_size: int = Field(16, ge=1, description="windows per step, over all processes")
-    micro_batch_size: int | None = Field(None, ge=1, description="windows per backward pass and process; empty: all")
-    epochs: float | None = Field(None, gt=0, description="passes over the windows")
-    steps: int | None = Field(None, ge=1, description="optimiser steps")
-    learning_rate: float = Field(6e-4, gt=0, description="maximum learning rate")
-    warmup_fraction: float = Field(1 / 300, ge=0, le=1, description="share of the steps with linear warm-up")
-    final_lr_fraction: float = Field(0.1, ge=0, le=1, description="end of the cosine, as a share of the maximum")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW moment decays")
-    eps: float = Field(1e-8, gt=0, description="AdamW epsilon")
-    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of matrices; biases and norms have none")
-    grad_clip: float = Field(1.0, gt=0, description="maximum global gradient norm")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 means autocast; weights stay fp32")
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-    compile: bool = Field(False, description="torch.compile the model")
-    n_evals: int = Field(10, ge=0, description="evaluations, evenly spaced over the run and one at its end")
-    checkpoint_seconds: float = Field(60.0, gt=0, description="at least this long between two checkpoints")
-    seed: int = Field(0, ge=0, description="seed of initialisation and data order")
+    seq_len: int = Field(default=256, ge=2, description="tokens per window")
+    batch_size: int = Field(default=16, ge=1, description="windows per step, over all processes")
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="windows per backward pass and process; empty: all"
+    )
+    epochs: float | None = Field(default=None, gt=0, description="passes over the windows")
+    steps: int | None = Field(default=None, ge=1, description="optimiser steps")
+    learning_rate: float = Field(default=6e-4, gt=0, description="maximum learning rate")
+    warmup_fraction: float = Field(default=1 / 300, ge=0, le=1, description="share of the steps with linear warm-up")
+    final_lr_fraction: float = Field(
+        default=0.1, ge=0, le=1, description="end of the cosine, as a share of the maximum"
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW moment decays")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW epsilon")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="decoupled decay of matrices; biases and norms have none"
+    )
+    grad_clip: float = Field(default=1.0, gt=0, description="maximum global gradient norm")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 means autocast; weights stay fp32")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    compile: bool = Field(default=False, description="torch.compile the model")
+    n_evals: int = Field(default=10, ge=0, description="evaluations, evenly spaced over the run and one at its end")
+    checkpoint_seconds: float = Field(default=60.0, gt=0, description="at least this long between two checkpoints")
+    seed: int = Field(default=0, ge=0, description="seed of initialisation and data order")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -22,7 +22,7 @@ class BatchSource:
         self.waited = 0.0
 
     def __call__(self, indices: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
-        """`input_ids` int64 `[batch, seq]` and, with labels, `concept_labels` int64 `[batch, seq, k]`, -100 unlabelled."""
+        """`input_ids` int64 `[batch, seq]`; with labels also `concept_labels` int64 `[batch, seq, k]`, -100: none."""
         started = time.perf_counter()
         batch = {"input_ids": torch.from_numpy(self.shards.windows(indices, self.seq_len))}
         if self.labels is not None:

@@ -85,9 +85,13 @@ class Trainer:
         self.total = config.total_steps(data.n_windows)
         self.evaluations = {round(i * self.total / config.n_evals) for i in range(1, config.n_evals + 1)}
         if data.n_windows < 1:
-            raise CocomixError(f"the corpus has fewer tokens than one window of {config.seq_len}; add text or lower seq_len")
+            raise CocomixError(
+                f"the corpus has fewer tokens than one window of {config.seq_len}; add text or lower seq_len"
+            )
         if config.batch_size % world_size():
-            raise CocomixError(f"batch_size {config.batch_size} cannot be shared evenly by {world_size()} processes; change it")
+            raise CocomixError(
+                f"batch_size {config.batch_size} cannot be shared evenly by {world_size()} processes; change it"
+            )
         self.objective.to(self.device)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(objective.trainable(), config.weight_decay),
@@ -131,7 +135,9 @@ class Trainer:
                     self._save()
                     saved_at = time.monotonic()
                 if stopping:
-                    raise Interrupted(f"stopped at step {self.step} of {self.total} and saved; the same command goes on from here")
+                    raise Interrupted(
+                        f"stopped at step {self.step} of {self.total} and saved; the same command goes on from here"
+                    )
         return self._result()
 
     def _train_step(self, loss_fn: Callable[..., Any]) -> torch.Tensor:
@@ -147,7 +153,11 @@ class Trainer:
             part = mine[start : start + micro]
             last = start + micro >= len(mine)
             batch = self.data(part, self.device)
-            no_sync = loss_fn.no_sync() if isinstance(loss_fn, DistributedDataParallel) and not last else contextlib.nullcontext()
+            no_sync = (
+                loss_fn.no_sync()
+                if isinstance(loss_fn, DistributedDataParallel) and not last
+                else contextlib.nullcontext()
+            )
             with no_sync:
                 with self._autocast():
                     loss = loss_fn(batch) * (len(part) / len(mine))
@@ -169,7 +179,9 @@ class Trainer:
         if self.config.compile:
             wrapped = torch.compile(wrapped)  # pyright: ignore[reportAssignmentType]
         if world_size() > 1:
-            wrapped = DistributedDataParallel(wrapped, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+            wrapped = DistributedDataParallel(
+                wrapped, device_ids=[self.device.index] if self.device.type == "cuda" else None
+            )
         return wrapped
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
