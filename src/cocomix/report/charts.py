@@ -27,8 +27,8 @@ def curve_chart(students: list[dict[str, Any]], axis: str) -> str:
     from matplotlib.ticker import FormatStrFormatter
 
     label, unit, suffix = AXES[axis]
-    with plt.rc_context({"svg.fonttype": "none", "font.size": 11, "svg.hashsalt": "cocomix"}):
-        figure, axes = plt.subplots(figsize=(6.2, 3.8))
+    with plt.rc_context({"svg.fonttype": "none", "font.size": 13, "svg.hashsalt": "cocomix"}):
+        figure, axes = plt.subplots(figsize=(5.6, 4.0))
         for number, student in enumerate(students):
             colour, curves = COLOURS[number % len(COLOURS)], [run["curve"] for run in student["runs"] if run["curve"]]
             for curve in curves:
@@ -50,7 +50,7 @@ def curve_chart(students: list[dict[str, Any]], axis: str) -> str:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
-        axes.grid(alpha=0.25)
+        axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
         figure.tight_layout()
