@@ -11,7 +11,7 @@ from cocomix.errors import CocomixError
 DEMO = Path(str(resources.files("cocomix") / "recipes" / "demo.yaml"))
 
 
-@pytest.mark.parametrize("name", ["demo", "tiny"])
+@pytest.mark.parametrize("name", ["demo", "tiny", "rules"])
 def test_shipped_recipes_are_valid(name: str) -> None:
     load_config(DEMO.with_name(f"{name}.yaml"))
 
@@ -32,10 +32,11 @@ def test_saved_config_loads_to_the_same(tmp_path: Path) -> None:
         ("students.cocomix.concept.concept_layer=4", ["concept_layer 4", "outside the stack", "1 to 3"]),
         ("students.cocomix.concept.concept_layer=0", ["concept_layer"]),
         ("sae.layer=6", ["sae.layer 6", "outside"]),
-        ("students.cocomix.labels=nowhere", ["nowhere", "helpful"]),
+        ("students.cocomix.labels=nowhere", ["nowhere", "exact"]),
         ("students.ntp_wide.match_parameters=nobody", ["nobody"]),
-        ("labels.helpful.k=17", ["17", "16"]),
-        ("labels.helpful.rule=magic", ["labels.helpful.rule", "magic"]),
+        ("labels.exact.k=17", ["17", "16"]),
+        ("students.cocomix.sign=absolute", ["absolute", "do not have"]),
+        ("labels.exact.rule=magic", ["labels.exact.rule", "magic"]),
         ("baseline=other", ["other", "ntp"]),
         ("students.ntp.model.heads=5", ["width 128", "heads 5"]),
         ("seq_len=256=", ["seq_len"]),

@@ -94,7 +94,7 @@ def test_generate_continues_a_prompt(tiny: Path) -> None:
 
 def test_labels_made_for_other_tokens_are_refused(tiny: Path) -> None:
     run = tiny / "runs" / "tiny"
-    manifest = run / "labels/helpful/train/manifest.json"
+    manifest = run / "labels/exact/train/helpful/manifest.json"
     good = manifest.read_bytes()
     lineage = json.loads(good)
     lineage["lineage"]["tokens"] = "0" * 64

@@ -167,8 +167,13 @@ def attribute_active(
         hidden = hidden_at(concept_model, input_ids, layer, attention_mask)
         latents = sae.encode(hidden)
         raw = RULES[rule].scores(concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
-    scores = raw if rule == "activation" else SIGNS[sign](raw)
-    return ActiveAttribution(latents.ids, scores.detach(), latents.values, has_next_token(input_ids, attention_mask))
+    valid = has_next_token(input_ids, attention_mask)
+    return with_sign(ActiveAttribution(latents.ids, raw.detach(), latents.values, valid), rule, sign)
+
+
+def with_sign(signed: ActiveAttribution, rule: str, sign: str) -> ActiveAttribution:
+    """A `signed` attribution by `rule` seen with another sign; `activation` has none and stays as it is."""
+    return signed if rule == "activation" else signed._replace(scores=SIGNS[sign](signed.scores))
 
 
 def has_next_token(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -7,7 +7,7 @@ store's bitmap says it stopped.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.concepts.attribution import attribute_active
+from cocomix.concepts.attribution import attribute_active, with_sign
 from cocomix.concepts.labels import select_active
 from cocomix.concepts.sae import TopKSAE
 from cocomix.concepts.store import LabelStore
@@ -31,63 +31,66 @@ def label_split(
     *,
     layer: int,
     rule: str,
-    sign: str,
+    signs: Sequence[str],
     k: int,
     seq_len: int,
     batch_size: int,
     lineage: dict[str, Any],
     precision: str = "fp32",
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
-) -> dict[str, float]:
-    """Fill `folder` with the labels of every whole window of `shards`.
+) -> dict[str, Any]:
+    """Fill `folder/SIGN` with the labels of every whole window of `shards`, for each sign from one attribution pass.
 
     Args:
         lineage: checksums and settings the labels depend on; see `LabelStore`.
         precision: "fp32", or "bf16" for autocast in the teacher's forward and backward passes.
 
     Returns:
-        `seconds`, `tokens`, `tokens_per_second` of this process's part, and `valid_share`, the share of
-        positions that carry labels.
+        `seconds`, `tokens`, `tokens_per_second` of this process's part, and `valid_share`, for
+        each sign the share of positions that carry labels.
     """
     n_windows = shards.n_windows(seq_len)
-    if is_main() and not folder.exists():
-        LabelStore.create(
-            folder,
-            n_tokens=shards.n_tokens,
-            seq_len=seq_len,
-            n_labels=k,
-            n_latents=sae.n_latents,
-            lineage=lineage,
-        )
+    if is_main():
+        for sign in signs:
+            if not (folder / sign).exists():
+                LabelStore.create(
+                    folder / sign,
+                    n_tokens=shards.n_tokens,
+                    seq_len=seq_len,
+                    n_labels=k,
+                    n_latents=sae.n_latents,
+                    lineage={**lineage, "sign": sign},
+                )
     barrier()
-    store = LabelStore.open_for_write(folder)
+    stores = {sign: LabelStore.open_for_write(folder / sign) for sign in signs}
     device = next(teacher.parameters()).device
     starts = range(rank() * batch_size, n_windows, world_size() * batch_size)
     begun, labelled = time.perf_counter(), 0
     for number, start in enumerate(starts):
         windows = np.arange(start, min(start + batch_size, n_windows))
-        if not store.is_done(windows):
+        if not all(store.is_done(windows) for store in stores.values()):
             ids = torch.from_numpy(shards.windows(windows, seq_len)).to(device)
             with _autocast(device, precision):
-                active = attribute_active(teacher, sae, ids, layer=layer, rule=rule, sign=sign)
-            chosen = select_active(active, k)
-            store.write(
-                start, chosen.ids.cpu().numpy(), chosen.scores.float().cpu().numpy(), chosen.valid.cpu().numpy()
-            )
+                signed = attribute_active(teacher, sae, ids, layer=layer, rule=rule, sign="signed")
+            for sign, store in stores.items():
+                chosen = select_active(with_sign(signed, rule, sign), k)
+                store.write(start, *(part.cpu().numpy() for part in chosen))
             labelled += ids.numel()
         if progress is not None:
             progress(number + 1, len(starts), {})
     seconds = time.perf_counter() - begun
-    store.flush()
+    for store in stores.values():
+        store.flush()
     barrier()
     if is_main():
-        store.finish()
+        for store in stores.values():
+            store.finish()
     barrier()
     return {
         "seconds": seconds,
         "tokens": n_windows * seq_len,
         "tokens_per_second": labelled / seconds if labelled else 0.0,
-        "valid_share": LabelStore.open(folder).valid_share(),
+        "valid_share": {sign: LabelStore.open(folder / sign).valid_share() for sign in signs},
     }
 
 

@@ -90,12 +90,17 @@ class SaeConfig(Section):
         return self
 
 
+Sign = Literal["signed", "helpful", "absolute"]
+
+
 class LabelConfig(Section):
-    """One set of concept labels."""
+    """Concept labels by one rule; several signs share the cost of one attribution pass."""
 
     rule: Literal["reference", "exact", "activation"] = Field(default="exact", description="attribution rule")
-    sign: Literal["signed", "helpful", "absolute"] = Field(
-        default="helpful", description="signed: raises the loss; helpful: lowers it; absolute: either"
+    signs: tuple[Sign, ...] = Field(
+        default=("helpful",),
+        min_length=1,
+        description="signed: raises the loss; helpful: lowers it; absolute: either; one label set each",
     )
     k: int = Field(default=4, ge=1, description="labels per position K_attr")
 
@@ -120,6 +125,7 @@ class StudentConfig(Section):
         default=None, description="widen this student until its parameter count is closest to the named student's"
     )
     labels: str | None = Field(default=None, description="name of the label set (cocomix only)")
+    sign: Sign | None = Field(default=None, description="sign of those labels; empty: the first one they have")
     concept: ConceptConfig | None = Field(default=None, description="concept settings (cocomix only)")
 
     @model_validator(mode="after")
@@ -127,8 +133,8 @@ class StudentConfig(Section):
         concept, layers = self.concept, self.model.layers
         if self.objective == "cocomix" and (concept is None or self.labels is None):
             raise ValueError("a cocomix student needs both `labels` and `concept`")
-        if self.objective == "ntp" and (concept is not None or self.labels is not None):
-            raise ValueError("an ntp student takes neither `labels` nor `concept`")
+        if self.objective == "ntp" and (concept is not None or self.labels is not None or self.sign is not None):
+            raise ValueError("an ntp student takes neither `labels` nor `sign` nor `concept`")
         if concept is not None and concept.concept_layer >= layers:
             raise ValueError(
                 f"concept_layer {concept.concept_layer} is outside the stack of {layers} blocks;"
@@ -172,6 +178,8 @@ class RunConfig(Section):
                 raise ValueError(
                     f"student {name!r} asks for labels {student.labels!r}; there are: {', '.join(self.labels)}"
                 )
+            if student.sign is not None and student.sign not in self.labels[student.labels or ""].signs:
+                raise ValueError(f"student {name!r} asks for the sign {student.sign!r}, which its labels do not have")
             if student.match_parameters is not None:
                 other = self.students.get(student.match_parameters)
                 if other is None or other.match_parameters is not None:

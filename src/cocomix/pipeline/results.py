@@ -34,7 +34,12 @@ def collect_results(run: "Run", reused: dict[str, bool]) -> dict[str, Any]:
         "tokenizer": {"vocab_size": tokens["vocab_size"], "bytes_per_token": tokens["bytes_per_token"]},
         "teacher": teacher | {"val_perplexity": _last(teacher.get("curve"))},
         "sae": run.sae.figures | {"seconds": _seconds(run, run.sae.name)},
-        "labels": [_labels(run, name) for name in run.config.labels if run.labels[name].record() is not None],
+        "labels": [
+            _labels(run, name, sign)
+            for name, labels in run.config.labels.items()
+            if run.labels[name].record() is not None
+            for sign in labels.signs
+        ],
         "students": list(students.values()),
         "baseline": run.config.baseline,
         "stages": [
@@ -60,7 +65,7 @@ def _student(run: "Run", name: str) -> dict[str, Any]:
         "width": first["width"],
         "parameters": first["parameters"],
         "holds_equal": "parameters" if config.match_parameters else "width",
-        "label_rule": f"{label.rule}/{label.sign}" if label else None,
+        "label_rule": f"{label.rule}/{stages[0].student.sign}" if label else None,
         "flops_per_token": first["flops_per_token"],
         "runs": [_student_run(stage) for stage in stages],
     }
@@ -85,14 +90,14 @@ def _student_run(stage: EvaluationStage) -> dict[str, Any]:
     }
 
 
-def _labels(run: "Run", name: str) -> dict[str, Any]:
+def _labels(run: "Run", name: str, sign: str) -> dict[str, Any]:
     config, figures = run.config.labels[name], run.labels[name].figures
     return {
         "name": name,
         "rule": config.rule,
-        "sign": config.sign,
+        "sign": sign,
         "k": config.k,
-        "valid_share": figures["train"]["valid_share"],
+        "valid_share": figures["train"]["valid_share"][sign],
         "seconds": figures["train"]["seconds"],
         "flops": figures["flops"],
         "tokens_per_second": figures["train"]["tokens_per_second"],

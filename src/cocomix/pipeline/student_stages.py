@@ -32,6 +32,7 @@ class StudentStage(Stage):
         self.config = config.students[student]
         self.train = config.students_train.model_copy(update={"seed": seed})
         self.tokens, self.sae, self.labels = sae.tokens, sae, labels
+        self.sign = self.config.sign or (labels.config.signs[0] if labels else "")
 
     def settings(self) -> dict[str, Any]:
         matched = self.config.match_parameters
@@ -47,7 +48,7 @@ class StudentStage(Stage):
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         torch.manual_seed(self.seed)
         model = self._build(self.student)
-        store = None if self.labels is None else self.labels.store("train")
+        store = None if self.labels is None else self.labels.store("train", self.sign)
         validate = validation_curve(
             self.tokens.shards("val"), self.run_config.seq_len, self.run_config.evaluation, self.train.precision
         )
@@ -118,7 +119,7 @@ class EvaluationStage(Stage):
             figures["recall"] = concept_recall(
                 model,
                 self.student.tokens.shards("val"),
-                self.student.labels.store("val"),
+                self.student.labels.store("val", self.student.sign),
                 seq_len=self.seq_len,
                 batch_size=self.batch_size,
             )

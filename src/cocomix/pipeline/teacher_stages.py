@@ -180,7 +180,7 @@ class SaeStage(Stage):
 
 
 class LabelStage(Stage):
-    """One label set, for the training and the validation split."""
+    """Labels by one rule, a set for each sign, for the training and the validation split."""
 
     distributed = True
     splits = ("train", "val")
@@ -205,7 +205,7 @@ class LabelStage(Stage):
                 folder / split,
                 layer=self.sae.config.layer,
                 rule=self.config.rule,
-                sign=self.config.sign,
+                signs=self.config.signs,
                 k=self.config.k,
                 seq_len=self.seq_len,
                 batch_size=self.batch_size,
@@ -232,15 +232,14 @@ class LabelStage(Stage):
             "sae": self.sae.checksum(),
             "layer": self.sae.config.layer,
             "rule": self.config.rule,
-            "sign": self.config.sign,
             "k": self.config.k,
             "seq_len": self.seq_len,
         }
 
-    def store(self, split: str) -> LabelStore:
-        """The finished labels of `split`, checked against the tokens, teacher and SAE as they are now."""
+    def store(self, split: str, sign: str) -> LabelStore:
+        """The finished labels of `split` and `sign`, checked against the tokens, teacher and SAE as they are now."""
         _ = self.figures
-        return LabelStore.open(self.folder / split, expect=self.lineage(split))
+        return LabelStore.open(self.folder / split / sign, expect=self.lineage(split) | {"sign": sign})
 
 
 def _spread(n: int, wanted: int) -> Any:
