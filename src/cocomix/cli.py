@@ -173,23 +173,29 @@ def _quiet_libraries() -> None:
 
 def main() -> None:
     """Entry point of the `cocomix` command."""
+    from cocomix.pipeline.stage import disk_full
     from cocomix.train.distributed import Interrupted, distributed_session
 
     try:
         with distributed_session():
             app(standalone_mode=True)
     except CocomixError as error:
-        errors.print(f"[bold red]cocomix:[/] {error}", highlight=False, soft_wrap=True)
+        errors.print("cocomix:", str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if not disk_full(error) and not isinstance(error, PermissionError):
+            raise
+        errors.print(f"cocomix: {error}; free some space or mend the permissions", style="red", markup=False)
         sys.exit(2)
     except Interrupted as stop:
-        errors.print(f"{stop}", highlight=False, soft_wrap=True)
+        errors.print(str(stop), highlight=False, markup=False, soft_wrap=True)
         sys.exit(0)
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on from here", highlight=False)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 if __name__ == "__main__":

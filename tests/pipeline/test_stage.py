@@ -77,9 +77,16 @@ def test_a_failure_keeps_the_old_result_and_the_partial_folder(tmp_path: Path) -
     assert not list((tmp_path / ".partial").iterdir())
 
 
-def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(tmp_path: Path, error: Exception) -> None:
     a, _ = chain(tmp_path)
-    a.error = OSError(errno.ENOSPC, "No space left on device")
+    a.error = error
     with pytest.raises(CocomixError, match=r"disk .* is full; free some space"):
         a.run(None)
 

@@ -6,6 +6,7 @@ store's bitmap says it stopped.
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def label_split(
         precision: "fp32", or "bf16" for autocast in the teacher's forward and backward passes.
 
     Returns:
-        `seconds`, `tokens`, `tokens_per_second` of this process's part, and `valid_share`, for
+        `seconds` (interrupted attempts included), `tokens`, `tokens_per_second`, and `valid_share`, for
         each sign the share of positions that carry labels.
     """
     n_windows = shards.n_windows(seq_len)
@@ -65,33 +66,48 @@ def label_split(
     stores = {sign: LabelStore.open_for_write(folder / sign) for sign in signs}
     device = next(teacher.parameters()).device
     starts = range(rank() * batch_size, n_windows, world_size() * batch_size)
-    begun, labelled = time.perf_counter(), 0
-    for number, start in enumerate(starts):
-        windows = np.arange(start, min(start + batch_size, n_windows))
-        if not all(store.is_done(windows) for store in stores.values()):
-            ids = torch.from_numpy(shards.windows(windows, seq_len)).to(device)
-            with _autocast(device, precision):
-                signed = attribute_active(teacher, sae, ids, layer=layer, rule=rule, sign="signed")
-            for sign, store in stores.items():
-                chosen = select_active(with_sign(signed, rule, sign), k)
-                store.write(start, *(part.cpu().numpy() for part in chosen))
-            labelled += ids.numel()
-        if progress is not None:
-            progress(number + 1, len(starts), {})
-    seconds = time.perf_counter() - begun
-    for store in stores.values():
-        store.flush()
+    with _Stopwatch(folder / "seconds.json") as watch:
+        for number, start in enumerate(starts):
+            windows = np.arange(start, min(start + batch_size, n_windows))
+            if not all(store.is_done(windows) for store in stores.values()):
+                ids = torch.from_numpy(shards.windows(windows, seq_len)).to(device)
+                with _autocast(device, precision):
+                    signed = attribute_active(teacher, sae, ids, layer=layer, rule=rule, sign="signed")
+                for sign, store in stores.items():
+                    chosen = select_active(with_sign(signed, rule, sign), k)
+                    store.write(start, *(part.cpu().numpy() for part in chosen))
+            if progress is not None:
+                progress(number + 1, len(starts), {})
+        for store in stores.values():
+            store.flush()
     barrier()
     if is_main():
         for store in stores.values():
             store.finish()
     barrier()
     return {
-        "seconds": seconds,
+        "seconds": watch.seconds,
         "tokens": n_windows * seq_len,
-        "tokens_per_second": labelled / seconds if labelled else 0.0,
+        "tokens_per_second": n_windows * seq_len / watch.seconds,
         "valid_share": {sign: LabelStore.open(folder / sign).valid_share() for sign in signs},
     }
+
+
+class _Stopwatch:
+    """Adds up the seconds of interrupted attempts; the first process keeps them in `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.seconds = path, 0.0
+
+    def __enter__(self) -> "_Stopwatch":
+        self._before = json.loads(self.path.read_text())["seconds"] if self.path.exists() else 0.0
+        self._begun = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = self._before + time.perf_counter() - self._begun
+        if is_main():
+            self.path.write_text(json.dumps({"seconds": self.seconds}))
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -58,7 +58,7 @@ class LabelStore:
         folder.mkdir(parents=True, exist_ok=True)
         shape = (n_tokens // seq_len, seq_len, n_labels)
         for name, dtype, size in ((IDS, _dtype(n_latents), shape), (SCORES, "<f4", shape), (DONE, np.uint8, shape[:1])):
-            np.memmap(folder / name, dtype=dtype, mode="w+", shape=size).flush()
+            _allocate(folder / name, int(np.prod(size)) * np.dtype(dtype).itemsize)
         about = {
             "format": 1,
             "n_tokens": n_tokens,
@@ -72,15 +72,13 @@ class LabelStore:
 
     @classmethod
     def open_for_write(cls, folder: Path | str) -> "LabelStore":
-        """Open an unfinished store to go on writing.
+        """Open a store to go on writing; a finished one counts as all done.
 
         Raises:
             CocomixError: there is none.
         """
         folder = Path(folder)
-        return cls(
-            folder, _read_json(folder / PENDING, f"{folder} holds no unfinished labels; run `cocomix label`"), "r+"
-        )
+        return cls(folder, _read_json(folder / PENDING, f"{folder} holds no labels yet; run `cocomix label`"), "r+")
 
     @classmethod
     def open(cls, folder: Path | str, *, expect: dict[str, Any] | None = None, verify: bool = True) -> "LabelStore":
@@ -156,8 +154,6 @@ class LabelStore:
             for name in (IDS, SCORES)
         }
         _write_json(self.folder / MANIFEST, {**self.about, "files": files})
-        (self.folder / PENDING).unlink()
-        (self.folder / DONE).unlink()
 
     def read(self, windows: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels of `windows`: ids int64 `[len, seq_len, n_labels]` with -100 where there are none, and scores.
@@ -177,6 +173,16 @@ class LabelStore:
     def valid_share(self) -> float:
         """Share of positions that carry labels."""
         return float((self._ids[..., 0] != self._nothing).mean())
+
+
+def _allocate(path: Path, n_bytes: int) -> None:
+    """Make a file of zeros whose blocks exist: on a full disk this fails here, not as a crash in a later write."""
+    with path.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, n_bytes)
+        else:
+            for start in range(0, n_bytes, 1 << 20):
+                stream.write(bytes(min(1 << 20, n_bytes - start)))
 
 
 def _dtype(n_latents: int) -> np.dtype:

@@ -139,7 +139,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         return output if keep_dict else output.to_tuple()
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
-        if self.training and self.is_gradient_checkpointing:
+        if self.training and self.backbone.blocks[0].gradient_checkpointing:
             return None
         wanted = use_cache if use_cache is not None else self.config.use_cache and not self.training
         return DynamicCache() if given is None and wanted else given

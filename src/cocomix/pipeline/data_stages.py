@@ -23,6 +23,9 @@ class CorpusStage(Stage):
     def settings(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json")
 
+    def describe(self, figures: dict[str, Any]) -> str:
+        return ", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())
+
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         source = SOURCES.get(self.config.source)
         if source is None:
@@ -43,6 +46,9 @@ class TokensStage(Stage):
 
     def settings(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json")
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        return ", ".join(f"{split} {count:,} tokens" for split, count in figures["tokens"].items())
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         text = self.corpus.folder / "text"

@@ -70,7 +70,8 @@ class Run:
         if is_main():
             seconds = (stage.record() or {}).get("seconds", 0.0)
             state = "kept, done before" if reused else duration(seconds)
-            console.print(f"  {title}: {state}", highlight=False, markup=False)
+            found = stage.describe(figures)
+            console.print(f"  {title}: {state}{found and '; '}{found}", highlight=False, markup=False, soft_wrap=True)
         return figures
 
     def training_stages(self, who: str) -> list[str]:

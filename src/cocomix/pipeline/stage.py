@@ -55,6 +55,10 @@ class Stage(ABC):
         """What the progress bar calls it."""
         return self.name
 
+    def describe(self, figures: dict[str, Any]) -> str:
+        """The figures a user wants to see when the stage ends, in a few words."""
+        return ""
+
     @property
     def folder(self) -> Path:
         """Where the finished stage lies."""
@@ -120,8 +124,8 @@ class Stage(ABC):
                 seconds = before + time.perf_counter() - started
                 self._publish(partial, figures, seconds)
             barrier()
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
+        except Exception as error:
+            if disk_full(error):
                 raise CocomixError(
                     f"the disk under {self.run_dir} is full; free some space and run the same command again,"
                     " finished stages are kept"
@@ -150,7 +154,14 @@ class Stage(ABC):
         if self.folder.exists():
             os.replace(self.folder, outdated)
         os.replace(partial, self.folder)
-        shutil.rmtree(outdated, ignore_errors=True)
+        stem = partial.name.rsplit("-", 1)[0]
+        for stale in partial.parent.glob(f"{stem}-????????????*"):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an exception means a full disk; safetensors and torch raise types of their own for it."""
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
 
 
 def _seconds_before(partial: Path) -> float:

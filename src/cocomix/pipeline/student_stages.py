@@ -13,7 +13,7 @@ from cocomix.evaluate.recall import concept_recall
 from cocomix.objectives import OBJECTIVES
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stages import LabelStage, SaeStage
-from cocomix.pipeline.training import train_objective, training_figures, validation_curve
+from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
 from cocomix.students import build_cocomix, build_plain, match_width, parameter_count
 from cocomix.train.distributed import is_main
 
@@ -44,6 +44,9 @@ class StudentStage(Stage):
             "seq_len": self.run_config.seq_len,
             "curve_windows": self.run_config.evaluation.curve_windows,
         }
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        return f"{figures['parameters']:,} parameters{describe_curve(figures)}"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         torch.manual_seed(self.seed)
@@ -106,6 +109,12 @@ class EvaluationStage(Stage):
 
     def settings(self) -> dict[str, Any]:
         return {"seq_len": self.seq_len}
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        recall = f", concept recall {figures['recall']['recall']:.3f}" if "recall" in figures else ""
+        return (
+            f"perplexity {figures['val']['perplexity']:.2f} (val), {figures['test']['perplexity']:.2f} (test){recall}"
+        )
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         model = self.student.model()

@@ -15,12 +15,16 @@ from cocomix.evaluate.flops import labelling_flops
 from cocomix.objectives import NtpObjective, SaeObjective
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.stage import Stage
-from cocomix.pipeline.training import train_objective, training_figures, validation_curve
+from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
 from cocomix.students import build_plain
 from cocomix.train.distributed import is_main
 
 SPARE_IDS = 1024
 """Embedding rows a published model may have beyond its tokenizer's vocabulary, as padding for alignment."""
+
+
+LOWEST_EXPLAINED_VARIANCE = 0.3
+"""Below this a loaded autoencoder is taken for another layer's; published ones explain well over 0.8 of theirs."""
 
 
 class TeacherStage(Stage):
@@ -37,6 +41,9 @@ class TeacherStage(Stage):
         if self.config.pretrained is not None:
             return {"pretrained": self.config.pretrained, "seq_len": self.seq_len}
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        return f"{figures['description']}{describe_curve(figures)}"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         if self.config.pretrained is not None:
@@ -115,6 +122,12 @@ class SaeStage(Stage):
             return {"pretrained": self.config.pretrained, "layer": self.config.layer, "seq_len": self.seq_len}
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
 
+    def describe(self, figures: dict[str, Any]) -> str:
+        return (
+            f"explained variance {figures['explained_variance']:.4f}, L0 {figures['l0']:.2f},"
+            f" dead latents {figures['dead_share']:.1%}"
+        )
+
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         teacher = self.teacher.model()
         width, n_layers = teacher.config.hidden_size, teacher.config.num_hidden_layers
@@ -145,6 +158,11 @@ class SaeStage(Stage):
             result = train_objective(objective, train, None, self.config.train, folder, None, progress)
             extra = training_figures(result)
         quality = self._quality(sae.eval(), teacher)
+        if self.config.pretrained is not None and quality["explained_variance"] < LOWEST_EXPLAINED_VARIANCE:
+            raise CocomixError(
+                f"the SAE {self.config.pretrained} explains {quality['explained_variance']:.2f} of the variance after"
+                f" block {self.config.layer}; it belongs to another layer or model, so check sae.layer"
+            )
         return extra | quality | {"n_latents": sae.n_latents, "k": sae.k, "layer": self.config.layer}
 
     def _load(self, path: Path, width: int) -> TopKSAE:
@@ -193,6 +211,10 @@ class LabelStage(Stage):
 
     def settings(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len, "precision": self.precision}
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        shares = ", ".join(f"{sign} {share:.1%}" for sign, share in figures["train"]["valid_share"].items())
+        return f"positions labelled: {shares}; {figures['train']['tokens_per_second']:,.0f} tokens/s"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         teacher, sae = self.teacher.model(), self.sae.model()

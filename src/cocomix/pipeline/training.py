@@ -60,3 +60,9 @@ def validation_curve(
         return {"val_perplexity": measured["perplexity"]}
 
     return validate
+
+
+def describe_curve(figures: dict[str, Any]) -> str:
+    """The last validation perplexity of a training stage's figures, as the end of a sentence."""
+    points = [point["val_perplexity"] for point in figures.get("curve") or [] if "val_perplexity" in point]
+    return f", validation perplexity {points[-1]:.2f}" if points else ""

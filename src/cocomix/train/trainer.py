@@ -174,7 +174,9 @@ class Trainer:
         self.objective.train()
         model = self.objective.trainable()
         if self.config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
+            # Transformers renamed it in 5.2x; both names are served.
+            name = "activation_checkpointing_enable"
+            getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
         wrapped: nn.Module = self.objective
         if self.config.compile:
             wrapped = torch.compile(wrapped)  # pyright: ignore[reportAssignmentType]
