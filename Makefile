@@ -16,7 +16,7 @@ lint: $(READY)
 	$(BIN)/ruff check src tests
 
 types: $(READY)
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 setup: $(READY)
 

@@ -24,7 +24,6 @@ from cocomix.train.distributed import Interrupted
 from cocomix.train.trainer import Trainer, parameter_groups
 
 CONFIG = TrainConfig(
-    seq_len=8,
     batch_size=4,
     steps=12,
     learning_rate=0.01,

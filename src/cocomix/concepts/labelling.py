@@ -5,7 +5,6 @@ Every process of a torchrun launch takes every world-size-th batch of windows; a
 store's bitmap says it stopped.
 """
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from cocomix.concepts.sae import TopKSAE
 from cocomix.concepts.store import LabelStore
 from cocomix.tokens import TokenShards
 from cocomix.train.distributed import barrier, is_main, rank, world_size
+from cocomix.train.precision import autocast
 
 
 def label_split(
@@ -53,7 +53,7 @@ def label_split(
     n_windows = shards.n_windows(seq_len)
     if is_main():
         for sign in signs:
-            if not (folder / sign).exists():
+            if not LabelStore.begun(folder / sign):
                 LabelStore.create(
                     folder / sign,
                     n_tokens=shards.n_tokens,
@@ -71,7 +71,7 @@ def label_split(
             windows = np.arange(start, min(start + batch_size, n_windows))
             if not all(store.is_done(windows) for store in stores.values()):
                 ids = torch.from_numpy(shards.windows(windows, seq_len)).to(device)
-                with _autocast(device, precision):
+                with autocast(device, precision):
                     signed = attribute_active(teacher, sae, ids, layer=layer, rule=rule, sign="signed")
                 for sign, store in stores.items():
                     chosen = select_active(with_sign(signed, rule, sign), k)
@@ -108,9 +108,3 @@ class _Stopwatch:
         self.seconds = self._before + time.perf_counter() - self._begun
         if is_main():
             self.path.write_text(json.dumps({"seconds": self.seconds}))
-
-
-def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()

@@ -158,6 +158,7 @@ class TopKSAE(nn.Module):
         save_pretrained(self, folder, about)
 
 
+@torch.no_grad()
 def sae_quality(sae: TopKSAE, batches: Any) -> dict[str, float]:
     """How well an autoencoder stands for the hidden states.
 

@@ -51,7 +51,7 @@ class LabelStore:
     ) -> "LabelStore":
         """Start an empty store; an unfinished or finished one in `folder` is refused."""
         folder = Path(folder)
-        if (folder / MANIFEST).exists() or (folder / PENDING).exists():
+        if cls.begun(folder):
             raise CocomixError(f"{folder} already holds labels; delete it first or choose another folder")
         if n_tokens < seq_len:
             raise CocomixError(f"{n_tokens} tokens are less than one window of {seq_len}; add text or lower seq_len")
@@ -69,6 +69,11 @@ class LabelStore:
         }
         _write_json(folder / PENDING, about)
         return cls(folder, about, "r+")
+
+    @staticmethod
+    def begun(folder: Path | str) -> bool:
+        """Whether `folder` holds a store, finished or not; one killed while it was being created does not count."""
+        return any((Path(folder) / name).exists() for name in (MANIFEST, PENDING))
 
     @classmethod
     def open_for_write(cls, folder: Path | str) -> "LabelStore":

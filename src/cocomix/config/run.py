@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cocomix.train.config import TrainConfig
+from cocomix.train.precision import Precision
 
 
 class Section(BaseModel):
@@ -59,6 +60,11 @@ class ModelShape(Section):
         return self
 
 
+def _check_source(section: "TeacherConfig | SaeConfig") -> None:
+    if section.pretrained is None and section.train is None:
+        raise ValueError("give either `pretrained` or `train`")
+
+
 class TeacherConfig(Section):
     """The concept model: trained here, or loaded."""
 
@@ -66,7 +72,12 @@ class TeacherConfig(Section):
         default=None, description="folder or hub id of a causal LM; empty: train `model` here"
     )
     model: ModelShape = Field(default_factory=lambda: ModelShape(width=192, layers=6, heads=6))
-    train: TrainConfig
+    train: TrainConfig | None = Field(default=None, description="its training; needed unless pretrained")
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        _check_source(self)
+        return self
 
 
 class SaeConfig(Section):
@@ -81,10 +92,11 @@ class SaeConfig(Section):
     dead_after_tokens: int = Field(
         default=100_000, ge=1, description="a latent silent for this many tokens counts as dead"
     )
-    train: TrainConfig
+    train: TrainConfig | None = Field(default=None, description="its training; needed unless pretrained")
 
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
+        _check_source(self)
         if self.k > self.n_latents:
             raise ValueError(f"k {self.k} is larger than n_latents {self.n_latents}; lower k or add latents")
         return self
@@ -103,6 +115,7 @@ class LabelConfig(Section):
         description="signed: raises the loss; helpful: lowers it; absolute: either; one label set each",
     )
     k: int = Field(default=4, ge=1, description="labels per position K_attr")
+    precision: Precision = Field(default="fp32", description="of the teacher's passes; fp32, bf16 or auto")
 
 
 class ConceptConfig(Section):
@@ -157,7 +170,7 @@ class RunConfig(Section):
     seeds: tuple[int, ...] = Field(
         default=(0,), min_length=1, description="seeds of the students (initialisation and data order)"
     )
-    seq_len: int = Field(default=256, ge=2, description="tokens per window, for teacher, labels and students")
+    seq_len: int = Field(default=256, ge=2, description="tokens per window, everywhere")
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     tokens: TokensConfig = Field(default_factory=TokensConfig)
     teacher: TeacherConfig
@@ -187,6 +200,8 @@ class RunConfig(Section):
                         f"student {name!r} matches the parameters of {student.match_parameters!r},"
                         " which is not a student of fixed width in this run"
                     )
+            if student.concept is not None:
+                self._check_concept(name, student.concept)
         if self.baseline not in self.students:
             raise ValueError(f"baseline {self.baseline!r} is not a student; there are: {', '.join(self.students)}")
         if self.teacher.pretrained is None and self.sae.layer >= self.teacher.model.layers:
@@ -195,8 +210,21 @@ class RunConfig(Section):
                 f" choose 0 to {self.teacher.model.layers - 1}"
             )
         for label_name, label in self.labels.items():
-            if label.k > self.sae.k:
+            if self.sae.pretrained is None and label.k > self.sae.k:
                 raise ValueError(
                     f"labels {label_name!r} ask for k {label.k} of only {self.sae.k} active latents (sae.k)"
                 )
         return self
+
+    def _check_concept(self, name: str, concept: ConceptConfig) -> None:
+        from cocomix.model.mixers import MIXERS
+
+        if concept.mixer not in MIXERS:
+            raise ValueError(
+                f"student {name!r} asks for the mixer {concept.mixer!r}; choose one of {', '.join(MIXERS)}"
+            )
+        if self.sae.pretrained is None and (concept.top_k or 1) > self.sae.n_latents:
+            raise ValueError(
+                f"student {name!r} keeps {concept.top_k} concepts of only {self.sae.n_latents} (sae.n_latents);"
+                " lower its concept.top_k"
+            )

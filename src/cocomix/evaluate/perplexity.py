@@ -1,6 +1,5 @@
 """Perplexity over fixed windows, summed in float64."""
 
-import contextlib
 import math
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cocomix.tokens import TokenShards
+from cocomix.train.precision import autocast
 
 
 def window_subset(n_windows: int, wanted: int | None) -> np.ndarray:
@@ -39,12 +39,11 @@ def perplexity(
         `loss` (nats a token), `perplexity`, `tokens` (targets counted).
     """
     device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
     windows = window_subset(shards.n_windows(seq_len), max_windows)
     total, count = 0.0, 0
     for start in range(0, len(windows), batch_size):
         ids = torch.from_numpy(shards.windows(windows[start : start + batch_size], seq_len)).to(device)
-        with autocast:
+        with autocast(device, precision):
             logits = model(input_ids=ids, use_cache=False).logits
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
         total += float(losses.double().sum())

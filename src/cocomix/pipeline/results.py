@@ -1,4 +1,4 @@
-"""Collect what the finished stages measured into the report's input (see `cocomix.report.schema`)."""
+"""Collect what the finished stages measured into the report's input."""
 
 import shlex
 import sys

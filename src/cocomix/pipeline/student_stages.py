@@ -15,7 +15,7 @@ from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stages import LabelStage, SaeStage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
 from cocomix.students import build_cocomix, build_plain, match_width, parameter_count
-from cocomix.train.distributed import is_main
+from cocomix.train.distributed import device, is_main
 
 
 class StudentStage(Stage):
@@ -59,6 +59,7 @@ class StudentStage(Stage):
             OBJECTIVES[self.config.objective](model),
             self.tokens.shards("train"),
             store,
+            self.run_config.seq_len,
             self.train,
             folder,
             validate,
@@ -94,7 +95,8 @@ class StudentStage(Stage):
     def model(self) -> PreTrainedModel:
         """The finished student, in evaluation mode."""
         _ = self.figures
-        return AutoModelForCausalLM.from_pretrained(self.folder / "model", use_safetensors=True).eval()
+        model = AutoModelForCausalLM.from_pretrained(self.folder / "model", use_safetensors=True)
+        return model.eval().to(device())  # pyright: ignore[reportArgumentType]
 
 
 class EvaluationStage(Stage):

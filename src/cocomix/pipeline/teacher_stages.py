@@ -12,12 +12,13 @@ from cocomix.concepts.labelling import label_split
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
 from cocomix.evaluate.flops import labelling_flops
+from cocomix.evaluate.perplexity import window_subset
 from cocomix.objectives import NtpObjective, SaeObjective
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
 from cocomix.students import build_plain
-from cocomix.train.distributed import is_main
+from cocomix.train.distributed import device, is_main
 
 SPARE_IDS = 1024
 """Embedding rows a published model may have beyond its tokenizer's vocabulary, as padding for alignment."""
@@ -48,15 +49,14 @@ class TeacherStage(Stage):
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         if self.config.pretrained is not None:
             return self._load(folder, self.config.pretrained)
+        train = self.config.train
+        assert train is not None, "the config asks for pretrained or train"
         vocab_size = self.tokens.figures["vocab_size"]
-        torch.manual_seed(self.config.train.seed)
+        torch.manual_seed(train.seed)
         model = build_plain(self.config.model, vocab_size=vocab_size, seq_len=self.seq_len)
-        validate = validation_curve(
-            self.tokens.shards("val"), self.seq_len, self.evaluation, self.config.train.precision
-        )
-        result = train_objective(
-            NtpObjective(model), self.tokens.shards("train"), None, self.config.train, folder, validate, progress
-        )
+        validate = validation_curve(self.tokens.shards("val"), self.seq_len, self.evaluation, train.precision)
+        shards = self.tokens.shards("train")
+        result = train_objective(NtpObjective(model), shards, None, self.seq_len, train, folder, validate, progress)
         if is_main():
             self.tokens.tokenizer().save_pretrained(folder / "model")
         return training_figures(result) | {"parameters": model.num_parameters(), "description": _describe(model)}
@@ -100,7 +100,7 @@ class TeacherStage(Stage):
         """The finished concept model, in evaluation mode, taking no gradients."""
         _ = self.figures
         model = AutoModelForCausalLM.from_pretrained(self.folder / "model", use_safetensors=True)
-        return model.eval().requires_grad_(False)
+        return model.eval().requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
 
     def checksum(self) -> str:
         """sha256 over the weight files."""
@@ -142,28 +142,33 @@ class SaeStage(Stage):
             if is_main():
                 sae.save_pretrained(folder / "model")
         else:
-            torch.manual_seed(self.config.train.seed)
-            sae = TopKSAE(width, self.config.n_latents, self.config.k)
-            train = self.tokens.shards("train")
-            objective = SaeObjective(
-                sae,
-                teacher,
-                layer=self.config.layer,
-                aux_k=self.config.aux_k,
-                aux_coefficient=self.config.aux_coefficient,
-                dead_after_tokens=self.config.dead_after_tokens,
-            )
-            first = torch.from_numpy(train.windows(_spread(train.n_windows(self.seq_len), 16), self.seq_len))
-            objective.initialise(first)
-            result = train_objective(objective, train, None, self.config.train, folder, None, progress)
-            extra = training_figures(result)
-        quality = self._quality(sae.eval(), teacher)
+            sae, extra = self._train(teacher, folder, progress)
+        quality = self._quality(sae.to(device()).eval(), teacher)
         if self.config.pretrained is not None and quality["explained_variance"] < LOWEST_EXPLAINED_VARIANCE:
             raise CocomixError(
                 f"the SAE {self.config.pretrained} explains {quality['explained_variance']:.2f} of the variance after"
                 f" block {self.config.layer}; it belongs to another layer or model, so check sae.layer"
             )
         return extra | quality | {"n_latents": sae.n_latents, "k": sae.k, "layer": self.config.layer}
+
+    def _train(self, teacher: PreTrainedModel, folder: Path, progress: Any) -> tuple[TopKSAE, dict[str, Any]]:
+        config, train = self.config, self.config.train
+        assert train is not None, "the config asks for pretrained or train"
+        torch.manual_seed(train.seed)
+        sae = TopKSAE(teacher.config.hidden_size, config.n_latents, config.k)
+        shards = self.tokens.shards("train")
+        objective = SaeObjective(
+            sae,
+            teacher,
+            layer=config.layer,
+            aux_k=config.aux_k,
+            aux_coefficient=config.aux_coefficient,
+            dead_after_tokens=config.dead_after_tokens,
+        )
+        first = shards.windows(window_subset(shards.n_windows(self.seq_len), 16), self.seq_len)
+        objective.to(device()).initialise(torch.from_numpy(first).to(device()))
+        result = train_objective(objective, shards, None, self.seq_len, train, folder, None, progress)
+        return sae, training_figures(result)
 
     def _load(self, path: Path, width: int) -> TopKSAE:
         sae = TopKSAE.from_pretrained(path) if path.is_dir() else TopKSAE.load_openai_file(path)
@@ -176,12 +181,12 @@ class SaeStage(Stage):
 
     def _quality(self, sae: TopKSAE, teacher: PreTrainedModel) -> dict[str, Any]:
         val = self.tokens.shards("val")
-        windows = _spread(val.n_windows(self.seq_len), self.evaluation.curve_windows)
+        windows = window_subset(val.n_windows(self.seq_len), self.evaluation.curve_windows)
         step = self.evaluation.batch_size
 
         def activations() -> Any:
             for start in range(0, len(windows), step):
-                ids = torch.from_numpy(val.windows(windows[start : start + step], self.seq_len))
+                ids = torch.from_numpy(val.windows(windows[start : start + step], self.seq_len)).to(device())
                 yield hidden_at(teacher, ids, self.config.layer).flatten(0, 1)
 
         with torch.inference_mode():
@@ -190,7 +195,7 @@ class SaeStage(Stage):
     def model(self) -> TopKSAE:
         """The finished autoencoder."""
         _ = self.figures
-        return TopKSAE.from_pretrained(self.folder / "model").eval().requires_grad_(False)
+        return TopKSAE.from_pretrained(self.folder / "model").eval().requires_grad_(False).to(device())
 
     def checksum(self) -> str:
         """sha256 over the weight files."""
@@ -206,11 +211,11 @@ class LabelStage(Stage):
     def __init__(self, run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
         super().__init__(run_dir, f"labels/{name}", f"cocomix label --name {name}", [teacher.tokens, teacher, sae])
         self.config, self.seq_len = config.labels[name], config.seq_len
-        self.precision, self.batch_size = config.teacher.train.precision, config.evaluation.batch_size
+        self.batch_size = config.evaluation.batch_size
         self.teacher, self.sae, self.tokens = teacher, sae, teacher.tokens
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len, "precision": self.precision}
+        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
 
     def describe(self, figures: dict[str, Any]) -> str:
         shares = ", ".join(f"{sign} {share:.1%}" for sign, share in figures["train"]["valid_share"].items())
@@ -232,7 +237,7 @@ class LabelStage(Stage):
                 seq_len=self.seq_len,
                 batch_size=self.batch_size,
                 lineage=self.lineage(split),
-                precision=self.precision,
+                precision=self.config.precision,
                 progress=progress if split == "train" else None,
             )
         per_token = labelling_flops(
@@ -262,13 +267,6 @@ class LabelStage(Stage):
         """The finished labels of `split` and `sign`, checked against the tokens, teacher and SAE as they are now."""
         _ = self.figures
         return LabelStore.open(self.folder / split / sign, expect=self.lineage(split) | {"sign": sign})
-
-
-def _spread(n: int, wanted: int) -> Any:
-    """Up to `wanted` indices spread evenly over `range(n)`."""
-    import numpy as np
-
-    return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(np.int64))
 
 
 def _checksum(folder: Path) -> str:

@@ -23,13 +23,14 @@ def train_objective(
     objective: Objective,
     shards: TokenShards,
     labels: LabelStore | None,
+    seq_len: int,
     config: TrainConfig,
     folder: Path,
     validate: Callable[[nn.Module], dict[str, float]] | None,
     progress: Any,
 ) -> TrainResult:
     """Train (or go on training) in `folder`, save the model to `folder/model`, drop the checkpoints."""
-    data = BatchSource(shards, config.seq_len, labels)
+    data = BatchSource(shards, seq_len, labels)
     result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress).run()
     if is_main():
         objective.save(folder / "model")

@@ -1,9 +1,11 @@
 """Training settings, with the paper's optimiser as defaults."""
 
 import math
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cocomix.train.precision import Precision
 
 
 class TrainConfig(BaseModel):
@@ -11,7 +13,6 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seq_len: int = Field(default=256, ge=2, description="tokens per window")
     batch_size: int = Field(default=16, ge=1, description="windows per step, over all processes")
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="windows per backward pass and process; empty: all"
@@ -29,7 +30,10 @@ class TrainConfig(BaseModel):
         default=0.1, ge=0, description="decoupled decay of matrices; biases and norms have none"
     )
     grad_clip: float = Field(default=1.0, gt=0, description="maximum global gradient norm")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 means autocast; weights stay fp32")
+    precision: Precision = Field(
+        default="fp32",
+        description="fp32, bf16 (autocast; weights stay fp32) or auto: bf16 where the machine is fast in it",
+    )
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     compile: bool = Field(default=False, description="torch.compile the model")
     n_evals: int = Field(default=10, ge=0, description="evaluations, evenly spaced over the run and one at its end")

@@ -36,6 +36,7 @@ from cocomix.train.distributed import (
     rank,
     world_size,
 )
+from cocomix.train.precision import autocast
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Trainer:
         self.evaluations = {round(i * self.total / config.n_evals) for i in range(1, config.n_evals + 1)}
         if data.n_windows < 1:
             raise CocomixError(
-                f"the corpus has fewer tokens than one window of {config.seq_len}; add text or lower seq_len"
+                f"the corpus has fewer tokens than one window of {data.seq_len}; add text or lower seq_len"
             )
         if config.batch_size % world_size():
             raise CocomixError(
@@ -102,7 +103,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, Any]] = []
         self.recent: list[torch.Tensor] = []
-        described = json.dumps([config.model_dump(mode="json"), data.shards.fingerprint], sort_keys=True)
+        described = json.dumps([config.model_dump(mode="json"), data.shards.fingerprint, data.seq_len], sort_keys=True)
         self._key = hashlib.sha256(described.encode()).hexdigest()
 
     def run(self) -> TrainResult:
@@ -159,7 +160,7 @@ class Trainer:
                 else contextlib.nullcontext()
             )
             with no_sync:
-                with self._autocast():
+                with autocast(self.device, self.config.precision):
                     loss = loss_fn(batch) * (len(part) / len(mine))
                 loss.backward()
             total += loss.detach()
@@ -186,11 +187,6 @@ class Trainer:
             )
         return wrapped
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
-
     def _check_finite(self, loss: torch.Tensor) -> None:
         if not math.isfinite(float(loss)):
             indices = batch_order(self.data.n_windows, self.config.batch_size, self.config.seed, self.step - 1)
@@ -208,8 +204,8 @@ class Trainer:
         return self._cost() | {"train_loss": float(train_loss)} | figures
 
     def _cost(self) -> dict[str, Any]:
-        tokens = self.step * self.config.batch_size * self.config.seq_len
-        flops = tokens * self.objective.flops_per_token(self.config.seq_len)
+        tokens = self.step * self.config.batch_size * self.data.seq_len
+        flops = tokens * self.objective.flops_per_token(self.data.seq_len)
         return {"step": self.step, "tokens": tokens, "flops": flops, "seconds": self.seconds}
 
     def _state(self) -> dict[str, Any]:
