@@ -2,32 +2,40 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+TO_RUN := $(VENV)/.ready-to-run
+TO_TEST := $(VENV)/.ready-to-test
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint types setup clean
 
-demo: $(READY)
+demo: $(TO_RUN)
 	$(BIN)/cocomix demo $(ARGS)
 
-test: $(READY)
+test: $(TO_TEST)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY)
-	$(BIN)/ruff check src tests
+lint: $(TO_TEST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
-types: $(READY)
+types: $(TO_TEST)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-setup: $(READY)
+setup: $(TO_TEST)
 
 # torch comes first and exactly pinned: a looser request can pull gigabytes of another build.
-$(READY): pyproject.toml constraints.txt
+$(TO_RUN): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "cocomix needs Python 3.11 or newer; install it, or run make PYTHON=/path/to/python3"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cocomix needs Python 3.11 or newer and $(PYTHON) is older; run make PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "Setting up $(VENV) (a few minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -i '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $(READY)
+	$(PIP) "$$(grep -i '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(TO_TEST): $(TO_RUN)
+	$(PIP) -c constraints.txt -e '.[dev,hub]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -74,6 +74,15 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
+def test_a_kill_while_a_store_is_being_created_costs_nothing(tmp_path: Path) -> None:
+    label(tmp_path, "whole")
+    begun = tmp_path / "killed" / SIGNS[0]
+    begun.mkdir(parents=True)
+    (begun / "ids.bin").write_bytes(b"half")
+    label(tmp_path, "killed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
     label(tmp_path, "one")
     program = tmp_path / "program.py"

@@ -7,6 +7,7 @@ import pytest
 
 from cocomix.config import load_config, save_config
 from cocomix.errors import CocomixError
+from cocomix.train.precision import fast_precision
 
 DEMO = Path(str(resources.files("cocomix") / "recipes" / "demo.yaml"))
 
@@ -21,6 +22,18 @@ def test_saved_config_loads_to_the_same(tmp_path: Path) -> None:
     assert config.sae.k == 8 and config.seeds == (0, 1)
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_loaded_models_need_no_training_section(tmp_path: Path) -> None:
+    config = load_config(DEMO, ["teacher={pretrained: t}", "sae={pretrained: s, layer: 1}", "labels.exact.k=30"])
+    assert config.teacher.train is None and config.sae.train is None
+
+
+def test_automatic_precision_is_settled_when_the_config_is_loaded() -> None:
+    assert "precision: auto" in DEMO.read_text()
+    config = load_config(DEMO)
+    assert config.students_train.precision == config.labels["exact"].precision == fast_precision()
+    assert load_config(DEMO, ["students_train.precision=fp32"]).students_train.precision == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +51,11 @@ def test_saved_config_loads_to_the_same(tmp_path: Path) -> None:
         ("students.cocomix.sign=absolute", ["absolute", "do not have"]),
         ("labels.exact.rule=magic", ["labels.exact.rule", "magic"]),
         ("baseline=other", ["other", "ntp"]),
+        ("students.cocomix.concept.top_k=4000", ["cocomix", "4000", "2048"]),
+        ("students.cocomix.concept.mixer=blend", ["cocomix", "blend", "interleave"]),
+        ("teacher.train=null", ["teacher", "pretrained", "train"]),
+        ("sae.train=null", ["sae", "pretrained", "train"]),
+        ("students_train.precision=fp8", ["students_train.precision", "fp8", "bf16"]),
         ("students.ntp.model.heads=5", ["width 128", "heads 5"]),
         ("seq_len=256=", ["seq_len"]),
         ("sae.k", ["key.path=value"]),

@@ -74,7 +74,6 @@ def test_jsonl_source_counts_bad_lines(tmp_path: Path) -> None:
 
 
 def test_hub_source_reads_a_local_folder_in_the_hubs_layout(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     rows = [json.dumps({"text": text}) for text in ("one", "two")]
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
     for streaming in (True, False):

@@ -167,7 +167,8 @@ def sae_quality(sae: TopKSAE, batches: Any) -> dict[str, float]:
 
     Returns:
         `explained_variance` (1 - squared error / squared deviation from the mean hidden state), `l0` (mean number
-        of non-zero latents), `dead_share` (share of latents that never fired here), `mse` (per element).
+        of non-zero latents), `dead_share` (share of latents that never fired here), `mse` (per element),
+        `measured_tokens`.
     """
     n, error, fired = 0, 0.0, torch.zeros(sae.n_latents, dtype=torch.bool)
     total = square = None
@@ -191,4 +192,5 @@ def sae_quality(sae: TopKSAE, batches: Any) -> dict[str, float]:
         "l0": active / n,
         "dead_share": 1 - float(fired.double().mean()),
         "mse": error / n / sae.d_model,
+        "measured_tokens": n,
     }

@@ -5,7 +5,6 @@ token; scores (float32) lie in a file of their own. Positions without labels hol
 write disjoint windows at the same time; a bitmap remembers which are done, and the manifest comes last.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cocomix.errors import CocomixError
+from cocomix.files import sha256, write_json
 
 MANIFEST, PENDING = "manifest.json", "pending.json"
 IDS, SCORES, DONE = "ids.bin", "scores.bin", "done.bin"
@@ -67,7 +67,7 @@ class LabelStore:
             "n_latents": n_latents,
             "lineage": lineage,
         }
-        _write_json(folder / PENDING, about)
+        write_json(folder / PENDING, about)
         return cls(folder, about, "r+")
 
     @staticmethod
@@ -110,7 +110,7 @@ class LabelStore:
             path = folder / name
             if not path.exists() or path.stat().st_size != entry["bytes"]:
                 raise CocomixError(f"the label file {path} is missing or truncated; {again}")
-            if verify and _sha256(path) != entry["sha256"]:
+            if verify and sha256(path) != entry["sha256"]:
                 raise CocomixError(
                     f"the label file {path} was altered (its checksum differs from the manifest's); {again}"
                 )
@@ -155,10 +155,10 @@ class LabelStore:
             )
         self.flush()
         files = {
-            name: {"bytes": (self.folder / name).stat().st_size, "sha256": _sha256(self.folder / name)}
+            name: {"bytes": (self.folder / name).stat().st_size, "sha256": sha256(self.folder / name)}
             for name in (IDS, SCORES)
         }
-        _write_json(self.folder / MANIFEST, {**self.about, "files": files})
+        write_json(self.folder / MANIFEST, {**self.about, "files": files})
 
     def read(self, windows: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels of `windows`: ids int64 `[len, seq_len, n_labels]` with -100 where there are none, and scores.
@@ -199,12 +199,6 @@ def _short(value: Any) -> str:
     return str(value)[:12]
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _read_json(path: Path, missing: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -212,8 +206,3 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
         raise CocomixError(missing) from None
     except ValueError:
         raise CocomixError(f"{path} is damaged; delete its folder and run `cocomix label` again") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,7 +1,6 @@
 """Read a run's YAML, apply `key.path=value` overrides, validate, and say in one sentence what is wrong."""
 
 import difflib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from cocomix.config.run import RunConfig
 from cocomix.errors import CocomixError
+from cocomix.files import write_text
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -43,9 +43,7 @@ def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved config as YAML, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

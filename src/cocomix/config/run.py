@@ -161,6 +161,7 @@ class EvaluationConfig(Section):
 
     batch_size: int = Field(default=16, ge=1, description="windows per forward pass")
     curve_windows: int = Field(default=64, ge=1, description="validation windows behind each point of a training curve")
+    sae_windows: int = Field(default=1024, ge=1, description="validation windows the SAE's quality is measured on")
 
 
 class RunConfig(Section):

@@ -1,6 +1,5 @@
 """The corpus on disk: one JSON-lines file a split, and a manifest with counts and checksums."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from typing import Any
 
 from cocomix.corpus.document import Document
 from cocomix.errors import CocomixError
+from cocomix.files import sha256, write_json
 
 MANIFEST = "corpus.json"
 
@@ -34,10 +34,10 @@ def write_corpus(folder: Path | str, splits: dict[str, list[Document]]) -> dict[
         counts[name] = {
             "documents": len(documents),
             "chars": sum(len(document.text) for document in documents),
-            "sha256": _sha256(path),
+            "sha256": sha256(path),
         }
     manifest = {"format": 1, "splits": counts}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_json(temporary / MANIFEST, manifest)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
     return manifest
@@ -52,7 +52,7 @@ def read_corpus(folder: Path | str, split: str) -> Iterator[Document]:
     folder = Path(folder)
     try:
         entry = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["splits"][split]
-        same = _sha256(folder / f"{split}.jsonl") == entry["sha256"]
+        same = sha256(folder / f"{split}.jsonl") == entry["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise CocomixError(f"{folder} holds no corpus with a {split} split; run `cocomix corpus`") from None
     if not same:
@@ -64,8 +64,3 @@ def _lines(path: Path) -> Iterator[Document]:
     with path.open(encoding="utf-8") as stream:
         for line in stream:
             yield Document(**json.loads(line))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,7 +5,6 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from cocomix.pipeline.machine import git_commit, machine
 from cocomix.pipeline.student_stages import EvaluationStage
 
 if TYPE_CHECKING:
@@ -18,15 +17,16 @@ def collect_results(run: "Run", reused: dict[str, bool]) -> dict[str, Any]:
     Raises:
         CocomixError: a stage the report needs is missing; the sentence names the command that makes it.
     """
-    students = {name: _student(run, name) for name in run.config.students}
+    students = [_student(run, name) for name in run.config.students]
+    made = [record["made"] for stage in run.students if (record := stage.record())]
     corpus, tokens, teacher = run.corpus.figures, run.tokens.figures, run.teacher.figures
     return {
         "title": run.config.title,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": run.config.model_dump(mode="json"),
-        "machine": machine(),
+        "machine": made[-1]["machine"],
         "command": shlex.join(["cocomix", *sys.argv[1:]]),
-        "git_commit": git_commit(),
+        "commits": sorted({one["commit"] for one in made if one["commit"]}),
         "corpus": {
             "source": corpus["source"],
             "splits": {name: counts | {"tokens": tokens["tokens"][name]} for name, counts in corpus["splits"].items()},
@@ -40,7 +40,7 @@ def collect_results(run: "Run", reused: dict[str, bool]) -> dict[str, Any]:
             if run.labels[name].record() is not None
             for sign in labels.signs
         ],
-        "students": list(students.values()),
+        "students": students,
         "baseline": run.config.baseline,
         "stages": [
             {"name": name, "seconds": _seconds(run, name), "reused": reused.get(name, True)}
@@ -50,8 +50,17 @@ def collect_results(run: "Run", reused: dict[str, bool]) -> dict[str, Any]:
         "notes": [
             "The teacher, the SAE and the labels are made once and shared by all seeds;"
             " a seed sets a student's initialisation and the order of its batches.",
+            *_several_machines(made),
         ],
     }
+
+
+def _several_machines(made: list[dict[str, Any]]) -> list[str]:
+    """A warning where the students' seconds come from different machines."""
+    if all(one["machine"] == made[0]["machine"] for one in made):
+        return []
+    names = sorted({f"{one['machine']['device']} ({one['machine']['cpu']}, {one['machine']['os']})" for one in made})
+    return [f"The students were not all trained on the same machine ({'; '.join(names)}); compare seconds with care."]
 
 
 def _student(run: "Run", name: str) -> dict[str, Any]:

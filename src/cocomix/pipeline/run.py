@@ -8,11 +8,13 @@ from cocomix.config import RunConfig, save_config
 from cocomix.errors import CocomixError
 from cocomix.pipeline.console import console
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
+from cocomix.pipeline.label_stage import LabelStage
 from cocomix.pipeline.progress import StageProgress, duration
 from cocomix.pipeline.results import collect_results
+from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
-from cocomix.pipeline.teacher_stages import LabelStage, SaeStage, TeacherStage
+from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.train.distributed import barrier, is_main
 
 

@@ -14,10 +14,13 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cocomix.errors import CocomixError
+from cocomix.files import write_json
+from cocomix.pipeline.machine import git_commit, machine
 from cocomix.train.distributed import barrier, is_main
 
 RECORD = "stage.json"
@@ -145,9 +148,14 @@ class Stage(ABC):
             "settings": self.settings(),
             "inputs": {stage.name: stage.fingerprint for stage in self.inputs},
             "seconds": seconds,
+            "made": {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "commit": git_commit(),
+                "machine": machine(),
+            },
             "figures": figures,
         }
-        (partial / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_json(partial / RECORD, record)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         outdated = partial.with_name(partial.name + ".old")
         shutil.rmtree(outdated, ignore_errors=True)

@@ -11,8 +11,9 @@ from cocomix.evaluate.flops import model_flops
 from cocomix.evaluate.perplexity import perplexity
 from cocomix.evaluate.recall import concept_recall
 from cocomix.objectives import OBJECTIVES
+from cocomix.pipeline.label_stage import LabelStage
+from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
-from cocomix.pipeline.teacher_stages import LabelStage, SaeStage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
 from cocomix.students import build_cocomix, build_plain, match_width, parameter_count
 from cocomix.train.distributed import device, is_main

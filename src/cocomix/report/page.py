@@ -1,7 +1,5 @@
 """`report.json` and `report.html`: the second is one file that asks for nothing from outside."""
 
-import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from cocomix.files import write_json, write_text
 from cocomix.report.charts import AXES, COLOURS, curve_chart
 from cocomix.report.statistics import derive
 from cocomix.report.table import COLUMNS, rows
@@ -25,7 +24,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     derived = derive(results)
     sentences = headline(results, derived)
     complete = results | {"derived": derived, "headline": sentences}
-    _replace(folder / "report.json", json.dumps(complete, indent=1))
+    write_json(folder / "report.json", complete)
     environment = Environment(loader=PackageLoader("cocomix", "report"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"count": _count, "clock": _clock}
     page = environment.get_template("page.html.j2").render(
@@ -39,7 +38,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
         config=yaml.safe_dump(results["config"], sort_keys=False, allow_unicode=True),
         css=Markup((resources.files("cocomix.report") / "page.css").read_text(encoding="utf-8")),
     )
-    _replace(folder / "report.html", page)
+    write_text(folder / "report.html", page)
 
 
 def _count(value: float | None) -> str:
@@ -55,9 +54,3 @@ def _count(value: float | None) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""The results table, for the terminal and for Markdown."""
+"""The results table, for the page and for the terminal."""
 
 from typing import Any
 
@@ -85,10 +85,3 @@ def summary_table(results: dict[str, Any]) -> Group:
         table.add_row(*(cells[column] for column in TERMINAL))
     note = f"{seeds} seed{'s' if seeds > 1 else ''}; vs base is the difference in test perplexity, ± the 95 % interval."
     return Group(table, Text(note, style="dim"), *(Text(sentence) for sentence in headline(results, derive(results))))
-
-
-def markdown_table(results: dict[str, Any]) -> str:
-    """The same table in Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
-    return "\n".join(lines)

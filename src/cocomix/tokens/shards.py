@@ -8,7 +8,6 @@ is lost.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cocomix.errors import CocomixError
+from cocomix.files import sha256, write_json
 
 MANIFEST = "manifest.json"
 BOUNDARIES = "doc-boundaries.npy"
@@ -130,9 +130,7 @@ def write_shards(
         "boundaries": _entry(folder / BOUNDARIES),
         "fingerprint": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
     }
-    temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest)
     return TokenShards.open(folder, verify=False)
 
 
@@ -168,7 +166,7 @@ class _Writer:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _check(folder: Path, entry: dict[str, Any], verify: bool) -> None:
@@ -181,10 +179,5 @@ def _check(folder: Path, entry: dict[str, Any], verify: bool) -> None:
         raise CocomixError(f"the token file {path} is missing; {mend}")
     if path.stat().st_size != entry["bytes"]:
         raise CocomixError(f"the token file {path} has {path.stat().st_size} bytes instead of {entry['bytes']}; {mend}")
-    if verify and _sha256(path) != entry["sha256"]:
+    if verify and sha256(path) != entry["sha256"]:
         raise CocomixError(f"the token file {path} was altered (its checksum differs from the manifest's); {mend}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

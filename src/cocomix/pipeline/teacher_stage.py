@@ -1,0 +1,104 @@
+"""The concept model's stage."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from cocomix.config import RunConfig
+from cocomix.errors import CocomixError
+from cocomix.files import sha256
+from cocomix.objectives import NtpObjective
+from cocomix.pipeline.data_stages import TokensStage
+from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
+from cocomix.students import build_plain
+from cocomix.train.distributed import device, is_main
+
+SPARE_IDS = 1024
+"""Embedding rows a published model may have beyond its tokenizer's vocabulary, as padding for alignment."""
+
+
+class TeacherStage(Stage):
+    """The concept model: trained here on the same shards, or loaded and copied into the run."""
+
+    distributed = True
+
+    def __init__(self, run_dir: Path, config: RunConfig, tokens: TokensStage) -> None:
+        super().__init__(run_dir, "teacher", "cocomix train teacher", [tokens])
+        self.config, self.seq_len, self.evaluation = config.teacher, config.seq_len, config.evaluation
+        self.tokens = tokens
+
+    def settings(self) -> dict[str, Any]:
+        if self.config.pretrained is not None:
+            return {"pretrained": self.config.pretrained, "seq_len": self.seq_len}
+        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        return f"{figures['description']}{describe_curve(figures)}"
+
+    def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        if self.config.pretrained is not None:
+            return self._load(folder, self.config.pretrained)
+        train = self.config.train
+        assert train is not None, "the config asks for pretrained or train"
+        vocab_size = self.tokens.figures["vocab_size"]
+        torch.manual_seed(train.seed)
+        model = build_plain(self.config.model, vocab_size=vocab_size, seq_len=self.seq_len)
+        validate = validation_curve(self.tokens.shards("val"), self.seq_len, self.evaluation, train.precision)
+        shards = self.tokens.shards("train")
+        result = train_objective(NtpObjective(model), shards, None, self.seq_len, train, folder, validate, progress)
+        if is_main():
+            self.tokens.tokenizer().save_pretrained(folder / "model")
+        return training_figures(result) | {"parameters": model.num_parameters(), "description": _describe(model)}
+
+    def _load(self, folder: Path, source: str) -> dict[str, Any]:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise CocomixError(
+                f"the concept model {source} cannot be loaded ({first}); give a model folder or hub id"
+            ) from error
+        self._check_vocabulary(model, source)
+        if model.config.max_position_embeddings < self.seq_len:
+            raise CocomixError(
+                f"the concept model {source} has {model.config.max_position_embeddings} positions,"
+                f" fewer than seq_len {self.seq_len}; lower seq_len"
+            )
+        if is_main():
+            model.save_pretrained(folder / "model")
+        return {"parameters": model.num_parameters(), "description": f"{source}: {_describe(model)}"}
+
+    def _check_vocabulary(self, model: PreTrainedModel, source: str) -> None:
+        ours = self.tokens.tokenizer()
+        size = model.config.vocab_size
+        mend = "set tokens.tokenizer to the concept model's own tokenizer"
+        if not len(ours) <= size <= len(ours) + SPARE_IDS:
+            raise CocomixError(
+                f"the concept model {source} has a vocabulary of {size} and the students' tokenizer {len(ours)}; {mend}"
+            )
+        try:
+            theirs = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except (OSError, ValueError, KeyError):
+            return  # no tokenizer beside the weights: sizes are all that can be compared
+        if theirs.get_vocab() != ours.get_vocab():
+            raise CocomixError(
+                f"the concept model {source} numbers its tokens differently from the students' tokenizer; {mend}"
+            )
+
+    def model(self) -> PreTrainedModel:
+        """The finished concept model, in evaluation mode, taking no gradients."""
+        _ = self.figures
+        model = AutoModelForCausalLM.from_pretrained(self.folder / "model", use_safetensors=True)
+        return model.eval().requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
+
+    def checksum(self) -> str:
+        """sha256 over the weight files."""
+        return sha256(*sorted((self.folder / "model").glob("*.safetensors")))
+
+
+def _describe(model: PreTrainedModel) -> str:
+    config = model.config
+    return f"{config.model_type}, {config.num_hidden_layers} layers, width {config.hidden_size}"
