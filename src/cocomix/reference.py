@@ -30,6 +30,10 @@ _BLOCK = {
 }
 
 
+_MASKS = (".attn.bias", ".attn.masked_bias")
+"""Causal masks that older GPT-2 code saves among the weights."""
+
+
 def _names(n_layer: int) -> dict[str, tuple[str, bool]]:
     """Reference name -> (our name, whether it is transposed)."""
     names = dict(_TOP)
@@ -61,7 +65,7 @@ def load_student(
     Raises:
         CocomixError: a parameter is missing, unknown or of the wrong shape.
     """
-    given = dict(state_dict)
+    given = {key: value for key, value in state_dict.items() if not key.endswith(_MASKS)}
     blocks = [int(key.split(".")[2]) for key in given if key.startswith("transformer.h.")]
     names = _names(max(blocks, default=-1) + 1)
     head = given.pop("lm_head.weight", None)

@@ -85,6 +85,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name() -> None:
         load_student({**STATE, "lm_head.weight": STATE["transformer.wte.weight"] + 1}, **arguments)
 
 
+def test_saved_causal_masks_are_ignored() -> None:
+    masks = {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4),
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+    }
+    loaded = load_student({**STATE, **masks}, n_head=4, concept_layer=2, top_k=8)
+    assert torch.equal(loaded.lm_head.weight, STATE["transformer.wte.weight"])
+
+
 def test_layout_round_trip(model: CoCoMixForCausalLM) -> None:
     back = to_reference_layout(model, dict(model.named_parameters()))
     assert set(back) == set(STATE)
