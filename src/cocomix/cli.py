@@ -192,7 +192,7 @@ def main() -> None:
         sys.exit(2)
     except Interrupted as stop:
         errors.print(str(stop), highlight=False, markup=False, soft_wrap=True)
-        sys.exit(0)
+        sys.exit(130 if stop.by_user else 0)
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on from here", highlight=False)
         sys.exit(130)

@@ -183,6 +183,39 @@ def test_the_teacher_takes_no_gradients_and_is_left_as_it_was(teacher: PreTraine
     assert not any("forward" in block.__dict__ for block in blocks(teacher))
 
 
+def test_a_forward_somebody_wrapped_stays_wrapped(teacher: PreTrainedModel) -> None:
+    calls, block = [], blocks(teacher)[0]
+    original = block.forward
+
+    def wrapped(*arguments, **keywords):
+        calls.append(1)
+        return original(*arguments, **keywords)
+
+    block.forward = wrapped
+    ids = torch.randint(0, 61, (1, 6))
+    attribute(teacher, autoencoder(), ids, layer=1)
+    assert block.__dict__["forward"] is wrapped
+    before = len(calls)
+    teacher(ids)
+    assert len(calls) == before + 1
+
+
+def test_attention_sinks_are_refused(teacher: PreTrainedModel) -> None:
+    from cocomix.concepts.two_stream import _attention, two_streams
+
+    x = torch.zeros(1, 2, 3, 4)
+    with two_streams(teacher), pytest.raises(CocomixError, match="sinks"):
+        _attention(teacher, x, x, x, None, s_aux=torch.zeros(2))
+
+
+def test_blocks_that_return_more_than_hidden_states_are_refused() -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(vocab_size=20, hidden_size=16, n_layer=2, n_head=2))
+    with pytest.raises(CocomixError, match="BloomForCausalLM return more than hidden states"):
+        attribute(model, autoencoder(), torch.zeros(1, 4, dtype=torch.long), layer=0)
+
+
 def test_signs_and_sparse_selection_agree_with_dense(teacher: PreTrainedModel) -> None:
     sae = autoencoder()
     ids = torch.randint(0, 61, (2, 8), generator=torch.Generator().manual_seed(5))

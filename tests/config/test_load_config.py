@@ -24,6 +24,13 @@ def test_saved_config_loads_to_the_same(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_an_override_changes_only_what_it_names() -> None:
+    assert "*student" in DEMO.read_text()  # YAML aliases share one mapping
+    config = load_config(DEMO, ["students.ntp.model.width=256"])
+    assert config.students["ntp"].model.width == 256
+    assert config.students["cocomix"].model.width == config.students["ntp_wide"].model.width == 128
+
+
 def test_loaded_models_need_no_training_section(tmp_path: Path) -> None:
     config = load_config(DEMO, ["teacher={pretrained: t}", "sae={pretrained: s, layer: 1}", "labels.exact.k=30"])
     assert config.teacher.train is None and config.sae.train is None
@@ -57,6 +64,10 @@ def test_automatic_precision_is_settled_when_the_config_is_loaded() -> None:
         ("sae.train=null", ["sae", "pretrained", "train"]),
         ("students_train.precision=fp8", ["students_train.precision", "fp8", "bf16"]),
         ("students.ntp.model.heads=5", ["width 128", "heads 5"]),
+        ("students.ntp.model={backbone: llama, width: 12, heads: 4}", ["odd head width"]),
+        ("students.cocomix.match_parameters=ntp", ["only an ntp student"]),
+        ("seeds=[-1]", ["seeds", "-1"]),
+        ("seeds=[0, 0]", ["seeds", "different"]),
         ("seq_len=256=", ["seq_len"]),
         ("sae.k", ["key.path=value"]),
         ("title.x=1", ["title"]),

@@ -68,8 +68,10 @@ def test_folder_source_skips_what_it_cannot_read(tmp_path: Path) -> None:
 
 def test_jsonl_source_counts_bad_lines(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
-    file.write_bytes(b'{"body": "one"}\nnot json\n{"body": 3}\n{"text": "no"}\n[1]\n\n{"body": "two"}\n')
-    with pytest.warns(UserWarning, match="4 unreadable"):
+    file.write_bytes(
+        b'{"body": "one"}\nnot json\n{"body": 3}\n{"text": "no"}\n[1]\n\n{"body": "\\ud800"}\n{"body": "two"}\n'
+    )
+    with pytest.warns(UserWarning, match="5 unreadable"):
         assert [d.text for d in SOURCES["jsonl"]({"path": file, "field": "body"})] == ["one", "two"]
 
 
@@ -90,6 +92,8 @@ def test_hub_source_reads_a_local_folder_in_the_hubs_layout(tmp_path: Path) -> N
         ("folder", {"path": "/nonexistent"}, "there is no folder /nonexistent"),
         ("jsonl", {"path": "/nonexistent.jsonl"}, "there is no file"),
         ("sotu", {"path": "x"}, "does not know 'path'"),
+        ("folder", {"path": 5}, "must be text, not 5"),
+        ("jsonl", {"path": None}, "must be text, not None"),
     ],
 )
 def test_wrong_options_are_one_sentence(source: str, options: dict, words: str) -> None:

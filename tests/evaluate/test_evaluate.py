@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.concepts import LabelStore, TopKSAE, attribute_active
+from cocomix.errors import CocomixError
 from cocomix.evaluate import concept_recall, labelling_flops, model_flops, perplexity
 from cocomix.tokens import TokenShards, write_shards
 
@@ -69,6 +70,11 @@ def test_perplexity_equals_a_loop_in_float64(tmp_path: Path) -> None:
     assert figures["tokens"] == len(losses)
     assert figures["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-6)
     assert perplexity(model, data, seq_len=16, batch_size=3, max_windows=2)["tokens"] == 30
+
+
+def test_a_split_shorter_than_a_window_has_no_perplexity(tmp_path: Path) -> None:
+    with pytest.raises(CocomixError, match="fewer tokens than one window of 500"):
+        perplexity(gpt2(), shards(tmp_path / "s"), seq_len=500, batch_size=3)
 
 
 def test_recall_equals_a_loop(tmp_path: Path) -> None:

@@ -169,6 +169,40 @@ def test_generate_cached_equals_uncached_with_left_padding(model: CoCoMixForCaus
         assert torch.equal(alone[0, 2:], runs[0][2, 6:])
 
 
+def test_right_padded_prompts_continue_as_they_would_alone(model: CoCoMixForCausalLM) -> None:
+    ids, mask = tokens(3, 6), torch.ones(3, 6, dtype=torch.long)
+    mask[1, 5:], mask[2, 2:] = 0, 0
+    given = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False}
+    for batch in (model.generate(ids, **given), model.generate(input_ids=ids, **given)):
+        for row, length in enumerate((6, 5, 2)):
+            alone = model.generate(ids[row : row + 1, :length], max_new_tokens=5, do_sample=False)
+            assert torch.equal(batch[row, 6:], alone[0, length:])
+
+
+def test_assisted_generation_crops_the_cache_by_tokens(model: CoCoMixForCausalLM) -> None:
+    ids = tokens(1, 6)
+    plain = model.generate(ids, max_new_tokens=10, do_sample=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=10, do_sample=False, prompt_lookup_num_tokens=3), plain)
+    helper = build("gpt2", hidden_size=8, num_attention_heads=2)
+    assert torch.equal(model.generate(ids, max_new_tokens=10, do_sample=False, assistant_model=helper), plain)
+
+
+def test_a_cache_without_room_for_the_slots_is_refused(model: CoCoMixForCausalLM) -> None:
+    with pytest.raises(CocomixError, match="StaticCache"):
+        model.generate(tokens(1, 6), max_new_tokens=3, cache_implementation="static")
+
+
+def test_hidden_states_and_chosen_logits(model: CoCoMixForCausalLM) -> None:
+    ids, split, slots = tokens(), model.config.concept_layer, model.mixer.slots
+    output = model(ids, output_hidden_states=True, logits_to_keep=torch.tensor([0, 3]))
+    lengths = [state.shape[1] for state in output.hidden_states]
+    assert lengths == [T] * (split + 1) + [T * slots] * (4 - split)
+    whole = model(ids)
+    assert whole.hidden_states is None
+    close(output.logits, whole.logits[:, [0, 3]])
+    close(model.concept_head(output.hidden_states[split]).logits, whole.concept_logits)
+
+
 def test_full_length_works_and_one_more_is_refused(model: CoCoMixForCausalLM) -> None:
     assert model(tokens(1, 20)).logits.shape == (1, 20, VOCAB)
     with pytest.raises(CocomixError, match="21 tokens are more than the model's 20 positions"):
@@ -394,6 +428,7 @@ def test_bf16_autocast_trains(model: CoCoMixForCausalLM) -> None:
         ({"num_attention_heads": 3, "num_key_value_heads": None}, "not a multiple"),
         ({"num_key_value_heads": 3}, "does not divide"),
         ({"backbone": "rnn"}, "no backbone 'rnn'"),
+        ({"backbone": "llama", "hidden_size": 12}, "odd head width"),
         ({"mixer": "blend"}, "no mixer 'blend'"),
     ],
 )

@@ -91,6 +91,15 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, error: Exception) -> None:
         a.run(None)
 
 
+def test_a_label_set_whose_name_begins_like_another_loses_nothing(tmp_path: Path) -> None:
+    longer = Counting(tmp_path, "labels/exact-helpful", 1)
+    longer.error = ValueError("stopped")
+    with pytest.raises(ValueError, match="stopped"):
+        longer.run(None)
+    Counting(tmp_path, "labels/exact", 1).run(None)
+    assert list((tmp_path / ".partial").glob("labels--exact-helpful-*/half"))
+
+
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     a, _ = chain(tmp_path)
     a.run(None)

@@ -4,43 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from command import cocomix, refused
+
 pytestmark = pytest.mark.slow
-
-
-def cocomix(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the installed command in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cocomix", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """The process ended with exit code 2 and one clear sentence, no traceback."""
-    assert done.returncode == 2, (done.returncode, done.stderr)
-    assert "Traceback" not in done.stderr
-    flat = " ".join(done.stderr.split())
-    for word in words:
-        assert word in flat, flat
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny run; tests that change it must put things back."""
-    home = tmp_path_factory.mktemp("tiny")
-    started = time.monotonic()
-    done = cocomix("demo", "--tiny", cwd=home)
-    assert time.monotonic() - started < 240
-    assert "cocomix" in done.stdout and "report.html" in done.stdout
-    return home
 
 
 def test_the_report_holds_what_it_promises(tiny: Path) -> None:

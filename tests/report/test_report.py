@@ -47,7 +47,6 @@ def results(ours: list[float], theirs: list[float], name: str = "cocomix") -> di
             "objective": objective,
             "width": 32,
             "parameters": 1_870_000,
-            "holds_equal": "width",
             "label_rule": "exact/helpful" if recall else None,
             "flops_per_token": 1e7,
             "runs": [run(seed, final, recall=recall) for seed, final in enumerate(finals)],
@@ -110,6 +109,20 @@ def test_verdicts_are_paired_by_seed(ours: list[float], verdict: str) -> None:
     sentence = headline(data, derive(data))[0]
     assert ("lower" in sentence) == (difference["mean"] < 0)
     assert {"better": "a gain beyond", "worse": "a loss beyond", "undecided": "not decided"}[verdict] in sentence
+
+
+@pytest.mark.parametrize(
+    ("width", "parameters", "words"),
+    [
+        (32, 9, "equal width"),
+        (40, 1_860_000, "equal parameters (within 0.5%)"),
+        (40, 9, "unequal width and parameters"),
+    ],
+)
+def test_what_is_held_equal_is_read_off_the_models(width: int, parameters: int, words: str) -> None:
+    data = results([50], [60])
+    data["students"][0] |= {"width": width, "parameters": parameters}
+    assert f"At equal tokens and {words}, cocomix" in headline(data, derive(data))[0]
 
 
 def test_cost_to_the_same_perplexity() -> None:

@@ -6,6 +6,7 @@ from torch import nn
 from cocomix.config import ConceptConfig, ModelShape
 from cocomix.errors import CocomixError
 from cocomix.students import build_cocomix, build_plain, match_width, parameter_count
+from cocomix.students.build import SpecialIds
 
 SIZES = {"vocab_size": 300, "seq_len": 32}
 
@@ -22,6 +23,18 @@ def test_families_without_dropout(backbone: str) -> None:
     # Same backbone at the same width: what differs is the concept head and the mixer.
     extra = sum(p.numel() for part in (student.concept_head, student.mixer) for p in part.parameters())
     assert student.num_parameters() - extra == plain.num_parameters()
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "llama"])
+def test_special_ids_are_the_tokenizers(backbone: str) -> None:
+    shape = ModelShape(backbone=backbone, width=16, layers=2, heads=2)
+    special = SpecialIds(bos_token_id=5, eos_token_id=7, pad_token_id=7)
+    plain = build_plain(shape, special=special, **SIZES)
+    student = build_cocomix(shape, ConceptConfig(concept_layer=1), n_concepts=40, top_k=5, special=special, **SIZES)
+    for model in (plain, student):
+        assert (model.config.bos_token_id, model.config.eos_token_id) == (5, 7)
+        assert model.get_input_embeddings().weight[7].any()  # a padding row would be frozen at zero
+        assert model.get_input_embeddings().padding_idx is None
 
 
 @pytest.mark.parametrize("backbone", ["gpt2", "llama"])

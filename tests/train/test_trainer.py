@@ -14,8 +14,10 @@ import torch
 from pydantic import ValidationError
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cocomix import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.concepts import LabelStore
 from cocomix.errors import CocomixError
-from cocomix.objectives import NtpObjective
+from cocomix.objectives import CoCoMixObjective, NtpObjective
 from cocomix.tokens import write_shards
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
 from cocomix.train.config import TrainConfig
@@ -104,6 +106,35 @@ def test_gradient_accumulation_equals_the_whole_batch(tmp_path: Path) -> None:
             assert (tensor - other[name]).abs().max() < 1e-6
 
 
+def labelled_source(folder: Path) -> BatchSource:
+    data = source(folder / "s")
+    store = LabelStore.create(
+        folder / "l", n_tokens=data.shards.n_tokens, seq_len=8, n_labels=2, n_latents=12, lineage={}
+    )
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, 12, (data.n_windows, 8, 2))
+    valid = rng.random((data.n_windows, 8)) < rng.random((data.n_windows, 1))  # some windows have few labels
+    store.write(0, ids, np.ones(ids.shape), valid)
+    store.finish()
+    return BatchSource(data.shards, 8, LabelStore.open(folder / "l"))
+
+
+def test_accumulated_concept_losses_equal_the_whole_batch_however_labels_are_spread(tmp_path: Path) -> None:
+    data, results = labelled_source(tmp_path), []
+    for micro in (None, 1, 3):
+        torch.manual_seed(0)
+        config = CoCoMixConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8,
+            concept_layer=1, num_concepts=12, concept_top_k=3, concept_loss_weight=1.0,
+        )  # fmt: skip
+        made = CoCoMixObjective(CoCoMixForCausalLM(config).double())
+        Trainer(made, data, CONFIG.model_copy(update={"micro_batch_size": micro}), tmp_path / str(micro)).run()
+        results.append(weights(made))
+    for other in results[1:]:
+        for name, tensor in results[0].items():
+            assert (tensor - other[name]).abs().max() < 1e-6, name
+
+
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     source(tmp_path / "s")
     program = tmp_path / "program.py"
@@ -176,6 +207,14 @@ def test_a_failed_save_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypat
     loaded = load_checkpoint(tmp_path, "key", torch.device("cpu"))
     assert loaded is not None and loaded[0] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_module_without_gradient_checkpointing_says_so(tmp_path: Path) -> None:
+    made = objective()
+    made.trainable = lambda: torch.nn.Linear(2, 2)
+    config = CONFIG.model_copy(update={"gradient_checkpointing": True})
+    with pytest.raises(CocomixError, match="Linear has no gradient checkpointing"):
+        Trainer(made, source(tmp_path / "s"), config, tmp_path / "a").run()
 
 
 def test_schedule_warms_up_and_ends_at_a_tenth() -> None:

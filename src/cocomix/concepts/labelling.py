@@ -5,8 +5,6 @@ Every process of a torchrun launch takes every world-size-th batch of windows; a
 store's bitmap says it stopped.
 """
 
-import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.clock import Stopwatch
 from cocomix.concepts.attribution import attribute_active, with_sign
 from cocomix.concepts.labels import select_active
 from cocomix.concepts.sae import TopKSAE
@@ -66,7 +65,8 @@ def label_split(
     stores = {sign: LabelStore.open_for_write(folder / sign) for sign in signs}
     device = next(teacher.parameters()).device
     starts = range(rank() * batch_size, n_windows, world_size() * batch_size)
-    with _Stopwatch(folder / "seconds.json") as watch:
+    watch = Stopwatch(folder / "seconds.json", writes=is_main())
+    try:
         for number, start in enumerate(starts):
             windows = np.arange(start, min(start + batch_size, n_windows))
             if not all(store.is_done(windows) for store in stores.values()):
@@ -76,35 +76,22 @@ def label_split(
                 for sign, store in stores.items():
                     chosen = select_active(with_sign(signed, rule, sign), k)
                     store.write(start, *(part.cpu().numpy() for part in chosen))
+            watch.tick()
             if progress is not None:
                 progress(number + 1, len(starts), {})
         for store in stores.values():
             store.flush()
+    finally:
+        watch.keep()
+    seconds = watch.seconds
     barrier()
     if is_main():
         for store in stores.values():
             store.finish()
     barrier()
     return {
-        "seconds": watch.seconds,
+        "seconds": seconds,
         "tokens": n_windows * seq_len,
-        "tokens_per_second": n_windows * seq_len / watch.seconds,
+        "tokens_per_second": n_windows * seq_len / seconds,
         "valid_share": {sign: LabelStore.open(folder / sign).valid_share() for sign in signs},
     }
-
-
-class _Stopwatch:
-    """Adds up the seconds of interrupted attempts; the first process keeps them in `path`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.seconds = path, 0.0
-
-    def __enter__(self) -> "_Stopwatch":
-        self._before = json.loads(self.path.read_text())["seconds"] if self.path.exists() else 0.0
-        self._begun = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = self._before + time.perf_counter() - self._begun
-        if is_main():
-            self.path.write_text(json.dumps({"seconds": self.seconds}))

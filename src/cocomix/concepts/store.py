@@ -175,6 +175,10 @@ class LabelStore:
         ids[ids == self._nothing] = -100
         return ids, np.asarray(self._scores[windows])
 
+    def labelled(self, windows: np.ndarray) -> np.ndarray:
+        """Number of labelled positions in each of `windows`, int64 `[len]`."""
+        return (self._ids[windows, :, 0] != self._nothing).sum(-1)
+
     def valid_share(self) -> float:
         """Share of positions that carry labels."""
         return float((self._ids[..., 0] != self._nothing).mean())

@@ -70,7 +70,12 @@ def hidden_at(
     caught: list[torch.Tensor] = []
 
     def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        caught.append(output[0] if isinstance(output, tuple) else output)
+        if not isinstance(output, torch.Tensor):
+            raise CocomixError(
+                f"the blocks of {type(model).__name__} return more than hidden states, which cocomix cannot resume;"
+                " use a GPT-2, GPT-NeoX, OPT or Llama-style model"
+            )
+        caught.append(output)
         raise _Stop
 
     handle = check_layer(model, layer).register_forward_hook(stop)
@@ -91,13 +96,16 @@ def resumed_at(model: PreTrainedModel, layer: int, hidden: torch.Tensor) -> Iter
     def passed_through(*_args: Any, **_kwargs: Any) -> torch.Tensor:
         return hidden
 
+    wrapped = [block.__dict__.get("forward") for block in skipped]  # e.g. by Accelerate's hooks
     try:
         for block in skipped:
             block.forward = passed_through  # pyright: ignore[reportAttributeAccessIssue]
         yield
     finally:
-        for block in skipped:
-            block.__dict__.pop("forward", None)
+        for block, before in zip(skipped, wrapped, strict=True):
+            del block.__dict__["forward"]
+            if before is not None:
+                block.forward = before  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

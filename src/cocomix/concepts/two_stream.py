@@ -19,6 +19,8 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from cocomix.errors import CocomixError
+
 NAME = "cocomix_two_stream"
 
 
@@ -55,11 +57,17 @@ def _attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of the running stream; query `[batch, heads, seq, head_dim]` -> `[batch, seq, heads, head_dim]`."""
     streams = _streams.get()
     assert streams is not None
+    if s_aux is not None:
+        raise CocomixError(
+            "the concept model's attention has sinks, which the exact rule does not know;"
+            " use the reference rule or another concept model"
+        )
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5

@@ -27,6 +27,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise CocomixError(f"{path} cannot be read as YAML ({_one_line(error)}); mend or replace it") from error
     if not isinstance(raw, dict):
         raise CocomixError(f"{path} holds no mapping of sections; start from one of the files in recipes/")
+    raw = _unshared(raw)
     for override in overrides:
         _apply(raw, override)
     return validate_config(raw, str(path))
@@ -44,6 +45,13 @@ def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved config as YAML, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places share a mapping, as YAML aliases do: an override changes the place it names."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -55,6 +55,11 @@ class ModelShape(Section):
     def _divisible(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; change one of them")
+        if self.backbone == "llama" and self.width // self.heads % 2:
+            raise ValueError(
+                f"width {self.width} over heads {self.heads} gives an odd head width, which rotary positions"
+                " cannot halve; change one of them"
+            )
         if self.kv_heads is not None and (self.backbone == "gpt2" or self.heads % self.kv_heads):
             raise ValueError(f"kv_heads {self.kv_heads} needs the llama backbone and must divide heads {self.heads}")
         return self
@@ -148,6 +153,8 @@ class StudentConfig(Section):
             raise ValueError("a cocomix student needs both `labels` and `concept`")
         if self.objective == "ntp" and (concept is not None or self.labels is not None or self.sign is not None):
             raise ValueError("an ntp student takes neither `labels` nor `sign` nor `concept`")
+        if self.objective != "ntp" and self.match_parameters is not None:
+            raise ValueError("only an ntp student can be widened by `match_parameters`")
         if concept is not None and concept.concept_layer >= layers:
             raise ValueError(
                 f"concept_layer {concept.concept_layer} is outside the stack of {layers} blocks;"
@@ -203,6 +210,8 @@ class RunConfig(Section):
                     )
             if student.concept is not None:
                 self._check_concept(name, student.concept)
+        if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} must be different numbers, 0 or more")
         if self.baseline not in self.students:
             raise ValueError(f"baseline {self.baseline!r} is not a student; there are: {', '.join(self.students)}")
         if self.teacher.pretrained is None and self.sae.layer >= self.teacher.model.layers:

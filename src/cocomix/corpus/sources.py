@@ -38,12 +38,17 @@ class TextSource(ABC):
                 f" it takes: {', '.join(self.known) or 'none'}"
             )
         self.options = {**self.known, **given}
+        for name in ("path", "field"):
+            if name in self.options and not isinstance(self.options[name], str | Path):
+                raise CocomixError(f"corpus.options.{name} must be text, not {self.options[name]!r}; quote it")
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Document]:
         found = 0
         for document in self.documents():
-            if document.text.strip():
+            if not _encodable(document.text):
+                self.skipped += 1
+            elif document.text.strip():
                 found += 1
                 yield document
         if self.skipped:
@@ -144,6 +149,15 @@ class HubSource(TextSource):
                 self.skipped += 1
                 continue
             yield Document(f"{options['path']}:{number}", text)
+
+
+def _encodable(text: str) -> bool:
+    """Whether it can be written as UTF-8; JSON may carry halves of a surrogate pair, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 SOURCES: dict[str, type[TextSource]] = {

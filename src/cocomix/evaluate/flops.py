@@ -55,12 +55,13 @@ def _concept_extra(config: Any, parts: Parts) -> float:
 def _parts(config: Any, seq_len: int) -> Parts:
     d, heads = config.hidden_size, config.num_attention_heads
     family = getattr(config, "backbone", None) or config.model_type
-    gpt2 = family in {"gpt2", "gpt_neox"}
+    gated = family not in {"gpt2", "gpt_neox", "opt", "gptj", "phi"}
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or d // heads
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d
+    named = (getattr(config, name, None) for name in ("intermediate_size", "n_inner", "ffn_dim"))
+    inner = next((size for size in named if size), 4 * d)
     projections = 2 * d * head_dim * (2 * heads + 2 * kv_heads)
-    mlp = (2 if gpt2 else 3) * 2 * d * inner
+    mlp = (3 if gated else 2) * 2 * d * inner
     attention = 2 * 2 * seq_len * heads * head_dim
     return Parts(projections + mlp + attention, attention, 2 * d * config.vocab_size, config.num_hidden_layers)
 

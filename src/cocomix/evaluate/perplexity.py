@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cocomix.errors import CocomixError
 from cocomix.tokens import TokenShards
 from cocomix.train.precision import autocast
 
@@ -37,6 +38,9 @@ def perplexity(
 
     Returns:
         `loss` (nats a token), `perplexity`, `tokens` (targets counted).
+
+    Raises:
+        CocomixError: the shards hold less than one window.
     """
     device = next(model.parameters()).device
     windows = window_subset(shards.n_windows(seq_len), max_windows)
@@ -48,5 +52,9 @@ def perplexity(
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
         total += float(losses.double().sum())
         count += losses.numel()
-    loss = total / max(count, 1)
+    if not count:
+        raise CocomixError(
+            f"{shards.folder} has fewer tokens than one window of {seq_len}; add text to that split or lower seq_len"
+        )
+    loss = total / count
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": count}

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cocomix.concepts.store import LabelStore
+from cocomix.errors import CocomixError
 from cocomix.evaluate.perplexity import window_subset
 from cocomix.tokens import TokenShards
 
@@ -41,7 +42,9 @@ def concept_recall(
         hits += int((predicted[:, :, None] == truth[valid][:, None, :]).sum())
         positions += int(valid.sum())
         frequency += np.bincount(truth[valid].flatten().cpu().numpy(), minlength=len(frequency))
-    named = max(positions * k, 1)
+    if not positions:
+        raise CocomixError(f"no position of {labels.folder} is labelled; lower the labels' k or use another rule")
+    named = positions * k
     return {
         "recall": hits / named,
         "baseline": float(np.sort(frequency)[-k:].sum()) / named,

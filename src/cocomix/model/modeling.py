@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedModel
 
 from cocomix.errors import ConfigError
 from cocomix.model.backbones import BACKBONES
+from cocomix.model.cache import slot_cache
 from cocomix.model.concept_head import ConceptHead
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.loss import concept_loss
@@ -28,6 +29,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = CoCoMixConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean; Transformers' Trainer divides it by its accumulation steps
     _no_split_modules = ["Block"]
     _supports_sdpa = True
     _skip_keys_device_placement = ["past_key_values", "cache"]
@@ -82,7 +84,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         concept_labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache: Cache | None = None,
         **_: Any,
@@ -97,7 +100,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             labels: int64 `[batch, seq]`, shifted inside; -100 and padding are ignored.
             concept_labels: int64 `[batch, seq, K_attr]`, concepts of each position, not shifted; -100 is ignored.
             use_cache: return a cache; not while training with gradient checkpointing.
-            logits_to_keep: compute next-token logits for the last so many positions only; 0 is all.
+            logits_to_keep: compute next-token logits for the last so many positions only, or for these; 0 is all.
+            output_hidden_states: return the hidden states after the embedding and after each block.
             return_dict: False returns a plain tuple of what is not None.
 
         Raises:
@@ -115,12 +119,14 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         positions = _positions(position_ids, attention_mask, past, new, embedded.device)
         padding = _padding(attention_mask)
         hidden = self.backbone.embed(embedded, positions)
+        seen = [hidden]
         split, slots = self.config.concept_layer, self.mixer.slots
 
         layout = attend(padding, new, past, slots=1, device=hidden.device)
         rotary = self.backbone.rotary(positions, hidden.dtype)
         for block in self.backbone.blocks[:split]:
             hidden = block(hidden, layout=layout, rotary=rotary, cache=store)
+            seen.append(hidden)
         prediction = self.concept_head(hidden)
         hidden = self.mixer(hidden, prediction)
         if slots > 1:
@@ -128,10 +134,14 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             rotary = self.backbone.rotary(positions.repeat_interleave(slots, dim=1), hidden.dtype)
         for block in self.backbone.blocks[split:]:
             hidden = block(hidden, layout=layout, rotary=rotary, cache=store)
-        read = self.mixer.readout(hidden)[:, -logits_to_keep:]
+            seen.append(hidden)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        read = self.mixer.readout(hidden)[:, kept]
         logits = self.lm_head(self.backbone.final_norm(read))
 
         output = CoCoMixOutput(logits=logits, concept_logits=prediction.logits, cache=store)
+        if output_hidden_states if output_hidden_states is not None else self.config.output_hidden_states:
+            output.hidden_states = tuple(seen)
         if padding is not None:
             labels, concept_labels = _unpadded(labels, concept_labels, padding)
         self._add_losses(output, labels, concept_labels)
@@ -142,7 +152,21 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         if self.training and self.backbone.blocks[0].gradient_checkpointing:
             return None
         wanted = use_cache if use_cache is not None else self.config.use_cache and not self.training
-        return DynamicCache() if given is None and wanted else given
+        if given is None and not wanted:
+            return None
+        return slot_cache(given, self.config.concept_layer, self.mixer.slots)
+
+    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' `generate`; prompts padded on the right are moved to the right end of their row first."""
+        ids, mask = kwargs.get("input_ids", inputs), kwargs.get("attention_mask")
+        if ids is not None and mask is not None and mask.shape == ids.shape and not bool(mask[:, -1].all()):
+            order = mask.long().argsort(dim=1, stable=True)
+            ids, kwargs["attention_mask"] = ids.gather(1, order), mask.gather(1, order)
+        if "input_ids" in kwargs:
+            kwargs["input_ids"] = ids
+        else:
+            inputs = ids
+        return super().generate(inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _add_losses(
         self, output: CoCoMixOutput, labels: torch.Tensor | None, concept_labels: torch.Tensor | None

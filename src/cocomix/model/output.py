@@ -17,6 +17,8 @@ class CoCoMixOutput(ModelOutput):
         concept_loss: mean cross entropy of the concept logits over all labels; a scalar.
         logits: next-token logits, `[batch, seq, vocab]`.
         concept_logits: predicted concepts z, `[batch, seq, C]`.
+        hidden_states: after the embedding and after each block, `[batch, seq, d_model]`, from concept_layer on
+            `[batch, seq * slots, d_model]`; only if asked for.
         cache: keys and values; layers from concept_layer on hold every slot, two a token when interleaving.
     """
 
@@ -25,6 +27,7 @@ class CoCoMixOutput(ModelOutput):
     concept_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     concept_logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
     cache: Cache | None = None
 
     @property

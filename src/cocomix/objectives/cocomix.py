@@ -6,12 +6,18 @@ from cocomix.objectives.ntp import NtpObjective
 
 
 class CoCoMixObjective(NtpObjective):
-    """Total loss of a `CoCoMixForCausalLM`; the batch also carries `concept_labels` `[batch, seq, k]`."""
+    """Total loss of a `CoCoMixForCausalLM`.
+
+    The batch also carries `concept_labels` `[batch, seq, k]` and, if it is a part of one, `concept_weight`, which
+    makes the losses of all parts add up to the mean over all labelled positions.
+    """
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model(
+        output = self.model(
             input_ids=batch["input_ids"],
             labels=batch["input_ids"],
             concept_labels=batch["concept_labels"],
             use_cache=False,
-        ).loss
+        )
+        weight = self.model.config.concept_loss_weight * batch.get("concept_weight", 1.0)
+        return output.lm_loss + weight * output.concept_loss

@@ -70,6 +70,18 @@ class TokensStage(Stage):
             progress(number + 1, len(SPLITS), {})
         return {"vocab_size": len(tokenizer), "tokens": counts, "bytes_per_token": n_bytes / counts["test"]}
 
+    def check_lengths(self, seq_len: int) -> None:
+        """Refuse a split shorter than one window before anything is trained on the others."""
+        for split, count in self.figures["tokens"].items():
+            if count < seq_len:
+                raise CocomixError(
+                    f"the {split} split has {count} tokens, fewer than one window of {seq_len};"
+                    f" add text, raise corpus.{split}_fraction, or lower seq_len"
+                    if split != "train"
+                    else f"the training split has {count} tokens, fewer than one window of {seq_len};"
+                    " add text or lower seq_len"
+                )
+
     def shards(self, split: str) -> TokenShards:
         """The finished shards of `split`; checksums are verified on opening."""
         _ = self.figures

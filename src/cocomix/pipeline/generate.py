@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from cocomix.errors import CocomixError
+from cocomix.students import load_causal_lm
 from cocomix.tokens import load_tokenizer
 
 
@@ -35,10 +35,7 @@ def continue_text(source: str, prompt: str, *, max_new_tokens: int, temperature:
         CocomixError: the model or its tokenizer cannot be loaded, or prompt and continuation exceed its positions.
     """
     tokenizer = load_tokenizer(source)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, use_safetensors=True).eval()
-    except (OSError, ValueError) as error:
-        raise CocomixError(f"{source} holds no loadable model ({error}); give a model folder or hub id") from error
+    model = load_causal_lm(source, "the model")
     ids = torch.tensor([tokenizer.encode(prompt) or [tokenizer.bos_token_id]])
     room = model.config.max_position_embeddings - ids.shape[1]
     if room < 1:
@@ -49,7 +46,7 @@ def continue_text(source: str, prompt: str, *, max_new_tokens: int, temperature:
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     with torch.inference_mode():
-        output = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+        output = model.generate(  # pyright: ignore
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=min(max_new_tokens, room),

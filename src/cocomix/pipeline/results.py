@@ -73,7 +73,6 @@ def _student(run: "Run", name: str) -> dict[str, Any]:
         "objective": config.objective,
         "width": first["width"],
         "parameters": first["parameters"],
-        "holds_equal": "parameters" if config.match_parameters else "width",
         "label_rule": f"{label.rule}/{stages[0].student.sign}" if label else None,
         "flops_per_token": first["flops_per_token"],
         "runs": [_student_run(stage) for stage in stages],

@@ -23,7 +23,7 @@ class Run:
 
     Args:
         folder: the run's folder; created on the first stage.
-        config: resolved configuration; saved as `config.yaml` when a stage starts.
+        config: resolved configuration; saved as `config.yaml` when a stage is done.
     """
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
@@ -64,12 +64,11 @@ class Run:
     def _run(self, stage: Stage, title: str) -> dict[str, Any]:
         reused = stage.record() is not None
         self._reused[stage.name] = reused
-        if is_main():
-            save_config(self.config, self.folder / "config.yaml")
-        barrier()
         with StageProgress(console, title.replace("[", r"\["), quiet=not is_main()) as progress:
             figures = stage.run(progress)
         if is_main():
+            # Only now: a command that fails leaves the run with the settings its finished stages were made with.
+            save_config(self.config, self.folder / "config.yaml")
             seconds = (stage.record() or {}).get("seconds", 0.0)
             state = "kept, done before" if reused else duration(seconds)
             found = stage.describe(figures)

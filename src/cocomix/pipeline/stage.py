@@ -10,20 +10,21 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cocomix.clock import Stopwatch
 from cocomix.errors import CocomixError
 from cocomix.files import write_json
 from cocomix.pipeline.machine import git_commit, machine
 from cocomix.train.distributed import barrier, is_main
 
-RECORD = "stage.json"
+RECORD, SECONDS, CHECKPOINTS = "stage.json", "seconds.json", "checkpoints"
 
 
 class Stage(ABC):
@@ -112,20 +113,23 @@ class Stage(ABC):
             return done["figures"]
         for stage in self.inputs:
             _ = stage.figures
-        started = time.perf_counter()
         partial = self.run_dir / ".partial" / f"{self.name.replace('/', '--')}-{self.fingerprint[:12]}"
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            before = _seconds_before(partial)
+            watch = Stopwatch(partial / SECONDS, writes=is_main())
+
+            def ticking(step: int, total: int, metrics: dict[str, Any] | None = None) -> None:
+                watch.tick()
+                progress(step, total, metrics)
+
             try:
-                figures = self.work(partial, progress) if self.distributed or is_main() else {}
+                figures = self.work(partial, ticking) if self.distributed or is_main() else {}
             except BaseException:
-                _keep_seconds(partial, before + time.perf_counter() - started)
+                watch.keep()
                 raise
             barrier()
             if is_main():
-                seconds = before + time.perf_counter() - started
-                self._publish(partial, figures, seconds)
+                self._publish(partial, figures, watch.seconds)
             barrier()
         except Exception as error:
             if disk_full(error):
@@ -141,7 +145,8 @@ class Stage(ABC):
         return self.figures
 
     def _publish(self, partial: Path, figures: dict[str, Any], seconds: float) -> None:
-        (partial / "seconds.json").unlink(missing_ok=True)
+        (partial / SECONDS).unlink(missing_ok=True)
+        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
         record = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
@@ -162,27 +167,12 @@ class Stage(ABC):
         if self.folder.exists():
             os.replace(self.folder, outdated)
         os.replace(partial, self.folder)
-        stem = partial.name.rsplit("-", 1)[0]
-        for stale in partial.parent.glob(f"{stem}-????????????*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        stem = re.escape(partial.name.rsplit("-", 1)[0])
+        for stale in partial.parent.iterdir():
+            if re.fullmatch(rf"{stem}-[0-9a-f]{{12}}(\.old)?", stale.name):
+                shutil.rmtree(stale, ignore_errors=True)
 
 
 def disk_full(error: BaseException) -> bool:
     """Whether an exception means a full disk; safetensors and torch raise types of their own for it."""
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
-
-
-def _seconds_before(partial: Path) -> float:
-    """Seconds earlier, interrupted attempts spent on this stage."""
-    try:
-        return float(json.loads((partial / "seconds.json").read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
-        return 0.0
-
-
-def _keep_seconds(partial: Path, seconds: float) -> None:
-    if is_main() and partial.is_dir():
-        try:
-            (partial / "seconds.json").write_text(json.dumps({"seconds": seconds}))
-        except OSError:
-            return  # a full disk must not hide the error that is on its way up

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cocomix.config import ModelShape, RunConfig
 from cocomix.evaluate.flops import model_flops
@@ -15,7 +15,7 @@ from cocomix.pipeline.label_stage import LabelStage
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
-from cocomix.students import build_cocomix, build_plain, match_width, parameter_count
+from cocomix.students import build_cocomix, build_plain, load_causal_lm, match_width, parameter_count, special_ids
 from cocomix.train.distributed import device, is_main
 
 
@@ -78,13 +78,14 @@ class StudentStage(Stage):
         student = self.run_config.students[name]
         shape = shape or student.model
         sizes = {"vocab_size": self.tokens.figures["vocab_size"], "seq_len": self.run_config.seq_len}
+        special = special_ids(self.tokens.tokenizer())
         if student.concept is not None:
             n_concepts, top_k = self._concepts()
-            return build_cocomix(shape, student.concept, n_concepts=n_concepts, top_k=top_k, **sizes)
+            return build_cocomix(shape, student.concept, n_concepts=n_concepts, top_k=top_k, special=special, **sizes)
         if student.match_parameters is not None:
             target = parameter_count(lambda: self._build(student.match_parameters or name))
             shape = match_width(shape, target, **sizes)
-        return build_plain(shape, **sizes)
+        return build_plain(shape, special=special, **sizes)
 
     def _concepts(self) -> tuple[int, int]:
         """Number of concepts and active ones; known before training unless the SAE comes from outside."""
@@ -96,8 +97,8 @@ class StudentStage(Stage):
     def model(self) -> PreTrainedModel:
         """The finished student, in evaluation mode."""
         _ = self.figures
-        model = AutoModelForCausalLM.from_pretrained(self.folder / "model", use_safetensors=True)
-        return model.eval().to(device())  # pyright: ignore[reportArgumentType]
+        model = load_causal_lm(self.folder / "model", f"the student {self.student}")
+        return model.to(device())  # pyright: ignore[reportArgumentType]
 
 
 class EvaluationStage(Stage):

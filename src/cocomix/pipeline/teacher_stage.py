@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
@@ -13,7 +13,7 @@ from cocomix.objectives import NtpObjective
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
-from cocomix.students import build_plain
+from cocomix.students import build_plain, load_causal_lm, special_ids
 from cocomix.train.distributed import device, is_main
 
 SPARE_IDS = 1024
@@ -39,13 +39,15 @@ class TeacherStage(Stage):
         return f"{figures['description']}{describe_curve(figures)}"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        self.tokens.check_lengths(self.seq_len)
         if self.config.pretrained is not None:
             return self._load(folder, self.config.pretrained)
         train = self.config.train
         assert train is not None, "the config asks for pretrained or train"
         vocab_size = self.tokens.figures["vocab_size"]
         torch.manual_seed(train.seed)
-        model = build_plain(self.config.model, vocab_size=vocab_size, seq_len=self.seq_len)
+        special = special_ids(self.tokens.tokenizer())
+        model = build_plain(self.config.model, vocab_size=vocab_size, seq_len=self.seq_len, special=special)
         validate = validation_curve(self.tokens.shards("val"), self.seq_len, self.evaluation, train.precision)
         shards = self.tokens.shards("train")
         result = train_objective(NtpObjective(model), shards, None, self.seq_len, train, folder, validate, progress)
@@ -54,13 +56,7 @@ class TeacherStage(Stage):
         return training_figures(result) | {"parameters": model.num_parameters(), "description": _describe(model)}
 
     def _load(self, folder: Path, source: str) -> dict[str, Any]:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise CocomixError(
-                f"the concept model {source} cannot be loaded ({first}); give a model folder or hub id"
-            ) from error
+        model = load_causal_lm(source, "the concept model")
         self._check_vocabulary(model, source)
         if model.config.max_position_embeddings < self.seq_len:
             raise CocomixError(
@@ -91,8 +87,8 @@ class TeacherStage(Stage):
     def model(self) -> PreTrainedModel:
         """The finished concept model, in evaluation mode, taking no gradients."""
         _ = self.figures
-        model = AutoModelForCausalLM.from_pretrained(self.folder / "model", use_safetensors=True)
-        return model.eval().requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
+        model = load_causal_lm(self.folder / "model", "the concept model")
+        return model.requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
 
     def checksum(self) -> str:
         """sha256 over the weight files."""

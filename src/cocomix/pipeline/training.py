@@ -1,6 +1,5 @@
 """What every training stage does: train, save, and keep the figures."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,12 +28,11 @@ def train_objective(
     validate: Callable[[nn.Module], dict[str, float]] | None,
     progress: Any,
 ) -> TrainResult:
-    """Train (or go on training) in `folder`, save the model to `folder/model`, drop the checkpoints."""
+    """Train (or go on training) in `folder` and save the model to `folder/model`."""
     data = BatchSource(shards, seq_len, labels)
     result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress).run()
     if is_main():
         objective.save(folder / "model")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     barrier()
     return result
 

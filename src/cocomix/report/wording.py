@@ -15,12 +15,21 @@ def headline(results: dict[str, Any], derived: dict[str, Any]) -> list[str]:
     return sentences
 
 
+def held_equal(student: dict[str, Any], other: dict[str, Any]) -> str:
+    """What a comparison of two students holds equal besides tokens, read off the models themselves."""
+    if student["width"] == other["width"]:
+        return "equal width"
+    ours, theirs = student["parameters"], other["parameters"]
+    share = abs(ours - theirs) / max(ours, theirs)
+    return f"equal parameters (within {max(share, 0.001):.1%})" if share < 0.1 else "unequal width and parameters"
+
+
 def _compare(
     name: str, other: str, students: dict[str, Any], derived: dict[str, Any], difference: dict[str, Any]
 ) -> str:
     ours = derived["students"][name]["test_perplexity"]["mean"]
     theirs = derived["students"][other]["test_perplexity"]["mean"]
-    equal = "parameters" if students[other]["holds_equal"] == "parameters" else "width"
+    equal = held_equal(students[name], students[other])
     word = "lower" if difference["mean"] < 0 else "higher"
     spread = "" if difference["ci95"] is None else f" ± {difference['ci95']:.2f}"
     verdict = {
@@ -38,6 +47,6 @@ def _compare(
             " labels included."
         )
     return (
-        f"At equal tokens and equal {equal}, {name} has test perplexity {ours:.1f} against {theirs:.1f} of {other}:"
+        f"At equal tokens and {equal}, {name} has test perplexity {ours:.1f} against {theirs:.1f} of {other}:"
         f" {abs(difference['mean']):.2f}{spread} {word}, {verdict}. {reach}"
     )

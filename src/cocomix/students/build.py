@@ -5,17 +5,41 @@ get wrong; CoCoMix models use the same widths, depths and initialisation scale. 
 """
 
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from cocomix.config.run import ConceptConfig, ModelShape
 from cocomix.errors import CocomixError
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 
 
-def _gpt2(shape: ModelShape, vocab_size: int, seq_len: int) -> PreTrainedModel:
+class SpecialIds(TypedDict):
+    """Special tokens' ids, as the model configs call them."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+
+NO_IDS = SpecialIds(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
+    """The tokenizer's ids, so that `generate` of a model made for it starts, stops and pads as it should."""
+    return SpecialIds(**{name: getattr(tokenizer, name) for name in NO_IDS})
+
+
+def _gpt2(shape: ModelShape, vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
     config = GPT2Config(
         vocab_size=vocab_size,
         n_positions=seq_len,
@@ -26,13 +50,12 @@ def _gpt2(shape: ModelShape, vocab_size: int, seq_len: int) -> PreTrainedModel:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         activation_function="gelu_pytorch_tanh",  # GPT-2's own GELU, as one fused operation
-        bos_token_id=0,
-        eos_token_id=0,
+        **special,
     )
     return GPT2LMHeadModel(config)
 
 
-def _llama(shape: ModelShape, vocab_size: int, seq_len: int) -> PreTrainedModel:
+def _llama(shape: ModelShape, vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
     config = LlamaConfig(
         vocab_size=vocab_size,
         max_position_embeddings=seq_len,
@@ -42,13 +65,14 @@ def _llama(shape: ModelShape, vocab_size: int, seq_len: int) -> PreTrainedModel:
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads or shape.heads,
         tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
+        # No pad_token_id: Llama would freeze that row of its embedding at zero, and ours is the end-of-text token's.
+        bos_token_id=special["bos_token_id"],
+        eos_token_id=special["eos_token_id"],
     )
     return LlamaForCausalLM(config)
 
 
-PLAIN: dict[str, Callable[[ModelShape, int, int], PreTrainedModel]] = {"gpt2": _gpt2, "llama": _llama}
+PLAIN: dict[str, Callable[[ModelShape, int, int, SpecialIds], PreTrainedModel]] = {"gpt2": _gpt2, "llama": _llama}
 
 
 def llama_ffn(width: int) -> int:
@@ -56,9 +80,11 @@ def llama_ffn(width: int) -> int:
     return -(-8 * width // 48) * 16
 
 
-def build_plain(shape: ModelShape, *, vocab_size: int, seq_len: int) -> PreTrainedModel:
+def build_plain(
+    shape: ModelShape, *, vocab_size: int, seq_len: int, special: SpecialIds | None = None
+) -> PreTrainedModel:
     """A Transformers causal LM of this shape, freshly initialised from torch's global generator."""
-    return PLAIN[shape.backbone](shape, vocab_size, seq_len)
+    return PLAIN[shape.backbone](shape, vocab_size, seq_len, special or NO_IDS)
 
 
 def build_cocomix(
@@ -69,6 +95,7 @@ def build_cocomix(
     seq_len: int,
     n_concepts: int,
     top_k: int,
+    special: SpecialIds | None = None,
 ) -> CoCoMixForCausalLM:
     """A CoCoMix student of this shape, freshly initialised from torch's global generator."""
     config = CoCoMixConfig(
@@ -85,9 +112,7 @@ def build_cocomix(
         concept_top_k=concept.top_k or top_k,
         concept_loss_weight=concept.loss_weight,
         mixer=concept.mixer,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
+        **(special or NO_IDS),
     )
     return CoCoMixForCausalLM(config)
 

@@ -160,7 +160,8 @@ class _Writer:
 
     def _flush(self) -> None:
         path = self.folder / f"shard-{len(self._shards):05d}.bin"
-        np.concatenate(self._pending).tofile(path)
+        with path.open("wb") as stream:  # numpy's tofile may leave a short file on a full disk without an error
+            stream.write(np.concatenate(self._pending).tobytes())
         self._shards.append(_entry(path))
         self._pending, self._held = [], 0
 

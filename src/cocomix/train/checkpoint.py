@@ -4,12 +4,14 @@ A checkpoint is a folder written under another name, flushed, then renamed; the 
 damaged newest one falls back to the one before. Tensors load with `weights_only=True`: nothing is executed.
 """
 
+import errno
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -31,9 +33,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], curve: list[
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write(temporary / "state.pt", lambda path: torch.save(state, path))
-        meta = json.dumps({"step": step, "key": key, "curve": curve})
-        _write(temporary / "meta.json", lambda path: path.write_text(meta, encoding="utf-8"))
+        _write(temporary / "state.pt", lambda stream: torch.save(state, stream))
+        meta = json.dumps({"step": step, "key": key, "curve": curve}).encode()
+        _write(temporary / "meta.json", lambda stream: stream.write(meta))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -68,7 +70,13 @@ def load_checkpoint(
     return None
 
 
-def _write(path: Path, write: Any) -> None:
-    write(path)
-    with path.open("rb") as stream:
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    with path.open("wb") as stream:
+        try:
+            write(stream)
+        except RuntimeError as error:  # torch's words for a file that could not grow
+            if shutil.disk_usage(path.parent).free < 1 << 20:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
+        stream.flush()
         os.fsync(stream.fileno())

@@ -14,7 +14,15 @@ import torch.distributed as dist
 
 
 class Interrupted(Exception):
-    """Training was asked to stop and has saved a checkpoint; the message says how to go on."""
+    """Training was asked to stop and has saved a checkpoint; the message says how to go on.
+
+    Args:
+        by_user: whether it was Ctrl-C, so that a script of several commands stops, too.
+    """
+
+    def __init__(self, message: str, *, by_user: bool = False) -> None:
+        super().__init__(message)
+        self.by_user = by_user
 
 
 def rank() -> int:
@@ -52,6 +60,15 @@ def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(value)
         value /= world_size()
     return value
+
+
+def anywhere(mine: bool) -> bool:
+    """Whether it is so in any process; all processes get the same answer."""
+    if not dist.is_initialized():
+        return mine
+    flag = torch.tensor([float(mine)], device=device())
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
 
 
 @contextmanager
@@ -92,11 +109,3 @@ class StopRequest:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
-
-    def anywhere(self) -> bool:
-        """Whether any process was asked to stop; all processes get the same answer."""
-        if not dist.is_initialized():
-            return self.received is not None
-        flag = torch.tensor([float(self.received is not None)], device=device())
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())

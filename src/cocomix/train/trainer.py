@@ -1,7 +1,8 @@
 """The training loop, for every objective.
 
 Data order is a pure function of (seed, step), so a checkpoint needs no iterator state. The mean loss over the
-global batch is minimised however it is cut into micro-batches and processes. Seconds count training only:
+global batch is minimised however it is cut into micro-batches and processes (an autoencoder's auxiliary loss and
+variance are taken over each part). Seconds count training only:
 evaluation and checkpoints are left out of the curve's clock.
 """
 
@@ -29,6 +30,7 @@ from cocomix.train.data import BatchSource
 from cocomix.train.distributed import (
     Interrupted,
     StopRequest,
+    anywhere,
     barrier,
     device,
     is_main,
@@ -130,14 +132,17 @@ class Trainer:
                 if self.step in self.evaluations:
                     self.curve.append(self._point(torch.stack(recent).mean()))
                     recent.clear()
-                stopping = stop.anywhere() if self.step % 5 == 0 or world_size() == 1 else False
-                due = time.monotonic() - saved_at > self.config.checkpoint_seconds
-                if stopping or (due and world_size() == 1) or (world_size() > 1 and self.step % 200 == 0):
+                # Processes agree on what to do every few steps, so that none waits for a save the others skip.
+                ask = world_size() == 1 or self.step % 5 == 0 or self.step == self.total
+                stopping = ask and anywhere(stop.received is not None)
+                due = ask and anywhere(time.monotonic() - saved_at > self.config.checkpoint_seconds)
+                if stopping or due or self.step == self.total:
                     self._save()
                     saved_at = time.monotonic()
                 if stopping:
                     raise Interrupted(
-                        f"stopped at step {self.step} of {self.total} and saved; the same command goes on from here"
+                        f"stopped at step {self.step} of {self.total} and saved; the same command goes on from here",
+                        by_user=stop.received == "SIGINT",
                     )
         return self._result()
 
@@ -153,7 +158,7 @@ class Trainer:
         for start in range(0, len(mine), micro):
             part = mine[start : start + micro]
             last = start + micro >= len(mine)
-            batch = self.data(part, self.device)
+            batch = self.data(part, self.device, of=indices)
             no_sync = (
                 loss_fn.no_sync()
                 if isinstance(loss_fn, DistributedDataParallel) and not last
@@ -176,8 +181,11 @@ class Trainer:
         model = self.objective.trainable()
         if self.config.gradient_checkpointing:
             # Transformers renamed it in 5.2x; both names are served.
-            name = "activation_checkpointing_enable"
-            getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
+            names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+            enable = next((getattr(model, name) for name in names if hasattr(model, name)), None)
+            if enable is None:
+                raise CocomixError(f"{type(model).__name__} has no gradient checkpointing; set it to false")
+            enable()
         wrapped: nn.Module = self.objective
         if self.config.compile:
             wrapped = torch.compile(wrapped)  # pyright: ignore[reportAssignmentType]

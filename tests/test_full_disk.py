@@ -1,0 +1,49 @@
+"""A disk that is really full (a small tmpfs): one known error, and the last good state stays."""
+
+import errno
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cocomix.pipeline.stage import disk_full
+from cocomix.tokens import write_shards
+from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Three mebibytes; needs the right to mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        sys.platform != "linux"
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small file system takes root on Linux")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_checkpoint_that_does_not_fit(small_disk: Path) -> None:
+    save_checkpoint(small_disk, 1, {"x": torch.zeros(1000)}, [], "key")
+    with pytest.raises(OSError) as caught:
+        save_checkpoint(small_disk, 2, {"x": torch.zeros(2_000_000)}, [], "key")
+    assert disk_full(caught.value) and caught.value.errno == errno.ENOSPC
+    loaded = load_checkpoint(small_disk, "key", torch.device("cpu"))
+    assert loaded is not None and loaded[0] == 1
+    assert [path.name for path in small_disk.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("tokens", [2_000_000, 1_560_000])
+def test_shards_that_do_not_fit(small_disk: Path, tokens: int) -> None:
+    with pytest.raises(OSError) as caught:
+        write_shards(small_disk / "s", [np.ones(tokens, dtype=np.int64)] * 2, vocab_size=50, eos_id=0)
+    assert disk_full(caught.value)
+    assert not (small_disk / "s" / "manifest.json").exists()

@@ -1,0 +1,36 @@
+"""The README is true: its tables come from the committed reports, and its Python runs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cocomix.report import summary_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["demo", "rules"])
+def test_tables_are_the_ones_printed(name: str) -> None:
+    report = json.loads((ROOT / "results" / name / "report.json").read_text(encoding="utf-8"))
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary_table(report))
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")
+    assert f"```text\n{printed}\n```" in README
+
+
+@pytest.mark.slow
+def test_the_library_example_runs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(tiny)
+    names: dict = {}
+    exec(program.replace("runs/demo", "runs/tiny").replace("layer=3", "layer=1"), names)
+    assert names["loss"].isfinite() and names["labels"].ids.shape[-1] == 4
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert links and all((ROOT / link).exists() for link in links if not link.startswith("http"))
