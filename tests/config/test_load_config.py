@@ -32,14 +32,14 @@ def test_an_override_changes_only_what_it_names() -> None:
 
 
 def test_loaded_models_need_no_training_section(tmp_path: Path) -> None:
-    config = load_config(DEMO, ["teacher={pretrained: t}", "sae={pretrained: s, layer: 1}", "labels.exact.k=30"])
+    config = load_config(DEMO, ["teacher={pretrained: t}", "sae={pretrained: s, layer: 1}", "labels.attribution.k=30"])
     assert config.teacher.train is None and config.sae.train is None
 
 
 def test_automatic_precision_is_settled_when_the_config_is_loaded() -> None:
     assert "precision: auto" in DEMO.read_text()
     config = load_config(DEMO)
-    assert config.students_train.precision == config.labels["exact"].precision == fast_precision()
+    assert config.students_train.precision == config.labels["attribution"].precision == fast_precision()
     assert load_config(DEMO, ["students_train.precision=fp32"]).students_train.precision == "fp32"
 
 
@@ -52,11 +52,11 @@ def test_automatic_precision_is_settled_when_the_config_is_loaded() -> None:
         ("students.cocomix.concept.concept_layer=4", ["concept_layer 4", "outside the stack", "1 to 3"]),
         ("students.cocomix.concept.concept_layer=0", ["concept_layer"]),
         ("sae.layer=6", ["sae.layer 6", "outside"]),
-        ("students.cocomix.labels=nowhere", ["nowhere", "exact"]),
+        ("students.cocomix.labels=nowhere", ["nowhere", "attribution"]),
         ("students.ntp_wide.match_parameters=nobody", ["nobody"]),
-        ("labels.exact.k=17", ["17", "16"]),
-        ("students.cocomix.sign=absolute", ["absolute", "do not have"]),
-        ("labels.exact.rule=magic", ["labels.exact.rule", "magic"]),
+        ("labels.attribution.k=17", ["17", "16"]),
+        ("students.cocomix.sign=helpful", ["helpful", "do not have"]),
+        ("labels.attribution.rule=magic", ["labels.attribution.rule", "magic"]),
         ("baseline=other", ["other", "ntp"]),
         ("students.cocomix.concept.top_k=4000", ["cocomix", "4000", "2048"]),
         ("students.cocomix.concept.mixer=blend", ["cocomix", "blend", "interleave"]),

@@ -100,6 +100,19 @@ def test_a_label_set_whose_name_begins_like_another_loses_nothing(tmp_path: Path
     assert list((tmp_path / ".partial").glob("labels--exact-helpful-*/half"))
 
 
+def test_two_commands_never_work_on_the_same_stage(tmp_path: Path) -> None:
+    outer, inner = Counting(tmp_path, "a", 1), Counting(tmp_path, "a", 1)
+
+    def work(folder: Path, progress: Any) -> dict[str, Any]:
+        with pytest.raises(CocomixError, match="another command is working on a right now"):
+            inner.run(None)
+        return {}
+
+    outer.work = work
+    outer.run(None)
+    assert inner.worked == 0 and not list((tmp_path / ".partial").iterdir())
+
+
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     a, _ = chain(tmp_path)
     a.run(None)

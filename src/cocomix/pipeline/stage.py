@@ -7,13 +7,15 @@ partial folder (checkpoints included) again.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -123,7 +125,8 @@ class Stage(ABC):
                 progress(step, total, metrics)
 
             try:
-                figures = self.work(partial, ticking) if self.distributed or is_main() else {}
+                with _only_one(partial, self.title):
+                    figures = self.work(partial, ticking) if self.distributed or is_main() else {}
             except BaseException:
                 watch.keep()
                 raise
@@ -171,6 +174,22 @@ class Stage(ABC):
         for stale in partial.parent.iterdir():
             if re.fullmatch(rf"{stem}-[0-9a-f]{{12}}(\.old)?", stale.name):
                 shutil.rmtree(stale, ignore_errors=True)
+            elif re.fullmatch(rf"{stem}-[0-9a-f]{{12}}\.lock", stale.name):
+                stale.unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_one(partial: Path, title: str) -> Iterator[None]:
+    """Within: no other command works on this stage; the lock ends with the process, however that ends."""
+    if not is_main():
+        yield
+        return
+    with partial.with_name(partial.name + ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CocomixError(f"another command is working on {title} right now; wait until it is done") from None
+        yield
 
 
 def disk_full(error: BaseException) -> bool:
