@@ -6,6 +6,7 @@ inside the commands, so `--help` stays quick.
 
 import os
 import sys
+import warnings
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +27,9 @@ app = typer.Typer(
     help="""Pretrain language models with continuous concepts, stage by stage.
 
 A run is a folder. Its config.yaml is written by the first command and read by the later ones; any key can be
-overridden as KEY.PATH=VALUE after the options. Finished stages are kept; a changed key redoes what depends on it.""",
+overridden as KEY.PATH=VALUE after the options, e.g. sae.k=8; the saved config.yaml lists every key with its value.
+Finished stages are kept; a changed key redoes what depends on it. A stage is keyed by its settings, not by the
+content of the paths they name: to read changed files again, delete its folder in the run.""",
 )
 
 RunDir = Annotated[Path, typer.Option("--run", "-r", help="The run's folder.")]
@@ -82,7 +85,11 @@ def train(
     config: ConfigFile = None,
     seeds: Seeds = None,
 ) -> None:
-    """Train the concept model or a student. Works under torchrun, one process a device."""
+    """Train the concept model or a student.
+
+    The demo's students are ntp, ntp_wide, cocomix and cocomix_activation. Works under torchrun, one process a device.
+    On SIGTERM or SIGUSR1 it saves and exits with code 0, on Ctrl-C with 130; the same command goes on from there.
+    """
     opened = _open(run, config, overrides, seeds)
     for name in opened.training_stages(who):
         opened.run_stage(name)
@@ -145,7 +152,7 @@ def generate(
     _quiet_libraries()
     source = model or str(locate(run, student, seed))
     text = continue_text(source, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=sample_seed)
-    console.print(text, markup=False, highlight=False)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _recipe(name: str) -> Path:
@@ -169,6 +176,9 @@ def _quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.showwarning = lambda message, *_: errors.print(
+        "cocomix:", str(message), style="yellow", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def main() -> None:
@@ -186,14 +196,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if not disk_full(error) and not isinstance(error, PermissionError):
-            raise
-        errors.print(f"cocomix: {error}; free some space or mend the permissions", style="red", markup=False)
+        mend = "free some space" if disk_full(error) else "mend the path or its permissions"
+        errors.print(f"cocomix: {error}; {mend}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except Interrupted as stop:
         errors.print(str(stop), highlight=False, markup=False, soft_wrap=True)
         sys.exit(130 if stop.by_user else 0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # 130 is Typer's word for Ctrl-C
+            raise
         errors.print("stopped; the same command goes on from here", highlight=False)
         sys.exit(130)
 

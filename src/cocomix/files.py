@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cocomix.errors import CocomixError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
@@ -22,6 +24,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(content, indent=1))
+
+
+def check_source(source: str | Path, what: str) -> None:
+    """Refuse a local path that does not exist before a hub is asked for it, with all its retries.
+
+    A `folder/name` whose first part is a local folder is taken for a path; any other may be a hub id.
+
+    Raises:
+        CocomixError: there is no such folder.
+    """
+    path = Path(source)
+    local = path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2
+    if not path.exists() and (local or (len(path.parts) == 2 and path.parent.is_dir())):
+        raise CocomixError(f"{what} cannot be loaded from {source}: there is no such folder; check the path")
 
 
 def sha256(*paths: Path) -> str:

@@ -79,6 +79,7 @@ def test_other_lineage_and_other_windows_are_refused(tmp_path: Path) -> None:
     store = LabelStore.open(tmp_path / "l")
     with pytest.raises(CocomixError, match="windows of 5 tokens, not 6"):
         store.read(np.array([0]), 6)
-    (tmp_path / "l" / "manifest.json").write_text("nonsense")
-    with pytest.raises(CocomixError, match="damaged"):
-        LabelStore.open(tmp_path / "l")
+    for damage in ("nonsense", "[]"):
+        (tmp_path / "l" / "manifest.json").write_text(damage)
+        with pytest.raises(CocomixError, match="damaged"):
+            LabelStore.open(tmp_path / "l")

@@ -67,6 +67,8 @@ def test_automatic_precision_is_settled_when_the_config_is_loaded() -> None:
         ("students.ntp.model={backbone: llama, width: 12, heads: 4}", ["odd head width"]),
         ("students.cocomix.match_parameters=ntp", ["only an ntp student"]),
         ("seeds=[-1]", ["seeds", "-1"]),
+        ("students_train.betas=[2, 3]", ["betas", "between 0 and 1"]),
+        ("students_train.learning_rate=.inf", ["learning_rate", "finite"]),
         ("seeds=[0, 0]", ["seeds", "different"]),
         ("seq_len=256=", ["seq_len"]),
         ("sae.k", ["key.path=value"]),

@@ -80,8 +80,11 @@ def test_hub_source_reads_a_local_folder_in_the_hubs_layout(tmp_path: Path) -> N
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
     for streaming in (True, False):
         assert [d.text for d in SOURCES["hf"]({"path": str(tmp_path), "streaming": streaming})] == ["one", "two"]
-    with pytest.raises(CocomixError, match="cannot be loaded"):
+    with pytest.raises(CocomixError, match="no such folder"):
         list(SOURCES["hf"]({"path": str(tmp_path / "nowhere")}))
+    with pytest.raises(CocomixError, match="cannot be read after row"):
+        (tmp_path / "train.jsonl").write_text("\n".join([*rows, "{garbage"]))
+        list(SOURCES["hf"]({"path": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(

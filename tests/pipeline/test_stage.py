@@ -116,9 +116,21 @@ def test_two_commands_never_work_on_the_same_stage(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     a, _ = chain(tmp_path)
     a.run(None)
-    (tmp_path / "a" / "stage.json").write_text("{")
-    with pytest.raises(CocomixError, match=r"stage\.json cannot be read"):
-        a.record()
+    for damage in ("{", "[]", "null", "{}", f'{{"fingerprint": "{a.fingerprint}"}}'):
+        (tmp_path / "a" / "stage.json").write_text(damage)
+        with pytest.raises(CocomixError, match=r"stage\.json cannot be read .*; delete .* and run `cocomix a"):
+            a.record()
+
+
+def test_a_stage_whose_output_is_gone_is_done_again(tmp_path: Path) -> None:
+    a, _ = chain(tmp_path)
+    a.outputs = lambda: ["value"]
+    a.run(None)
+    assert a.record() is not None
+    (tmp_path / "a" / "value").unlink()
+    assert a.record() is None
+    a.run(None)
+    assert a.worked == 2 and (tmp_path / "a" / "value").exists()
 
 
 def test_seconds_of_interrupted_attempts_add_up(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_a_damaged_shard_is_refused_and_nothing_is_lost(tiny: Path, damage: str)
         (("demo", "--config", "absent.yaml"), ("absent.yaml",)),
         (("demo", "students.cocomix.concept.concept_layer=7"), ("outside the stack",)),
         (("report",), ("not done yet",)),
+        (("corpus", "--config", "."), ("cannot be read",)),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -116,6 +118,33 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 ) -> None:
     (tmp_path / "empty").mkdir()
     refused(cocomix(*arguments, "--run", "r", cwd=tmp_path, check=False), *words)
+
+
+def test_a_failing_command_leaves_the_settings_alone(tiny: Path) -> None:
+    config = tiny / "runs" / "tiny" / "config.yaml"
+    before = config.read_bytes()
+    refused(cocomix("sae", "sae.pretrained=nowhere", "--run", "runs/tiny", cwd=tiny, check=False), "nowhere")
+    assert config.read_bytes() == before
+
+
+def test_the_mend_that_is_named_mends(tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny / "runs" / "tiny", run)
+    weights = run / "students/cocomix/seed0/model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    shutil.rmtree(run / "evaluation")
+    done = cocomix("evaluate", "--run", str(run), cwd=tmp_path, check=False)
+    refused(done, f"delete {run}/students/cocomix/seed0 and run `cocomix train cocomix --run {run}`")
+    shutil.rmtree(run / "students/cocomix/seed0/model")
+    shutil.rmtree(run / "tokens" / "val")
+    for command in (("tokenize",), ("train", "cocomix"), ("evaluate",)):
+        cocomix(*command, "--run", str(run), cwd=tmp_path)
+
+
+def test_generated_text_is_not_broken_into_lines(tiny: Path) -> None:
+    prompt = "Fellow citizens of the Senate and of the House of Representatives: " * 2
+    done = cocomix("generate", prompt, "--run", "runs/tiny", "--max-new-tokens", "1", cwd=tiny)
+    assert done.stdout.startswith(prompt)
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -193,6 +193,9 @@ def test_a_damaged_checkpoint_falls_back_and_foreign_ones_are_refused(tmp_path: 
     with pytest.warns(UserWarning), pytest.raises(CocomixError, match="other settings"):
         load_checkpoint(tmp_path, "other", cpu)
     assert load_checkpoint(tmp_path / "none", "key", cpu) is None
+    (tmp_path / "step-00000002" / "meta.json").write_text("[]")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert load_checkpoint(tmp_path, "key", cpu) is None
 
 
 def test_a_failed_save_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

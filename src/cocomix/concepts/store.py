@@ -205,7 +205,10 @@ def _short(value: Any) -> str:
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError
+        return content
     except FileNotFoundError:
         raise CocomixError(missing) from None
     except ValueError:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from cocomix.corpus.document import Document
 from cocomix.errors import CocomixError
+from cocomix.files import check_source
 
 
 class TextSource(ABC):
@@ -133,22 +134,23 @@ class HubSource(TextSource):
             import datasets  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError:
             raise CocomixError("reading Hugging Face datasets needs the extra: pip install 'cocomix[hub]'") from None
-        options = self.options
+        options, number = self.options, 0
+        check_source(options["path"], "the dataset")
         try:
             rows = datasets.load_dataset(
                 options["path"], options["name"], split=options["split"], streaming=options["streaming"]
             )
+            for number, row in enumerate(rows):
+                text = row.get(options["field"]) if isinstance(row, dict) else None
+                if isinstance(text, str):
+                    yield Document(f"{options['path']}:{number}", text)
+                else:
+                    self.skipped += 1
         except Exception as error:  # datasets raises many unrelated types for what is one cause to a user
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CocomixError(
-                f"the dataset {options['path']} cannot be loaded ({first}); check corpus.options"
+                f"the dataset {options['path']} cannot be read after row {number} ({first}); check corpus.options"
             ) from error
-        for number, row in enumerate(rows):
-            text = row.get(options["field"]) if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                self.skipped += 1
-                continue
-            yield Document(f"{options['path']}:{number}", text)
 
 
 def _encodable(text: str) -> bool:

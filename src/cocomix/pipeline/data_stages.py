@@ -23,6 +23,9 @@ class CorpusStage(Stage):
     def settings(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json")
 
+    def outputs(self) -> list[str]:
+        return ["text/corpus.json"]
+
     def describe(self, figures: dict[str, Any]) -> str:
         return ", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())
 
@@ -46,6 +49,9 @@ class TokensStage(Stage):
 
     def settings(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json")
+
+    def outputs(self) -> list[str]:
+        return ["tokenizer/tokenizer_config.json", *(f"{split}/manifest.json" for split in SPLITS)]
 
     def describe(self, figures: dict[str, Any]) -> str:
         return ", ".join(f"{split} {count:,} tokens" for split, count in figures["tokens"].items())

@@ -27,6 +27,9 @@ class LabelStage(Stage):
     def settings(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
 
+    def outputs(self) -> list[str]:
+        return [f"{split}/{sign}/manifest.json" for split in self.splits for sign in self.config.signs]
+
     def describe(self, figures: dict[str, Any]) -> str:
         shares = ", ".join(f"{sign} {share:.1%}" for sign, share in figures["train"]["valid_share"].items())
         return f"positions labelled: {shares}; {figures['train']['tokens_per_second']:,.0f} tokens/s"

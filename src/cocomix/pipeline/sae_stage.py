@@ -37,6 +37,9 @@ class SaeStage(Stage):
             return {"pretrained": self.config.pretrained, "layer": self.config.layer, "seq_len": self.seq_len}
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
 
+    def outputs(self) -> list[str]:
+        return ["model/sae.safetensors", "model/sae.json"]
+
     def describe(self, figures: dict[str, Any]) -> str:
         return (
             f"explained variance {figures['explained_variance']:.4f}, L0 {figures['l0']:.2f},"

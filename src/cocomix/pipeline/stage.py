@@ -56,6 +56,10 @@ class Stage(ABC):
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         """Do the work inside `folder`; return the figures to keep (JSON-able)."""
 
+    def outputs(self) -> Sequence[str]:
+        """Files below the stage's folder without which it must be done again."""
+        return ()
+
     @property
     def title(self) -> str:
         """What the progress bar calls it."""
@@ -71,6 +75,11 @@ class Stage(ABC):
         return self.run_dir / self.name
 
     @property
+    def again(self) -> str:
+        """What a user does to make a damaged stage anew."""
+        return f"delete {self.folder} and run `{self.command} --run {self.run_dir}`"
+
+    @property
     def fingerprint(self) -> str:
         """Hash of kind, settings and inputs, 64 hex digits."""
         payload = {
@@ -82,16 +91,18 @@ class Stage(ABC):
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
     def record(self) -> dict[str, Any] | None:
-        """The finished stage's record if it was made with the present settings, else None."""
+        """The stage's record if it is finished, whole and made with the present settings, else None."""
         try:
             record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+            mine = record["fingerprint"] == self.fingerprint and record["figures"] is not None
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise CocomixError(
-                f"{self.folder / RECORD} cannot be read ({error}); delete {self.folder} and run `{self.command}`"
+                f"{self.folder / RECORD} cannot be read ({type(error).__name__}: {error}); {self.again}"
             ) from error
-        return record if record.get("fingerprint") == self.fingerprint else None
+        whole = all((self.folder / output).exists() for output in self.outputs())
+        return record if mine and whole else None
 
     @property
     def figures(self) -> dict[str, Any]:

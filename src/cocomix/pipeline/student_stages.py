@@ -46,6 +46,9 @@ class StudentStage(Stage):
             "curve_windows": self.run_config.evaluation.curve_windows,
         }
 
+    def outputs(self) -> list[str]:
+        return ["model/config.json"]
+
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['parameters']:,} parameters{describe_curve(figures)}"
 
@@ -97,7 +100,7 @@ class StudentStage(Stage):
     def model(self) -> PreTrainedModel:
         """The finished student, in evaluation mode."""
         _ = self.figures
-        model = load_causal_lm(self.folder / "model", f"the student {self.student}")
+        model = load_causal_lm(self.folder / "model", f"the student {self.student}", self.again)
         return model.to(device())  # pyright: ignore[reportArgumentType]
 
 

@@ -35,6 +35,9 @@ class TeacherStage(Stage):
             return {"pretrained": self.config.pretrained, "seq_len": self.seq_len}
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
 
+    def outputs(self) -> list[str]:
+        return ["model/config.json"]
+
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['description']}{describe_curve(figures)}"
 
@@ -87,7 +90,7 @@ class TeacherStage(Stage):
     def model(self) -> PreTrainedModel:
         """The finished concept model, in evaluation mode, taking no gradients."""
         _ = self.figures
-        model = load_causal_lm(self.folder / "model", "the concept model")
+        model = load_causal_lm(self.folder / "model", "the concept model", self.again)
         return model.requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
 
     def checksum(self) -> str:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cocomix.errors import CocomixError
+from cocomix.files import check_source
 from cocomix.tokens.shards import TokenShards, write_shards
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     Raises:
         CocomixError: nothing loadable there, or it has no end-of-text token.
     """
+    check_source(source, "the tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -57,16 +57,17 @@ def load_checkpoint(
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
             state = torch.load(path / "state.pt", map_location=device, weights_only=True)
+            step, made_with, curve = meta["step"], meta["key"], meta["curve"]
         except Exception as error:  # torch raises several unrelated types for a damaged file
             warnings.warn(
                 f"the checkpoint {path} is damaged ({type(error).__name__}) and was passed over", stacklevel=2
             )
             continue
-        if meta["key"] != key:
+        if made_with != key:
             raise CocomixError(
                 f"the checkpoint {path} was made with other settings; delete {folder} or restore the settings"
             )
-        return meta["step"], state, meta["curve"]
+        return step, state, curve
     return None
 
 

@@ -19,7 +19,7 @@ class TrainConfig(BaseModel):
     )
     epochs: float | None = Field(default=None, gt=0, description="passes over the windows")
     steps: int | None = Field(default=None, ge=1, description="optimiser steps")
-    learning_rate: float = Field(default=6e-4, gt=0, description="maximum learning rate")
+    learning_rate: float = Field(default=6e-4, gt=0, allow_inf_nan=False, description="maximum learning rate")
     warmup_fraction: float = Field(default=1 / 300, ge=0, le=1, description="share of the steps with linear warm-up")
     final_lr_fraction: float = Field(
         default=0.1, ge=0, le=1, description="end of the cosine, as a share of the maximum"
@@ -42,6 +42,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas} must lie between 0 and 1, 1 excluded")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of `epochs` and `steps`")
         return self
