@@ -87,7 +87,7 @@ def train(
 ) -> None:
     """Train the concept model or a student.
 
-    The demo's students are ntp, ntp_wide, cocomix and cocomix_activation. Works under torchrun, one process a device.
+    The demo's students are ntp, ntp_wide, cocomix and cocomix_act. Works under torchrun, one process a device.
     On SIGTERM or SIGUSR1 it saves and exits with code 0, on Ctrl-C with 130; the same command goes on from there.
     """
     opened = _open(run, config, overrides, seeds)

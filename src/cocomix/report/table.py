@@ -65,9 +65,9 @@ def signed(stats: dict[str, Any]) -> str:
 TERMINAL = {
     "student": "student",
     "parameters": "params",
-    "val ppl": "val ppl",
     "test ppl": "test ppl",
     "vs baseline": "vs base",
+    "tokens to same ppl": "tokens",
     "train s": "train s",
     "recall": "recall",
 }
@@ -77,11 +77,16 @@ TERMINAL = {
 def summary_table(results: dict[str, Any]) -> Group:
     """One screen for the terminal: the table, then the result in words."""
     seeds = len(results["students"][0]["runs"])
-    table = Table(title=results["title"], title_style="bold", box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    table = Table(title=results["title"], title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in TERMINAL.values():
-        table.add_column(heading, justify="left" if heading == "student" else "right", no_wrap=heading != "student")
+        table.add_column(
+            heading, justify="left" if heading == "student" else "right", no_wrap=heading != "student", overflow="fold"
+        )
     for row in rows(results):
         cells: dict[str, str] = dict(zip(COLUMNS, row, strict=True))
         table.add_row(*(cells[column] for column in TERMINAL))
-    note = f"{seeds} seed{'s' if seeds > 1 else ''}; vs base is the difference in test perplexity, ± the 95 % interval."
+    note = (
+        f"{seeds} seed{'s' if seeds > 1 else ''}. vs base: difference in test perplexity from {results['baseline']},"
+        " ± the 95 % interval paired by seed. tokens: share of them that reached its final validation perplexity."
+    )
     return Group(table, Text(note, style="dim"), *(Text(sentence) for sentence in headline(results, derive(results))))
