@@ -168,6 +168,13 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             inputs = ids
         return super().generate(inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ):
+        """The next step reads the cache this one returned, under whichever name this Transformers version gives it."""
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        return updated | {name: outputs.cache for name in ("cache", "past_key_values") if name in updated}
+
     def _add_losses(
         self, output: CoCoMixOutput, labels: torch.Tensor | None, concept_labels: torch.Tensor | None
     ) -> None:
