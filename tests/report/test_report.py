@@ -152,10 +152,10 @@ def test_the_page_is_self_contained_and_escaped(tmp_path: Path, seeds: int) -> N
 
 
 def test_the_table_fits_a_terminal_of_80_columns() -> None:
-    data = results([150.0, 151.0], [160.0, 163.0], name="cocomix_act")
+    data = results([150.0, 151.0], [160.0, 163.0], name="reference_signed")
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(summary_table(data))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
-    row = next(line for line in text.splitlines() if line.split()[:1] == ["cocomix_act"])
-    assert " ".join(row.split()) == "cocomix_act 1.87M 151.50 ± 6.35 -11.00 ± 12.71 0.72x 8 0.300"
+    row = next(line for line in text.splitlines() if line.split()[:1] == ["reference_signed"])
+    assert " ".join(row.split()) == "reference_signed 1.87M 151.50 -11.00 ± 12.71 0.72x 8 0.300"

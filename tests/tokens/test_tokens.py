@@ -97,5 +97,8 @@ def test_tokenizer_round_trips_any_text(tmp_path: Path) -> None:
     )
     whole = [i for text in TEXTS for i in [*loaded(text, add_special_tokens=False)["input_ids"], 0]]
     assert shards.windows([0], len(whole)).tolist() == [whole]
-    with pytest.raises(CocomixError, match="no tokenizer can be loaded"):
+    with pytest.raises(CocomixError, match="no such folder"):
         load_tokenizer(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CocomixError, match="no tokenizer can be loaded"):
+        load_tokenizer(str(tmp_path / "empty"))

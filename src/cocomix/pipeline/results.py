@@ -56,11 +56,11 @@ def collect_results(run: "Run", reused: dict[str, bool]) -> dict[str, Any]:
 
 
 def _several_machines(made: list[dict[str, Any]]) -> list[str]:
-    """A warning where the students' seconds come from different machines."""
+    """A warning where the students' seconds come from different machines or settings."""
     if all(one["machine"] == made[0]["machine"] for one in made):
         return []
-    names = sorted({f"{one['machine']['device']} ({one['machine']['cpu']}, {one['machine']['os']})" for one in made})
-    return [f"The students were not all trained on the same machine ({'; '.join(names)}); compare seconds with care."]
+    kinds = sorted({f"{m['device']}, {m['cpu']}, {m['threads']} threads" for m in (one["machine"] for one in made)})
+    return [f"The students were not all trained under the same conditions ({'; '.join(kinds)}): compare no seconds."]
 
 
 def _student(run: "Run", name: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def curve_chart(students: list[dict[str, Any]], axis: str) -> str:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import FormatStrFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator
 
     label, unit, suffix = AXES[axis]
     with plt.rc_context({"svg.fonttype": "none", "font.size": 13, "svg.hashsalt": "cocomix"}):
@@ -49,6 +49,7 @@ def curve_chart(students: list[dict[str, Any]], axis: str) -> str:
         axes.set_ylabel("validation perplexity")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(LogLocator(subs=(1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
         axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)

@@ -19,7 +19,7 @@ COLUMNS: tuple[str, ...] = (
     "vs baseline",
     "train s",
     "PFLOP",
-    "tokens to same ppl",
+    "tokens",
     "recall",
 )
 
@@ -67,7 +67,7 @@ TERMINAL = {
     "parameters": "params",
     "test ppl": "test ppl",
     "vs baseline": "vs base",
-    "tokens to same ppl": "tokens",
+    "tokens": "tokens",
     "train s": "train s",
     "recall": "recall",
 }
@@ -84,6 +84,7 @@ def summary_table(results: dict[str, Any]) -> Group:
         )
     for row in rows(results):
         cells: dict[str, str] = dict(zip(COLUMNS, row, strict=True))
+        cells["test ppl"] = cells["test ppl"].partition(" ")[0]  # its interval is on the page; paired ones say more
         table.add_row(*(cells[column] for column in TERMINAL))
     note = (
         f"{seeds} seed{'s' if seeds > 1 else ''}. vs base: difference in test perplexity from {results['baseline']},"
