@@ -5,6 +5,7 @@ of the remaining blocks, and its readout feeds the final norm and the LM head. E
 expects works: generate with a cache, padding on either side, gradient checkpointing, autocast, compile.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
 
 from cocomix.errors import ConfigError
+from cocomix.model.attention import Rotary
 from cocomix.model.backbones import BACKBONES
 from cocomix.model.cache import slot_cache
 from cocomix.model.concept_head import ConceptHead
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.loss import concept_loss
-from cocomix.model.masks import attend
+from cocomix.model.masks import Attend, attend
 from cocomix.model.mixers import MIXERS, ConceptVector
 from cocomix.model.output import CoCoMixOutput
 
@@ -119,34 +121,46 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         positions = _positions(position_ids, attention_mask, past, new, embedded.device)
         padding = _padding(attention_mask)
         hidden = self.backbone.embed(embedded, positions)
-        seen = [hidden]
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        seen = [hidden] if wanted else None
         split, slots = self.config.concept_layer, self.mixer.slots
 
         layout = attend(padding, new, past, slots=1, device=hidden.device)
         rotary = self.backbone.rotary(positions, hidden.dtype)
-        for block in self.backbone.blocks[:split]:
-            hidden = block(hidden, layout=layout, rotary=rotary, cache=store)
-            seen.append(hidden)
+        hidden = self._through(self.backbone.blocks[:split], hidden, layout, rotary, store, seen)
         prediction = self.concept_head(hidden)
         hidden = self.mixer(hidden, prediction)
         if slots > 1:
             layout = attend(padding, new, past, slots=slots, device=hidden.device)
             rotary = self.backbone.rotary(positions.repeat_interleave(slots, dim=1), hidden.dtype)
-        for block in self.backbone.blocks[split:]:
-            hidden = block(hidden, layout=layout, rotary=rotary, cache=store)
-            seen.append(hidden)
+        hidden = self._through(self.backbone.blocks[split:], hidden, layout, rotary, store, seen)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         read = self.mixer.readout(hidden)[:, kept]
         logits = self.lm_head(self.backbone.final_norm(read))
 
         output = CoCoMixOutput(logits=logits, concept_logits=prediction.logits, cache=store)
-        if output_hidden_states if output_hidden_states is not None else self.config.output_hidden_states:
-            output.hidden_states = tuple(seen)
+        output.hidden_states = None if seen is None else tuple(seen)
         if padding is not None:
             labels, concept_labels = _unpadded(labels, concept_labels, padding)
         self._add_losses(output, labels, concept_labels)
         keep_dict = self.config.return_dict if return_dict is None else return_dict
         return output if keep_dict else output.to_tuple()
+
+    @staticmethod
+    def _through(
+        blocks: Iterable[nn.Module],
+        hidden: torch.Tensor,
+        layout: Attend,
+        rotary: Rotary | None,
+        store: Cache | None,
+        seen: list[torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Run `blocks` one after the other; `seen`, if there is one, gets what each returned."""
+        for block in blocks:
+            hidden = block(hidden, layout=layout, rotary=rotary, cache=store)
+            if seen is not None:
+                seen.append(hidden)
+        return hidden
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         if self.training and self.backbone.blocks[0].gradient_checkpointing:
