@@ -1,9 +1,8 @@
-"""Small files written whole or not at all, and checksums."""
+"""Small files written whole or not at all, checksums, and a look at a path before a hub is asked for it."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,7 @@ def check_source(source: str | Path, what: str) -> None:
 def sha256(*paths: Path) -> str:
     """Checksum of one file, or of several in the given order, 64 hex digits."""
     digest = hashlib.sha256()
-    for chunk in _chunks(paths):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _chunks(paths: Iterable[Path]) -> Iterable[bytes]:
     for path in paths:
         with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                yield chunk
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()

@@ -80,12 +80,10 @@ class TokensStage(Stage):
         """Refuse a split shorter than one window before anything is trained on the others."""
         for split, count in self.figures["tokens"].items():
             if count < seq_len:
+                more = "" if split == "train" else f", raise corpus.{split}_fraction"
                 raise CocomixError(
                     f"the {split} split has {count} tokens, fewer than one window of {seq_len};"
-                    f" add text, raise corpus.{split}_fraction, or lower seq_len"
-                    if split != "train"
-                    else f"the training split has {count} tokens, fewer than one window of {seq_len};"
-                    " add text or lower seq_len"
+                    f" add text{more} or lower seq_len"
                 )
 
     def shards(self, split: str) -> TokenShards:

@@ -107,8 +107,7 @@ class SaeStage(Stage):
                 ids = torch.from_numpy(val.windows(windows[start : start + step], self.seq_len)).to(device())
                 yield hidden_at(teacher, ids, self.config.layer).flatten(0, 1)
 
-        with torch.inference_mode():
-            return sae_quality(sae, activations())
+        return sae_quality(sae, activations())
 
     def model(self) -> TopKSAE:
         """The finished autoencoder."""

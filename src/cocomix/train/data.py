@@ -21,14 +21,18 @@ class BatchSource:
         self.n_windows = shards.n_windows(seq_len)
         self.waited = 0.0
 
+    def label_density(self, indices: np.ndarray) -> float | None:
+        """Labelled positions a window over windows `indices`; None where there are no labels."""
+        return None if self.labels is None else float(self.labels.labelled(indices).mean())
+
     def __call__(
-        self, indices: np.ndarray, device: torch.device, of: np.ndarray | None = None
+        self, indices: np.ndarray, device: torch.device, label_density: float | None = None
     ) -> dict[str, torch.Tensor]:
         """`input_ids` int64 `[batch, seq]`; with labels also `concept_labels` int64 `[batch, seq, k]`, -100: none.
 
         Args:
-            of: windows of the whole batch, if `indices` are a part of it. `concept_weight` then makes up for labels
-                that are spread unevenly: the part's share of the labelled positions over its share of the windows.
+            label_density: that of the whole batch, if `indices` are a part of it. `concept_weight` then makes up for
+                labels that are spread unevenly: the part's own density over the batch's.
         """
         started = time.perf_counter()
         batch = {"input_ids": torch.from_numpy(self.shards.windows(indices, self.seq_len))}
@@ -36,10 +40,10 @@ class BatchSource:
             ids, _ = self.labels.read(indices, self.seq_len)
             batch["concept_labels"] = torch.from_numpy(ids)
             batch["concept_weight"] = torch.tensor(1.0)
-            if of is not None and len(of) > len(indices):
-                per_window = self.labels.labelled(of).mean()
+            if label_density is not None:
                 here = (ids[..., 0] >= 0).sum() / len(indices)
-                batch["concept_weight"] = torch.tensor(here / per_window if per_window else 0.0, dtype=torch.float32)
+                weight = here / label_density if label_density else 0.0
+                batch["concept_weight"] = torch.tensor(weight, dtype=torch.float32)
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         self.waited += time.perf_counter() - started
         return batch

@@ -152,13 +152,14 @@ class Trainer:
         indices = batch_order(self.data.n_windows, config.batch_size, config.seed, self.step)
         mine = np.array_split(indices, world_size())[rank()]
         micro = config.micro_batch_size or len(mine)
+        density = self.data.label_density(indices) if micro < len(indices) else None
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step, self.total)
         total = torch.zeros((), device=self.device)
         for start in range(0, len(mine), micro):
             part = mine[start : start + micro]
             last = start + micro >= len(mine)
-            batch = self.data(part, self.device, of=indices)
+            batch = self.data(part, self.device, density)
             no_sync = (
                 loss_fn.no_sync()
                 if isinstance(loss_fn, DistributedDataParallel) and not last
