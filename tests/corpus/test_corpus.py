@@ -1,6 +1,7 @@
 """Sources yield the same documents every time, splits hold out whole ones, and what is wrong is said."""
 
 import itertools
+import gzip
 import json
 from pathlib import Path
 
@@ -73,6 +74,18 @@ def test_jsonl_source_counts_bad_lines(tmp_path: Path) -> None:
     )
     with pytest.warns(UserWarning, match="5 unreadable"):
         assert [d.text for d in SOURCES["jsonl"]({"path": file, "field": "body"})] == ["one", "two"]
+
+
+def test_folder_source_takes_patterns_unpacks_and_skips_folders(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for name in ("a.rst", "b.md", "old/c.rst"):
+        (tmp_path / name).write_text(name)
+    with gzip.open(tmp_path / "d.rst.gz", "wt") as stream:
+        stream.write("packed")
+    (tmp_path / "e.rst.gz").write_bytes(gzip.compress(b"cut short" * 99)[:-12])
+    with pytest.warns(UserWarning, match="1 unreadable"):
+        found = [(d.id, d.text) for d in SOURCES["folder"]({"path": tmp_path, "pattern": "*.rst", "skip": "old"})]
+    assert found == [("a.rst", "a.rst"), ("d.rst.gz", "packed")]
 
 
 def test_hub_source_reads_a_local_folder_in_the_hubs_layout(tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ yields nothing is an error.
 """
 
 import csv
+import gzip
 import json
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,7 +42,7 @@ class TextSource(ABC):
                 f" it takes: {', '.join(self.known) or 'none'}"
             )
         self.options = {**self.known, **given}
-        for name in ("path", "field"):
+        for name in ("path", "field", "pattern", "skip"):
             if name in self.options and not isinstance(self.options[name], str | Path):
                 raise CocomixError(f"corpus.options.{name} must be text, not {self.options[name]!r}; quote it")
         self.skipped = 0
@@ -86,18 +89,27 @@ class SotuSource(TextSource):
 
 
 class FolderSource(TextSource):
-    """Every .txt and .md file below a folder, in path order, UTF-8."""
+    """Files below a folder whose names fit `pattern` (several may be joined with `|`), in path order, UTF-8.
 
-    known: ClassVar[dict[str, Any]] = {"path": ...}
+    A file that ends in .gz is unpacked; it fits where its name without that ending does. `skip` names subfolders to
+    leave out, in the same way.
+    """
+
+    known: ClassVar[dict[str, Any]] = {"path": ..., "pattern": "*.txt|*.md", "skip": ""}
 
     def documents(self) -> Iterator[Document]:
-        root = Path(self.options["path"])
+        root, patterns = Path(self.options["path"]), self.options["pattern"].split("|")
         if not root.is_dir():
-            raise CocomixError(f"there is no folder {root}; set corpus.options.path to a folder of .txt or .md files")
-        for file in sorted(path for path in root.rglob("*") if path.suffix in {".txt", ".md"} and path.is_file()):
+            raise CocomixError(f"there is no folder {root}; set corpus.options.path to a folder of text files")
+        skipped = {root / part for part in self.options["skip"].split("|") if part}
+        for file in sorted(path for path in root.rglob("*") if path.is_file()):
+            name = file.name.removesuffix(".gz")
+            if not any(fnmatch(name, pattern) for pattern in patterns) or skipped.intersection(file.parents):
+                continue
             try:
-                text = file.read_text(encoding="utf-8")
-            except (UnicodeDecodeError, OSError):
+                with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as stream:
+                    text = str(stream.read())
+            except (UnicodeDecodeError, OSError, EOFError, zlib.error):
                 self.skipped += 1
                 continue
             yield Document(str(file.relative_to(root)), text)
