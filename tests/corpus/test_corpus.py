@@ -1,7 +1,7 @@
 """Sources yield the same documents every time, splits hold out whole ones, and what is wrong is said."""
 
-import itertools
 import gzip
+import itertools
 import json
 from pathlib import Path
 
