@@ -136,6 +136,43 @@ def report(
 
 
 @app.command()
+def experiment(
+    recipe: Annotated[Path, typer.Argument(help="YAML of the experiment, e.g. recipes/cpu/claims.yaml.")],
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", "-r", help="Folder of its runs; default: runs/NAME-OF-THE-RECIPE.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the report; default: --run.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at the same time.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of each run, under torchrun.")] = 1,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Seeds 0 to N-1.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what it would take, run nothing.")] = False,
+    report_only: Annotated[bool, typer.Option("--report", help="Write the report of what is finished.")] = False,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Do only SETTING:STAGE, in this process; may be repeated.")
+    ] = None,
+) -> None:
+    """Run a grid of variants and seeds and report what it says about the paper's claims.
+
+    Each run is a process of its own; finished ones are kept, and the same command goes on where it was stopped.
+    """
+    from cocomix.experiments.command import run_experiment
+
+    _quiet_libraries()
+    run_experiment(
+        recipe,
+        [*(overrides or []), *([f"seeds={list(range(seeds))}"] if seeds else [])],
+        folder=run or Path("runs") / recipe.stem,
+        output=output,
+        jobs=jobs,
+        processes=processes,
+        plan_only=plan,
+        report_only=report_only,
+        stages=stage or [],
+    )
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     run: RunDir = DEFAULT_RUN,

@@ -11,7 +11,7 @@ from cocomix.errors import CocomixError
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same file
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

@@ -10,15 +10,15 @@ from cocomix.errors import CocomixError
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 
 _TOP = {
-    "transformer.pre_bias": ("concept_head.pre_bias", False),
+    "transformer.pre_bias": ("channel.head.pre_bias", False),
     "transformer.wte.weight": ("backbone.embed_tokens.weight", False),
     "transformer.wpe.weight": ("backbone.embed_positions.weight", False),
     "transformer.ln_f.weight": ("backbone.final_norm.weight", False),
     "transformer.ln_f.bias": ("backbone.final_norm.bias", False),
-    "transformer.concept_predictor.weight": ("concept_head.proj.weight", False),
-    "transformer.concept_predictor.bias": ("concept_head.proj.bias", False),
-    "transformer.compress_layer.weight": ("mixer.vector.weight", True),
-    "transformer.compress_layer.bias": ("mixer.vector.bias", False),
+    "transformer.concept_predictor.weight": ("channel.head.proj.weight", False),
+    "transformer.concept_predictor.bias": ("channel.head.proj.bias", False),
+    "transformer.compress_layer.weight": ("channel.vector.weight", True),
+    "transformer.compress_layer.bias": ("channel.vector.bias", False),
 }
 _BLOCK = {
     "ln_1": ("norm_1", False),

@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.errors import CocomixError
 from cocomix.model import concept_loss
+from cocomix.model.channels import ConceptVector
 from cocomix.model.masks import attend
-from cocomix.model.mixers import ConceptVector
 
 VOCAB, T = 37, 9
 
@@ -97,7 +97,7 @@ def test_interleaved_slots_are_token_then_concept() -> None:
     caught = []
     handles = [
         model.backbone.blocks[1].register_forward_hook(lambda _m, _i, output: caught.append(output)),
-        model.mixer.vector.register_forward_hook(lambda _m, _i, output: caught.append(output)),
+        model.channel.vector.register_forward_hook(lambda _m, _i, output: caught.append(output)),
         model.backbone.blocks[2].register_forward_pre_hook(lambda _m, inputs: caught.append(inputs[0])),
     ]
     model(tokens())
@@ -118,7 +118,7 @@ def test_cached_equals_uncached(model: CoCoMixForCausalLM, chunks: list[int]) ->
         parts.append(output.logits)
     close(torch.cat(parts, 1), whole)
     upper = cache.layers[model.config.concept_layer].keys.shape[2]
-    assert cache.layers[0].keys.shape[2] == T and upper == T * model.mixer.slots
+    assert cache.layers[0].keys.shape[2] == T and upper == T * model.mixer.cached_slots(1)[0]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -193,14 +193,14 @@ def test_a_cache_without_room_for_the_slots_is_refused(model: CoCoMixForCausalLM
 
 
 def test_hidden_states_and_chosen_logits(model: CoCoMixForCausalLM) -> None:
-    ids, split, slots = tokens(), model.config.concept_layer, model.mixer.slots
+    ids, split, slots = tokens(), model.config.concept_layer, model.mixer.cached_slots(1)[0]
     output = model(ids, output_hidden_states=True, logits_to_keep=torch.tensor([0, 3]))
     lengths = [state.shape[1] for state in output.hidden_states]
     assert lengths == [T] * (split + 1) + [T * slots] * (4 - split)
     whole = model(ids)
     assert whole.hidden_states is None
     close(output.logits, whole.logits[:, [0, 3]])
-    close(model.concept_head(output.hidden_states[split]).logits, whole.concept_logits)
+    close(model.channel.head(output.hidden_states[split]).logits, whole.concept_logits)
 
 
 def test_full_length_works_and_one_more_is_refused(model: CoCoMixForCausalLM) -> None:
@@ -239,17 +239,17 @@ def test_concept_loss_gradient_and_nothing_labelled() -> None:
 
 def test_sparse_mixing_equals_dense() -> None:
     model = build()
-    torch.nn.init.normal_(model.mixer.vector.bias)
-    torch.nn.init.normal_(model.concept_head.pre_bias)
+    torch.nn.init.normal_(model.channel.vector.bias)
+    torch.nn.init.normal_(model.channel.head.pre_bias)
     hidden = torch.randn(2, 5, 16, dtype=torch.double, requires_grad=True)
     weight = torch.randn(2, 5, 16, dtype=torch.double)
-    prediction = model.concept_head(hidden)
-    vector: ConceptVector = model.mixer.vector
+    prediction = model.channel.head(hidden)
+    vector: ConceptVector = model.channel.vector
     dense = torch.zeros_like(prediction.logits).scatter(-1, prediction.ids, prediction.values)
-    slow = (dense @ vector.weight + vector.bias + model.concept_head.pre_bias) * prediction.std + prediction.mean
+    slow = (dense @ vector.weight + vector.bias + model.channel.head.pre_bias) * prediction.std + prediction.mean
     fast = vector(prediction)
     close(fast, slow)
-    inputs = [hidden, *model.concept_head.parameters(), *vector.parameters()]
+    inputs = [hidden, *model.channel.head.parameters(), *vector.parameters()]
     for a, b in zip(
         torch.autograd.grad((fast * weight).sum(), inputs, retain_graph=True),
         torch.autograd.grad((slow * weight).sum(), inputs),
@@ -345,7 +345,7 @@ def test_blocks_agree_with_transformers_when_the_concept_adds_nothing(backbone: 
             .eval()
         )
         _copy_llama(model, plain)
-    handle = model.mixer.vector.register_forward_hook(lambda _m, _i, output: torch.zeros_like(output))
+    handle = model.channel.vector.register_forward_hook(lambda _m, _i, output: torch.zeros_like(output))
     ids = tokens()
     ours, theirs = model(ids).logits, plain(ids).logits
     handle.remove()

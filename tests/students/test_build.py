@@ -5,23 +5,29 @@ from torch import nn
 
 from cocomix.config import ConceptConfig, ModelShape
 from cocomix.errors import CocomixError
-from cocomix.students import build_cocomix, build_plain, match_width, parameter_count
-from cocomix.students.build import SpecialIds
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.students import Sizes, build_mixed, build_plain, match_width, parameter_count
+from cocomix.students.build import NO_IDS, SpecialIds
 
 SIZES = {"vocab_size": 300, "seq_len": 32}
+
+
+def mixed(shape: ModelShape, special: SpecialIds = NO_IDS) -> CoCoMixForCausalLM:
+    sizes = Sizes(300, 32, 40, 5, 8, 1, special)
+    return build_mixed(shape, ConceptConfig(concept_layer=1), sizes, num_concepts=40, concept_top_k=5)
 
 
 @pytest.mark.parametrize("backbone", ["gpt2", "llama"])
 def test_families_without_dropout(backbone: str) -> None:
     shape = ModelShape(backbone=backbone, width=32, layers=3, heads=4, kv_heads=2 if backbone == "llama" else None)
     plain = build_plain(shape, **SIZES)
-    student = build_cocomix(shape, ConceptConfig(concept_layer=1), n_concepts=40, top_k=5, **SIZES)
+    student = mixed(shape)
     for model in (plain, student):
         assert model.config.hidden_size == 32 and model.config.num_hidden_layers == 3
         assert all(module.p == 0 for module in model.modules() if isinstance(module, nn.Dropout))
     assert student.config.concept_top_k == 5 and student.config.dropout == 0
     # Same backbone at the same width: what differs is the concept head and the mixer.
-    extra = sum(p.numel() for part in (student.concept_head, student.mixer) for p in part.parameters())
+    extra = sum(p.numel() for part in (student.channel, student.mixer) for p in part.parameters())
     assert student.num_parameters() - extra == plain.num_parameters()
 
 
@@ -30,7 +36,7 @@ def test_special_ids_are_the_tokenizers(backbone: str) -> None:
     shape = ModelShape(backbone=backbone, width=16, layers=2, heads=2)
     special = SpecialIds(bos_token_id=5, eos_token_id=7, pad_token_id=7)
     plain = build_plain(shape, special=special, **SIZES)
-    student = build_cocomix(shape, ConceptConfig(concept_layer=1), n_concepts=40, top_k=5, special=special, **SIZES)
+    student = mixed(shape, special)
     for model in (plain, student):
         assert (model.config.bos_token_id, model.config.eos_token_id) == (5, 7)
         assert model.get_input_embeddings().weight[7].any()  # a padding row would be frozen at zero

@@ -2,23 +2,23 @@
 
 from cocomix.config.load import load_config, save_config
 from cocomix.config.run import (
-    ConceptConfig,
     CorpusConfig,
     EvaluationConfig,
     LabelConfig,
-    ModelShape,
     RunConfig,
     SaeConfig,
-    StudentConfig,
     TeacherConfig,
     TokensConfig,
 )
+from cocomix.config.shape import ModelShape
+from cocomix.config.students import ConceptConfig, MixConfig, StudentConfig
 
 __all__ = [
     "ConceptConfig",
     "CorpusConfig",
     "EvaluationConfig",
     "LabelConfig",
+    "MixConfig",
     "ModelShape",
     "RunConfig",
     "SaeConfig",

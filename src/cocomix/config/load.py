@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,10 +19,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         CocomixError: a missing or malformed file, an unknown key, or a value that does not fit.
     """
+    return validate_config(read_yaml(path, overrides), str(path))
+
+
+def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in `path`, with overrides such as `sae.k=8` applied.
+
+    Raises:
+        CocomixError: a missing or malformed file, or an override that does not fit.
+    """
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CocomixError(f"there is no config file {path}; give an existing one with --config") from None
+        raise CocomixError(f"there is no config file {path}; give an existing one") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CocomixError(f"{path} cannot be read as YAML ({_one_line(error)}); mend or replace it") from error
     if not isinstance(raw, dict):
@@ -30,21 +39,40 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw = _unshared(raw)
     for override in overrides:
         _apply(raw, override)
-    return validate_config(raw, str(path))
+    return raw
+
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
-    """Validate a plain mapping; `origin` names it in the error."""
+    """Validate a run's plain mapping; `origin` names it in the error."""
+    return validate(RunConfig, raw, origin)
+
+
+def validate(kind: type[Model], raw: dict[str, Any], origin: str) -> Model:
+    """Validate a plain mapping as `kind`.
+
+    Raises:
+        CocomixError: the first problem in one sentence; `origin` names the mapping.
+    """
     try:
-        return RunConfig.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        raise CocomixError(f"{origin}: {_explain(error)}") from error
+        raise CocomixError(f"{origin}: {_explain(error, kind)}") from error
 
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved config as YAML, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`base` with `over` on top, mapping by mapping; neither is changed, and the result shares nothing with them."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {key: merge(base.get(key), over.get(key, base.get(key))) for key in {**base, **over}}
+    return _unshared(over)
 
 
 def _unshared(value: Any) -> Any:
@@ -71,34 +99,62 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first problem as one sentence, with the nearest known key for an unknown one."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    inside = first["loc"][:-1] if first["type"] in {"extra_forbidden", "missing"} else first["loc"]
+    path, known = _walk(kind, inside)
+    if first["type"] in {"extra_forbidden", "missing"}:
+        path.append(str(first["loc"][-1]))
+    where = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys there: {', '.join(known)}"
         return f"the key {where!r} does not exist; {hint}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing; add it"
+    if first["type"] == "union_tag_not_found":
+        return f"the key '{where}.objective' is missing; add it"
+    if first["type"] == "union_tag_invalid":
+        context = first.get("ctx", {})
+        choices = str(context.get("expected_tags", "")).replace("'", "")
+        return f"{where}: there is no objective {context.get('tag')!r}; choose one of {choices}"
     message = first["msg"].removeprefix("Value error, ")
     got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {first['input']!r})"
     return f"{where}: {message}{got}" if where else f"{message}{got}"
 
 
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    model: Any = RunConfig
+def _walk(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """A place in `kind` as a user writes it, and the keys known there.
+
+    Where a section is one of several, Pydantic's location has the objective's name as a step of its own.
+    """
+    model: Any = kind
+    path: list[str] = []
     for part in location:
+        if isinstance(model, tuple) and any(part in _names(one) for one in model) and path[-1:] != ["students"]:
+            model = next(one for one in model if part in _names(one))
+            continue
+        path.append(str(part))
         if isinstance(part, str) and isinstance(model, type) and part in model.model_fields:
             model = _section_type(model.model_fields[part].annotation)
-    return sorted(model.model_fields) if isinstance(model, type) else []
+    return path, sorted(model.model_fields) if isinstance(model, type) else []
+
+
+def _names(section: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(section.model_fields["objective"].annotation)
 
 
 def _section_type(annotation: Any) -> Any:
-    """The pydantic model inside `X`, `X | None` or `dict[str, X]`."""
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    """The pydantic model inside `X`, `X | None` or `dict[str, X]`; a tuple where it is one of several."""
+    found, pending = [], [annotation]
+    while pending:
+        one = pending.pop(0)
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            found.append(one)
+        else:
+            pending += get_args(one)
+    return tuple(found) if len(found) > 1 else (found[0] if found else None)
 
 
 def _one_line(error: Exception) -> str:

@@ -7,16 +7,13 @@ section of its own shares `students_train`, so that all of them see the same tok
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from cocomix.config.section import Section
+from cocomix.config.shape import ModelShape
+from cocomix.config.students import BaseStudent, MixConfig, PlainStudent, Sign, StudentConfig
 from cocomix.train.config import TrainConfig
 from cocomix.train.precision import Precision
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, values are frozen after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CorpusConfig(Section):
@@ -40,29 +37,6 @@ class TokensConfig(Section):
     )
     vocab_size: int = Field(default=4096, ge=257, description="vocabulary of the trained tokenizer")
     shard_tokens: int = Field(default=1_000_000, ge=1, description="tokens per shard file")
-
-
-class ModelShape(Section):
-    """Shape of a transformer, whichever backbone family builds it."""
-
-    backbone: Literal["gpt2", "llama"] = Field(default="gpt2", description="backbone family")
-    width: int = Field(default=128, ge=8, description="hidden size d_model")
-    layers: int = Field(default=4, ge=1, description="number of blocks")
-    heads: int = Field(default=4, ge=1, description="attention heads")
-    kv_heads: int | None = Field(default=None, ge=1, description="key/value heads (llama only); empty: same as heads")
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; change one of them")
-        if self.backbone == "llama" and self.width // self.heads % 2:
-            raise ValueError(
-                f"width {self.width} over heads {self.heads} gives an odd head width, which rotary positions"
-                " cannot halve; change one of them"
-            )
-        if self.kv_heads is not None and (self.backbone == "gpt2" or self.heads % self.kv_heads):
-            raise ValueError(f"kv_heads {self.kv_heads} needs the llama backbone and must divide heads {self.heads}")
-        return self
 
 
 def _check_source(section: "TeacherConfig | SaeConfig") -> None:
@@ -107,9 +81,6 @@ class SaeConfig(Section):
         return self
 
 
-Sign = Literal["signed", "helpful", "absolute"]
-
-
 class LabelConfig(Section):
     """Concept labels by one rule; several signs share the cost of one attribution pass."""
 
@@ -121,46 +92,6 @@ class LabelConfig(Section):
     )
     k: int = Field(default=4, ge=1, description="labels per position K_attr")
     precision: Precision = Field(default="fp32", description="of the teacher's passes; fp32, bf16 or auto")
-
-
-class ConceptConfig(Section):
-    """What a CoCoMix student adds to its backbone."""
-
-    concept_layer: int = Field(
-        default=2, ge=1, description="block (0-based) before which concepts are predicted and mixed"
-    )
-    top_k: int | None = Field(default=None, ge=1, description="concepts kept of the prediction; empty: the SAE's k")
-    loss_weight: float = Field(default=0.1, ge=0, description="lambda, weight of the concept loss")
-    mixer: str = Field(default="interleave", description="how the concept vector joins the hidden states")
-
-
-class StudentConfig(Section):
-    """One student: objective, shape, and what the comparison holds equal."""
-
-    objective: Literal["ntp", "cocomix"] = Field(description="what it is trained on")
-    model: ModelShape = Field(default_factory=ModelShape)
-    match_parameters: str | None = Field(
-        default=None, description="widen this student until its parameter count is closest to the named student's"
-    )
-    labels: str | None = Field(default=None, description="name of the label set (cocomix only)")
-    sign: Sign | None = Field(default=None, description="sign of those labels; empty: the first one they have")
-    concept: ConceptConfig | None = Field(default=None, description="concept settings (cocomix only)")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        concept, layers = self.concept, self.model.layers
-        if self.objective == "cocomix" and (concept is None or self.labels is None):
-            raise ValueError("a cocomix student needs both `labels` and `concept`")
-        if self.objective == "ntp" and (concept is not None or self.labels is not None or self.sign is not None):
-            raise ValueError("an ntp student takes neither `labels` nor `sign` nor `concept`")
-        if self.objective != "ntp" and self.match_parameters is not None:
-            raise ValueError("only an ntp student can be widened by `match_parameters`")
-        if concept is not None and concept.concept_layer >= layers:
-            raise ValueError(
-                f"concept_layer {concept.concept_layer} is outside the stack of {layers} blocks;"
-                f" choose 1 to {layers - 1}"
-            )
-        return self
 
 
 class EvaluationConfig(Section):
@@ -195,21 +126,7 @@ class RunConfig(Section):
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"the name {name!r} may hold only letters, digits, '-' and '_'")
         for name, student in self.students.items():
-            if student.labels is not None and student.labels not in self.labels:
-                raise ValueError(
-                    f"student {name!r} asks for labels {student.labels!r}; there are: {', '.join(self.labels)}"
-                )
-            if student.sign is not None and student.sign not in self.labels[student.labels or ""].signs:
-                raise ValueError(f"student {name!r} asks for the sign {student.sign!r}, which its labels do not have")
-            if student.match_parameters is not None:
-                other = self.students.get(student.match_parameters)
-                if other is None or other.match_parameters is not None:
-                    raise ValueError(
-                        f"student {name!r} matches the parameters of {student.match_parameters!r},"
-                        " which is not a student of fixed width in this run"
-                    )
-            if student.concept is not None:
-                self._check_concept(name, student.concept)
+            self._check_student(name, student)
         if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} must be different numbers, 0 or more")
         if self.baseline not in self.students:
@@ -226,15 +143,26 @@ class RunConfig(Section):
                 )
         return self
 
-    def _check_concept(self, name: str, concept: ConceptConfig) -> None:
-        from cocomix.model.mixers import MIXERS
-
-        if concept.mixer not in MIXERS:
+    def _check_student(self, name: str, student: BaseStudent) -> None:
+        labels, sign = getattr(student, "labels", None), getattr(student, "sign", None)
+        if labels is not None and labels not in self.labels:
+            raise ValueError(f"student {name!r} asks for labels {labels!r}; there are: {', '.join(self.labels)}")
+        if sign is not None and (labels is None or sign not in self.labels[labels].signs):
+            raise ValueError(f"student {name!r} asks for the sign {sign!r}, which its labels do not have")
+        if isinstance(student, PlainStudent) and student.match_parameters is not None:
+            other = self.students.get(student.match_parameters)
+            if other is None or getattr(other, "match_parameters", None) is not None:
+                raise ValueError(
+                    f"student {name!r} matches the parameters of {student.match_parameters!r},"
+                    " which is not a student of fixed width in this run"
+                )
+        mix: MixConfig | None = getattr(student, "concept", None) or getattr(student, "mix", None)
+        if mix is not None and mix.concept_layer >= student.model.layers:
             raise ValueError(
-                f"student {name!r} asks for the mixer {concept.mixer!r}; choose one of {', '.join(MIXERS)}"
+                f"student {name!r}: concept_layer {mix.concept_layer} is outside the stack of"
+                f" {student.model.layers} blocks; choose 1 to {student.model.layers - 1}"
             )
-        if self.sae.pretrained is None and (concept.top_k or 1) > self.sae.n_latents:
-            raise ValueError(
-                f"student {name!r} keeps {concept.top_k} concepts of only {self.sae.n_latents} (sae.n_latents);"
-                " lower its concept.top_k"
-            )
+        n_latents = getattr(student, "n_latents", None) or (self.sae.n_latents if self.sae.pretrained is None else None)
+        top_k = getattr(mix, "top_k", None)
+        if n_latents is not None and (top_k or 1) > n_latents:
+            raise ValueError(f"student {name!r} keeps {top_k} concepts of only {n_latents}; lower its concept.top_k")

@@ -2,7 +2,8 @@
 
 Two operations a multiply-accumulate. Attention is counted over the whole context, not halved for causality, as
 `torch.utils.flop_counter` does. Norms, softmax and the sparse gather of the mixer's K rows (2 K d) are the only
-things that differ from it: the gather is counted here. Training costs three forward passes.
+things that differ from it: the gather is counted here. Training costs three forward passes, and a live teacher's
+forward pass on top.
 """
 
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ class Parts(NamedTuple):
     """one block, one slot a token"""
     attention: float
     """the part of `block` that grows with the context"""
+    keys_values: float
+    """the part of `block` that makes keys and values"""
     head: float
     """the LM head"""
     layers: int
@@ -36,20 +39,26 @@ def model_flops(config: PretrainedConfig, seq_len: int) -> Flops:
     parts = _parts(config, seq_len)
     forward = parts.layers * parts.block + parts.head
     if getattr(config, "concept_layer", None) is not None:
-        forward += _concept_extra(config, parts)
+        forward = _cocomix_forward(config, parts)
     return Flops(forward, 3 * forward)
 
 
-def _concept_extra(config: Any, parts: Parts) -> float:
-    """What concepts add: the head, the mixer's gather, and the extra slots of the upper blocks."""
-    from cocomix.model import MIXERS
+def _cocomix_forward(config: Any, parts: Parts) -> float:
+    """Lower blocks, then what the channel and the mixer say that they cost, then the LM head."""
+    from cocomix.model import CHANNELS, MIXERS
+    from cocomix.model.mixers import BlockCost
 
-    slots = MIXERS[config.mixer].slots
-    upper = config.num_hidden_layers - config.concept_layer
-    linear = parts.block - parts.attention
-    # With s slots a token there are s queries a token, each over s times as many keys.
-    more = upper * ((slots - 1) * linear + (slots**2 - 1) * parts.attention)
-    return more + 2 * config.num_concepts * config.hidden_size + 2 * config.concept_top_k * config.hidden_size
+    mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
+    cost = BlockCost(parts.block - parts.attention, parts.attention, parts.keys_values)
+    channel = CHANNELS[config.channel].flops(config, cost, mixer.uses_vector)
+    upper = mixer.upper_flops(config.num_hidden_layers - config.concept_layer, config.hidden_size, cost)
+    return config.concept_layer * parts.block + channel + upper + parts.head
+
+
+def hidden_flops(config: PretrainedConfig, seq_len: int, blocks: int | None = None) -> float:
+    """Forward operations per token of the first `blocks` blocks (or all), without the LM head."""
+    parts = _parts(config, seq_len)
+    return (parts.layers if blocks is None else blocks) * parts.block
 
 
 def _parts(config: Any, seq_len: int) -> Parts:
@@ -63,7 +72,9 @@ def _parts(config: Any, seq_len: int) -> Parts:
     projections = 2 * d * head_dim * (2 * heads + 2 * kv_heads)
     mlp = (3 if gated else 2) * 2 * d * inner
     attention = 2 * 2 * seq_len * heads * head_dim
-    return Parts(projections + mlp + attention, attention, 2 * d * config.vocab_size, config.num_hidden_layers)
+    keys_values = 2 * d * head_dim * 2 * kv_heads
+    head = 2 * d * config.vocab_size
+    return Parts(projections + mlp + attention, attention, keys_values, head, config.num_hidden_layers)
 
 
 def labelling_flops(config: PretrainedConfig, *, n_latents: int, k: int, layer: int, rule: str, seq_len: int) -> float:

@@ -3,6 +3,8 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.model.backbones import BACKBONES
+from cocomix.model.channel import Channel
+from cocomix.model.channels import CHANNELS
 from cocomix.model.concept_head import ConceptHead, ConceptPrediction
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.loss import concept_loss
@@ -15,7 +17,9 @@ AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM, exist_ok=True)
 
 __all__ = [
     "BACKBONES",
+    "CHANNELS",
     "MIXERS",
+    "Channel",
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
     "CoCoMixOutput",

@@ -32,13 +32,28 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
         self.out = nn.Linear(heads * self.head_dim, hidden_size, bias=bias)
 
-    def forward(self, hidden: torch.Tensor, layout: Attend, rotary: Rotary | None, cache: Cache | None) -> torch.Tensor:
-        """`[batch, slots, d_model]` -> `[batch, slots, d_model]`."""
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        layout: Attend,
+        rotary: Rotary | None,
+        cache: Cache | None,
+        memory: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`[batch, slots, d_model]` -> `[batch, slots, d_model]`.
+
+        Args:
+            memory: `[batch, slots, d_model]`, a vector behind each slot that gives a key and a value and asks nothing.
+        """
         batch, slots, _ = hidden.shape
         split = self.qkv(hidden).view(batch, slots, -1, self.head_dim).transpose(1, 2)
         query, key, value = split.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
+        if memory is not None:
+            more_keys, more_values = self._keys_values(memory, rotary)
+            key = torch.stack((key, more_keys), dim=3).flatten(2, 3)
+            value = torch.stack((value, more_values), dim=3).flatten(2, 3)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
         mixed = F.scaled_dot_product_attention(
@@ -51,6 +66,14 @@ class Attention(nn.Module):
             enable_gqa=self.heads != self.kv_heads,
         )
         return F.dropout(self.out(mixed.transpose(1, 2).reshape(batch, slots, -1)), self.dropout, self.training)
+
+    def _keys_values(self, memory: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of vectors at the slots' own positions, each `[batch, kv_heads, slots, head_dim]`."""
+        first = self.heads * self.head_dim
+        bias = None if self.qkv.bias is None else self.qkv.bias[first:]
+        split = F.linear(memory, self.qkv.weight[first:], bias).view(*memory.shape[:2], -1, self.head_dim)
+        key, value = split.transpose(1, 2).chunk(2, dim=1)
+        return (key if rotary is None else rotate(key, rotary)), value
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:

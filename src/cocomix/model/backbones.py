@@ -55,9 +55,16 @@ class Block(GradientCheckpointingLayer):
         self.attention, self.mlp, self.dropout = attention, mlp, dropout
 
     def forward(
-        self, hidden: torch.Tensor, layout: Attend, rotary: Rotary | None, cache: Cache | None = None
+        self,
+        hidden: torch.Tensor,
+        layout: Attend,
+        rotary: Rotary | None,
+        cache: Cache | None = None,
+        memory: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        hidden = hidden + self.attention(self.norm_1(hidden), layout, rotary, cache)
+        """`[batch, slots, d_model]` -> the same; `memory` of that shape is attended to and not changed."""
+        extra = None if memory is None else self.norm_1(memory)
+        hidden = hidden + self.attention(self.norm_1(hidden), layout, rotary, cache, extra)
         return hidden + F.dropout(self.mlp(self.norm_2(hidden)), self.dropout, self.training)
 
 
@@ -70,11 +77,12 @@ class Backbone(nn.Module, ABC):
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(self._block(config, index) for index in range(config.num_hidden_layers))
+        self.blocks = nn.ModuleList(self.block(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = self.norm(config)
         self.dropout = config.dropout
 
-    def _block(self, config: CoCoMixConfig, index: int) -> Block:
+    def block(self, config: CoCoMixConfig, index: int) -> Block:
+        """A block of this family; `index` is its place in the cache."""
         attention = Attention(
             config.hidden_size,
             config.num_attention_heads,

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from cocomix.model.own_init import OwnInit
+
 EPSILON = 1e-5
 
 
@@ -25,7 +27,7 @@ class ConceptPrediction(NamedTuple):
     """the learned centre, `[d_model]`, subtracted before prediction and added back after mixing"""
 
 
-class ConceptHead(nn.Module):
+class ConceptHead(OwnInit):
     """z = M (norm(h) - pre_bias) + b, with norm(h) = (h - mean) / (std + 1e-5) as in the SAE.
 
     Args:
@@ -40,11 +42,21 @@ class ConceptHead(nn.Module):
         self.pre_bias = nn.Parameter(torch.zeros(hidden_size))
         self.proj = nn.Linear(hidden_size, num_concepts)
 
+    def reset(self, std: float) -> None:
+        nn.init.zeros_(self.pre_bias)
+
     def forward(self, hidden: torch.Tensor) -> ConceptPrediction:
         """Prediction for `hidden` `[batch, seq, d_model]`."""
+        logits, mean, std = self._project(hidden)
+        values, ids = logits.topk(self.top_k, dim=-1)
+        return ConceptPrediction(logits, values, ids, mean, std, self.pre_bias)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """z alone, `[batch, seq, C]`."""
+        return self._project(hidden)[0]
+
+    def _project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         mean = hidden.mean(-1, keepdim=True)
         centred = hidden - mean
         std = centred.std(-1, keepdim=True)
-        logits = self.proj(centred / (std + EPSILON) - self.pre_bias)
-        values, ids = logits.topk(self.top_k, dim=-1)
-        return ConceptPrediction(logits, values, ids, mean, std, self.pre_bias)
+        return self.proj(centred / (std + EPSILON) - self.pre_bias), mean, std

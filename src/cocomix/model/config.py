@@ -25,7 +25,10 @@ class CoCoMixConfig(PretrainedConfig):
         num_concepts: number of concepts C.
         concept_top_k: concepts K kept of a prediction.
         concept_loss_weight: lambda, weight of the concept loss.
-        mixer: how the concept vector joins the hidden states, a key of `MIXERS`.
+        channel: what is predicted there, a key of `CHANNELS`.
+        channel_options: the channel's own settings.
+        mixer: how the predicted vector joins the hidden states, a key of `MIXERS`.
+        mixer_options: the mixer's own settings.
         dropout: dropout of embeddings, residual branches and attention.
         initializer_range: standard deviation of the initial weights.
 
@@ -52,7 +55,10 @@ class CoCoMixConfig(PretrainedConfig):
         num_concepts: int = 32768,
         concept_top_k: int = 32,
         concept_loss_weight: float = 0.1,
+        channel: str = "concepts",
+        channel_options: dict[str, Any] | None = None,
         mixer: str = "interleave",
+        mixer_options: dict[str, Any] | None = None,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         use_cache: bool = True,
@@ -76,7 +82,10 @@ class CoCoMixConfig(PretrainedConfig):
         self.num_concepts = num_concepts
         self.concept_top_k = concept_top_k
         self.concept_loss_weight = concept_loss_weight
+        self.channel = channel
+        self.channel_options = dict(channel_options or {})
         self.mixer = mixer
+        self.mixer_options = dict(mixer_options or {})
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.use_cache = use_cache
@@ -91,6 +100,7 @@ class CoCoMixConfig(PretrainedConfig):
 
     def _check(self) -> None:
         from cocomix.model.backbones import BACKBONES
+        from cocomix.model.channels import CHANNELS
         from cocomix.model.mixers import MIXERS
 
         if not 1 <= self.concept_layer < self.num_hidden_layers:
@@ -122,3 +132,6 @@ class CoCoMixConfig(PretrainedConfig):
             raise ConfigError(f"there is no backbone {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
         if self.mixer not in MIXERS:
             raise ConfigError(f"there is no mixer {self.mixer!r}; choose one of {', '.join(MIXERS)}")
+        MIXERS[self.mixer].check_options(self.mixer_options)
+        if self.channel not in CHANNELS:
+            raise ConfigError(f"there is no channel {self.channel!r}; choose one of {', '.join(CHANNELS)}")

@@ -19,23 +19,47 @@ class Attend(NamedTuple):
     """whether SDPA's own causal flag is used"""
 
 
-def attend(padding: torch.Tensor | None, new: int, past: int, *, slots: int, device: torch.device) -> Attend:
-    """Layout for `new` tokens after `past` cached ones, with `slots` slots each.
+def attend(
+    padding: torch.Tensor | None,
+    new: int,
+    past: int,
+    *,
+    slots: int,
+    device: torch.device,
+    key_slots: int | None = None,
+    present: torch.Tensor | None = None,
+) -> Attend:
+    """Layout for `new` tokens after `past` cached ones.
 
     Args:
         padding: 1 for tokens, 0 for padding, `[batch, past + new]`; None: no padding.
+        slots: slots a token that ask.
+        key_slots: slots a token that answer, if more of them do; a query sees all those of its own token.
+        present: False for slots nobody may see, bool `[batch or 1, (past + new) * key_slots]`; None: all are there.
     """
-    queries, keys = new * slots, (past + new) * slots
-    if padding is None:
+    key_slots = key_slots or slots
+    queries, keys = new * slots, (past + new) * key_slots
+    if padding is None and present is None and slots == key_slots:
         if past == 0:
             return Attend(None, causal=True)
         if queries == 1:
             return Attend(None, causal=False)
-    row = torch.arange(keys - queries, keys, device=device)[:, None]
     column = torch.arange(keys, device=device)[None, :]
-    mask = (column <= row)[None, None]
+    own = _last_seen(new, past, slots, key_slots, device)[:, None]
+    mask = (column <= own)[None, None]
+    hidden = None
     if padding is not None:
-        seen = padding.bool().repeat_interleave(slots, dim=1)[:, None, None, :]
-        # A padded query would see nothing and turn into NaN; let it see itself, nobody ever sees it.
-        mask = (mask & seen) | (column == row)
+        hidden = padding.bool().repeat_interleave(key_slots, dim=1)
+    if present is not None:
+        hidden = present if hidden is None else hidden & present
+    if hidden is not None:
+        # A padded or absent query would see nothing and turn into NaN; let it see itself, nobody ever sees it.
+        mask = (mask & hidden[:, None, None, :]) | (column == own)
     return Attend(mask, causal=False)
+
+
+def _last_seen(new: int, past: int, slots: int, key_slots: int, device: torch.device) -> torch.Tensor:
+    """The last key each query sees, int64 `[new * slots]`: its own slot, or the last one of its token."""
+    if slots == key_slots:
+        return torch.arange(past * slots, (past + new) * slots, device=device)
+    return torch.arange(past + 1, past + new + 1, device=device) * key_slots - 1

@@ -1,37 +1,34 @@
-"""How predicted concepts join the hidden states: one small class a way, registered in `MIXERS`.
+"""How a predicted vector joins the hidden states: one small class a way, registered in `MIXERS`.
 
-A mixer decides how many slots a token has in the upper blocks, what stands in them, and which of them feed the
-head. Masks, positions and the cache follow from `slots` alone.
+A mixer writes the upper half of the forward pass: it decides what stands in the slots of the remaining blocks and
+which of them feed the head. Masks, positions and the cache follow from that (`BlockRun`). It also says what the
+upper blocks cost, so that FLOPs are counted where they are caused.
+
+`interleave` and `add` are the paper's. The others are cheaper, to see whether the gain survives:
+`keys_values` (the vector is only attended to), `every` (a slot every m tokens), `drop_tokens` (token slots leave
+after a few blocks), `gated_add`, and `none` (concepts are predicted, never mixed in).
 """
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from cocomix.model.concept_head import ConceptPrediction
+from cocomix.errors import ConfigError
+from cocomix.model.block_run import BlockRun
 
 
-class ConceptVector(nn.Module):
-    """c_hat = (W TopK(z) + b + pre_bias) * std + mean: K active concepts as one vector in the hidden states' scale.
+class BlockCost(NamedTuple):
+    """Operations of one block for one token with one slot."""
 
-    W is stored row by row, `[C, d_model]`, so that K active concepts are K gathered rows.
-    """
-
-    def __init__(self, hidden_size: int, num_concepts: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_concepts, hidden_size))
-        self.bias = nn.Parameter(torch.zeros(hidden_size))
-
-    def forward(self, prediction: ConceptPrediction) -> torch.Tensor:
-        """The continuous concept, `[batch, seq, d_model]`."""
-        k = prediction.ids.shape[-1]
-        values = prediction.values.reshape(-1, k).to(self.weight.dtype)
-        flat = F.embedding_bag(prediction.ids.reshape(-1, k), self.weight, per_sample_weights=values, mode="sum")
-        vector = flat.view(*prediction.ids.shape[:-1], -1) + self.bias + prediction.pre_bias
-        return vector * prediction.std + prediction.mean
+    linear: float
+    """projections and MLP"""
+    attention: float
+    """scores and weighted sum over the whole context"""
+    keys_values: float
+    """the part of `linear` that makes keys and values"""
 
 
 class Mixer(nn.Module, ABC):
@@ -39,46 +36,191 @@ class Mixer(nn.Module, ABC):
 
     Args:
         hidden_size: d_model.
-        num_concepts: C.
+        options: the mixing's own settings, keyword arguments of its class.
     """
 
-    slots: ClassVar[int] = 1
-    """slots a token has in the blocks from concept_layer on"""
+    uses_vector: ClassVar[bool] = True
+    """Whether the vector is used at all."""
 
-    def __init__(self, hidden_size: int, num_concepts: int) -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.vector = ConceptVector(hidden_size, num_concepts)
+
+    @classmethod
+    def check_options(cls, options: dict[str, Any]) -> None:
+        """Refuse options this mixing does not have, or values that do not fit.
+
+        Raises:
+            ConfigError: with what would.
+        """
+        known = [name for name in inspect.signature(cls).parameters if name != "hidden_size"]
+        for name, value in options.items():
+            if name not in known:
+                there = f"it takes {', '.join(known)}" if known else "it takes none"
+                raise ConfigError(f"the mixer {_name(cls)} has no option {name!r}; {there}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"the option {name} of the mixer {_name(cls)} must be a whole number above 0")
 
     @abstractmethod
-    def forward(self, hidden: torch.Tensor, prediction: ConceptPrediction) -> torch.Tensor:
-        """Input of the upper blocks, `[batch, seq * slots, d_model]`, from `hidden` `[batch, seq, d_model]`."""
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
+        """What feeds the final norm and the head, `[batch, seq, d_model]`.
 
-    @abstractmethod
-    def readout(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The slots that feed the head, `[batch, seq, d_model]`, from `[batch, seq * slots, d_model]`."""
+        Args:
+            hidden: hidden states entering the upper blocks, `[batch, seq, d_model]`.
+            vector: what was predicted, `[batch, seq, d_model]`.
+            upper: runs the upper blocks.
+        """
+
+    def cached_slots(self, blocks: int) -> list[int]:
+        """Cache entries a token has in each of `blocks` upper blocks."""
+        return [1] * blocks
+
+    def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
+        """Forward operations per token of `blocks` upper blocks, what the mixing itself adds included."""
+        return blocks * (cost.linear + cost.attention)
 
 
 class InterleaveMixer(Mixer):
-    """(h1, c_hat1, h2, c_hat2, ...): a slot for each concept vector after its token; concept slots feed the head."""
+    """(h1, c1, h2, c2, ...): a slot for each vector after its token; these slots feed the head."""
 
-    slots = 2
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
+        return upper.run(_interleaved(hidden, vector), slots=2)[:, 1::2]
 
-    def forward(self, hidden: torch.Tensor, prediction: ConceptPrediction) -> torch.Tensor:
-        concept = self.vector(prediction).to(hidden.dtype)
-        return torch.stack((hidden, concept), dim=2).flatten(1, 2)
+    def cached_slots(self, blocks: int) -> list[int]:
+        return [2] * blocks
 
-    def readout(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[:, 1::2]
+    def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
+        # Two queries a token, each over twice as many keys.
+        return blocks * (2 * cost.linear + 4 * cost.attention)
 
 
 class AddMixer(Mixer):
-    """h + c_hat: no extra slot, so the upper blocks cost what they cost in a plain model."""
+    """h + c: no extra slot, so the upper blocks cost what they cost in a plain model."""
 
-    def forward(self, hidden: torch.Tensor, prediction: ConceptPrediction) -> torch.Tensor:
-        return hidden + self.vector(prediction).to(hidden.dtype)
-
-    def readout(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
+        return upper.run(hidden + _given(vector, hidden))
 
 
-MIXERS: dict[str, type[Mixer]] = {"interleave": InterleaveMixer, "add": AddMixer}
+class GatedAddMixer(Mixer):
+    """h + sigmoid(G h + g) * c: each hidden state chooses, channel by channel, how much of the vector it takes."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size)
+        self.gate = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
+        return upper.run(hidden + torch.sigmoid(self.gate(hidden)) * _given(vector, hidden))
+
+    def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
+        return super().upper_flops(blocks, hidden_size, cost) + 2 * hidden_size**2
+
+
+class KeysValuesMixer(Mixer):
+    """Vectors are extra keys and values of every upper block: no query, no MLP, no slot of their own."""
+
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
+        return upper.run(hidden, memory=_given(vector, hidden))
+
+    def cached_slots(self, blocks: int) -> list[int]:
+        return [2] * blocks
+
+    def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
+        return blocks * (cost.linear + cost.keys_values + 2 * cost.attention)
+
+
+class EveryMixer(Mixer):
+    """A slot after every m-th token, seen by the tokens after it; token slots feed the head.
+
+    Places are counted in each row's own tokens. Training and scoring run over the slots there are; with a cache or
+    padding every token has a second slot, hidden from all where it is not due, which gives the same result.
+
+    Args:
+        every: m.
+    """
+
+    def __init__(self, hidden_size: int, every: int = 4) -> None:
+        super().__init__(hidden_size)
+        self.every = every
+
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
+        vector = _given(vector, hidden)
+        if not upper.plain:
+            present = self._present(upper, hidden.shape[1], hidden.device)
+            return upper.run(_interleaved(hidden, vector), slots=2, present=present)[:, ::2]
+        seq = hidden.shape[1]
+        tokens = torch.arange(seq, device=hidden.device)
+        owners = torch.cat((tokens, tokens[self.every - 1 :: self.every]))
+        order = owners.argsort(stable=True)  # a token first, then its slot
+        slots = torch.cat((hidden, vector[:, self.every - 1 :: self.every]), dim=1)[:, order]
+        return upper.run_compact(slots, owners[order])[:, order.argsort()[:seq]]
+
+    def _present(self, upper: BlockRun, new: int, device: torch.device) -> torch.Tensor:
+        if upper.padding is None:
+            places = torch.arange(upper.past + new, device=device)[None]
+        else:
+            places = upper.padding.long().cumsum(-1) - 1
+        due = (places + 1) % self.every == 0
+        return torch.stack((torch.ones_like(due), due), dim=2).flatten(1)
+
+    def cached_slots(self, blocks: int) -> list[int]:
+        return [2] * blocks
+
+    def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
+        slots = 1 + 1 / self.every
+        return blocks * (slots * cost.linear + slots**2 * cost.attention)
+
+
+class DropTokensMixer(Mixer):
+    """Interleaved for a few blocks, then the vectors' slots go on alone and feed the head.
+
+    Args:
+        blocks: upper blocks with both slots.
+    """
+
+    def __init__(self, hidden_size: int, blocks: int = 1) -> None:
+        super().__init__(hidden_size)
+        self.blocks = blocks
+
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
+        both = upper.run(_interleaved(hidden, vector), slots=2, blocks=self.blocks)
+        return upper.run(both[:, 1::2])
+
+    def cached_slots(self, blocks: int) -> list[int]:
+        both = min(self.blocks, blocks)
+        return [2] * both + [1] * (blocks - both)
+
+    def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
+        both = min(self.blocks, blocks)
+        return both * (2 * cost.linear + 4 * cost.attention) + (blocks - both) * (cost.linear + cost.attention)
+
+
+class NoMixer(Mixer):
+    """The vector is not used: concepts shape the hidden states through their loss alone."""
+
+    uses_vector = False
+
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
+        return upper.run(hidden)
+
+
+def _given(vector: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
+    assert vector is not None, "this mixing uses the vector"
+    return vector.to(hidden.dtype)
+
+
+def _interleaved(hidden: torch.Tensor, vector: torch.Tensor | None) -> torch.Tensor:
+    return torch.stack((hidden, _given(vector, hidden)), dim=2).flatten(1, 2)
+
+
+MIXERS: dict[str, type[Mixer]] = {
+    "interleave": InterleaveMixer,
+    "add": AddMixer,
+    "gated_add": GatedAddMixer,
+    "keys_values": KeysValuesMixer,
+    "every": EveryMixer,
+    "drop_tokens": DropTokensMixer,
+    "none": NoMixer,
+}
+
+
+def _name(kind: type[Mixer]) -> str:
+    return next((name for name, other in MIXERS.items() if other is kind), kind.__name__)

@@ -1,11 +1,10 @@
 """The CoCoMix causal language model.
 
-Blocks 0 to concept_layer - 1 see one slot a token; there the concept head predicts, the mixer lays out the slots
-of the remaining blocks, and its readout feeds the final norm and the LM head. Everything a Transformers user
+Blocks 0 to concept_layer - 1 see one slot a token; there the channel predicts, and the mixer runs the remaining
+blocks with what was predicted and hands on what feeds the final norm and the LM head. Everything a Transformers user
 expects works: generate with a cache, padding on either side, gradient checkpointing, autocast, compile.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,15 +13,16 @@ from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
 
 from cocomix.errors import ConfigError
-from cocomix.model.attention import Rotary
 from cocomix.model.backbones import BACKBONES
+from cocomix.model.block_run import BlockRun
 from cocomix.model.cache import slot_cache
-from cocomix.model.concept_head import ConceptHead
+from cocomix.model.channel import Predicted
+from cocomix.model.channels import CHANNELS
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.loss import concept_loss
-from cocomix.model.masks import Attend, attend
-from cocomix.model.mixers import MIXERS, ConceptVector
+from cocomix.model.mixers import MIXERS
 from cocomix.model.output import CoCoMixOutput
+from cocomix.model.own_init import OwnInit
 
 
 class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
@@ -40,10 +40,12 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__(config)
         self.backbone = BACKBONES[config.backbone](config)
-        self.concept_head = ConceptHead(config.hidden_size, config.num_concepts, config.concept_top_k)
-        self.mixer = MIXERS[config.mixer](config.hidden_size, config.num_concepts)
+        self.mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
+        self.channel = CHANNELS[config.channel](config, self.backbone, self.mixer.uses_vector, **config.channel_options)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        if not self.channel.cacheable and self.generation_config is not None:
+            self.generation_config.use_cache = False
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -58,11 +60,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             nn.init.ones_(module.weight)
             if isinstance(module, nn.LayerNorm):
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, ConceptVector):
-            nn.init.normal_(module.weight, std=std)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, ConceptHead):
-            nn.init.zeros_(module.pre_bias)
+        elif isinstance(module, OwnInit):
+            module.reset(std)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embed_tokens
@@ -120,25 +119,14 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             )
         positions = _positions(position_ids, attention_mask, past, new, embedded.device)
         padding = _padding(attention_mask)
-        hidden = self.backbone.embed(embedded, positions)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        seen = [hidden] if wanted else None
-        split, slots = self.config.concept_layer, self.mixer.slots
-
-        layout = attend(padding, new, past, slots=1, device=hidden.device)
-        rotary = self.backbone.rotary(positions, hidden.dtype)
-        hidden = self._through(self.backbone.blocks[:split], hidden, layout, rotary, store, seen)
-        prediction = self.concept_head(hidden)
-        hidden = self.mixer(hidden, prediction)
-        if slots > 1:
-            layout = attend(padding, new, past, slots=slots, device=hidden.device)
-            rotary = self.backbone.rotary(positions.repeat_interleave(slots, dim=1), hidden.dtype)
-        hidden = self._through(self.backbone.blocks[split:], hidden, layout, rotary, store, seen)
+        seen: list[torch.Tensor] | None = [] if wanted else None
+        predicted, hidden = self._through(embedded, positions, padding, past, store, seen)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        read = self.mixer.readout(hidden)[:, kept]
-        logits = self.lm_head(self.backbone.final_norm(read))
+        logits = self.lm_head(self.backbone.final_norm(hidden[:, kept]))
 
-        output = CoCoMixOutput(logits=logits, concept_logits=prediction.logits, cache=store)
+        output = CoCoMixOutput(logits=logits, concept_logits=predicted.concept_logits, cache=store)
+        output.predicted_hidden, output.channel_loss = predicted.hidden, predicted.loss
         output.hidden_states = None if seen is None else tuple(seen)
         if padding is not None:
             labels, concept_labels = _unpadded(labels, concept_labels, padding)
@@ -146,29 +134,54 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         keep_dict = self.config.return_dict if return_dict is None else return_dict
         return output if keep_dict else output.to_tuple()
 
-    @staticmethod
     def _through(
-        blocks: Iterable[nn.Module],
-        hidden: torch.Tensor,
-        layout: Attend,
-        rotary: Rotary | None,
+        self,
+        embedded: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        past: int,
         store: Cache | None,
         seen: list[torch.Tensor] | None,
-    ) -> torch.Tensor:
-        """Run `blocks` one after the other; `seen`, if there is one, gets what each returned."""
-        for block in blocks:
-            hidden = block(hidden, layout=layout, rotary=rotary, cache=store)
-            if seen is not None:
-                seen.append(hidden)
-        return hidden
+    ) -> tuple[Predicted, torch.Tensor]:
+        """All blocks: what was predicted, and the hidden states for the final norm, `[batch, seq, d_model]`."""
+        split, blocks = self.config.concept_layer, list(self.backbone.blocks)
+        hidden = self.backbone.embed(embedded, positions)
+        if seen is not None:
+            seen.append(hidden)
+        lower = BlockRun(blocks[:split], self.backbone, positions, padding, past, store, seen)
+        hidden = lower.run(hidden)
+        predicted = self.channel(hidden, padding)
+        upper = BlockRun(blocks[split:], self.backbone, positions, padding, past, store, seen)
+        return predicted, self.mixer(hidden, predicted.vector, upper)
+
+    def hidden_state(self, input_ids: torch.Tensor, *, top: bool) -> torch.Tensor:
+        """The hidden state that feeds the final norm (`top`) or enters concept_layer, `[batch, seq, d_model]`.
+
+        No padding; in the latter case nothing above runs.
+        """
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        embedded = self.backbone.embed_tokens(input_ids)
+        if top:
+            return self._through(embedded, positions, None, 0, None, None)[1]
+        blocks = list(self.backbone.blocks)[: self.config.concept_layer]
+        lower = BlockRun(blocks, self.backbone, positions, None, 0, None, None)
+        return lower.run(self.backbone.embed(embedded, positions))
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         if self.training and self.backbone.blocks[0].gradient_checkpointing:
             return None
         wanted = use_cache if use_cache is not None else self.config.use_cache and not self.training
+        if not self.channel.cacheable:
+            if given is not None and given.get_seq_length():
+                raise ConfigError(
+                    f"the channel {self.config.channel} looks back over whole chunks and has no cache;"
+                    " set use_cache=False"
+                )
+            return None
         if given is None and not wanted:
             return None
-        return slot_cache(given, self.config.concept_layer, self.mixer.slots)
+        split = self.config.concept_layer
+        return slot_cache(given, [1] * split + self.mixer.cached_slots(self.config.num_hidden_layers - split))
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Transformers' `generate`; prompts padded on the right are moved to the right end of their row first."""
@@ -199,9 +212,10 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             targets = labels[:, 1:].flatten()
             summed = F.cross_entropy(wide, targets, ignore_index=-100, reduction="sum")
             output.lm_loss = summed / (targets != -100).sum().clamp_min(1)
-            output.loss = output.lm_loss
+            output.loss = output.lm_loss if output.channel_loss is None else output.lm_loss + output.channel_loss
         if concept_labels is not None:
-            assert output.concept_logits is not None
+            if output.concept_logits is None:
+                raise ConfigError(f"the channel {self.config.channel} predicts no concepts; leave concept_labels out")
             output.concept_loss = concept_loss(output.concept_logits, concept_labels)
             weighted = self.config.concept_loss_weight * output.concept_loss
             output.loss = weighted if output.loss is None else output.loss + weighted

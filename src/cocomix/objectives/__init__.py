@@ -1,14 +1,22 @@
-"""What is minimised: one small class an objective, registered in `OBJECTIVES`."""
+"""What is minimised: one small class an objective; `cocomix.students.VARIANTS` says which student gets which."""
 
 from cocomix.objectives.base import Objective
+from cocomix.objectives.bootstrap import BootstrapObjective
 from cocomix.objectives.cocomix import CoCoMixObjective
+from cocomix.objectives.hidden import DISTANCES, HiddenObjective
+from cocomix.objectives.kd import KdObjective, LiveTeacher, StoredTeacher
 from cocomix.objectives.ntp import NtpObjective
 from cocomix.objectives.sae import SaeObjective
 
-OBJECTIVES: dict[str, type[NtpObjective] | type[CoCoMixObjective]] = {
-    "ntp": NtpObjective,
-    "cocomix": CoCoMixObjective,
-}
-"""Objectives that train a language model, by the name used in a config."""
-
-__all__ = ["OBJECTIVES", "CoCoMixObjective", "NtpObjective", "Objective", "SaeObjective"]
+__all__ = [
+    "DISTANCES",
+    "BootstrapObjective",
+    "CoCoMixObjective",
+    "HiddenObjective",
+    "KdObjective",
+    "LiveTeacher",
+    "NtpObjective",
+    "Objective",
+    "SaeObjective",
+    "StoredTeacher",
+]

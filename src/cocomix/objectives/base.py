@@ -1,6 +1,7 @@
 """The interface between an objective and the training loop."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +13,22 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean loss of a batch: `input_ids` int64 `[batch, seq]` and what else the objective needs."""
+        """Mean loss of a batch: `input_ids` int64 `[batch, seq]` and what else the objective needs.
+
+        `progress`, a scalar, is the share of the training that lies behind.
+        """
 
     @abstractmethod
     def trainable(self) -> nn.Module:
         """The module whose parameters are optimised and saved."""
+
+    def evaluated(self) -> nn.Module:
+        """The module whose perplexity is measured."""
+        return self.trainable()
+
+    def clipped(self) -> Sequence[nn.Module]:
+        """Modules whose gradient norms are limited, each by itself."""
+        return [self.trainable()]
 
     @abstractmethod
     def save(self, folder: Path) -> None:

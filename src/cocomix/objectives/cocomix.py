@@ -2,6 +2,7 @@
 
 import torch
 
+from cocomix.model import CoCoMixForCausalLM
 from cocomix.objectives.ntp import NtpObjective
 
 
@@ -10,7 +11,15 @@ class CoCoMixObjective(NtpObjective):
 
     The batch also carries `concept_labels` `[batch, seq, k]` and, if it is a part of one, `concept_weight`, which
     makes the losses of all parts add up to the mean over all labelled positions.
+
+    Args:
+        model: the student.
+        until: share of the training over which lambda falls linearly to 0; None: it stays.
     """
+
+    def __init__(self, model: CoCoMixForCausalLM, until: float | None = None) -> None:
+        super().__init__(model)
+        self.until = until
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         output = self.model(
@@ -20,4 +29,6 @@ class CoCoMixObjective(NtpObjective):
             use_cache=False,
         )
         weight = self.model.config.concept_loss_weight * batch.get("concept_weight", 1.0)
+        if self.until is not None:
+            weight = weight * (1 - batch["progress"] / self.until).clamp_min(0)
         return output.lm_loss + weight * output.concept_loss

@@ -5,7 +5,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from cocomix.pipeline.student_stages import EvaluationStage
+from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
+from cocomix.students import VARIANTS
 
 if TYPE_CHECKING:
     from cocomix.pipeline.run import Run
@@ -64,38 +65,49 @@ def _several_machines(made: list[dict[str, Any]]) -> list[str]:
 
 
 def _student(run: "Run", name: str) -> dict[str, Any]:
-    config = run.config.students[name]
+    config: Any = run.config.students[name]
     stages = [stage for stage in run.evaluations if stage.student.student == name]
     first = stages[0].student.figures
-    label = run.config.labels[config.labels] if config.labels else None
+    label = stages[0].student.labels
     return {
         "name": name,
         "objective": config.objective,
+        "about": VARIANTS[config.objective].about(config),
         "width": first["width"],
         "parameters": first["parameters"],
-        "label_rule": f"{label.rule}/{stages[0].student.sign}" if label else None,
+        "label_rule": f"{label.config.rule}/{stages[0].student.sign}" if label else None,
         "flops_per_token": first["flops_per_token"],
         "runs": [_student_run(stage) for stage in stages],
     }
 
 
 def _student_run(stage: EvaluationStage) -> dict[str, Any]:
-    trained, measured, labels = stage.student.figures, stage.figures, stage.student.labels
-    label_figures = labels.figures if labels is not None else None
+    trained, measured, made = stage.student.figures, stage.figures, _material(stage.student)
     recall = measured.get("recall")
     return {
         "seed": stage.student.seed,
         "val_perplexity": measured["val"]["perplexity"],
         "test_perplexity": measured["test"]["perplexity"],
+        "val_loss": measured["val"]["loss"],
+        "test_loss": measured["test"]["loss"],
         "seconds": trained["seconds"],
         "tokens": trained["tokens"],
         "flops": trained["flops"],
-        "label_seconds": label_figures["train"]["seconds"] if label_figures else 0.0,
-        "label_flops": label_figures["flops"] if label_figures else 0.0,
+        "label_seconds": made["seconds"],
+        "label_flops": made["flops"],
         "recall": recall["recall"] if recall else None,
         "recall_baseline": recall["baseline"] if recall else None,
         "curve": trained["curve"],
     }
+
+
+def _material(student: StudentStage) -> dict[str, float]:
+    """Seconds and operations of what was made once for this student's training: labels, or the teacher's logits."""
+    if student.labels is not None:
+        return {"seconds": student.labels.figures["train"]["seconds"], "flops": student.labels.figures["flops"]}
+    if student.logits is not None:
+        return {name: student.logits.figures[name] for name in ("seconds", "flops")}
+    return {"seconds": 0.0, "flops": 0.0}
 
 
 def _labels(run: "Run", name: str, sign: str) -> dict[str, Any]:

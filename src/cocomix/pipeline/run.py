@@ -9,6 +9,7 @@ from cocomix.errors import CocomixError
 from cocomix.pipeline.console import console
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
 from cocomix.pipeline.label_stage import LabelStage
+from cocomix.pipeline.logits_stage import LogitsStage
 from cocomix.pipeline.progress import StageProgress, duration
 from cocomix.pipeline.results import collect_results
 from cocomix.pipeline.sae_stage import SaeStage
@@ -34,34 +35,45 @@ class Run:
         self.teacher = TeacherStage(folder, config, self.tokens)
         self.sae = SaeStage(folder, config, self.tokens, self.teacher)
         self.labels = {name: LabelStage(folder, name, config, self.teacher, self.sae) for name in config.labels}
+        stored = [getattr(student, "teacher_top_k", None) for student in config.students.values()]
+        self.logits = {k: LogitsStage(folder, k, config, self.teacher) for k in stored if k is not None}
         self.students = [
-            StudentStage(folder, name, seed, config, self.sae, self.labels[student.labels] if student.labels else None)
-            for seed in config.seeds
-            for name, student in config.students.items()
+            self._student(name, student, seed) for seed in config.seeds for name, student in config.students.items()
         ]
         self.evaluations = [EvaluationStage(student) for student in self.students]
-        used = {student.labels for student in config.students.values()}
-        stages: list[Stage] = [self.corpus, self.tokens, self.teacher, self.sae]
-        stages += [label for name, label in self.labels.items() if name in used]
-        stages += [*self.students, *self.evaluations]
+        used = {getattr(student, "labels", None) for student in config.students.values()}
+        self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, self.sae]
+        self._shared += [label for name, label in self.labels.items() if name in used]
+        self._shared += self.logits.values()
+        stages = [*self._shared, *self.students, *self.evaluations]
         self.stages = {stage.name: stage for stage in stages}
         self.stages |= {label.name: label for label in self.labels.values() if label.name not in self.stages}
         self._all = [stage.name for stage in stages]
         self._reused: dict[str, bool] = {}
 
+    def _student(self, name: str, student: Any, seed: int) -> StudentStage:
+        labels = self.labels.get(getattr(student, "labels", None) or "")
+        logits = self.logits.get(getattr(student, "teacher_top_k", None) or 0)
+        return StudentStage(self.folder, name, seed, self.config, self.sae, labels, logits)
+
+    def shared(self) -> list[Stage]:
+        """The stages all students share, in the order of the data flow."""
+        return list(self._shared)
+
     def run_stage(self, name: str) -> dict[str, Any]:
         """Do one stage, unless it is done; its inputs must be finished. Returns its figures."""
-        return self._run(self.stages[name], f"{name}")
+        return self.do(self.stages[name], name)
 
     def run_all(self) -> None:
         """Do every stage the students need, then write the report."""
         if is_main():
             console.print(f"[bold]{self.config.title}[/] in {self.folder}", highlight=False)
         for number, name in enumerate(self._all):
-            self._run(self.stages[name], f"[{number + 1}/{len(self._all)}] {name}")
+            self.do(self.stages[name], f"[{number + 1}/{len(self._all)}] {name}")
         self.write_report()
 
-    def _run(self, stage: Stage, title: str) -> dict[str, Any]:
+    def do(self, stage: Stage, title: str) -> dict[str, Any]:
+        """Do `stage` unless it is done, and say so under `title`. Returns its figures."""
         reused = stage.record() is not None
         self._reused[stage.name] = reused
         with StageProgress(console, title.replace("[", r"\["), quiet=not is_main()) as progress:

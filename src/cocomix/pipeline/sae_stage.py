@@ -16,6 +16,7 @@ from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.training import train_objective, training_figures
+from cocomix.train.data import BatchSource
 from cocomix.train.distributed import device, is_main
 
 LOWEST_EXPLAINED_VARIANCE = 0.3
@@ -85,7 +86,7 @@ class SaeStage(Stage):
         )
         first = shards.windows(window_subset(shards.n_windows(self.seq_len), 16), self.seq_len)
         objective.to(device()).initialise(torch.from_numpy(first).to(device()))
-        result = train_objective(objective, shards, None, self.seq_len, train, folder, None, progress)
+        result = train_objective(objective, BatchSource(shards, self.seq_len), train, folder, None, progress)
         return sae, training_figures(result)
 
     def _load(self, path: Path, width: int) -> TopKSAE:

@@ -6,41 +6,59 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.config import ModelShape, RunConfig
-from cocomix.evaluate.flops import model_flops
+from cocomix.config import RunConfig
 from cocomix.evaluate.perplexity import perplexity
 from cocomix.evaluate.recall import concept_recall
-from cocomix.objectives import OBJECTIVES
+from cocomix.objectives import Objective
 from cocomix.pipeline.label_stage import LabelStage
+from cocomix.pipeline.logits_stage import LogitsStage
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
-from cocomix.students import build_cocomix, build_plain, load_causal_lm, match_width, parameter_count, special_ids
+from cocomix.students import VARIANTS, Sizes, load_causal_lm, match_width, parameter_count, special_ids
+from cocomix.train import TrainConfig
+from cocomix.train.data import BatchSource
 from cocomix.train.distributed import device, is_main
 
 
 class StudentStage(Stage):
-    """One student trained with one seed; the seed sets initialisation and data order."""
+    """One student trained with one seed; the seed sets initialisation and data order.
+
+    Args:
+        labels: the stage of its concept labels, if it reads any.
+        logits: the stage of the teacher's stored logits, if it reads any.
+    """
 
     distributed = True
 
     def __init__(
-        self, run_dir: Path, student: str, seed: int, config: RunConfig, sae: SaeStage, labels: LabelStage | None
+        self,
+        run_dir: Path,
+        student: str,
+        seed: int,
+        config: RunConfig,
+        sae: SaeStage,
+        labels: LabelStage | None = None,
+        logits: LogitsStage | None = None,
     ) -> None:
-        inputs = [sae.tokens] if labels is None else [sae.tokens, sae, labels]
-        super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", inputs)
         self.student, self.seed, self.run_config = student, seed, config
-        self.config = config.students[student]
-        self.train = config.students_train.model_copy(update={"seed": seed})
-        self.tokens, self.sae, self.labels = sae.tokens, sae, labels
-        self.sign = self.config.sign or (labels.config.signs[0] if labels else "")
+        self.config: Any = config.students[student]
+        self.variant = VARIANTS[self.config.objective]
+        self.tokens, self.sae, self.labels, self.logits = sae.tokens, sae, labels, logits
+        self.train = _of_length(config.students_train, self.config.length, seed)
+        self.sign = getattr(self.config, "sign", None) or (labels.config.signs[0] if labels else "")
+        wanted = {"teacher": sae.teacher, "sae": sae, "labels": labels, "logits": logits}
+        read = [stage for name, stage in wanted.items() if name in self.config.reads and stage is not None]
+        super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", [sae.tokens, *read])
 
     def settings(self) -> dict[str, Any]:
-        matched = self.config.match_parameters
+        matched = getattr(self.config, "match_parameters", None)
+        needs = matched or self.student
         return {
             "student": self.config.model_dump(mode="json"),
             "matched": self.run_config.students[matched].model_dump(mode="json") if matched else None,
-            "concepts": self._concepts() if matched else None,
+            "concepts": self._concepts() if "sae" in self.run_config.students[needs].reads else None,
+            "sae_layer": self.run_config.sae.layer if "teacher" in self.config.reads else None,
             "train": self.train.model_dump(mode="json"),
             "seq_len": self.run_config.seq_len,
             "curve_windows": self.run_config.evaluation.curve_windows,
@@ -53,42 +71,54 @@ class StudentStage(Stage):
         return f"{figures['parameters']:,} parameters{describe_curve(figures)}"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        torch.manual_seed(self.seed)
-        model = self._build(self.student)
-        store = None if self.labels is None else self.labels.store("train", self.sign)
+        objective = self.objective()
         validate = validation_curve(
             self.tokens.shards("val"), self.run_config.seq_len, self.run_config.evaluation, self.train.precision
         )
-        result = train_objective(
-            OBJECTIVES[self.config.objective](model),
-            self.tokens.shards("train"),
-            store,
-            self.run_config.seq_len,
-            self.train,
-            folder,
-            validate,
-            progress,
-        )
+        result = train_objective(objective, self.batches(), self.train, folder, validate, progress)
         if is_main():
             self.tokens.tokenizer().save_pretrained(folder / "model")
+        model: Any = objective.evaluated()
         return training_figures(result) | {
             "parameters": model.num_parameters(),
             "width": model.config.hidden_size,
-            "flops_per_token": model_flops(model.config, self.run_config.seq_len).training,
+            "flops_per_token": objective.flops_per_token(self.run_config.seq_len),
         }
 
-    def _build(self, name: str, shape: ModelShape | None = None) -> PreTrainedModel:
-        student = self.run_config.students[name]
-        shape = shape or student.model
-        sizes = {"vocab_size": self.tokens.figures["vocab_size"], "seq_len": self.run_config.seq_len}
-        special = special_ids(self.tokens.tokenizer())
-        if student.concept is not None:
-            n_concepts, top_k = self._concepts()
-            return build_cocomix(shape, student.concept, n_concepts=n_concepts, top_k=top_k, special=special, **sizes)
-        if student.match_parameters is not None:
-            target = parameter_count(lambda: self._build(student.match_parameters or name))
-            shape = match_width(shape, target, **sizes)
-        return build_plain(shape, special=special, **sizes)
+    def objective(self) -> Objective:
+        """The student, freshly initialised, and what it is trained on."""
+        torch.manual_seed(self.seed)
+        model = self._build(self.student)
+        return self.variant.objective(self.config, model, self._sizes(self.student), self.sae.teacher.model)
+
+    def batches(self) -> BatchSource:
+        """What it is trained with."""
+        labels = None if self.labels is None else self.labels.store("train", self.sign)
+        logits = None if self.logits is None else self.logits.store()
+        return BatchSource(self.tokens.shards("train"), self.run_config.seq_len, labels, logits)
+
+    def _build(self, name: str) -> PreTrainedModel:
+        student: Any = self.run_config.students[name]
+        variant, sizes = VARIANTS[student.objective], self._sizes(name)
+        matched = getattr(student, "match_parameters", None)
+        if matched is not None:
+            target = parameter_count(lambda: self._build(matched))
+            shape = match_width(student.model, target, vocab_size=sizes.vocab_size, seq_len=sizes.seq_len)
+            student = student.model_copy(update={"model": shape})
+        return variant.model(student, sizes)
+
+    def _sizes(self, name: str) -> Sizes:
+        reads = self.run_config.students[name].reads
+        n_concepts, top_k = self._concepts() if "sae" in reads else (0, 0)
+        return Sizes(
+            vocab_size=self.tokens.figures["vocab_size"],
+            seq_len=self.run_config.seq_len,
+            n_concepts=n_concepts,
+            top_k=top_k,
+            teacher_width=self.sae.teacher.width if "teacher" in reads else 0,
+            sae_layer=self.run_config.sae.layer,
+            special=special_ids(self.tokens.tokenizer()),
+        )
 
     def _concepts(self) -> tuple[int, int]:
         """Number of concepts and active ones; known before training unless the SAE comes from outside."""
@@ -102,6 +132,15 @@ class StudentStage(Stage):
         _ = self.figures
         model = load_causal_lm(self.folder / "model", f"the student {self.student}", self.again)
         return model.to(device())  # pyright: ignore[reportArgumentType]
+
+
+def _of_length(train: TrainConfig, length: float, seed: int) -> TrainConfig:
+    """The students' training, `length` times as long and with its own seed."""
+    longer = {
+        "steps": None if train.steps is None else max(1, round(train.steps * length)),
+        "epochs": None if train.epochs is None else train.epochs * length,
+    }
+    return train.model_copy(update=longer | {"seed": seed})
 
 
 class EvaluationStage(Stage):
@@ -131,7 +170,7 @@ class EvaluationStage(Stage):
                 model, self.student.tokens.shards(split), seq_len=self.seq_len, batch_size=self.batch_size
             )
             progress(number + 1, 2, {})
-        if self.student.labels is not None:
+        if self.student.variant.recall and self.student.labels is not None:
             figures["recall"] = concept_recall(
                 model,
                 self.student.tokens.shards("val"),

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
@@ -14,6 +14,7 @@ from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
 from cocomix.students import build_plain, load_causal_lm, special_ids
+from cocomix.train.data import BatchSource
 from cocomix.train.distributed import device, is_main
 
 SPARE_IDS = 1024
@@ -52,8 +53,8 @@ class TeacherStage(Stage):
         special = special_ids(self.tokens.tokenizer())
         model = build_plain(self.config.model, vocab_size=vocab_size, seq_len=self.seq_len, special=special)
         validate = validation_curve(self.tokens.shards("val"), self.seq_len, self.evaluation, train.precision)
-        shards = self.tokens.shards("train")
-        result = train_objective(NtpObjective(model), shards, None, self.seq_len, train, folder, validate, progress)
+        data = BatchSource(self.tokens.shards("train"), self.seq_len)
+        result = train_objective(NtpObjective(model), data, train, folder, validate, progress)
         if is_main():
             self.tokens.tokenizer().save_pretrained(folder / "model")
         return training_figures(result) | {"parameters": model.num_parameters(), "description": _describe(model)}
@@ -92,6 +93,12 @@ class TeacherStage(Stage):
         _ = self.figures
         model = load_causal_lm(self.folder / "model", "the concept model", self.again)
         return model.requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
+
+    @property
+    def width(self) -> int:
+        """Width of the finished concept model's hidden states."""
+        _ = self.figures
+        return AutoConfig.from_pretrained(self.folder / "model", trust_remote_code=False).hidden_size
 
     def checksum(self) -> str:
         """sha256 over the weight files."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from cocomix.concepts.store import LabelStore
 from cocomix.config import EvaluationConfig
 from cocomix.evaluate.perplexity import perplexity
 from cocomix.objectives import Objective
@@ -20,16 +19,13 @@ from cocomix.train.trainer import Trainer, TrainResult
 
 def train_objective(
     objective: Objective,
-    shards: TokenShards,
-    labels: LabelStore | None,
-    seq_len: int,
+    data: BatchSource,
     config: TrainConfig,
     folder: Path,
     validate: Callable[[nn.Module], dict[str, float]] | None,
     progress: Any,
 ) -> TrainResult:
     """Train (or go on training) in `folder` and save the model to `folder/model`."""
-    data = BatchSource(shards, seq_len, labels)
     result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress).run()
     if is_main():
         objective.save(folder / "model")

@@ -26,7 +26,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     complete = results | {"derived": derived, "headline": sentences}
     write_json(folder / "report.json", complete)
     environment = Environment(loader=PackageLoader("cocomix", "report"), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"count": _count, "clock": _clock}
+    environment.filters |= {"count": count, "clock": _clock}
     page = environment.get_template("page.html.j2").render(
         results=results,
         derived=derived,
@@ -41,7 +41,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     write_text(folder / "report.html", page)
 
 
-def _count(value: float | None) -> str:
+def count(value: float | None) -> str:
     """`2751488` as `2.75M`."""
     if value is None:
         return "–"

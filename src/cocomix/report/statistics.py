@@ -5,8 +5,12 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-STUDENT_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""0.975 quantiles of Student's t for 1 to 9 degrees of freedom; beyond, the normal 1.96 plus a small margin."""
+STUDENT_T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045),
+)
+"""0.975 quantiles of Student's t for 1 to 29 degrees of freedom; beyond, the last one, a little wide."""
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -14,9 +18,15 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     n = len(values)
     if n < 2:
         return {"mean": values[0] if n else math.nan, "sd": None, "ci95": None, "n": n}
-    t = STUDENT_T_975[n - 2] if n - 2 < len(STUDENT_T_975) else 2.23
+    t = STUDENT_T_975[min(n - 2, len(STUDENT_T_975) - 1)]
     sd = stdev(values)
     return {"mean": mean(values), "sd": sd, "ci95": t * sd / math.sqrt(n), "n": n}
+
+
+def pairs(student: dict[str, Any], other: dict[str, Any], figure: str) -> dict[int, float]:
+    """`student - other` of a per-run figure for every seed that both have."""
+    theirs = {run["seed"]: run[figure] for run in other["runs"]}
+    return {run["seed"]: run[figure] - theirs[run["seed"]] for run in student["runs"] if run["seed"] in theirs}
 
 
 def paired_difference(student: dict[str, Any], other: dict[str, Any], figure: str) -> dict[str, Any]:
@@ -24,9 +34,7 @@ def paired_difference(student: dict[str, Any], other: dict[str, Any], figure: st
 
     The verdict is `undecided` for a single seed and wherever the interval holds 0.
     """
-    theirs = {run["seed"]: run[figure] for run in other["runs"]}
-    pairs = [run[figure] - theirs[run["seed"]] for run in student["runs"] if run["seed"] in theirs]
-    stats = summary(pairs)
+    stats = summary(list(pairs(student, other, figure).values()))
     half = stats["ci95"]
     decided = half is not None and abs(stats["mean"]) > half
     verdict = ("better" if stats["mean"] < 0 else "worse") if decided else "undecided"

@@ -1,6 +1,17 @@
-"""Students and teachers built from a shape: plain Transformers models, and CoCoMix models."""
+"""Students and teachers built from a shape, and what each student is trained on (`VARIANTS`)."""
 
-from cocomix.students.build import build_cocomix, build_plain, match_width, parameter_count, special_ids
+from cocomix.students.build import build_mixed, build_plain, match_width, parameter_count, special_ids
 from cocomix.students.load import load_causal_lm
+from cocomix.students.variants import VARIANTS, Sizes, Variant
 
-__all__ = ["build_cocomix", "build_plain", "load_causal_lm", "match_width", "parameter_count", "special_ids"]
+__all__ = [
+    "VARIANTS",
+    "Sizes",
+    "Variant",
+    "build_mixed",
+    "build_plain",
+    "load_causal_lm",
+    "match_width",
+    "parameter_count",
+    "special_ids",
+]

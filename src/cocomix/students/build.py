@@ -5,7 +5,7 @@ get wrong; CoCoMix models use the same widths, depths and initialisation scale. 
 """
 
 from collections.abc import Callable
-from typing import TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
@@ -18,9 +18,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cocomix.config.run import ConceptConfig, ModelShape
+from cocomix.config.shape import ModelShape
+from cocomix.config.students import MixConfig
 from cocomix.errors import CocomixError
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
+
+if TYPE_CHECKING:
+    from cocomix.students.variants import Sizes
 
 
 class SpecialIds(TypedDict):
@@ -87,34 +91,33 @@ def build_plain(
     return PLAIN[shape.backbone](shape, vocab_size, seq_len, special or NO_IDS)
 
 
-def build_cocomix(
-    shape: ModelShape,
-    concept: ConceptConfig,
-    *,
-    vocab_size: int,
-    seq_len: int,
-    n_concepts: int,
-    top_k: int,
-    special: SpecialIds | None = None,
-) -> CoCoMixForCausalLM:
-    """A CoCoMix student of this shape, freshly initialised from torch's global generator."""
+def build_mixed(shape: ModelShape, mix: MixConfig, sizes: "Sizes", **settings: Any) -> CoCoMixForCausalLM:
+    """A student with a channel and a mixer, freshly initialised from torch's global generator.
+
+    Args:
+        sizes: vocabulary, context and special tokens of the run.
+        settings: further fields of `CoCoMixConfig`.
+    """
     config = CoCoMixConfig(
-        vocab_size=vocab_size,
+        vocab_size=sizes.vocab_size,
         hidden_size=shape.width,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
         intermediate_size=llama_ffn(shape.width) if shape.backbone == "llama" else None,
-        max_position_embeddings=seq_len,
+        max_position_embeddings=sizes.seq_len,
         backbone=shape.backbone,
-        concept_layer=concept.concept_layer,
-        num_concepts=n_concepts,
-        concept_top_k=concept.top_k or top_k,
-        concept_loss_weight=concept.loss_weight,
-        mixer=concept.mixer,
-        **(special or NO_IDS),
+        concept_layer=mix.concept_layer,
+        mixer=mix.mixer,
+        mixer_options=mix.mixer_options,
+        **{**NO_CONCEPTS, **settings},
+        **sizes.special,
     )
     return CoCoMixForCausalLM(config)
+
+
+NO_CONCEPTS: dict[str, Any] = {"num_concepts": 1, "concept_top_k": 1}
+"""For channels that predict none."""
 
 
 def parameter_count(build: Callable[[], nn.Module]) -> int:

@@ -10,14 +10,20 @@ from cocomix.tokens import TokenShards
 
 
 class BatchSource:
-    """Reads windows and their labels; memory-mapped, so a step copies just what it needs.
+    """Reads windows, their labels and the teacher's logits; memory-mapped, so a step copies just what it needs.
+
+    Args:
+        labels: concept labels, if the objective reads them.
+        logits: the teacher's most likely tokens and their log-probabilities, if it reads those.
 
     Attributes:
         waited: seconds spent reading so far.
     """
 
-    def __init__(self, shards: TokenShards, seq_len: int, labels: LabelStore | None = None) -> None:
-        self.shards, self.seq_len, self.labels = shards, seq_len, labels
+    def __init__(
+        self, shards: TokenShards, seq_len: int, labels: LabelStore | None = None, logits: LabelStore | None = None
+    ) -> None:
+        self.shards, self.seq_len, self.labels, self.logits = shards, seq_len, labels, logits
         self.n_windows = shards.n_windows(seq_len)
         self.waited = 0.0
 
@@ -29,6 +35,8 @@ class BatchSource:
         self, indices: np.ndarray, device: torch.device, label_density: float | None = None
     ) -> dict[str, torch.Tensor]:
         """`input_ids` int64 `[batch, seq]`; with labels also `concept_labels` int64 `[batch, seq, k]`, -100: none.
+
+        With stored logits also `teacher_ids` int64 and `teacher_log_probs` float32, `[batch, seq, k]`.
 
         Args:
             label_density: that of the whole batch, if `indices` are a part of it. `concept_weight` then makes up for
@@ -44,6 +52,9 @@ class BatchSource:
                 here = (ids[..., 0] >= 0).sum() / len(indices)
                 weight = here / label_density if label_density else 0.0
                 batch["concept_weight"] = torch.tensor(weight, dtype=torch.float32)
+        if self.logits is not None:
+            tokens, log_probs = self.logits.read(indices, self.seq_len)
+            batch["teacher_ids"], batch["teacher_log_probs"] = torch.from_numpy(tokens), torch.from_numpy(log_probs)
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         self.waited += time.perf_counter() - started
         return batch

@@ -116,13 +116,13 @@ class Trainer:
             CocomixError: the loss is not finite.
         """
         self._resume()
-        loss_fn = self._wrapped()
+        loss_fn = self.wrapped()
         saved_at = time.monotonic()
         recent = self.recent
         with StopRequest() as stop:
             while self.step < self.total:
                 started = time.perf_counter()
-                recent.append(self._train_step(loss_fn))
+                recent.append(self.train_step(loss_fn))
                 self.step += 1
                 if self.step % 10 == 0 or self.step == self.total or self.step in self.evaluations:
                     self._check_finite(recent[-1])
@@ -146,7 +146,7 @@ class Trainer:
                     )
         return self._result()
 
-    def _train_step(self, loss_fn: Callable[..., Any]) -> torch.Tensor:
+    def train_step(self, loss_fn: Callable[..., Any]) -> torch.Tensor:
         """One optimiser step; returns this batch's mean loss over all processes."""
         config = self.config
         indices = batch_order(self.data.n_windows, config.batch_size, config.seed, self.step)
@@ -160,6 +160,7 @@ class Trainer:
             part = mine[start : start + micro]
             last = start + micro >= len(mine)
             batch = self.data(part, self.device, density)
+            batch["progress"] = torch.tensor(self.step / self.total, device=self.device)
             no_sync = (
                 loss_fn.no_sync()
                 if isinstance(loss_fn, DistributedDataParallel) and not last
@@ -171,15 +172,17 @@ class Trainer:
                 loss.backward()
             total += loss.detach()
         self.objective.before_step()
-        torch.nn.utils.clip_grad_norm_(self.objective.trainable().parameters(), config.grad_clip)
+        for module in self.objective.clipped():
+            torch.nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.after_step()
         return mean_over_processes(total)
 
-    def _wrapped(self) -> Callable[..., Any]:
+    def wrapped(self) -> Callable[..., Any]:
+        """The objective in training mode, compiled and distributed as the settings say."""
         self.objective.train()
-        model = self.objective.trainable()
+        model = self.objective.evaluated()
         if self.config.gradient_checkpointing:
             # Transformers renamed it in 5.2x; both names are served.
             names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
@@ -208,7 +211,7 @@ class Trainer:
         figures = {}
         if self.evaluate is not None:
             self.objective.eval()
-            figures = self.evaluate(self.objective.trainable())
+            figures = self.evaluate(self.objective.evaluated())
             self.objective.train()
         return self._cost() | {"train_loss": float(train_loss)} | figures
 

@@ -1,0 +1,130 @@
+"""The paper's nine claims, each a signed comparison, and what an experiment says of them.
+
+A claim is one or more parts (`better` against `than`). Each part's difference is the mean over (setting, seed) of
+the paired difference in test loss, in nats per token, with a 95 % interval (Student's t over the pooled pairs) and a
+verdict by the rule in `cocomix.experiments.parts`. Losses are additive over corpora, perplexities are not: only
+losses are pooled, and `percent`, the change in perplexity, is exp(difference) - 1.
+
+A claim is reproduced if all its parts are, not reproduced if any part is not, else undecided. Its `difference` and
+`ci95` are its least favourable part's: the worst verdict first, then the worst difference.
+
+Claim 9 has no loss: its figure is the share of generated positions at which the SAE finds the concept that was
+amplified, and the claimed side is above 0. That share must be higher than without steering, and higher than where
+another concept is amplified (else any disturbance would count as steering).
+"""
+
+from typing import Any
+
+from cocomix.experiments.pairs import find_student, in_words
+from cocomix.experiments.parts import DIRECTIONS, loss_part, side, steering_parts
+from cocomix.report.wording import held_equal
+
+STATEMENTS = {
+    1: "CoCoMix has a lower loss than next-token prediction (NTP) at equal tokens.",
+    2: "CoCoMix beats knowledge distillation (KL to the teacher's next-token distribution), small teachers included.",
+    3: "CoCoMix beats pause tokens, a learned vector in each extra slot.",
+    4: "Labels chosen by attribution teach better than labels chosen by activation.",
+    5: "Predicting concepts beats regressing the teacher's hidden state with an L1, L2 or cosine loss.",
+    6: "Concept loss alone helps, mixing alone brings little, and both together beat either.",
+    7: "Interleaving concept vectors beats adding them to the hidden state, and adding still beats NTP.",
+    8: "Under distribution shift (the teacher learned another corpus) CoCoMix still beats NTP and distillation.",
+    9: "Amplifying a predicted concept's logit steers generation toward that concept.",
+}
+"""The paper's claims in one sentence each, by number."""
+
+WORST_FIRST = ("not reproduced", "undecided", "reproduced")
+
+
+def judge_claims(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """All nine claims in order, with verdicts; a claim that no comparison speaks to is undecided.
+
+    Args:
+        results: an experiment's raw results.
+
+    Returns:
+        For each claim `id`, `statement`, `holds_equal`, `difference`, `ci95`, `seeds` (their number), `corpora`
+        (names of settings), `verdict`, `direction` (the claimed side of 0), `parts`, `why`.
+    """
+    asked: dict[int, dict[str, list[Any]]] = {number: {"compare": [], "steering": []} for number in STATEMENTS}
+    for claim in results["claims"]:
+        for kind, wanted in asked[claim["id"]].items():
+            wanted.extend(claim.get(kind) or ())
+    asked[9]["steering"] = asked[9]["steering"] or list(results["settings"])
+    return [_claim(number, results, **asked[number]) for number in STATEMENTS]
+
+
+def _claim(number: int, results: dict[str, Any], compare: list[Any], steering: list[str]) -> dict[str, Any]:
+    parts = [loss_part(results, comparison) for comparison in compare]
+    direction = "lower"
+    if not parts and steering:
+        parts, direction = steering_parts(results, steering), "higher"
+    worst = least_favourable(parts, direction)
+    return {
+        "id": number,
+        "statement": STATEMENTS[number],
+        "holds_equal": _held_equal(results, parts) if direction == "lower" else "model, prompts, tokens generated",
+        "difference": worst["difference"] if worst else None,
+        "ci95": worst["ci95"] if worst else None,
+        "seeds": len({seed for part in parts for seed in part["seeds"]}),
+        "corpora": list(dict.fromkeys(name for part in parts for name in part["by_setting"])),
+        "verdict": worst["verdict"] if worst else "undecided",
+        "direction": direction,
+        "parts": parts,
+        "why": _why(parts, worst, direction) if worst else "not run in this experiment",
+    }
+
+
+def least_favourable(parts: list[dict[str, Any]], direction: str) -> dict[str, Any] | None:
+    """The part a claim stands or falls with: the worst verdict, and among those the worst difference."""
+
+    def favour(part: dict[str, Any]) -> tuple[int, float]:
+        difference = part["difference"]
+        return WORST_FIRST.index(part["verdict"]), DIRECTIONS[direction] * (difference or 0.0)
+
+    return min(parts, key=favour, default=None)
+
+
+def _why(parts: list[dict[str, Any]], worst: dict[str, Any], direction: str) -> str:
+    """What the verdict rests on: the least favourable part, its figures, and what decides it."""
+    which = f"least favourable of {len(parts)} comparisons: " if len(parts) > 1 else ""
+    pair = f"{which}{worst['better']} against {worst['than']}"
+    if worst["difference"] is None:
+        return f"{pair}: no seed of both is finished"
+    text = (
+        f"{pair}, {in_words(worst)} {'nats' if direction == 'lower' else 'of positions'}: {_reason(worst, direction)}"
+    )
+    if "unsteered" not in worst:
+        return text
+    text += (
+        f"; found at {worst['amplified']:.1%} of positions when amplified, {worst['unsteered']:.1%} unsteered,"
+        f" {worst['control']:.1%} with another concept amplified"
+    )
+    rise = worst["perplexity_rise"]
+    return text if rise is None else f"{text}; the generated text's perplexity changes by {rise:+.1f} % (its fluency)"
+
+
+def _reason(part: dict[str, Any], direction: str) -> str:
+    if part["verdict"] == "reproduced":
+        return "the interval lies on the claimed side"
+    if part["verdict"] == "not reproduced":
+        if side(part["ci95"]) == -DIRECTIONS[direction]:
+            return "the interval lies on the other side"
+        opposed = [name for name, stats in part["by_setting"].items() if side(stats["ci95"]) == -DIRECTIONS[direction]]
+        return f"the interval of {', '.join(opposed)} alone lies on the other side"
+    return "a single seed has no interval" if part["ci95"] is None else "the interval holds 0"
+
+
+def _held_equal(results: dict[str, Any], parts: list[dict[str, Any]]) -> str:
+    """What the comparisons hold equal, read off the runs and models: one phrase for all, or one for each."""
+    phrases: dict[str, list[str]] = {}
+    for part in parts:
+        for name in part["by_setting"]:
+            ours, theirs = (find_student(results["settings"][name], part[role]) for role in ("better", "than"))
+            if ours is None or theirs is None:
+                continue
+            same = ours["runs"][0]["tokens"] == theirs["runs"][0]["tokens"]
+            phrase = f"{'tokens' if same else 'unequal tokens'}, {held_equal(ours, theirs)}"
+            phrases.setdefault(phrase, []).append(f"{part['better']} against {part['than']}")
+    if len(phrases) < 2:
+        return next(iter(phrases), "nothing: not run")
+    return "; ".join(f"{phrase} ({', '.join(dict.fromkeys(pairs))})" for phrase, pairs in phrases.items())

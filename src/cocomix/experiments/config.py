@@ -1,0 +1,112 @@
+"""The configuration of an experiment: variants x seeds in one or more settings, and the claims they speak to.
+
+A setting is a whole run (its own corpus, teacher, SAE, labels): `base` with the setting's `overrides` merged in
+and a choice of the variants as its students. A text `$NAME/rest` in the overrides stands for the folder of the
+setting NAME, so that one setting can use another's teacher (distribution shift) or tokenizer.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from cocomix.config.load import merge, validate_config
+from cocomix.config.run import RunConfig
+from cocomix.config.section import Section
+
+
+class SettingConfig(Section):
+    """One run of the grid."""
+
+    title: str = Field(description="what it is, in the report")
+    overrides: dict[str, Any] = Field(default_factory=dict, description="merged into `base`, key by key")
+    variants: tuple[str, ...] | None = Field(default=None, description="variants trained here; empty: all")
+    seeds: tuple[int, ...] | None = Field(default=None, description="seeds here; empty: the experiment's")
+
+
+class Comparison(Section):
+    """Two variants, one of which a claim says is better (has the lower test loss)."""
+
+    better: str = Field(description="the variant the claim favours")
+    than: str = Field(description="the variant it is compared with")
+    settings: tuple[str, ...] = Field(min_length=1, description="settings it is made in")
+
+
+class ClaimConfig(Section):
+    """Which comparisons speak to one of the paper's claims."""
+
+    id: int = Field(ge=1, le=9, description="number of the claim (see cocomix.experiments.claims)")
+    compare: tuple[Comparison, ...] = Field(default=(), description="comparisons, all of which must hold")
+    steering: tuple[str, ...] = Field(default=(), description="settings whose steering scores speak to it (claim 9)")
+
+
+class SteeringConfig(Section):
+    """How steering is measured: amplify single concepts while generating, look for them with the SAE."""
+
+    variant: str = Field(description="student that is steered")
+    concepts: int = Field(default=16, ge=1, description="concepts amplified, one at a time")
+    prompts: int = Field(default=8, ge=1, description="validation prompts for each")
+    prompt_tokens: int = Field(default=16, ge=1, description="tokens of a prompt")
+    new_tokens: int = Field(default=32, ge=1, description="tokens generated")
+    strength: float = Field(default=4.0, description="amplified logit, as a multiple of the position's largest")
+
+
+class ExperimentConfig(Section):
+    """A grid of runs and what it is to show."""
+
+    title: str = Field(description="heading of the report")
+    seeds: tuple[int, ...] = Field(min_length=1, description="seeds of every variant")
+    baseline: str = Field(default="ntp", description="variant the others are compared with in the tables")
+    base: dict[str, Any] = Field(description="a run's configuration, without students")
+    variants: dict[str, dict[str, Any]] = Field(min_length=1, description="students by name")
+    settings: dict[str, SettingConfig] = Field(min_length=1, description="runs by name, in the order they are made")
+    claims: tuple[ClaimConfig, ...] = Field(default=(), description="the paper's claims this grid speaks to")
+    frontier: tuple[str, ...] = Field(
+        default=(), description="variants that differ in length or size alone; others are compared with their frontier"
+    )
+    steering: SteeringConfig | None = Field(default=None, description="measure steering on this variant; empty: no")
+    timing_steps: int = Field(default=0, ge=0, description="timed steps a variant, in turns, after training; 0: none")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for name, setting in self.settings.items():
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"the setting {name!r} may hold only letters, digits, '-' and '_'")
+            unknown = sorted(set(setting.variants or ()) - set(self.variants))
+            if unknown:
+                raise ValueError(f"the setting {name!r} asks for the variant {unknown[0]!r}, which does not exist")
+        for claim in self.claims:
+            for one in claim.compare:
+                for setting in one.settings:
+                    for variant in (one.better, one.than):
+                        if setting not in self.settings or variant not in self.names(setting):
+                            raise ValueError(f"claim {claim.id} needs {variant!r} in {setting!r}, which is not there")
+        return self
+
+    def names(self, setting: str) -> tuple[str, ...]:
+        """Variants trained in `setting`."""
+        return self.settings[setting].variants or tuple(self.variants)
+
+    def run_config(self, setting: str, folder: Path) -> RunConfig:
+        """The run configuration of `setting`; settings live below `folder` by their names.
+
+        Raises:
+            CocomixError: it does not validate.
+        """
+        here, names = self.settings[setting], self.names(setting)
+        raw: dict[str, Any] = merge(self.base, _resolved(here.overrides, folder))
+        raw["title"] = f"{self.title}: {here.title}"
+        raw["seeds"] = list(here.seeds or self.seeds)
+        raw["baseline"] = self.baseline if self.baseline in names else names[0]
+        students = raw.pop("students", {})
+        raw["students"] = {name: merge(self.variants[name], students.get(name, {})) for name in names}
+        return validate_config(raw, f"setting {setting}")
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    """`value` with every text `$NAME/rest` replaced by the path of the setting NAME."""
+    if isinstance(value, dict):
+        return {key: _resolved(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(item, folder) for item in value]
+    return str(folder / value[1:]) if isinstance(value, str) and value.startswith("$") else value

@@ -1,0 +1,110 @@
+"""What is predicted at concept_layer and the vector it becomes: one small class each, registered in `CHANNELS`."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cocomix.model.backbones import Backbone
+from cocomix.model.channel import Channel, Predicted
+from cocomix.model.concept_head import EPSILON, ConceptHead, ConceptPrediction
+from cocomix.model.config import CoCoMixConfig
+from cocomix.model.mixers import BlockCost
+from cocomix.model.ncp import NextConceptChannel
+from cocomix.model.own_init import OwnInit
+
+
+class ConceptVector(OwnInit):
+    """c_hat = (W TopK(z) + b + pre_bias) * std + mean: K active concepts as one vector in the hidden states' scale.
+
+    W is stored row by row, `[C, d_model]`, so that K active concepts are K gathered rows.
+    """
+
+    def __init__(self, hidden_size: int, num_concepts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_concepts, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def reset(self, std: float) -> None:
+        nn.init.normal_(self.weight, std=std)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, prediction: ConceptPrediction) -> torch.Tensor:
+        """The continuous concept, `[batch, seq, d_model]`."""
+        k = prediction.ids.shape[-1]
+        values = prediction.values.reshape(-1, k).to(self.weight.dtype)
+        flat = F.embedding_bag(prediction.ids.reshape(-1, k), self.weight, per_sample_weights=values, mode="sum")
+        vector = flat.view(*prediction.ids.shape[:-1], -1) + self.bias + prediction.pre_bias
+        return vector * prediction.std + prediction.mean
+
+
+class ConceptChannel(Channel):
+    """The paper's: concept logits, their TopK, and the vector these make (equations 4 and 5)."""
+
+    def __init__(self, config: CoCoMixConfig, backbone: Backbone, with_vector: bool) -> None:
+        super().__init__(config, backbone, with_vector)
+        self.head = ConceptHead(config.hidden_size, config.num_concepts, config.concept_top_k)
+        self.vector = ConceptVector(config.hidden_size, config.num_concepts) if with_vector else None
+
+    def forward(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+        if self.vector is None:
+            return Predicted(None, self.head.logits(hidden))
+        prediction = self.head(hidden)
+        return Predicted(self.vector(prediction), prediction.logits)
+
+    @classmethod
+    def flops(cls, config: CoCoMixConfig, cost: BlockCost, with_vector: bool) -> float:
+        rows = config.num_concepts + (config.concept_top_k if with_vector else 0)
+        return 2 * rows * config.hidden_size
+
+
+class PauseChannel(Channel):
+    """Nothing is predicted: one learned vector stands at every place (pause tokens)."""
+
+    def __init__(self, config: CoCoMixConfig, backbone: Backbone, with_vector: bool) -> None:
+        super().__init__(config, backbone, with_vector)
+        self.vector = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+        return Predicted(self.vector.expand_as(hidden))
+
+    @classmethod
+    def flops(cls, config: CoCoMixConfig, cost: BlockCost, with_vector: bool) -> float:
+        return 0.0
+
+    def reset(self, std: float) -> None:
+        nn.init.normal_(self.vector, std=std)
+
+
+class HiddenChannel(Channel):
+    """The teacher's normalised hidden state is predicted linearly and projected back: concepts without the SAE.
+
+    y = M norm(h) + b in R^target_size; vector = (W y + c) * std + mean, with norm, mean and std as in the concept head.
+
+    Args:
+        target_size: width of the teacher's hidden states.
+    """
+
+    def __init__(self, config: CoCoMixConfig, backbone: Backbone, with_vector: bool, *, target_size: int) -> None:
+        super().__init__(config, backbone, with_vector)
+        self.head = nn.Linear(config.hidden_size, target_size)
+        self.back = nn.Linear(target_size, config.hidden_size) if with_vector else None
+
+    def forward(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+        mean = hidden.mean(-1, keepdim=True)
+        centred = hidden - mean
+        std = centred.std(-1, keepdim=True)
+        predicted = self.head(centred / (std + EPSILON))
+        vector = None if self.back is None else self.back(predicted) * std + mean
+        return Predicted(vector, hidden=predicted)
+
+    @classmethod
+    def flops(cls, config: CoCoMixConfig, cost: BlockCost, with_vector: bool) -> float:
+        return (4 if with_vector else 2) * config.channel_options["target_size"] * config.hidden_size
+
+
+CHANNELS: dict[str, type[Channel]] = {
+    "concepts": ConceptChannel,
+    "pause": PauseChannel,
+    "hidden": HiddenChannel,
+    "ncp": NextConceptChannel,
+}

@@ -1,0 +1,83 @@
+"""Knowledge distillation: next-token loss plus the divergence from the teacher's next-token distribution.
+
+The teacher is run in every step (`LiveTeacher`, exact), or its k most likely tokens are read from a store made once
+(`StoredTeacher`); then all other tokens count as one outcome, which bounds the divergence from below.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from transformers import PretrainedConfig, PreTrainedModel
+
+from cocomix.evaluate.flops import model_flops
+from cocomix.objectives.ntp import NtpObjective
+
+
+class TeacherDistribution(ABC):
+    """Where the teacher's distribution comes from."""
+
+    @abstractmethod
+    def divergence(self, log_probs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """KL(teacher || student) of each position, `[batch, seq - 1]`.
+
+        Args:
+            log_probs: the student's, `[batch, seq - 1, vocab]`, float32 or better.
+            batch: what the objective was given.
+        """
+
+
+class LiveTeacher(TeacherDistribution):
+    """The teacher itself: sum_v p(v) (log p(v) - log q(v)) over its whole vocabulary."""
+
+    def __init__(self, teacher: PreTrainedModel) -> None:
+        self.teacher = teacher
+
+    def divergence(self, log_probs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            logits = self.teacher(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
+            # A published teacher may have spare rows beyond the tokenizer's vocabulary; they are no outcomes.
+            theirs = logits[..., : log_probs.shape[-1]].to(log_probs.dtype).log_softmax(-1)
+        return F.kl_div(log_probs, theirs, log_target=True, reduction="none").sum(-1)
+
+
+class StoredTeacher(TeacherDistribution):
+    """Its k most likely tokens, from `teacher_ids` and `teacher_log_probs` `[batch, seq, k]`, and the rest as one."""
+
+    def divergence(self, log_probs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        theirs = batch["teacher_log_probs"][:, :-1].to(log_probs.dtype)
+        ours = log_probs.gather(-1, batch["teacher_ids"][:, :-1])
+        named = (theirs.exp() * (theirs - ours)).sum(-1)
+        tiny = torch.finfo(log_probs.dtype).tiny
+        rest, our_rest = ((1 - logs.exp().sum(-1)).clamp_min(0) for logs in (theirs, ours))
+        return named + torch.where(rest > 0, rest * ((rest + tiny).log() - (our_rest + tiny).log()), 0.0)
+
+
+class KdObjective(NtpObjective):
+    """-log q(x[t+1]) + weight * KL(p || q), mean over the `seq - 1` targets; p is the teacher's distribution, q ours.
+
+    Args:
+        model: the student.
+        source: where p comes from; the teacher takes no gradients and is not part of this module's state.
+        weight: 0.1 in the paper.
+    """
+
+    def __init__(self, model: PreTrainedModel, source: TeacherDistribution, weight: float) -> None:
+        super().__init__(model)
+        self.source, self.weight = source, weight
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        ids = batch["input_ids"]
+        logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        ntp = -log_probs.gather(-1, ids[:, 1:, None]).mean()
+        return ntp + self.weight * self.source.divergence(log_probs, batch).mean()
+
+    def flops_per_token(self, seq_len: int) -> float:
+        teacher = self.source.teacher.config if isinstance(self.source, LiveTeacher) else None
+        return kd_flops(self.model.config, teacher, seq_len)
+
+
+def kd_flops(student: PretrainedConfig, teacher: PretrainedConfig | None, seq_len: int) -> float:
+    """Training operations per token: the student's, and a live teacher's forward pass."""
+    return model_flops(student, seq_len).training + (model_flops(teacher, seq_len).forward if teacher else 0.0)

@@ -1,0 +1,16 @@
+"""Turn a student's predicted concepts up or down, and measure what that does to generated text."""
+
+from cocomix.steer.intervene import INTERVENTIONS, Amplify, Intervention, Suppress, concept_head, steered
+from cocomix.steer.score import choose_concepts, steering_score, strongest_places
+
+__all__ = [
+    "INTERVENTIONS",
+    "Amplify",
+    "Intervention",
+    "Suppress",
+    "choose_concepts",
+    "concept_head",
+    "steered",
+    "steering_score",
+    "strongest_places",
+]

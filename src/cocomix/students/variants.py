@@ -1,0 +1,246 @@
+"""From a student's settings to its model and its objective: one small class an objective, registered in `VARIANTS`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from cocomix.concepts.sae import TopKSAE
+from cocomix.config.students import (
+    BootstrapStudent,
+    CoCoMixStudent,
+    HiddenStudent,
+    KdStudent,
+    NcpStudent,
+    NtpStudent,
+    PauseStudent,
+)
+from cocomix.evaluate.flops import model_flops
+from cocomix.objectives import (
+    BootstrapObjective,
+    CoCoMixObjective,
+    HiddenObjective,
+    KdObjective,
+    LiveTeacher,
+    NtpObjective,
+    Objective,
+    StoredTeacher,
+)
+from cocomix.objectives.bootstrap import bootstrap_flops
+from cocomix.objectives.hidden import regression_flops
+from cocomix.objectives.kd import kd_flops
+from cocomix.students.build import NO_IDS, SpecialIds, build_mixed, build_plain
+
+
+class Sizes(NamedTuple):
+    """What a student's shape takes from the rest of the run."""
+
+    vocab_size: int
+    seq_len: int
+    n_concepts: int
+    """C of the run's SAE"""
+    top_k: int
+    """its active latents K"""
+    teacher_width: int
+    sae_layer: int
+    """the teacher's block (0-based) the SAE reads"""
+    special: SpecialIds = NO_IDS
+
+
+class Variant(ABC):
+    """One objective's models."""
+
+    recall: ClassVar[bool] = False
+    """Whether its concepts are the labels' and can be compared with them."""
+
+    @abstractmethod
+    def model(self, config: Any, sizes: Sizes) -> PreTrainedModel:
+        """The student, freshly initialised from torch's global generator."""
+
+    @abstractmethod
+    def objective(self, config: Any, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        """What it is trained on; `teacher` loads the concept model, for those that run it live."""
+
+    def training_flops(self, config: Any, model: PretrainedConfig, teacher: PretrainedConfig, sizes: Sizes) -> float:
+        """Training operations per token, live passes of the teacher included, stored ones not."""
+        return model_flops(model, sizes.seq_len).training
+
+    @abstractmethod
+    def about(self, config: Any) -> str:
+        """What it is, in a few words."""
+
+
+class Ntp(Variant):
+    """Next-token prediction."""
+
+    def model(self, config: NtpStudent, sizes: Sizes) -> PreTrainedModel:
+        return build_plain(config.model, vocab_size=sizes.vocab_size, seq_len=sizes.seq_len, special=sizes.special)
+
+    def objective(self, config: Any, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        return NtpObjective(model)
+
+    def about(self, config: Any) -> str:
+        return "next-token prediction" + _length(config)
+
+
+class Kd(Ntp):
+    """Knowledge distillation."""
+
+    def objective(
+        self, config: KdStudent, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]
+    ) -> Objective:
+        source = LiveTeacher(teacher()) if config.teacher_top_k is None else StoredTeacher()
+        return KdObjective(model, source, config.kd_weight)
+
+    def training_flops(
+        self, config: KdStudent, model: PretrainedConfig, teacher: PretrainedConfig, sizes: Sizes
+    ) -> float:
+        return kd_flops(model, teacher if config.teacher_top_k is None else None, sizes.seq_len)
+
+    def about(self, config: KdStudent) -> str:
+        where = "live" if config.teacher_top_k is None else f"its {config.teacher_top_k} likeliest tokens, stored"
+        return f"distillation, KL weight {config.kd_weight:g}, teacher {where}" + _length(config)
+
+
+class CoCoMix(Variant):
+    """Concepts predicted and mixed in."""
+
+    recall = True
+
+    def model(self, config: CoCoMixStudent, sizes: Sizes) -> PreTrainedModel:
+        return build_mixed(
+            config.model,
+            config.concept,
+            sizes,
+            num_concepts=sizes.n_concepts,
+            concept_top_k=config.concept.top_k or sizes.top_k,
+            concept_loss_weight=config.concept.loss_weight,
+        )
+
+    def objective(
+        self, config: CoCoMixStudent, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]
+    ) -> Objective:
+        if config.labels is None:
+            return NtpObjective(model)
+        return CoCoMixObjective(model, config.concept.loss_until)
+
+    def about(self, config: CoCoMixStudent) -> str:
+        concept = config.concept
+        if config.labels is None:
+            what = "no concept loss"
+        else:
+            what = f"labels {config.labels}{f'/{config.sign}' if config.sign else ''}, lambda {concept.loss_weight:g}"
+            what += f" falling to 0 by {concept.loss_until:.0%}" if concept.loss_until else ""
+        return f"concepts before block {concept.concept_layer}, {what}, mixing {_mixing(concept)}" + _length(config)
+
+
+class Pause(Variant):
+    """Pause tokens."""
+
+    def model(self, config: PauseStudent, sizes: Sizes) -> PreTrainedModel:
+        return build_mixed(config.model, config.mix, sizes, channel="pause")
+
+    def objective(self, config: Any, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        return NtpObjective(model)
+
+    def about(self, config: PauseStudent) -> str:
+        return f"a learned vector before block {config.mix.concept_layer}, mixing {_mixing(config.mix)}"
+
+
+class Hidden(Variant):
+    """Regression of the teacher's hidden state."""
+
+    def model(self, config: HiddenStudent, sizes: Sizes) -> PreTrainedModel:
+        options = {"target_size": sizes.teacher_width}
+        return build_mixed(config.model, config.mix, sizes, channel="hidden", channel_options=options)
+
+    def objective(
+        self, config: HiddenStudent, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]
+    ) -> Objective:
+        return HiddenObjective(
+            model, teacher(), layer=sizes.sae_layer, distance=config.distance, weight=config.loss_weight
+        )
+
+    def training_flops(self, config: Any, model: PretrainedConfig, teacher: PretrainedConfig, sizes: Sizes) -> float:
+        return regression_flops(model, teacher, sizes.sae_layer, sizes.seq_len)
+
+    def about(self, config: HiddenStudent) -> str:
+        return (
+            f"the teacher's hidden state predicted, {config.distance} loss times {config.loss_weight:g},"
+            f" mixing {_mixing(config.mix)}"
+        )
+
+
+class Ncp(Variant):
+    """Next-concept prediction in ConceptLM's manner."""
+
+    def model(self, config: NcpStudent, sizes: Sizes) -> PreTrainedModel:
+        names = ("chunk", "segments", "codes", "layers", "ncp_weight", "vq_weight")
+        options = {name: getattr(config, name) for name in names}
+        return build_mixed(config.model, config.mix, sizes, channel="ncp", channel_options=options)
+
+    def objective(self, config: Any, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        return NtpObjective(model)
+
+    def about(self, config: NcpStudent) -> str:
+        return (
+            f"next-concept prediction (ConceptLM's manner), chunks of {config.chunk} tokens,"
+            f" {config.segments} x {config.codes} codes, mixing {_mixing(config.mix)}"
+        )
+
+
+class SelfTaught(Variant):
+    """CoCoMix without a teacher."""
+
+    def model(self, config: BootstrapStudent, sizes: Sizes) -> PreTrainedModel:
+        return build_mixed(
+            config.model,
+            config.concept,
+            sizes,
+            num_concepts=config.n_latents,
+            concept_top_k=config.concept.top_k or config.k,
+            concept_loss_weight=config.concept.loss_weight,
+        )
+
+    def objective(
+        self, config: BootstrapStudent, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]
+    ) -> Objective:
+        return BootstrapObjective(
+            model,
+            TopKSAE(config.model.width, config.n_latents, config.k),
+            top=config.source == "top",
+            decay=config.decay,
+            labels_per_position=config.labels_per_position,
+            warmup=config.warmup,
+        )
+
+    def training_flops(self, config: BootstrapStudent, model: Any, teacher: PretrainedConfig, sizes: Sizes) -> float:
+        return bootstrap_flops(model, config.k, config.source == "top", sizes.seq_len)
+
+    def about(self, config: BootstrapStudent) -> str:
+        return (
+            f"no teacher: concepts of the student's own average ({config.source} hidden state),"
+            f" lambda {config.concept.loss_weight:g}, mixing {_mixing(config.concept)}"
+        )
+
+
+def _mixing(mix: Any) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in mix.mixer_options.items())
+    return f"{mix.mixer} ({options})" if options else mix.mixer
+
+
+def _length(config: Any) -> str:
+    return "" if config.length == 1 else f", {config.length:g} times the steps"
+
+
+VARIANTS: dict[str, Variant] = {
+    "ntp": Ntp(),
+    "kd": Kd(),
+    "cocomix": CoCoMix(),
+    "pause": Pause(),
+    "hidden": Hidden(),
+    "ncp": Ncp(),
+    "bootstrap": SelfTaught(),
+}
+"""By the name in a student's `objective`."""
