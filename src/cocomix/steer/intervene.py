@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -120,7 +121,11 @@ def steered(model: nn.Module, intervention: Intervention) -> Iterator[None]:
     """
     projection = concept_head(model).proj
     intervention.check(projection.out_features)
-    handle = projection.register_forward_hook(lambda _module, _inputs, logits: intervention(logits))
+
+    def changed(_module: nn.Module, _inputs: Any, logits: Any) -> torch.Tensor:
+        return intervention(logits)
+
+    handle = projection.register_forward_hook(changed)
     try:
         yield
     finally:

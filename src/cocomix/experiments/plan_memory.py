@@ -1,0 +1,139 @@
+"""A simple model of what training one student takes: memory on a GPU, and bytes on the disk.
+
+Memory, in bytes:
+
+- weights: 16 a trained parameter (fp32 weight, gradient and AdamW's two moments), 4 a parameter that is only kept
+  (a student's average, a live teacher), and in bf16 2 more for either (autocast's copy). Under DDP, which training
+  here uses, every GPU holds all of them; sharded (FSDP), each its part of the 16.
+- activations: what a block keeps for its backward pass, for each slot: the inputs of its two norms in fp32, and in
+  the training's precision their outputs (2 d), queries, keys, values and attention's output (4 d where heads are not
+  shared), and the MLP's inner values, twice (four times in a gated MLP). That is 36 d bytes in bf16 for GPT-2, 64 d
+  in fp32, and what autograd keeps to within 3 %; Llama's blocks keep up to a third more, for norms in several steps.
+  Attention scores are not kept (fused attention). With gradient checkpointing: one fp32 input a block, and one block
+  whole.
+- logits: next-token and concept logits in the training's precision, in fp32, and their gradient; distillation holds
+  the teacher's beside them.
+
+Left out: buffers in flight, the allocator's slack, a channel's own activations. Leave a tenth of the GPU free.
+
+Disk: token shards, label stores, checkpoints and models as their modules write them.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from cocomix.model.mixers import BlockCost
+from cocomix.objectives import KdObjective, Objective
+from cocomix.train import TrainConfig
+from cocomix.train.checkpoint import KEEP
+
+TRAINED, KEPT = 16, 4
+"""Bytes of a trained parameter and of one that is only kept, in memory."""
+
+FLOAT_BYTES = {"fp32": 4, "bf16": 2}
+"""Bytes of an activation, by precision."""
+
+
+class Memory(NamedTuple):
+    """Bytes on one GPU."""
+
+    trained: float
+    """weights, gradients and moments"""
+    kept: float
+    """parameters without gradient, and autocast's copies of all"""
+    activations: float
+    logits: float
+
+    def total(self, shards: int = 1) -> float:
+        """All of it, with what is trained split over `shards` GPUs."""
+        return self.trained / shards + self.kept + self.activations + self.logits
+
+
+def parameters(module: nn.Module) -> tuple[int, int]:
+    """Trained parameters and others, tied ones once."""
+    found = list(module.parameters())
+    trained = sum(one.numel() for one in found if one.requires_grad)
+    return trained, sum(one.numel() for one in found) - trained
+
+
+def training_memory(
+    objective: Objective, teacher: PreTrainedModel | None, train: TrainConfig, seq_len: int, gpus: int
+) -> Memory:
+    """Bytes on each of `gpus` GPUs, of an objective whose models may be on the meta device.
+
+    Args:
+        teacher: the concept model if it is run live in every step.
+    """
+    model: Any = objective.evaluated()
+    trained, kept = parameters(objective.trainable())
+    kept += 0 if teacher is None else sum(parameters(teacher))
+    windows = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // gpus))
+    tokens = windows * seq_len
+    width = FLOAT_BYTES[train.precision]
+    rows = model.config.vocab_size + getattr(model.config, "num_concepts", 0)
+    if isinstance(objective, KdObjective):
+        rows += model.config.vocab_size
+    return Memory(
+        trained=TRAINED * trained,
+        kept=KEPT * kept + (width if width < 4 else 0) * (trained + kept),
+        activations=tokens * token_activations(model, width, train.gradient_checkpointing),
+        logits=tokens * rows * (width + 8),
+    )
+
+
+def token_activations(model: Any, width: int, checkpointing: bool = False) -> float:
+    """Bytes the blocks keep for one token's backward pass.
+
+    Args:
+        model: a plain causal LM or a CoCoMix model.
+        width: bytes of an activation.
+    """
+    config = model.config
+    blocks = config.num_hidden_layers
+    slots, memories = block_slots(model)
+    d, heads = config.hidden_size, config.num_attention_heads
+    kv = (getattr(config, "num_key_value_heads", None) or heads) * (d // heads)
+    gated = (getattr(config, "backbone", None) or config.model_type) != "gpt2"
+    inner = getattr(config, "intermediate_size", None) or 4 * d
+    slot = 2 * 4 * d + width * (2 * d + 2 * d + 2 * kv + (4 if gated else 2) * inner)
+    # A vector that gives a key and a value only: its norm, and copies of both slots' keys and values side by side.
+    memory = 4 * d + width * (d + 4 * kv)
+    if checkpointing:
+        return 4 * d * (slots + memories) + (slots * slot + memories * memory) / blocks
+    return slots * slot + memories * memory
+
+
+def block_slots(model: Any) -> tuple[float, float]:
+    """Slots a token has, summed over all blocks, and vectors it is given as keys and values alone.
+
+    The mixer's own FLOPs say it: they are linear in what a block's slots cost.
+    """
+    config = model.config
+    split = getattr(config, "concept_layer", None)
+    if split is None:
+        return config.num_hidden_layers, 0
+
+    def upper(linear: float, keys_values: float) -> float:
+        cost = BlockCost(linear, 0.0, keys_values)
+        return model.mixer.upper_flops(config.num_hidden_layers - split, config.hidden_size, cost)
+
+    return split + upper(1, 0) - upper(0, 0), upper(0, 1) - upper(0, 0)
+
+
+def shard_bytes(tokens: int, vocab_size: int) -> int:
+    """Token shards."""
+    return tokens * (2 if vocab_size <= 1 << 16 else 4)
+
+
+def store_bytes(tokens: int, seq_len: int, k: int, n_ids: int) -> int:
+    """A store of `k` ids below `n_ids` with scores a position, of concepts or of tokens, with its bitmap of windows."""
+    windows = tokens // seq_len
+    return windows * (seq_len * k * ((2 if n_ids < 1 << 16 else 4) + 4) + 1)
+
+
+def checkpoint_bytes(objective: Objective) -> int:
+    """The checkpoints kept of one training: weights and moments; one more lies there while it is being written."""
+    trained, kept = parameters(objective.trainable())
+    return KEEP * (12 * trained + 4 * kept)
