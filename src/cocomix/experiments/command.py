@@ -22,16 +22,17 @@ def run_experiment(
     output: Path | None,
     jobs: int,
     processes: int,
-    plan_only: bool,
+    plan_for: tuple[int, float | None] | None,
     report_only: bool,
     stages: Sequence[str],
 ) -> None:
-    """Do what the command line asks for; see `cocomix experiment --help`."""
+    """Do what the command line asks for; see `cocomix experiment --help`. `plan_for`: GPUs and the peak of one."""
     config = validate(ExperimentConfig, read_yaml(recipe, overrides), str(recipe))
-    if plan_only:
+    if plan_for is not None:
         from cocomix.experiments.plan import plan, plan_table
 
-        console.print(plan_table(plan(config, folder)))
+        gpus, peak_tflops = plan_for
+        console.print(plan_table(plan(config, folder, gpus=gpus, peak_tflops=peak_tflops)))
         return
 
     from cocomix.experiments.grid import Grid

@@ -77,6 +77,7 @@ class Launcher:
         if stop.received is not None:
             raise Interrupted("stopped; the same command goes on from here", by_user=stop.received == "SIGINT")
         if failed:
+            failed.sort(key=jobs.index)
             log = self._log(failed[0])
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             raise CocomixError(f"{failed[0][0]}{more} failed: {_last_words(log)}; its log is {log}")
@@ -110,7 +111,10 @@ class Launcher:
 
 
 def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    """What a failed process said last: our own sentence if there is one, else its last line with a word in it."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     starts = [number for number, line in enumerate(lines) if line.startswith("cocomix: ")]
-    words = " ".join(lines[starts[-1] :]).removeprefix("cocomix: ") if starts else (lines[-1] if lines else "no output")
-    return words.rstrip(".")
+    if starts:
+        return " ".join(filter(None, lines[starts[-1] :])).removeprefix("cocomix: ").rstrip(".")
+    spoken = [line for line in lines if any(letter.isalpha() for letter in line)]
+    return spoken[-1].strip("│ ").rstrip(".") if spoken else "it said nothing"

@@ -7,12 +7,14 @@ Seconds are not predicted: they follow only if the caller gives a peak to assume
 Not counted: evaluation, steering, timing, validation labels.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.config import ModelShape
 from cocomix.errors import CocomixError
 from cocomix.evaluate.flops import labelling_flops, model_flops, sae_training_flops
 from cocomix.experiments.config import ExperimentConfig
@@ -144,9 +146,15 @@ def _model(outlook: Outlook, name: str) -> PreTrainedModel:
     matched = getattr(student, "match_parameters", None)
     if matched is not None:
         target = parameter_count(lambda: _model(outlook, matched))
-        shape = match_width(student.model, target, vocab_size=sizes.vocab_size, seq_len=sizes.seq_len)
+        shape = _matched_shape(student.model, target, sizes.vocab_size, sizes.seq_len)
         student = student.model_copy(update={"model": shape})
     return VARIANTS[student.objective].model(student, sizes)
+
+
+@cache
+def _matched_shape(shape: ModelShape, target: int, vocab_size: int, seq_len: int) -> ModelShape:
+    """`match_width`, which tries dozens of models, once for all settings that ask the same."""
+    return match_width(shape, target, vocab_size=vocab_size, seq_len=seq_len)
 
 
 def _given(teacher: PreTrainedModel | None) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 Memory, in bytes:
 
 - weights: 16 a trained parameter (fp32 weight, gradient and AdamW's two moments), 4 a parameter that is only kept
-  (a student's average, a live teacher), and in bf16 2 more for either (autocast's copy). Under DDP, which training
+  (a student's average, a live teacher), in bf16 2 more a trained one (autocast's copy). Under DDP, which training
   here uses, every GPU holds all of them; sharded (FSDP), each its part of the 16.
 - activations: what a block keeps for its backward pass, for each slot: the inputs of its two norms in fp32, and in
   the training's precision their outputs (2 d), queries, keys, values and attention's output (4 d where heads are not
@@ -33,7 +33,8 @@ TRAINED, KEPT = 16, 4
 """Bytes of a trained parameter and of one that is only kept, in memory."""
 
 FLOAT_BYTES = {"fp32": 4, "bf16": 2}
-"""Bytes of an activation, by precision."""
+COPY_BYTES = {"fp32": 0, "bf16": 2}
+"""Bytes of an activation, and of what autocast keeps of a trained parameter, by precision."""
 
 
 class Memory(NamedTuple):
@@ -42,13 +43,15 @@ class Memory(NamedTuple):
     trained: float
     """weights, gradients and moments"""
     kept: float
-    """parameters without gradient, and autocast's copies of all"""
+    """parameters without gradient"""
+    copies: float
+    """trained parameters in the precision of the passes, if that is another"""
     activations: float
     logits: float
 
     def total(self, shards: int = 1) -> float:
         """All of it, with what is trained split over `shards` GPUs."""
-        return self.trained / shards + self.kept + self.activations + self.logits
+        return self.trained / shards + self.kept + self.copies + self.activations + self.logits
 
 
 def parameters(module: nn.Module) -> tuple[int, int]:
@@ -77,7 +80,8 @@ def training_memory(
         rows += model.config.vocab_size
     return Memory(
         trained=TRAINED * trained,
-        kept=KEPT * kept + (width if width < 4 else 0) * (trained + kept),
+        kept=KEPT * kept,
+        copies=COPY_BYTES[train.precision] * trained,
         activations=tokens * token_activations(model, width, train.gradient_checkpointing),
         logits=tokens * rows * (width + 8),
     )

@@ -139,7 +139,8 @@ class Outlook:
                 return other.n_concepts, other.k
             if not {"n_latents", "k"} <= sae.model_fields_set:
                 self.notes.append(
-                    f"the loaded SAE has {sae.n_latents} latents, {sae.k} of them active; set sae.n_latents and sae.k to be sure"
+                    f"the loaded SAE has {sae.n_latents} latents, {sae.k} of them active; set sae.n_latents and sae.k"
+                    " to be sure"
                 )
         return sae.n_latents, sae.k
 

@@ -41,8 +41,8 @@ def _variants(name: str, setting: dict[str, Any]) -> Table:
     title = Text(f"\n{name}: {setting['title']}", style="bold")
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in COLUMNS:
-        name = column == "variant"
-        table.add_column(column, justify="left" if name else "right", no_wrap=not name, overflow="fold")
+        is_name = column == "variant"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
     for row in setting["variants"]:
         table.add_row(*_cells(row))
     return table
@@ -63,7 +63,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _gib(size: float, fits: bool) -> str:
-    return (f"{size:.1f}" if size >= 1 else f"{size:.2g}") + ("" if fits else " !")
+    return f"{size:.{1 if size >= 10 else 2}f}" + ("" if fits else " !")
 
 
 def _lines(setting: dict[str, Any]) -> list[str]:
