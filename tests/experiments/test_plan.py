@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planned import GIB, SHAPE, TINY, experiment, gpt2_parameters, planned, rows
 from rich.console import Console
 
 from cocomix.config import ModelShape
@@ -17,6 +16,7 @@ from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.plan import plan, plan_table
 from cocomix.pipeline.run import Run
 from cocomix.students import build_plain
+from experiments.planned import GIB, SHAPE, TINY, experiment, gpt2_parameters, planned, rows
 
 
 def test_lengths_and_flops(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from planned import GIB, SHAPE, gpt2_parameters, planned, rows
 
 from cocomix.concepts import LabelStore
 from cocomix.config import ConceptConfig, ModelShape
 from cocomix.experiments.plan_memory import shard_bytes, store_bytes, token_activations
 from cocomix.students import Sizes, build_mixed, build_plain
 from cocomix.tokens.shards import write_shards
+from experiments.planned import GIB, SHAPE, gpt2_parameters, planned, rows
 
 
 @pytest.mark.parametrize(("n_ids", "itemsize"), [(65_535, 2), (65_536, 4)])
