@@ -108,7 +108,10 @@ def label(
     config: ConfigFile = None,
     name: Annotated[str | None, typer.Option("--name", help="Only this label set; default: all of the run's.")] = None,
 ) -> None:
-    """Write the concept labels of every token by attribution, once, beside the token shards."""
+    """Write the concept labels of every token, once, beside the token shards.
+
+    Also the teacher's likeliest tokens, for students that distil from a store (`--name logits` alone).
+    """
     opened = _open(run, config, overrides)
     for stage in opened.label_stages(name):
         opened.run_stage(stage)

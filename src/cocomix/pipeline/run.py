@@ -98,11 +98,15 @@ class Run:
         return names
 
     def label_stages(self, name: str | None) -> list[str]:
-        """Names of the label stages: one, or all."""
+        """Names of the stages that write labels: one set, the teacher's `logits`, or all there are."""
+        stored = [stage.name for stage in self.logits.values()]
         if name is None:
-            return [label.name for label in self.labels.values()]
+            return [*(label.name for label in self.labels.values()), *stored]
+        if name == "logits" and stored:
+            return stored
         if name not in self.labels:
-            raise CocomixError(f"there are no labels called {name!r} in this run; it has {', '.join(self.labels)}")
+            there = ", ".join([*self.labels, *(["logits"] if stored else [])])
+            raise CocomixError(f"there are no labels called {name!r} in this run; it has {there}")
         return [self.labels[name].name]
 
     def evaluation_stages(self) -> list[str]:
