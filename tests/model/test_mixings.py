@@ -12,6 +12,7 @@ from cocomix.model import CHANNELS, MIXERS
 from cocomix.model.masks import attend
 
 VOCAB, T = 37, 10
+PLACES = torch.arange(T)[None]
 OPTIONS = {"every": {"every": 3}, "drop_tokens": {"blocks": 1}}
 CHANNEL = {"hidden": {"target_size": 12}, "ncp": {"chunk": 3, "segments": 2, "codes": 5, "layers": 1}}
 CASES = [("concepts", mixer) for mixer in MIXERS] + [
@@ -190,7 +191,7 @@ def test_next_concepts_by_their_definition() -> None:
     """Vectors and loss of the ncp channel, written out chunk by chunk."""
     model = build("ncp", "add", channel_options={**CHANNEL["ncp"], "ncp_weight": 0.7, "vq_weight": 0.3}).train()
     channel, hidden = model.channel, torch.randn(2, T, 16).double()
-    found = channel(hidden, None)
+    found = channel(hidden, PLACES, None)
     pooled = torch.stack([hidden[:, 3 * j : 3 * j + 3].mean(1) for j in range(3)], 1)
     book, losses, gaps = channel.codebook, [], []
     state = channel.blocks[0](pooled, layout=attend(None, 3, 0, slots=1, device=torch.device("cpu")), rotary=None)
@@ -210,13 +211,15 @@ def test_next_concepts_by_their_definition() -> None:
         close(found.vector[b, :3], channel.start.expand(3, -1))
     slow = 0.7 * sum(losses) / len(losses) + 0.3 * sum(gaps) / len(gaps)
     assert abs(found.loss.item() - slow.item()) < 1e-9
-    assert channel.eval()(hidden, None).loss is None
+    assert channel.eval()(hidden, PLACES, None).loss is None
 
 
-def test_pause_vectors_do_not_depend_on_the_text() -> None:
-    model = build("pause")
-    found = model.channel(torch.randn(2, T, 16).double(), None).vector
-    assert (found == model.channel.vector).all()
+@pytest.mark.parametrize("backbone", ["gpt2", "llama"])
+def test_pause_vectors_depend_on_the_place_alone(backbone: str) -> None:
+    model = build("pause", backbone=backbone)
+    found = model.channel(torch.randn(2, T, 16).double(), PLACES, None).vector
+    learned = model.backbone.embed_positions.weight[:T] if backbone == "gpt2" else 0
+    close(found, (model.channel.vector + learned).expand(2, T, -1))
 
 
 @pytest.mark.parametrize(("new", "past"), [(4, 0), (3, 2), (1, 5)])

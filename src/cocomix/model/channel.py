@@ -40,8 +40,14 @@ class Channel(OwnInit, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
-        """From `hidden` `[batch, seq, d_model]`; `padding` is 1 for tokens, 0 for padding, or None."""
+    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+        """What is predicted from `hidden`.
+
+        Args:
+            hidden: entering the upper blocks, `[batch, seq, d_model]`.
+            positions: of its tokens, int64 `[batch or 1, seq]`.
+            padding: 1 for tokens, 0 for padding, `[batch, past + seq]`; None: no padding.
+        """
 
     @classmethod
     @abstractmethod

@@ -45,7 +45,7 @@ class ConceptChannel(Channel):
         self.head = ConceptHead(config.hidden_size, config.num_concepts, config.concept_top_k)
         self.vector = ConceptVector(config.hidden_size, config.num_concepts) if with_vector else None
 
-    def forward(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
         if self.vector is None:
             return Predicted(None, self.head.logits(hidden))
         prediction = self.head(hidden)
@@ -58,14 +58,20 @@ class ConceptChannel(Channel):
 
 
 class PauseChannel(Channel):
-    """Nothing is predicted: one learned vector stands at every place (pause tokens)."""
+    """Nothing is predicted: one learned vector stands at every place (pause tokens).
+
+    Where positions are learned the place's own is added, as to any token: without it all pauses would ask the same
+    question of the context and could not find the token before them.
+    """
 
     def __init__(self, config: CoCoMixConfig, backbone: Backbone, with_vector: bool) -> None:
         super().__init__(config, backbone, with_vector)
         self.vector = nn.Parameter(torch.empty(config.hidden_size))
+        self._backbone = (backbone,)  # in a tuple: its weights are the model's, not this module's
 
-    def forward(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
-        return Predicted(self.vector.expand_as(hidden))
+    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+        embedded = self._backbone[0].embed(self.vector.expand(*positions.shape, -1), positions)
+        return Predicted(embedded.expand_as(hidden))
 
     @classmethod
     def flops(cls, config: CoCoMixConfig, cost: BlockCost, with_vector: bool) -> float:
@@ -89,7 +95,7 @@ class HiddenChannel(Channel):
         self.head = nn.Linear(config.hidden_size, target_size)
         self.back = nn.Linear(target_size, config.hidden_size) if with_vector else None
 
-    def forward(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
         mean = hidden.mean(-1, keepdim=True)
         centred = hidden - mean
         std = centred.std(-1, keepdim=True)

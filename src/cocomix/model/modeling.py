@@ -150,7 +150,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             seen.append(hidden)
         lower = BlockRun(blocks[:split], self.backbone, positions, padding, past, store, seen)
         hidden = lower.run(hidden)
-        predicted = self.channel(hidden, padding)
+        predicted = self.channel(hidden, positions, padding)
         upper = BlockRun(blocks[split:], self.backbone, positions, padding, past, store, seen)
         return predicted, self.mixer(hidden, predicted.vector, upper)
 
