@@ -1,6 +1,7 @@
 """Stages: done once, redone when something they depend on changes, never half overwritten."""
 
 import errno
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ def test_a_changed_setting_redoes_just_what_depends_on_it(tmp_path: Path) -> Non
     a.run(None), b.run(None)
     assert (a.worked, b.worked) == (1, 1)
     assert (tmp_path / "a" / "value").read_text() == "5"
+
+
+def test_what_was_made_from_an_older_input_is_made_again(tmp_path: Path) -> None:
+    for first in (1, 5, 1):  # there and back: the last one's settings are the first one's, its outcome need not be
+        a, b = chain(tmp_path, first=first)
+        a.run(None)
+        assert b.record() is None
+        b.run(None)
+        assert (a.worked, b.worked) == (1, 1) and b.record() is not None
+        time.sleep(0.01)
 
 
 def test_inputs_must_be_finished_and_the_error_names_the_command(tmp_path: Path) -> None:

@@ -91,10 +91,11 @@ class Stage(ABC):
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
     def record(self) -> dict[str, Any] | None:
-        """The stage's record if it is finished, whole and made with the present settings, else None."""
+        """The record, if the stage is finished, whole, and made with the present settings from its inputs as they are."""
         try:
             record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
             mine = record["fingerprint"] == self.fingerprint and record["figures"] is not None
+            mine = mine and all(stage.made_at() <= record["made"]["at"] for stage in self.inputs)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -103,6 +104,13 @@ class Stage(ABC):
             ) from error
         whole = all((self.folder / output).exists() for output in self.outputs())
         return record if mine and whole else None
+
+    def made_at(self) -> str:
+        """When the stage was last finished, with whatever settings, as ISO 8601 in UTC; empty if never."""
+        try:
+            return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["made"]["at"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return ""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -168,7 +176,7 @@ class Stage(ABC):
             "inputs": {stage.name: stage.fingerprint for stage in self.inputs},
             "seconds": seconds,
             "made": {
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "commit": git_commit(),
                 "machine": machine(),
             },
