@@ -91,7 +91,7 @@ class Stage(ABC):
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
     def record(self) -> dict[str, Any] | None:
-        """The record, if the stage is finished, whole, and made with the present settings from its inputs as they are."""
+        """The record, if the stage is finished, whole, and made with the present settings from the present inputs."""
         try:
             record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
             mine = record["fingerprint"] == self.fingerprint and record["figures"] is not None
