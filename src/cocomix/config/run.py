@@ -98,6 +98,9 @@ class EvaluationConfig(Section):
     """How finished students are measured."""
 
     batch_size: int = Field(default=16, ge=1, description="windows per forward pass")
+    windows: int | None = Field(
+        default=None, ge=1, description="windows of each held-out split measured, evenly spread; empty: all"
+    )
     curve_windows: int = Field(default=64, ge=1, description="validation windows behind each point of a training curve")
     sae_windows: int = Field(default=1024, ge=1, description="validation windows the SAE's quality is measured on")
 

@@ -151,10 +151,10 @@ class EvaluationStage(Stage):
         super().__init__(student.run_dir, name, "cocomix evaluate", [student])
         self.student = student
         self.batch_size = student.run_config.evaluation.batch_size
-        self.seq_len = student.run_config.seq_len
+        self.seq_len, self.windows = student.run_config.seq_len, student.run_config.evaluation.windows
 
     def settings(self) -> dict[str, Any]:
-        return {"seq_len": self.seq_len}
+        return {"seq_len": self.seq_len, "windows": self.windows}
 
     def describe(self, figures: dict[str, Any]) -> str:
         recall = f", concept recall {figures['recall']['recall']:.3f}" if "recall" in figures else ""
@@ -167,7 +167,11 @@ class EvaluationStage(Stage):
         figures: dict[str, Any] = {}
         for number, split in enumerate(("val", "test")):
             figures[split] = perplexity(
-                model, self.student.tokens.shards(split), seq_len=self.seq_len, batch_size=self.batch_size
+                model,
+                self.student.tokens.shards(split),
+                seq_len=self.seq_len,
+                batch_size=self.batch_size,
+                max_windows=self.windows,
             )
             progress(number + 1, 2, {})
         if self.student.variant.recall and self.student.labels is not None:
@@ -177,5 +181,6 @@ class EvaluationStage(Stage):
                 self.student.labels.store("val", self.student.sign),
                 seq_len=self.seq_len,
                 batch_size=self.batch_size,
+                max_windows=self.windows,
             )
         return figures
