@@ -73,6 +73,7 @@ def experiment(claims: list[dict[str, Any]], frontier: tuple[str, ...] = (), **s
         "created": "2026-01-01",
         "command": "cocomix experiment r.yaml",
         "commits": ["abc"],
+        "notes": ["something a reader should know"],
         "machine": {"cpu": "x"},
         "baseline": "ntp",
         "seeds": [0, 1, 2],

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +78,8 @@ def open_recipe(raw: dict[str, Any], folder: Path) -> Grid:
 
 
 def finish(grid: Grid) -> None:
-    for jobs in grid.rounds():
-        for job in jobs:
+    for one in grid.rounds():
+        for job in one.jobs:
             for stage in job:
                 grid.run_stage(stage)
 
@@ -116,7 +118,7 @@ def test_a_setting_uses_anothers_teacher_and_tokenizer(grid: Grid) -> None:
 def test_a_finished_grid_has_nothing_left_to_do_and_a_change_redoes_what_depends_on_it(grid: Grid) -> None:
     def left(raw: dict[str, Any]) -> set[str]:
         again = open_recipe(raw, grid.folder)
-        return {job[0] for jobs in again.rounds() for job in jobs if not again.done(job)}
+        return {job[0] for one in again.rounds() for job in one.jobs if not again.done(job)}
 
     assert left(recipe()) == set()
     changed = VARIANTS_HERE | {"pause": VARIANTS_HERE["pause"] | {"mix": MIX | {"mixer": "add"}}}
@@ -161,16 +163,77 @@ def test_the_command_runs_a_grid_as_processes_and_goes_on(tmp_path: Path) -> Non
         cocomix("experiment", "grid.yaml", "-r", "runs/grid", "--stage", "one:nowhere", cwd=tmp_path, check=False),
         "no stage 'nowhere' in the setting one",
     )
+    refused(
+        cocomix("experiment", "grid.yaml", "-r", "runs/grid", "--stage", "three:ntp", cwd=tmp_path, check=False),
+        "no setting 'three'",
+    )
     bad = cocomix("experiment", "grid.yaml", "-r", "runs/bad", "base.corpus.source=folder", cwd=tmp_path, check=False)
     refused(bad, "one:corpus failed", "needs 'path'", "its log is")
 
 
 def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
-    told = []
-    launcher = Launcher(["nothing"], tmp_path / "logs", at_once=2, report=lambda job, _seconds: told.append(job))
-    with pytest.raises(CocomixError, match=r"a:x \(and 1 more\) failed: .*its log is"):
-        launcher.run([["a:x"], ["a:y"]])
-    assert told == [] and len(list((tmp_path / "logs").iterdir())) == 2
+    launcher = Launcher(["nothing"], tmp_path / "logs", at_once=2)
+    failure = launcher.run([["a:x"], ["a:y"]])
+    assert failure is not None and len(list((tmp_path / "logs").iterdir())) == 2
+    assert str(failure).startswith("a:x (and 1 more) failed: ") and "its log is" in str(failure)
+    undone = Launcher(["--help"], tmp_path / "more", finished=lambda _job, _seconds: False)
+    assert "b:z failed" in str(undone.run([["b:z"]]))  # ended well, but its stage is not done
+
+
+def test_no_process_outlives_the_launcher(tmp_path: Path) -> None:
+    def broken(_job: list[str], _seconds: float) -> bool:
+        raise RuntimeError("in the middle of it")
+
+    class Sleeping(Launcher):
+        def _start(self, job: list[str], place: int) -> subprocess.Popen[bytes]:
+            program = "import time; time.sleep(0 if 'quick' in __import__('sys').argv[1] else 60)"
+            started.append(subprocess.Popen([sys.executable, "-c", program, job[0]]))
+            return started[-1]
+
+    started: list[subprocess.Popen[bytes]] = []
+    with pytest.raises(RuntimeError):
+        Sleeping([], tmp_path, at_once=2, finished=broken).run([["quick"], ["slow"]])
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
+
+
+def test_gpus_are_shared_out_of_those_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    assert [Launcher([], tmp_path, at_once=2)._gpus(place) for place in (0, 1)] == [["4"], ["5"]]
+    assert Launcher([], tmp_path, at_once=2, processes=2)._gpus(1) == ["7", "4"]
+    with pytest.raises(CocomixError, match="4 processes need as many GPUs, and there are 3"):
+        Launcher([], tmp_path, at_once=2, processes=4)._gpus(0)
+
+
+def test_a_borrower_is_outdated_when_the_lender_changes(grid: Grid, tmp_path: Path) -> None:
+    raw = recipe()
+    raw["base"]["sae"]["train"]["steps"] = 81
+    changed = open_recipe(raw, grid.folder)
+    for name in ("sae", "labels/exact"):
+        assert grid.runs["two"].stages[name].fingerprint != changed.runs["two"].stages[name].fingerprint
+    assert grid.runs["two"].teacher.fingerprint == changed.runs["two"].teacher.fingerprint
+    moved = open_recipe(recipe(), tmp_path / "elsewhere")
+    assert moved.runs["two"].sae.fingerprint == grid.runs["two"].sae.fingerprint  # wherever the runs lie
+
+
+def test_what_is_not_finished_is_left_out_and_said(grid: Grid, tmp_path: Path) -> None:
+    more = VARIANTS_HERE | {"later": VARIANTS_HERE["ntp"] | {"length": 3}}
+    partial = open_recipe(recipe(variants=more), grid.folder)
+    results = collect(partial)
+    assert "later" not in {student["name"] for student in results["settings"]["one"]["students"]}
+    assert any("one: later" in note for note in results["notes"])
+    with pytest.raises(CocomixError, match="nothing to report"):
+        collect(open_recipe(recipe(), tmp_path / "empty"))
+
+
+def test_costs_are_on_a_common_footing(grid: Grid) -> None:
+    setting = collect(grid)["settings"]["one"]
+    labelled = setting["corpus"]["splits"]["train"]["tokens"]
+    stage = next(stage for stage in grid.runs["one"].students if stage.student == "cocomix")
+    run = next(student for student in setting["students"] if student["name"] == "cocomix")["runs"][0]
+    assert run["label_share"] == pytest.approx(stage.figures["tokens"] / labelled) and run["label_share"] < 1
+    assert run["label_flops"] == pytest.approx(stage.labels.figures["flops"] * run["label_share"])
+    assert run["seconds"] == pytest.approx(4 * setting["timing"]["cocomix"])
+    assert run["clock_seconds"] == stage.figures["seconds"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +243,20 @@ def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
         ({"settings": {"one": {"title": "One", "variants": ["nobody"]}}, "claims": []}, "variant 'nobody'"),
         (
             {"claims": [{"id": 1, "compare": [{"better": "kd", "than": "ntp", "settings": ["two"]}]}]},
-            "claim 1 needs 'kd' in 'two'",
+            "claim 1 asks for the variant in 'two' 'kd'",
+        ),
+        ({"claims": [{"id": 9, "steering": ["thre"]}]}, "claim 9 asks for the setting 'thre'"),
+        ({"baseline": "nptp"}, "the variant 'nptp'"),
+        ({"frontier": ["ntp", "ntp2x"]}, "the variant 'ntp2x'"),
+        ({"steering": {"variant": "cocomx"}}, "the variant 'cocomx'"),
+        ({"steering": {"variant": "cocomix", "strength": float("inf")}}, "steering.strength"),
+        (
+            {"settings": {"one": {"title": "One", "overrides": {"students": {"cocomx": {}}}}}, "claims": []},
+            "the variant 'cocomx'",
+        ),
+        (
+            {"settings": {"one": {"title": "One", "overrides": {"a": "$two/x"}}, "two": {"title": "T"}}, "claims": []},
+            "the earlier setting 'two'",
         ),
         ({"settings": {"o/ne": {"title": "One"}}, "claims": []}, "letters, digits"),
         ({"variant": {}}, "did you mean 'variants'"),
@@ -196,6 +272,10 @@ def test_a_wrong_variant_is_named_with_its_setting(tmp_path: Path) -> None:
     variants = VARIANTS_HERE | {"ntp": {"objective": "ntp", "modell": SHAPE}}
     with pytest.raises(CocomixError, match=r"setting one: the key 'students.ntp.modell' does not exist"):
         open_recipe(recipe(variants=variants), tmp_path)
+    settings = recipe()["settings"]
+    settings["two"]["overrides"]["sae"]["pretrained"] = "$one/sea/model"
+    with pytest.raises(CocomixError, match=r"'\$one/sea/model' names no stage of one"):
+        open_recipe(recipe(settings=settings), tmp_path)
 
 
 def test_shipped_cpu_recipes_are_valid(tmp_path: Path) -> None:

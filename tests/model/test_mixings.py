@@ -109,7 +109,8 @@ def test_generate_with_left_padding(model: CoCoMixForCausalLM) -> None:
     ids = ids.masked_fill(mask == 0, 0)
     given = {"attention_mask": mask, "max_new_tokens": 7, "do_sample": False}
     found = model.generate(ids, **given)
-    assert torch.equal(found, model.generate(ids, use_cache=False, **given))
+    for use_cache in (True, False):
+        assert torch.equal(found, model.generate(ids, use_cache=use_cache, **given))
     alone = model.generate(ids[2:, 4:], max_new_tokens=7, do_sample=False)
     assert torch.equal(alone[0, 2:], found[2, 6:])
 
@@ -240,11 +241,14 @@ def test_layout_with_more_keys_than_queries_and_absent_slots(new: int, past: int
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"mixer": "every", "mixer_options": {"often": 2}}, "every has no option 'often'"),
+        ({"mixer": "every", "mixer_options": {"often": 2}}, "the mixer every has no option 'often'"),
         ({"mixer": "add", "mixer_options": {"every": 2}}, "it takes none"),
         ({"mixer": "blend"}, "there is no mixer 'blend'"),
         ({"channel": "words", "channel_options": {}}, "there is no channel 'words'"),
         ({"channel": "ncp", "channel_options": {"segments": 3}}, "not a multiple of segments 3"),
+        ({"channel": "ncp", "channel_options": {"vq_weight": -1.0}}, "vq_weight of the channel ncp must be a number"),
+        ({"channel": "hidden", "channel_options": {}}, "the channel hidden needs the option target_size"),
+        ({"channel": "pause", "channel_options": {"size": 2}}, "the channel pause has no option 'size'; it takes none"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -29,11 +29,9 @@ class MixConfig(Section):
 
     @model_validator(mode="after")
     def _mixer_exists(self) -> Self:
-        from cocomix.model.mixers import MIXERS
+        from cocomix.model.mixers import check_mixer
 
-        if self.mixer not in MIXERS:
-            raise ValueError(f"there is no mixer {self.mixer!r}; choose one of {', '.join(MIXERS)}")
-        MIXERS[self.mixer].check_options(self.mixer_options)
+        check_mixer(self.mixer, self.mixer_options)
         return self
 
 
@@ -110,6 +108,8 @@ class CoCoMixStudent(BaseStudent):
     def _labels_fit(self) -> Self:
         if (self.labels is None) != (self.concept.loss_weight == 0):
             raise ValueError("a cocomix student needs `labels`, unless its concept.loss_weight is 0, then it has none")
+        if self.labels is None and self.concept.loss_until is not None:
+            raise ValueError("concept.loss_until has nothing to lower where concept.loss_weight is 0; leave it out")
         if self.labels is None and self.concept.mixer == "none":
             raise ValueError("with the mixer none and concept.loss_weight 0 there is nothing to train concepts with")
         return self
@@ -169,6 +169,8 @@ class BootstrapStudent(BaseStudent):
                 f"labels_per_position {self.labels_per_position}, k {self.k} and n_latents {self.n_latents}"
                 " must not fall in this order; change one of them"
             )
+        if self.concept.loss_until is not None:
+            raise ValueError("concept.loss_until is for cocomix students; a bootstrap student has `warmup`")
         return self
 
 

@@ -89,6 +89,9 @@ def _words(measured: list[dict[str, Any]], rest: list[dict[str, Any]], main: str
     else:
         text = f"the best {among} is {first['variant']}, {_figures(first)} against {reference}"
         told = first["variant"]
+    outside = [row["variant"] for row in rest if "range" in row and row["variant"] != main]
+    if outside:
+        text += f" (out of the frontier's range: {', '.join(outside)})"
     if main == told:
         return text + "."
     row = next((row for row in measured + rest if row["variant"] == main), None)

@@ -25,7 +25,7 @@ STATEMENTS = {
     3: "CoCoMix beats pause tokens, a learned vector in each extra slot.",
     4: "Labels chosen by attribution teach better than labels chosen by activation.",
     5: "Predicting concepts beats regressing the teacher's hidden state with an L1, L2 or cosine loss.",
-    6: "Concept loss alone helps, mixing alone brings little, and both together beat either.",
+    6: "Concept loss alone helps, and concept loss and mixing together beat either alone.",
     7: "Interleaving concept vectors beats adding them to the hidden state, and adding still beats NTP.",
     8: "Under distribution shift (the teacher learned another corpus) CoCoMix still beats NTP and distillation.",
     9: "Amplifying a predicted concept's logit steers generation toward that concept.",

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from cocomix.config.load import read_yaml, validate
 from cocomix.errors import CocomixError
 from cocomix.experiments.config import ExperimentConfig
+from cocomix.files import write_text
 from cocomix.pipeline.console import console
 from cocomix.pipeline.progress import duration
 
@@ -42,42 +45,62 @@ def run_experiment(
         for stage in stages:
             grid.run_stage(stage)
         return
-    if not report_only:
-        command = ["experiment", str(recipe), *overrides, "-r", str(folder)]
-        _run(grid, command, jobs=jobs, processes=processes)
-    _report(grid, output or folder)
+    output = output or folder
+    if output.exists() and not output.is_dir():
+        raise CocomixError(f"{output} is a file, not a folder; give another --output")
+    failed = None if report_only else _run(grid, jobs=jobs, processes=processes)
+    if failed is None or any(grid.finished(name) for name in grid.runs):
+        _report(grid, output)
+    if failed is not None:
+        raise failed
 
 
-def _run(grid: "Grid", command: list[str], *, jobs: int, processes: int) -> None:
+def _run(grid: "Grid", *, jobs: int, processes: int) -> CocomixError | None:
+    """Do what is not done yet. A failure ends the rounds that need it, no others; the first one is returned."""
     from cocomix.experiments.launch import Job, Launcher
 
     console.print(f"[bold]{grid.config.title}[/] in {grid.folder}", highlight=False)
-    total = done = 0
-
-    def report(job: Job, seconds: float) -> None:
-        nonlocal done
-        done += 1
-        found = "; ".join(filter(None, (grid.stage(name).describe(grid.stage(name).figures) for name in job)))
-        line = f"  [{done} of {total}] {job[0]}: {duration(seconds)}; {found}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    for waiting in grid.rounds():
+    # Processes read this copy, so that editing the recipe meanwhile does not mix two experiments.
+    recipe = grid.folder / "experiment.yaml"
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    write_text(recipe, yaml.safe_dump(grid.config.model_dump(mode="json"), sort_keys=False))
+    first, stuck = None, set()
+    for setting, waiting, needed in grid.rounds():
+        if stuck & grid.settings_of(setting):
+            continue
         missing = [job for job in waiting if not grid.done(job)]
-        total, done = len(missing), 0
-        alone = len(waiting) == 1
+        count = 0
+
+        def finished(job: Job, seconds: float, of: int = len(missing)) -> bool:
+            nonlocal count
+            if not grid.done(job):
+                return False
+            count += 1
+            found = "; ".join(filter(None, (grid.stage(name).describe(grid.stage(name).figures) for name in job)))
+            line = f"  [{count} of {of}] {job[0]}: {duration(seconds)}; {found}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            return True
+
         launcher = Launcher(
-            command, grid.folder / "logs", at_once=1 if alone else jobs, processes=processes, report=report
+            ["experiment", str(recipe), "-r", str(grid.folder)],
+            grid.folder / "logs",
+            at_once=1 if len(waiting) == 1 else jobs,
+            processes=processes if any(grid.stage(job[0]).distributed for job in waiting) else 1,
+            finished=finished,
         )
-        launcher.run(missing)
+        failure = launcher.run(missing)
+        if failure is not None:
+            first = first or failure
+            console.print(f"  {failure}", style="red", highlight=False, markup=False, soft_wrap=True)
+            if needed:
+                stuck.add(setting)
+    return first
 
 
 def _report(grid: "Grid", output: Path) -> None:
     from cocomix.experiments.collect import collect
     from cocomix.experiments.report import console_summary, write_experiment_report
 
-    if output.exists() and not output.is_dir():
-        raise CocomixError(f"{output} is a file, not a folder; give another --output")
-    output.mkdir(parents=True, exist_ok=True)
     results = write_experiment_report(collect(grid), output)
     console.print(console_summary(results))
     console.print(f"Report: {(output / 'report.html').resolve()}", highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ and a choice of the variants as its students. A text `$NAME/rest` in the overrid
 setting NAME, so that one setting can use another's teacher (distribution shift) or tokenizer.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,11 +45,13 @@ class SteeringConfig(Section):
     """How steering is measured: amplify single concepts while generating, look for them with the SAE."""
 
     variant: str = Field(description="student that is steered")
-    concepts: int = Field(default=16, ge=1, description="concepts amplified, one at a time")
+    concepts: int = Field(default=16, ge=2, description="concepts amplified, one at a time; each is another's control")
     prompts: int = Field(default=8, ge=1, description="validation prompts for each")
     prompt_tokens: int = Field(default=16, ge=1, description="tokens of a prompt")
     new_tokens: int = Field(default=32, ge=1, description="tokens generated")
-    strength: float = Field(default=4.0, description="amplified logit, as a multiple of the position's largest")
+    strength: float = Field(
+        default=4.0, allow_inf_nan=False, description="amplified logit, as a multiple of the position's largest"
+    )
 
 
 class ExperimentConfig(Section):
@@ -69,23 +72,44 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
+        for variant in (self.baseline, *self.frontier, *([self.steering.variant] if self.steering else [])):
+            self._check(variant, self.variants, "variant", "the experiment")
+        earlier: list[str] = []
         for name, setting in self.settings.items():
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"the setting {name!r} may hold only letters, digits, '-' and '_'")
-            unknown = sorted(set(setting.variants or ()) - set(self.variants))
-            if unknown:
-                raise ValueError(f"the setting {name!r} asks for the variant {unknown[0]!r}, which does not exist")
+            for variant in (*(setting.variants or ()), *setting.overrides.get("students", {})):
+                self._check(variant, self.variants, "variant", f"the setting {name!r}")
+            for other, _ in self.borrowed(name).values():
+                self._check(other, earlier, "earlier setting", f"the setting {name!r}")
+            earlier.append(name)
         for claim in self.claims:
+            for setting in claim.steering:
+                self._check(setting, self.settings, "setting", f"claim {claim.id}")
             for one in claim.compare:
                 for setting in one.settings:
+                    self._check(setting, self.settings, "setting", f"claim {claim.id}")
                     for variant in (one.better, one.than):
-                        if setting not in self.settings or variant not in self.names(setting):
-                            raise ValueError(f"claim {claim.id} needs {variant!r} in {setting!r}, which is not there")
+                        self._check(variant, self.names(setting), f"variant in {setting!r}", f"claim {claim.id}")
         return self
+
+    @staticmethod
+    def _check(name: str, known: Iterable[str], what: str, who: str) -> None:
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise ValueError(f"{who} asks for the {what} {name!r}, which does not exist; there are: {there}")
 
     def names(self, setting: str) -> tuple[str, ...]:
         """Variants trained in `setting`."""
         return self.settings[setting].variants or tuple(self.variants)
+
+    def borrowed(self, setting: str) -> dict[str, tuple[str, str]]:
+        """What `setting` uses of others: `$NAME/STAGE/rest` -> (NAME, STAGE)."""
+        found = {}
+        for text in _references(self.settings[setting].overrides):
+            name, _, rest = text[1:].partition("/")
+            found[text] = (name, rest.partition("/")[0])
+        return found
 
     def run_config(self, setting: str, folder: Path) -> RunConfig:
         """The run configuration of `setting`; settings live below `folder` by their names.
@@ -101,6 +125,15 @@ class ExperimentConfig(Section):
         students = raw.pop("students", {})
         raw["students"] = {name: merge(self.variants[name], students.get(name, {})) for name in names}
         return validate_config(raw, f"setting {setting}")
+
+
+def _references(value: Any) -> list[str]:
+    """Every text `$NAME/rest` in `value`."""
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _references(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in _references(item)]
+    return [value] if isinstance(value, str) and value.startswith("$") else []
 
 
 def _resolved(value: Any, folder: Path) -> Any:

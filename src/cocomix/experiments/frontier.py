@@ -4,11 +4,13 @@ The frontier is made of NTP students trained with different lengths, each with i
 schedule. For each seed their final points give test loss as a function of log cost, by linear interpolation; a
 variant's difference is its test loss less the frontier's at the variant's own cost, paired by seed, and negative is
 better. Reading one NTP student's curve at its middle would be unfair to NTP: its learning rate has not fallen there.
-Nothing is extrapolated: a variant dearer than the longest NTP student or cheaper than the shortest has no figure.
+Loss falls ever more slowly with log cost, so a straight line between two of these points lies a little above the true
+frontier: more lengths make a variant's gain smaller and more exact. Nothing is extrapolated: a variant dearer than
+the longest NTP student or cheaper than the shortest has no figure.
 
-Costs: `flops` and `seconds` of training alone; `..._with_labels` adds the one-off cost of making labels, charged in
-full to each student that uses them. Seconds are steps times the measured time of a step where every student concerned
-was timed (in turns, on a quiet machine), else the seconds training took.
+Costs: `flops` and `seconds` of training alone; `..._with_labels` adds the one-off cost of making labels, charged to
+each student by the share of them that it reads. Seconds are steps times the measured time of a step where every
+student concerned was timed (in turns, on a quiet machine), else the seconds training took.
 """
 
 from bisect import bisect_left

@@ -7,10 +7,11 @@ finished.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cocomix.errors import CocomixError
 from cocomix.experiments.config import ExperimentConfig
+from cocomix.pipeline.lent import Lending, Lent
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.timing_stage import TimingStage
@@ -23,6 +24,15 @@ INDEPENDENT = ("labels/", "logits/")
 """Shared stages that need nothing of each other."""
 
 
+class Round(NamedTuple):
+    """Jobs that may be done at the same time; a job is stages done one after the other, `SETTING:STAGE` each."""
+
+    setting: str
+    jobs: list[list[str]]
+    needed: bool
+    """whether the later rounds of this setting need them"""
+
+
 class Grid:
     """All runs of an experiment.
 
@@ -33,9 +43,21 @@ class Grid:
 
     def __init__(self, config: ExperimentConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
-        self.runs = {name: Run(folder / name, config.run_config(name, folder)) for name in config.settings}
+        self.runs: dict[str, Run] = {}
+        for name in config.settings:
+            self.runs[name] = Run(folder / name, config.run_config(name, folder), self._lending(name))
         self.steering = {name: self._steering(run) for name, run in self.runs.items()}
         self.timing = {name: self._timing(run) for name, run in self.runs.items() if config.timing_steps}
+
+    def _lending(self, setting: str) -> Lending:
+        """Stages of earlier settings that this one names."""
+        lending = {}
+        for text, (other, name) in self.config.borrowed(setting).items():
+            stages = self.runs[other].stages
+            if name not in stages:
+                raise CocomixError(f"setting {setting}: {text!r} names no stage of {other}; it has {', '.join(stages)}")
+            lending[str(self.folder / text[1:])] = Lent(text, stages[name])
+        return lending
 
     def _steering(self, run: Run) -> "list[SteeringStage]":
         settings = self.config.steering
@@ -49,28 +71,39 @@ class Grid:
         first = [stage for stage in run.students if stage.seed == run.config.seeds[0]]
         return TimingStage(run.folder, first, run.config.baseline, self.config.timing_steps)
 
-    def rounds(self) -> Iterator[list[list[str]]]:
-        """Rounds of jobs; a job is stages done one after the other, `SETTING:STAGE` each.
+    def rounds(self) -> Iterator[Round]:
+        """Rounds of jobs in the order they can be done; timing comes last, alone.
 
-        The jobs of a round need nothing of each other, only rounds before it. Timing comes last, alone.
+        The jobs of a round need nothing of each other, only rounds before it.
         """
         for name, run in self.runs.items():
-            for stage in run.shared():
-                if stage.name.startswith(INDEPENDENT):
-                    continue
-                yield [[f"{name}:{stage.name}"]]
-            yield [[f"{name}:{stage.name}"] for stage in run.shared() if stage.name.startswith(INDEPENDENT)]
+            alone = [stage for stage in run.shared() if not stage.name.startswith(INDEPENDENT)]
+            others = [stage for stage in run.shared() if stage.name.startswith(INDEPENDENT)]
+            for stages in (*([stage] for stage in alone), others):
+                yield Round(name, [[f"{name}:{stage.name}"] for stage in stages], needed=True)
             jobs = []
             for student, evaluation in zip(run.students, run.evaluations, strict=True):
                 steering = [one for one in self.steering[name] if one.student is student]
                 jobs.append([f"{name}:{stage.name}" for stage in (student, evaluation, *steering)])
-            yield jobs
+            yield Round(name, jobs, needed=False)
         for name, stage in self.timing.items():
-            yield [[f"{name}:{stage.name}"]]
+            yield Round(name, [[f"{name}:{stage.name}"]], needed=False)
+
+    def settings_of(self, name: str) -> set[str]:
+        """The setting `name` and those it borrows from."""
+        return {name, *(other for other, _ in self.config.borrowed(name).values())}
+
+    def finished(self, setting: str) -> list[str]:
+        """Variants of `setting` whose evaluations are finished with every seed."""
+        ready: dict[str, bool] = {}
+        for stage in self.runs[setting].evaluations:
+            name = stage.student.student
+            ready[name] = ready.get(name, True) and stage.student.done() and stage.done()
+        return [name for name, done in ready.items() if done]
 
     def done(self, job: list[str]) -> bool:
         """Whether all stages of a job are finished with the present settings."""
-        return all(self.stage(name).record() is not None for name in job)
+        return all(self.stage(name).done() for name in job)
 
     def stage(self, name: str) -> Stage:
         """The stage called `SETTING:STAGE`.
@@ -90,7 +123,5 @@ class Grid:
 
     def run_stage(self, name: str) -> dict[str, Any]:
         """Do one stage in this process, unless it is done."""
-        run = self.runs[name.partition(":")[0]] if ":" in name else None
         stage = self.stage(name)
-        assert run is not None, "the stage was found"
-        return run.do(stage, name)
+        return self.runs[name.partition(":")[0]].do(stage, name)

@@ -1,8 +1,8 @@
 """Run the jobs of a grid as processes, a few at a time.
 
 A job's output goes to a log of its own. With several at once the processor's threads are shared out among them, and
-each gets a GPU of its own where there are any. A failed job does not stop the others; the first signal asks all of
-them to save and stop.
+each gets GPUs of its own where there are any. A failed job does not stop the others; the first signal asks all of
+them to save and stop, and none outlives this process unless it is killed outright.
 """
 
 import os
@@ -29,7 +29,7 @@ class Launcher:
         logs: folder of the logs.
         at_once: jobs at the same time.
         processes: processes of each under torchrun; 1 runs it plainly.
-        report: told of each finished job.
+        finished: told of each job whose process ended well; says whether its stages are really done.
     """
 
     def __init__(
@@ -39,57 +39,54 @@ class Launcher:
         *,
         at_once: int = 1,
         processes: int = 1,
-        report: Callable[[Job, float], None] = lambda _job, _seconds: None,
+        finished: Callable[[Job, float], bool] = lambda _job, _seconds: True,
     ) -> None:
-        self.command, self.logs, self.at_once, self.processes, self.report = command, logs, at_once, processes, report
+        self.command, self.logs, self.at_once, self.processes = command, logs, at_once, processes
+        self.finished = finished
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Run all `jobs`; returns when every one is done.
+    def run(self, jobs: Sequence[Job]) -> CocomixError | None:
+        """Run all `jobs`; returns when every one has ended, with the first failure in the order of `jobs`.
 
         Raises:
-            CocomixError: some failed; the sentence has the first one's own words and names its log.
-            Interrupted: a signal came; running jobs have saved.
+            Interrupted: a signal came; running jobs were asked to save first.
         """
-        waiting, running, failed = list(jobs), {}, []
+        waiting, failed = list(jobs), []
         free = list(range(self.at_once))
-        with StopRequest() as stop:
-            while waiting or running:
-                while waiting and free and stop.received is None:
-                    place, job = free.pop(0), waiting.pop(0)
-                    running[place] = (job, self._start(job, place), time.monotonic())
-                for place, (job, process, started) in list(running.items()):
-                    if process.poll() is None:
-                        continue
-                    del running[place]
-                    free.append(place)
-                    if process.returncode:
-                        failed.append(job)
-                    elif stop.received is None:
-                        self.report(job, time.monotonic() - started)
+        running: dict[int, tuple[Job, subprocess.Popen[bytes], float]] = {}
+        try:
+            with StopRequest() as stop:
+                while (waiting or running) and stop.received is None:
+                    while waiting and free:
+                        place, job = free.pop(0), waiting.pop(0)
+                        running[place] = (job, self._start(job, place), time.monotonic())
+                    for place, (job, process, started) in list(running.items()):
+                        if process.poll() is None:
+                            continue
+                        del running[place]
+                        free.append(place)
+                        if process.returncode or not self.finished(job, time.monotonic() - started):
+                            failed.append(job)
+                    time.sleep(0.05)
                 if stop.received is not None:
-                    waiting.clear()
-                    for _, process, _ in running.values():
-                        process.send_signal(signal.SIGTERM)
-                    for _, process, _ in running.values():
-                        process.wait()
-                    running.clear()
-                time.sleep(0.05)
-        if stop.received is not None:
-            raise Interrupted("stopped; the same command goes on from here", by_user=stop.received == "SIGINT")
-        if failed:
-            failed.sort(key=jobs.index)
-            log = self._log(failed[0])
-            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-            raise CocomixError(f"{failed[0][0]}{more} failed: {_last_words(log)}; its log is {log}")
+                    raise Interrupted("stopped; the same command goes on from here", by_user=stop.received == "SIGINT")
+        finally:
+            for _, process, _ in running.values():
+                process.send_signal(signal.SIGTERM)
+            for _, process, _ in running.values():
+                process.wait()
+        return self._failure(sorted(failed, key=jobs.index)) if failed else None
+
+    def _failure(self, failed: list[Job]) -> CocomixError:
+        log = self._log(failed[0])
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return CocomixError(f"{failed[0][0]}{more} failed: {_last_words(log)}; its log is {log}")
 
     def _start(self, job: Job, place: int) -> subprocess.Popen[bytes]:
         environment = dict(os.environ)
         threads = max(1, (os.cpu_count() or 1) // (self.at_once * self.processes))
         environment.setdefault("OMP_NUM_THREADS", str(threads))
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if gpus and self.at_once > 1:
-            share = [str((place * self.processes + index) % gpus) for index in range(self.processes)]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(share)
+        if self.at_once > 1 and torch.cuda.is_available():
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus(place))
         starter = [sys.executable, "-m"]
         if self.processes > 1:
             starter += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
@@ -105,6 +102,14 @@ class Launcher:
                 env=environment,
                 start_new_session=True,  # a Ctrl-C reaches it once, from here
             )
+
+    def _gpus(self, place: int) -> list[str]:
+        """The GPUs of the job at `place`, out of those this process may use."""
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        there = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
+        if self.processes > len(there):
+            raise CocomixError(f"{self.processes} processes need as many GPUs, and there are {len(there)}; lower it")
+        return [there[(place * self.processes + index) % len(there)] for index in range(self.processes)]
 
     def _log(self, job: Job) -> Path:
         return self.logs / f"{job[0].replace(':', '--').replace('/', '--')}.log"

@@ -62,6 +62,8 @@ def plan(
     """
     if gpus < 1 or not 0 < utilisation <= 1:
         raise CocomixError(f"{gpus} GPUs at a utilisation of {utilisation} make no plan; give 1 or more, above 0 to 1")
+    if peak_tflops is not None and not peak_tflops > 0:
+        raise CocomixError(f"a peak of {peak_tflops} TFLOPS makes no plan; give one above 0")
     outlooks: dict[str, Outlook] = {}
     for name in config.settings:
         run = Run(folder / name, config.run_config(name, folder))

@@ -1,15 +1,19 @@
 """What is predicted at concept_layer and the vector it becomes: one small class each, registered in `CHANNELS`."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cocomix.errors import ConfigError
 from cocomix.model.backbones import Backbone
 from cocomix.model.channel import Channel, Predicted
 from cocomix.model.concept_head import EPSILON, ConceptHead, ConceptPrediction
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.mixers import BlockCost
 from cocomix.model.ncp import NextConceptChannel
+from cocomix.model.options import check_options
 from cocomix.model.own_init import OwnInit
 
 
@@ -114,3 +118,14 @@ CHANNELS: dict[str, type[Channel]] = {
     "hidden": HiddenChannel,
     "ncp": NextConceptChannel,
 }
+
+
+def check_channel(name: str, options: dict[str, Any]) -> None:
+    """Refuse a channel that does not exist, or options it does not have.
+
+    Raises:
+        ConfigError: with what would do.
+    """
+    if name not in CHANNELS:
+        raise ConfigError(f"there is no channel {name!r}; choose one of {', '.join(CHANNELS)}")
+    check_options(f"the channel {name}", CHANNELS[name], options, own=("config", "backbone", "with_vector"))

@@ -100,8 +100,8 @@ class CoCoMixConfig(PretrainedConfig):
 
     def _check(self) -> None:
         from cocomix.model.backbones import BACKBONES
-        from cocomix.model.channels import CHANNELS
-        from cocomix.model.mixers import MIXERS
+        from cocomix.model.channels import check_channel
+        from cocomix.model.mixers import check_mixer
 
         if not 1 <= self.concept_layer < self.num_hidden_layers:
             raise ConfigError(
@@ -130,8 +130,5 @@ class CoCoMixConfig(PretrainedConfig):
             )
         if self.backbone not in BACKBONES:
             raise ConfigError(f"there is no backbone {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
-        if self.mixer not in MIXERS:
-            raise ConfigError(f"there is no mixer {self.mixer!r}; choose one of {', '.join(MIXERS)}")
-        MIXERS[self.mixer].check_options(self.mixer_options)
-        if self.channel not in CHANNELS:
-            raise ConfigError(f"there is no channel {self.channel!r}; choose one of {', '.join(CHANNELS)}")
+        check_mixer(self.mixer, self.mixer_options)
+        check_channel(self.channel, self.channel_options)

@@ -9,7 +9,6 @@ upper blocks cost, so that FLOPs are counted where they are caused.
 after a few blocks), `gated_add`, and `none` (concepts are predicted, never mixed in).
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +17,7 @@ from torch import nn
 
 from cocomix.errors import ConfigError
 from cocomix.model.block_run import BlockRun
+from cocomix.model.options import check_options
 
 
 class BlockCost(NamedTuple):
@@ -44,21 +44,6 @@ class Mixer(nn.Module, ABC):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-
-    @classmethod
-    def check_options(cls, options: dict[str, Any]) -> None:
-        """Refuse options this mixing does not have, or values that do not fit.
-
-        Raises:
-            ConfigError: with what would.
-        """
-        known = [name for name in inspect.signature(cls).parameters if name != "hidden_size"]
-        for name, value in options.items():
-            if name not in known:
-                there = f"it takes {', '.join(known)}" if known else "it takes none"
-                raise ConfigError(f"the mixer {_name(cls)} has no option {name!r}; {there}")
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"the option {name} of the mixer {_name(cls)} must be a whole number above 0")
 
     @abstractmethod
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
@@ -222,5 +207,12 @@ MIXERS: dict[str, type[Mixer]] = {
 }
 
 
-def _name(kind: type[Mixer]) -> str:
-    return next((name for name, other in MIXERS.items() if other is kind), kind.__name__)
+def check_mixer(name: str, options: dict[str, Any]) -> None:
+    """Refuse a mixer that does not exist, or options it does not have.
+
+    Raises:
+        ConfigError: with what would do.
+    """
+    if name not in MIXERS:
+        raise ConfigError(f"there is no mixer {name!r}; choose one of {', '.join(MIXERS)}")
+    check_options(f"the mixer {name}", MIXERS[name], options, own=("hidden_size",))

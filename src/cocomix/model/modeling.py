@@ -171,24 +171,22 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         if self.training and self.backbone.blocks[0].gradient_checkpointing:
             return None
         wanted = use_cache if use_cache is not None else self.config.use_cache and not self.training
-        if not self.channel.cacheable:
-            if given is not None and given.get_seq_length():
-                raise ConfigError(
-                    f"the channel {self.config.channel} looks back over whole chunks and has no cache;"
-                    " set use_cache=False"
-                )
-            return None
-        if given is None and not wanted:
+        if not self.channel.cacheable or (given is None and not wanted):
             return None
         split = self.config.concept_layer
         return slot_cache(given, [1] * split + self.mixer.cached_slots(self.config.num_hidden_layers - split))
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Transformers' `generate`; prompts padded on the right are moved to the right end of their row first."""
+        """Transformers' `generate`; prompts padded on the right are moved to the right end of their row first.
+
+        Where a vector depends on more than its own position (`Channel.cacheable`), no cache is used.
+        """
         ids, mask = kwargs.get("input_ids", inputs), kwargs.get("attention_mask")
         if ids is not None and mask is not None and mask.shape == ids.shape and not bool(mask[:, -1].all()):
             order = mask.long().argsort(dim=1, stable=True)
             ids, kwargs["attention_mask"] = ids.gather(1, order), mask.gather(1, order)
+        if not self.channel.cacheable:
+            kwargs["use_cache"] = False
         if "input_ids" in kwargs:
             kwargs["input_ids"] = ids
         else:

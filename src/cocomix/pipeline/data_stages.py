@@ -7,6 +7,7 @@ from typing import Any
 from cocomix.config import RunConfig
 from cocomix.corpus import SOURCES, read_corpus, split_documents, write_corpus
 from cocomix.errors import CocomixError
+from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import Stage
 from cocomix.tokens import TokenShards, load_tokenizer, tokenize_corpus, train_tokenizer
 
@@ -42,13 +43,14 @@ class CorpusStage(Stage):
 class TokensStage(Stage):
     """A tokenizer and one folder of token shards a split."""
 
-    def __init__(self, run_dir: Path, config: RunConfig, corpus: CorpusStage) -> None:
-        super().__init__(run_dir, "tokens", "cocomix tokenize", [corpus])
-        self.config = config.tokens
+    def __init__(self, run_dir: Path, config: RunConfig, corpus: CorpusStage, lending: Lending) -> None:
+        lent = borrowed(lending, config.tokens.tokenizer)
+        super().__init__(run_dir, "tokens", "cocomix tokenize", [corpus, *lent])
+        self.config, self.lending = config.tokens, lending
         self.corpus = corpus
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json")
+        return self.config.model_dump(mode="json") | {"tokenizer": known_as(self.lending, self.config.tokenizer)}
 
     def outputs(self) -> list[str]:
         return ["tokenizer/tokenizer_config.json", *(f"{split}/manifest.json" for split in SPLITS)]

@@ -21,7 +21,7 @@ class LogitsStage(Stage):
         super().__init__(run_dir, f"logits/top{k}", "cocomix label --name logits", [teacher.tokens, teacher])
         self.k, self.seq_len, self.teacher, self.tokens = k, config.seq_len, teacher, teacher.tokens
         self.batch_size = config.evaluation.batch_size
-        self.precision = next((label.precision for label in config.labels.values()), "fp32")
+        self.precision = config.students_train.precision
 
     def settings(self) -> dict[str, Any]:
         return {"k": self.k, "seq_len": self.seq_len, "precision": self.precision}

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,15 @@ if TYPE_CHECKING:
     from cocomix.pipeline.run import Run
 
 
-def collect_results(run: "Run", reused: dict[str, bool]) -> dict[str, Any]:
-    """The report's input; every evaluation must be finished.
+def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | None = None) -> dict[str, Any]:
+    """The report's input; the evaluations of every student, or of those called `names`, must be finished.
 
     Raises:
         CocomixError: a stage the report needs is missing; the sentence names the command that makes it.
     """
-    students = [_student(run, name) for name in run.config.students]
-    made = [record["made"] for stage in run.students if (record := stage.record())]
+    chosen = list(run.config.students) if names is None else list(names)
+    students = [_student(run, name) for name in chosen]
+    made = [record["made"] for stage in run.students if stage.student in chosen and (record := stage.record())]
     corpus, tokens, teacher = run.corpus.figures, run.tokens.figures, run.teacher.figures
     return {
         "title": run.config.title,

@@ -9,6 +9,7 @@ from cocomix.errors import CocomixError
 from cocomix.pipeline.console import console
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
 from cocomix.pipeline.label_stage import LabelStage
+from cocomix.pipeline.lent import Lending
 from cocomix.pipeline.logits_stage import LogitsStage
 from cocomix.pipeline.progress import StageProgress, duration
 from cocomix.pipeline.results import collect_results
@@ -25,15 +26,17 @@ class Run:
     Args:
         folder: the run's folder; created on the first stage.
         config: resolved configuration; saved as `config.yaml` when a stage is done.
+        lending: stages of other runs that this one's configuration names.
     """
 
-    def __init__(self, folder: Path, config: RunConfig) -> None:
+    def __init__(self, folder: Path, config: RunConfig, lending: Lending | None = None) -> None:
+        lending = lending or {}
         self.folder, self.config = folder, config
         _check_writable(folder)
         self.corpus = CorpusStage(folder, config)
-        self.tokens = TokensStage(folder, config, self.corpus)
-        self.teacher = TeacherStage(folder, config, self.tokens)
-        self.sae = SaeStage(folder, config, self.tokens, self.teacher)
+        self.tokens = TokensStage(folder, config, self.corpus, lending)
+        self.teacher = TeacherStage(folder, config, self.tokens, lending)
+        self.sae = SaeStage(folder, config, self.tokens, self.teacher, lending)
         self.labels = {name: LabelStage(folder, name, config, self.teacher, self.sae) for name in config.labels}
         stored = [getattr(student, "teacher_top_k", None) for student in config.students.values()]
         self.logits = {k: LogitsStage(folder, k, config, self.teacher) for k in stored if k is not None}

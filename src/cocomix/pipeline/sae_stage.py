@@ -13,6 +13,7 @@ from cocomix.evaluate.perplexity import window_subset
 from cocomix.files import sha256
 from cocomix.objectives import SaeObjective
 from cocomix.pipeline.data_stages import TokensStage
+from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.training import train_objective, training_figures
@@ -28,14 +29,19 @@ class SaeStage(Stage):
 
     distributed = True
 
-    def __init__(self, run_dir: Path, config: RunConfig, tokens: TokensStage, teacher: TeacherStage) -> None:
-        super().__init__(run_dir, "sae", "cocomix sae", [tokens, teacher])
+    def __init__(
+        self, run_dir: Path, config: RunConfig, tokens: TokensStage, teacher: TeacherStage, lending: Lending
+    ) -> None:
+        lent = borrowed(lending, config.sae.pretrained)
+        super().__init__(run_dir, "sae", "cocomix sae", [tokens, teacher, *lent])
+        self.lending = lending
         self.config, self.seq_len, self.evaluation = config.sae, config.seq_len, config.evaluation
         self.tokens, self.teacher = tokens, teacher
 
     def settings(self) -> dict[str, Any]:
         if self.config.pretrained is not None:
-            return {"pretrained": self.config.pretrained, "layer": self.config.layer, "seq_len": self.seq_len}
+            source = known_as(self.lending, self.config.pretrained)
+            return {"pretrained": source, "layer": self.config.layer, "seq_len": self.seq_len}
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
 
     def outputs(self) -> list[str]:

@@ -44,6 +44,8 @@ class Stage(ABC):
 
     def __init__(self, run_dir: Path, name: str, command: str, inputs: Sequence["Stage"] = ()) -> None:
         self.run_dir = run_dir
+        self.user_folder = run_dir
+        """what a user gives as --run"""
         self.name = name
         self.command = command
         self.inputs = list(inputs)
@@ -77,7 +79,7 @@ class Stage(ABC):
     @property
     def again(self) -> str:
         """What a user does to make a damaged stage anew."""
-        return f"delete {self.folder} and run `{self.command} --run {self.run_dir}`"
+        return f"delete {self.folder} and run `{self.command} --run {self.user_folder}`"
 
     @property
     def fingerprint(self) -> str:
@@ -95,7 +97,7 @@ class Stage(ABC):
         try:
             record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
             mine = record["fingerprint"] == self.fingerprint and record["figures"] is not None
-            mine = mine and all(stage.made_at() <= record["made"]["at"] for stage in self.inputs)
+            mine = mine and record.get("inputs_made", self._inputs_made()) == self._inputs_made()
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -104,6 +106,17 @@ class Stage(ABC):
             ) from error
         whole = all((self.folder / output).exists() for output in self.outputs())
         return record if mine and whole else None
+
+    def done(self) -> bool:
+        """Whether there is a `record`; not while an input whose figures its settings need is missing."""
+        try:
+            return self.record() is not None
+        except CocomixError:
+            return False
+
+    def _inputs_made(self) -> list[str]:
+        """When each input was last finished: one that was made again makes this stage outdated."""
+        return [stage.made_at() for stage in self.inputs]
 
     def made_at(self) -> str:
         """When the stage was last finished, with whatever settings, as ISO 8601 in UTC; empty if never."""
@@ -123,7 +136,7 @@ class Stage(ABC):
         if record is None:
             raise CocomixError(
                 f"{self.title} of {self.run_dir} is not done yet, or was made with other settings;"
-                f" run `{self.command} --run {self.run_dir}` first"
+                f" run `{self.command} --run {self.user_folder}` first"
             )
         return record["figures"]
 
@@ -174,6 +187,7 @@ class Stage(ABC):
             "fingerprint": self.fingerprint,
             "settings": self.settings(),
             "inputs": {stage.name: stage.fingerprint for stage in self.inputs},
+            "inputs_made": self._inputs_made(),
             "seconds": seconds,
             "made": {
                 "at": datetime.now(UTC).isoformat(timespec="milliseconds"),

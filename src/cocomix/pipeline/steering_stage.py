@@ -23,7 +23,8 @@ class SteeringStage(Stage):
 
     def __init__(self, student: StudentStage, config: SteeringConfig) -> None:
         name = student.name.replace("students/", "steering/", 1)
-        super().__init__(student.run_dir, name, "cocomix experiment", [student, student.sae])
+        super().__init__(student.run_dir, name, "cocomix experiment RECIPE", [student, student.sae])
+        self.user_folder = self.run_dir.parent
         self.student, self.config = student, config
         self.seq_len = student.run_config.seq_len
         length = config.prompt_tokens + config.new_tokens

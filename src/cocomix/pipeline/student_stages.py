@@ -48,7 +48,11 @@ class StudentStage(Stage):
         self.train = _of_length(config.students_train, self.config.length, seed)
         self.sign = getattr(self.config, "sign", None) or (labels.config.signs[0] if labels else "")
         wanted = {"teacher": sae.teacher, "sae": sae, "labels": labels, "logits": logits}
-        read = [stage for name, stage in wanted.items() if name in self.config.reads and stage is not None]
+        needed = set(self.config.reads)
+        matched = getattr(self.config, "match_parameters", None)
+        if matched is not None:  # a student's size may depend on the teacher's width
+            needed |= config.students[matched].reads & {"teacher"}
+        read = [stage for name, stage in wanted.items() if name in needed and stage is not None]
         super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", [sae.tokens, *read])
 
     def settings(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from cocomix.errors import CocomixError
 from cocomix.files import sha256
 from cocomix.objectives import NtpObjective
 from cocomix.pipeline.data_stages import TokensStage
+from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
 from cocomix.students import build_plain, load_causal_lm, special_ids
@@ -26,14 +27,16 @@ class TeacherStage(Stage):
 
     distributed = True
 
-    def __init__(self, run_dir: Path, config: RunConfig, tokens: TokensStage) -> None:
-        super().__init__(run_dir, "teacher", "cocomix train teacher", [tokens])
+    def __init__(self, run_dir: Path, config: RunConfig, tokens: TokensStage, lending: Lending) -> None:
+        lent = borrowed(lending, config.teacher.pretrained)
+        super().__init__(run_dir, "teacher", "cocomix train teacher", [tokens, *lent])
+        self.lending = lending
         self.config, self.seq_len, self.evaluation = config.teacher, config.seq_len, config.evaluation
         self.tokens = tokens
 
     def settings(self) -> dict[str, Any]:
         if self.config.pretrained is not None:
-            return {"pretrained": self.config.pretrained, "seq_len": self.seq_len}
+            return {"pretrained": known_as(self.lending, self.config.pretrained), "seq_len": self.seq_len}
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
 
     def outputs(self) -> list[str]:

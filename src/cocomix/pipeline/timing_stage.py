@@ -28,7 +28,8 @@ class TimingStage(Stage):
     """
 
     def __init__(self, run_dir: Path, students: list[StudentStage], baseline: str, steps: int) -> None:
-        super().__init__(run_dir, "timing", "cocomix experiment", students)
+        super().__init__(run_dir, "timing", "cocomix experiment RECIPE", students)
+        self.user_folder = self.run_dir.parent
         self.students = {stage.student: stage for stage in students}
         self.baseline, self.steps = baseline, steps
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cocomix.concepts.sae import TopKSAE
 from cocomix.config.students import (
@@ -16,7 +16,6 @@ from cocomix.config.students import (
     NtpStudent,
     PauseStudent,
 )
-from cocomix.evaluate.flops import model_flops
 from cocomix.objectives import (
     BootstrapObjective,
     CoCoMixObjective,
@@ -27,9 +26,6 @@ from cocomix.objectives import (
     Objective,
     StoredTeacher,
 )
-from cocomix.objectives.bootstrap import bootstrap_flops
-from cocomix.objectives.hidden import regression_flops
-from cocomix.objectives.kd import kd_flops
 from cocomix.students.build import NO_IDS, SpecialIds, build_mixed, build_plain
 
 
@@ -62,13 +58,13 @@ class Variant(ABC):
     def objective(self, config: Any, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
         """What it is trained on; `teacher` loads the concept model, for those that run it live."""
 
-    def training_flops(self, config: Any, model: PretrainedConfig, teacher: PretrainedConfig, sizes: Sizes) -> float:
-        """Training operations per token, live passes of the teacher included, stored ones not."""
-        return model_flops(model, sizes.seq_len).training
-
-    @abstractmethod
     def about(self, config: Any) -> str:
         """What it is, in a few words."""
+        return self.what(config) + ("" if config.length == 1 else f", {config.length:g} times the steps")
+
+    @abstractmethod
+    def what(self, config: Any) -> str:
+        """What sets its training apart."""
 
 
 class Ntp(Variant):
@@ -80,8 +76,8 @@ class Ntp(Variant):
     def objective(self, config: Any, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
         return NtpObjective(model)
 
-    def about(self, config: Any) -> str:
-        return "next-token prediction" + _length(config)
+    def what(self, config: Any) -> str:
+        return "next-token prediction"
 
 
 class Kd(Ntp):
@@ -93,14 +89,9 @@ class Kd(Ntp):
         source = LiveTeacher(teacher()) if config.teacher_top_k is None else StoredTeacher()
         return KdObjective(model, source, config.kd_weight)
 
-    def training_flops(
-        self, config: KdStudent, model: PretrainedConfig, teacher: PretrainedConfig, sizes: Sizes
-    ) -> float:
-        return kd_flops(model, teacher if config.teacher_top_k is None else None, sizes.seq_len)
-
-    def about(self, config: KdStudent) -> str:
+    def what(self, config: KdStudent) -> str:
         where = "live" if config.teacher_top_k is None else f"its {config.teacher_top_k} likeliest tokens, stored"
-        return f"distillation, KL weight {config.kd_weight:g}, teacher {where}" + _length(config)
+        return f"distillation, KL weight {config.kd_weight:g}, teacher {where}"
 
 
 class CoCoMix(Variant):
@@ -125,14 +116,14 @@ class CoCoMix(Variant):
             return NtpObjective(model)
         return CoCoMixObjective(model, config.concept.loss_until)
 
-    def about(self, config: CoCoMixStudent) -> str:
+    def what(self, config: CoCoMixStudent) -> str:
         concept = config.concept
         if config.labels is None:
             what = "no concept loss"
         else:
             what = f"labels {config.labels}{f'/{config.sign}' if config.sign else ''}, lambda {concept.loss_weight:g}"
             what += f" falling to 0 by {concept.loss_until:.0%}" if concept.loss_until else ""
-        return f"concepts before block {concept.concept_layer}, {what}, mixing {_mixing(concept)}" + _length(config)
+        return f"concepts before block {concept.concept_layer}, {what}, mixing {_mixing(concept)}"
 
 
 class Pause(Variant):
@@ -144,7 +135,7 @@ class Pause(Variant):
     def objective(self, config: Any, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
         return NtpObjective(model)
 
-    def about(self, config: PauseStudent) -> str:
+    def what(self, config: PauseStudent) -> str:
         return f"a learned vector before block {config.mix.concept_layer}, mixing {_mixing(config.mix)}"
 
 
@@ -162,10 +153,7 @@ class Hidden(Variant):
             model, teacher(), layer=sizes.sae_layer, distance=config.distance, weight=config.loss_weight
         )
 
-    def training_flops(self, config: Any, model: PretrainedConfig, teacher: PretrainedConfig, sizes: Sizes) -> float:
-        return regression_flops(model, teacher, sizes.sae_layer, sizes.seq_len)
-
-    def about(self, config: HiddenStudent) -> str:
+    def what(self, config: HiddenStudent) -> str:
         return (
             f"the teacher's hidden state predicted, {config.distance} loss times {config.loss_weight:g},"
             f" mixing {_mixing(config.mix)}"
@@ -183,7 +171,7 @@ class Ncp(Variant):
     def objective(self, config: Any, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
         return NtpObjective(model)
 
-    def about(self, config: NcpStudent) -> str:
+    def what(self, config: NcpStudent) -> str:
         return (
             f"next-concept prediction (ConceptLM's manner), chunks of {config.chunk} tokens,"
             f" {config.segments} x {config.codes} codes, mixing {_mixing(config.mix)}"
@@ -215,10 +203,7 @@ class SelfTaught(Variant):
             warmup=config.warmup,
         )
 
-    def training_flops(self, config: BootstrapStudent, model: Any, teacher: PretrainedConfig, sizes: Sizes) -> float:
-        return bootstrap_flops(model, config.k, config.source == "top", sizes.seq_len)
-
-    def about(self, config: BootstrapStudent) -> str:
+    def what(self, config: BootstrapStudent) -> str:
         return (
             f"no teacher: concepts of the student's own average ({config.source} hidden state),"
             f" lambda {config.concept.loss_weight:g}, mixing {_mixing(config.concept)}"
@@ -228,10 +213,6 @@ class SelfTaught(Variant):
 def _mixing(mix: Any) -> str:
     options = ", ".join(f"{name} {value}" for name, value in mix.mixer_options.items())
     return f"{mix.mixer} ({options})" if options else mix.mixer
-
-
-def _length(config: Any) -> str:
-    return "" if config.length == 1 else f", {config.length:g} times the steps"
 
 
 VARIANTS: dict[str, Variant] = {

@@ -8,9 +8,13 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+LONGEST_WAIT = timedelta(hours=6)
+"""Some stages are one process's work (tokenizing, evaluating) while the others wait at a barrier."""
 
 
 class Interrupted(Exception):
@@ -79,7 +83,7 @@ def distributed_session() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
     try:
         yield
     finally:
@@ -87,14 +91,16 @@ def distributed_session() -> Iterator[None]:
 
 
 class StopRequest:
-    """Remembers SIGTERM, SIGUSR1 and SIGINT while active; a second SIGINT interrupts at once."""
+    """Remembers SIGTERM, SIGUSR1, SIGHUP and SIGINT while active; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue  # somebody said so, e.g. nohup
             try:
                 self._previous[number] = signal.signal(number, self._remember)
             except ValueError:
