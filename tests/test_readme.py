@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cocomix.experiments.report import console_summary
 from cocomix.report import summary_table
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +19,14 @@ def test_tables_are_the_ones_printed(name: str) -> None:
     report = json.loads((ROOT / "results" / name / "report.json").read_text(encoding="utf-8"))
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(summary_table(report))
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")
+    assert f"```text\n{printed}\n```" in README
+
+
+def test_the_claims_are_the_ones_printed() -> None:
+    report = json.loads((ROOT / "results" / "cpu" / "report.json").read_text(encoding="utf-8"))
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(console_summary(report))
     printed = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")
     assert f"```text\n{printed}\n```" in README
 

@@ -21,7 +21,7 @@ from cocomix.report.wording import held_equal
 
 STATEMENTS = {
     1: "CoCoMix has a lower loss than next-token prediction (NTP) at equal tokens.",
-    2: "CoCoMix beats knowledge distillation (KL to the teacher's next-token distribution), small teachers included.",
+    2: "CoCoMix beats knowledge distillation (KL to the teacher's next-token distribution).",
     3: "CoCoMix beats pause tokens, a learned vector in each extra slot.",
     4: "Labels chosen by attribution teach better than labels chosen by activation.",
     5: "Predicting concepts beats regressing the teacher's hidden state with an L1, L2 or cosine loss.",
