@@ -97,7 +97,7 @@ class Stage(ABC):
         try:
             record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
             mine = record["fingerprint"] == self.fingerprint and record["figures"] is not None
-            mine = mine and record.get("inputs_made", self._inputs_made()) == self._inputs_made()
+            mine = mine and record.get("inputs_outcome", self._inputs_outcome()) == self._inputs_outcome()
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -114,16 +114,20 @@ class Stage(ABC):
         except CocomixError:
             return False
 
-    def _inputs_made(self) -> list[str]:
-        """When each input was last finished: one that was made again makes this stage outdated."""
-        return [stage.made_at() for stage in self.inputs]
+    def _inputs_outcome(self) -> list[str]:
+        return [stage.outcome() for stage in self.inputs]
 
-    def made_at(self) -> str:
-        """When the stage was last finished, with whatever settings, as ISO 8601 in UTC; empty if never."""
+    def outcome(self) -> str:
+        """Hash of what the stage found last, with whatever settings; empty if it was never finished.
+
+        A stage that is done again and finds the same (tokens that were deleted) leaves what depends on it in place;
+        one that trains again does not.
+        """
         try:
-            return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["made"]["at"]
+            figures = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["figures"]
         except (OSError, ValueError, TypeError, KeyError):
             return ""
+        return hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -187,10 +191,10 @@ class Stage(ABC):
             "fingerprint": self.fingerprint,
             "settings": self.settings(),
             "inputs": {stage.name: stage.fingerprint for stage in self.inputs},
-            "inputs_made": self._inputs_made(),
+            "inputs_outcome": self._inputs_outcome(),
             "seconds": seconds,
             "made": {
-                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "commit": git_commit(),
                 "machine": machine(),
             },
