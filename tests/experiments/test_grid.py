@@ -243,7 +243,7 @@ def test_costs_are_on_a_common_footing(grid: Grid) -> None:
         ({"settings": {"one": {"title": "One", "variants": ["nobody"]}}, "claims": []}, "variant 'nobody'"),
         (
             {"claims": [{"id": 1, "compare": [{"better": "kd", "than": "ntp", "settings": ["two"]}]}]},
-            "claim 1 asks for the variant in 'two' 'kd'",
+            "claim 1 asks for the variant 'kd' in 'two'",
         ),
         ({"claims": [{"id": 9, "steering": ["thre"]}]}, "claim 9 asks for the setting 'thre'"),
         ({"baseline": "nptp"}, "the variant 'nptp'"),

@@ -109,7 +109,7 @@ def test_settings_refer_to_earlier_ones(tmp_path: Path) -> None:
     assert set(settings["one"]["shared"]) - set(settings["two"]["shared"]) == {"teacher", "sae"}
     swapped = experiment(settings={"two": shift}).model_dump()
     swapped["settings"] = {name: swapped["settings"][name] for name in ("two", "one")}
-    with pytest.raises(CocomixError, match=r"setting two needs .*one.*put the setting it belongs to first"):
+    with pytest.raises(CocomixError, match=r"setting 'two' asks for the earlier setting 'one'"):
         plan(validate(ExperimentConfig, swapped, "swapped"), tmp_path)
 
 

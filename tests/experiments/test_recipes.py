@@ -156,7 +156,7 @@ def test_the_largest_plan_is_quick_and_allocates_nothing_large(tmp_path: Path) -
         ("variants.cocomix.concept.concept_layer=8", r"concept_layer 8 is outside the stack of 8 blocks"),
         ("variants.ntp.modle=1", r"'students.ntp.modle' does not exist; did you mean 'model'"),
         ("base.students_train.stepps=5", r"did you mean 'steps'"),
-        ("settings.sotu.variants=[ntp]", r"claim 1 needs 'cocomix' in 'sotu', which is not there"),
+        ("settings.sotu.variants=[ntp]", r"claim 1 asks for the variant 'cocomix' in 'sotu'"),
     ],
 )
 def test_a_bad_recipe_is_one_sentence(override: str, sentence: str) -> None:

@@ -208,6 +208,7 @@ class StudentStub:
 
     name, student, seed, labels, fingerprint, figures = "students/cocomix/seed3", "cocomix", 3, object(), "f", {}
     variant, run_config = SimpleNamespace(recall=True), SimpleNamespace(seq_len=T)
+    outcome = staticmethod(lambda: "o")
 
     def __init__(self, run_dir: Path, shards: TokenShards) -> None:
         student, teacher, sae = models()
@@ -218,6 +219,7 @@ class StudentStub:
             name="sae",
             fingerprint="s",
             figures={},
+            outcome=lambda: "o",
             config=SimpleNamespace(layer=LAYER),
             model=lambda: sae,
             teacher=SimpleNamespace(model=lambda: teacher),

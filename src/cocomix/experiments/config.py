@@ -90,14 +90,14 @@ class ExperimentConfig(Section):
                 for setting in one.settings:
                     self._check(setting, self.settings, "setting", f"claim {claim.id}")
                     for variant in (one.better, one.than):
-                        self._check(variant, self.names(setting), f"variant in {setting!r}", f"claim {claim.id}")
+                        self._check(variant, self.names(setting), "variant", f"claim {claim.id}", f" in {setting!r}")
         return self
 
     @staticmethod
-    def _check(name: str, known: Iterable[str], what: str, who: str) -> None:
+    def _check(name: str, known: Iterable[str], what: str, who: str, where: str = "") -> None:
         if name not in known:
             there = ", ".join(known) or "none"
-            raise ValueError(f"{who} asks for the {what} {name!r}, which does not exist; there are: {there}")
+            raise ValueError(f"{who} asks for the {what} {name!r}{where}, which does not exist; there are: {there}")
 
     def names(self, setting: str) -> tuple[str, ...]:
         """Variants trained in `setting`."""
