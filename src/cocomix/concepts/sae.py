@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cocomix.errors import CocomixError
-
-EPSILON = 1e-5
+from cocomix.normalise import normalise
 
 
 class SparseLatents(NamedTuple):
@@ -62,10 +61,7 @@ class TopKSAE(nn.Module):
         """(norm(x), mean, std) of `x` `[..., d_model]`; mean and std are `[..., 1]`."""
         if not self.normalize:
             return x, torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1])
-        mean = x.mean(-1, keepdim=True)
-        centred = x - mean
-        std = centred.std(-1, keepdim=True)
-        return centred / (std + EPSILON), mean, std
+        return normalise(x)
 
     def pre_activations(self, normed: torch.Tensor) -> torch.Tensor:
         """W_enc (normed - pre_bias) + latent_bias, `[..., C]`."""

@@ -7,14 +7,12 @@ Seconds are not predicted: they follow only if the caller gives a peak to assume
 Not counted: evaluation, steering, timing, validation labels.
 """
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.config import ModelShape
 from cocomix.errors import CocomixError
 from cocomix.evaluate.flops import labelling_flops, model_flops, sae_training_flops
 from cocomix.experiments.config import ExperimentConfig
@@ -25,7 +23,7 @@ from cocomix.objectives import Objective
 from cocomix.pipeline.label_stage import LabelStage
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.student_stages import StudentStage
-from cocomix.students import VARIANTS, match_width, parameter_count
+from cocomix.students import build_student
 from cocomix.train import TrainConfig
 
 __all__ = ["plan", "plan_table"]
@@ -122,7 +120,8 @@ def _variant(outlook: Outlook, stage: StudentStage, gpus: int, gpu_memory_gib: f
         names = ("parameters", "width", "flops_per_token", "flops", "checkpoint_bytes", "model_bytes", "memory")
         return row | dict.fromkeys(names)
     with torch.device("meta"):
-        model = _model(outlook, stage.student)
+        students = outlook.config.students
+        model = build_student(students, stage.student, lambda name: outlook.sizes(students[name].reads))
         sizes = outlook.sizes(stage.config.reads)
         objective: Objective = stage.variant.objective(stage.config, model, sizes, lambda: _given(outlook.teacher))
     memory = training_memory(objective, outlook.teacher if live else None, stage.train, seq_len, gpus)
@@ -139,24 +138,6 @@ def _variant(outlook: Outlook, stage: StudentStage, gpus: int, gpu_memory_gib: f
         "model_bytes": 4 * sum(parameters(model)),
         "memory": gib | parts | fits,
     }
-
-
-def _model(outlook: Outlook, name: str) -> PreTrainedModel:
-    """The student `name` as its stage will build it, widened where it is to match another."""
-    student: Any = outlook.config.students[name]
-    sizes = outlook.sizes(student.reads)
-    matched = getattr(student, "match_parameters", None)
-    if matched is not None:
-        target = parameter_count(lambda: _model(outlook, matched))
-        shape = _matched_shape(student.model, target, sizes.vocab_size, sizes.seq_len)
-        student = student.model_copy(update={"model": shape})
-    return VARIANTS[student.objective].model(student, sizes)
-
-
-@cache
-def _matched_shape(shape: ModelShape, target: int, vocab_size: int, seq_len: int) -> ModelShape:
-    """`match_width`, which tries dozens of models, once for all settings that ask the same."""
-    return match_width(shape, target, vocab_size=vocab_size, seq_len=seq_len)
 
 
 def _given(teacher: PreTrainedModel | None) -> PreTrainedModel:

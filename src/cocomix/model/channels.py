@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cocomix.errors import ConfigError
 from cocomix.model.backbones import Backbone
 from cocomix.model.channel import Channel, Predicted
-from cocomix.model.concept_head import EPSILON, ConceptHead, ConceptPrediction
+from cocomix.model.concept_head import ConceptHead, ConceptPrediction
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.mixers import BlockCost
 from cocomix.model.ncp import NextConceptChannel
-from cocomix.model.options import check_options
+from cocomix.model.options import check_choice
 from cocomix.model.own_init import OwnInit
+from cocomix.normalise import normalise
 
 
 class ConceptVector(OwnInit):
@@ -100,10 +100,8 @@ class HiddenChannel(Channel):
         self.back = nn.Linear(target_size, config.hidden_size) if with_vector else None
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
-        mean = hidden.mean(-1, keepdim=True)
-        centred = hidden - mean
-        std = centred.std(-1, keepdim=True)
-        predicted = self.head(centred / (std + EPSILON))
+        normed, mean, std = normalise(hidden)
+        predicted = self.head(normed)
         vector = None if self.back is None else self.back(predicted) * std + mean
         return Predicted(vector, hidden=predicted)
 
@@ -126,6 +124,4 @@ def check_channel(name: str, options: dict[str, Any]) -> None:
     Raises:
         ConfigError: with what would do.
     """
-    if name not in CHANNELS:
-        raise ConfigError(f"there is no channel {name!r}; choose one of {', '.join(CHANNELS)}")
-    check_options(f"the channel {name}", CHANNELS[name], options, own=("config", "backbone", "with_vector"))
+    check_choice("channel", CHANNELS, name, options, own=("config", "backbone", "with_vector"))

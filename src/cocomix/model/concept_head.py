@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from cocomix.model.own_init import OwnInit
-
-EPSILON = 1e-5
+from cocomix.normalise import normalise
 
 
 class ConceptPrediction(NamedTuple):
@@ -56,7 +55,5 @@ class ConceptHead(OwnInit):
         return self._project(hidden)[0]
 
     def _project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        mean = hidden.mean(-1, keepdim=True)
-        centred = hidden - mean
-        std = centred.std(-1, keepdim=True)
-        return self.proj(centred / (std + EPSILON) - self.pre_bias), mean, std
+        normed, mean, std = normalise(hidden)
+        return self.proj(normed - self.pre_bias), mean, std

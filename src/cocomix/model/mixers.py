@@ -15,9 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from cocomix.errors import ConfigError
 from cocomix.model.block_run import BlockRun
-from cocomix.model.options import check_options
+from cocomix.model.options import check_choice
 
 
 class BlockCost(NamedTuple):
@@ -213,6 +212,4 @@ def check_mixer(name: str, options: dict[str, Any]) -> None:
     Raises:
         ConfigError: with what would do.
     """
-    if name not in MIXERS:
-        raise ConfigError(f"there is no mixer {name!r}; choose one of {', '.join(MIXERS)}")
-    check_options(f"the mixer {name}", MIXERS[name], options, own=("hidden_size",))
+    check_choice("mixer", MIXERS, name, options, own=("hidden_size",))

@@ -144,15 +144,27 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         seen: list[torch.Tensor] | None,
     ) -> tuple[Predicted, torch.Tensor]:
         """All blocks: what was predicted, and the hidden states for the final norm, `[batch, seq, d_model]`."""
-        split, blocks = self.config.concept_layer, list(self.backbone.blocks)
+        hidden = self._lower(embedded, positions, padding, past, store, seen)
+        predicted = self.channel(hidden, positions, padding)
+        blocks = list(self.backbone.blocks)[self.config.concept_layer :]
+        upper = BlockRun(blocks, self.backbone, positions, padding, past, store, seen)
+        return predicted, self.mixer(hidden, predicted.vector, upper)
+
+    def _lower(
+        self,
+        embedded: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None = None,
+        past: int = 0,
+        store: Cache | None = None,
+        seen: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """The blocks below concept_layer: the hidden states that enter it, `[batch, seq, d_model]`."""
         hidden = self.backbone.embed(embedded, positions)
         if seen is not None:
             seen.append(hidden)
-        lower = BlockRun(blocks[:split], self.backbone, positions, padding, past, store, seen)
-        hidden = lower.run(hidden)
-        predicted = self.channel(hidden, positions, padding)
-        upper = BlockRun(blocks[split:], self.backbone, positions, padding, past, store, seen)
-        return predicted, self.mixer(hidden, predicted.vector, upper)
+        blocks = list(self.backbone.blocks)[: self.config.concept_layer]
+        return BlockRun(blocks, self.backbone, positions, padding, past, store, seen).run(hidden)
 
     def hidden_state(self, input_ids: torch.Tensor, *, top: bool) -> torch.Tensor:
         """The hidden state that feeds the final norm (`top`) or enters concept_layer, `[batch, seq, d_model]`.
@@ -163,9 +175,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         embedded = self.backbone.embed_tokens(input_ids)
         if top:
             return self._through(embedded, positions, None, 0, None, None)[1]
-        blocks = list(self.backbone.blocks)[: self.config.concept_layer]
-        lower = BlockRun(blocks, self.backbone, positions, None, 0, None, None)
-        return lower.run(self.backbone.embed(embedded, positions))
+        return self._lower(embedded, positions)
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         if self.training and self.backbone.blocks[0].gradient_checkpointing:

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cocomix.concepts.teacher import hidden_at
 from cocomix.evaluate.flops import hidden_flops, model_flops
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.model.concept_head import EPSILON
+from cocomix.normalise import normalise
 from cocomix.objectives.ntp import NtpObjective
 
 
@@ -47,9 +47,7 @@ class HiddenObjective(NtpObjective):
         ids = batch["input_ids"]
         with torch.no_grad():
             target = hidden_at(self._teacher[0], ids, self.layer)
-            target = target.to(torch.promote_types(target.dtype, torch.float32))
-            target = target - target.mean(-1, keepdim=True)
-            target = target / (target.std(-1, keepdim=True) + EPSILON)
+            target, _, _ = normalise(target.to(torch.promote_types(target.dtype, torch.float32)))
         output = self.model(input_ids=ids, labels=ids, use_cache=False)
         return output.lm_loss + self.weight * self.distance(output.predicted_hidden.to(target.dtype), target)
 

@@ -15,7 +15,7 @@ from cocomix.pipeline.logits_stage import LogitsStage
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
-from cocomix.students import VARIANTS, Sizes, load_causal_lm, match_width, parameter_count, special_ids
+from cocomix.students import VARIANTS, Sizes, build_student, load_causal_lm, special_ids
 from cocomix.train import TrainConfig
 from cocomix.train.data import BatchSource
 from cocomix.train.distributed import device, is_main
@@ -92,7 +92,7 @@ class StudentStage(Stage):
     def objective(self) -> Objective:
         """The student, freshly initialised, and what it is trained on."""
         torch.manual_seed(self.seed)
-        model = self._build(self.student)
+        model = build_student(self.run_config.students, self.student, self._sizes)
         return self.variant.objective(self.config, model, self._sizes(self.student), self.sae.teacher.model)
 
     def batches(self) -> BatchSource:
@@ -100,16 +100,6 @@ class StudentStage(Stage):
         labels = None if self.labels is None else self.labels.store("train", self.sign)
         logits = None if self.logits is None else self.logits.store()
         return BatchSource(self.tokens.shards("train"), self.run_config.seq_len, labels, logits)
-
-    def _build(self, name: str) -> PreTrainedModel:
-        student: Any = self.run_config.students[name]
-        variant, sizes = VARIANTS[student.objective], self._sizes(name)
-        matched = getattr(student, "match_parameters", None)
-        if matched is not None:
-            target = parameter_count(lambda: self._build(matched))
-            shape = match_width(student.model, target, vocab_size=sizes.vocab_size, seq_len=sizes.seq_len)
-            student = student.model_copy(update={"model": shape})
-        return variant.model(student, sizes)
 
     def _sizes(self, name: str) -> Sizes:
         reads = self.run_config.students[name].reads

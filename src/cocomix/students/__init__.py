@@ -2,7 +2,7 @@
 
 from cocomix.students.build import build_mixed, build_plain, match_width, parameter_count, special_ids
 from cocomix.students.load import load_causal_lm
-from cocomix.students.variants import VARIANTS, Sizes, Variant
+from cocomix.students.variants import VARIANTS, Sizes, Variant, build_student
 
 __all__ = [
     "VARIANTS",
@@ -10,6 +10,7 @@ __all__ = [
     "Variant",
     "build_mixed",
     "build_plain",
+    "build_student",
     "load_causal_lm",
     "match_width",
     "parameter_count",

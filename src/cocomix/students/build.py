@@ -5,6 +5,7 @@ get wrong; CoCoMix models use the same widths, depths and initialisation scale. 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -126,6 +127,7 @@ def parameter_count(build: Callable[[], nn.Module]) -> int:
         return sum(parameter.numel() for parameter in build().parameters())
 
 
+@cache
 def match_width(shape: ModelShape, target: int, *, vocab_size: int, seq_len: int) -> ModelShape:
     """`shape` at the width whose plain model has the parameter count closest to `target`.
 

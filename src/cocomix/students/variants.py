@@ -1,7 +1,7 @@
 """From a student's settings to its model and its objective: one small class an objective, registered in `VARIANTS`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from transformers import PreTrainedModel
@@ -26,7 +26,7 @@ from cocomix.objectives import (
     Objective,
     StoredTeacher,
 )
-from cocomix.students.build import NO_IDS, SpecialIds, build_mixed, build_plain
+from cocomix.students.build import NO_IDS, SpecialIds, build_mixed, build_plain, match_width, parameter_count
 
 
 class Sizes(NamedTuple):
@@ -100,14 +100,7 @@ class CoCoMix(Variant):
     recall = True
 
     def model(self, config: CoCoMixStudent, sizes: Sizes) -> PreTrainedModel:
-        return build_mixed(
-            config.model,
-            config.concept,
-            sizes,
-            num_concepts=sizes.n_concepts,
-            concept_top_k=config.concept.top_k or sizes.top_k,
-            concept_loss_weight=config.concept.loss_weight,
-        )
+        return _with_concepts(config, sizes, sizes.n_concepts, sizes.top_k)
 
     def objective(
         self, config: CoCoMixStudent, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]
@@ -182,14 +175,7 @@ class SelfTaught(Variant):
     """CoCoMix without a teacher."""
 
     def model(self, config: BootstrapStudent, sizes: Sizes) -> PreTrainedModel:
-        return build_mixed(
-            config.model,
-            config.concept,
-            sizes,
-            num_concepts=config.n_latents,
-            concept_top_k=config.concept.top_k or config.k,
-            concept_loss_weight=config.concept.loss_weight,
-        )
+        return _with_concepts(config, sizes, config.n_latents, config.k)
 
     def objective(
         self, config: BootstrapStudent, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]
@@ -210,6 +196,19 @@ class SelfTaught(Variant):
         )
 
 
+def _with_concepts(config: CoCoMixStudent | BootstrapStudent, sizes: Sizes, n_concepts: int, k: int) -> PreTrainedModel:
+    """A student that predicts `n_concepts` concepts; `k` are kept unless its settings say otherwise."""
+    concept = config.concept
+    return build_mixed(
+        config.model,
+        concept,
+        sizes,
+        num_concepts=n_concepts,
+        concept_top_k=concept.top_k or k,
+        concept_loss_weight=concept.loss_weight,
+    )
+
+
 def _mixing(mix: Any) -> str:
     options = ", ".join(f"{name} {value}" for name, value in mix.mixer_options.items())
     return f"{mix.mixer} ({options})" if options else mix.mixer
@@ -225,3 +224,14 @@ VARIANTS: dict[str, Variant] = {
     "bootstrap": SelfTaught(),
 }
 """By the name in a student's `objective`."""
+
+
+def build_student(students: Mapping[str, Any], name: str, sizes: Callable[[str], Sizes]) -> PreTrainedModel:
+    """The student `name` of `students`, widened where it is to match another; `sizes` gives each one's."""
+    student, mine = students[name], sizes(name)
+    matched = getattr(student, "match_parameters", None)
+    if matched is not None:
+        target = parameter_count(lambda: build_student(students, matched, sizes))
+        shape = match_width(student.model, target, vocab_size=mine.vocab_size, seq_len=mine.seq_len)
+        student = student.model_copy(update={"model": shape})
+    return VARIANTS[student.objective].model(student, mine)
