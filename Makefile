@@ -34,7 +34,7 @@ $(TO_RUN): pyproject.toml constraints.txt
 	@touch $@
 
 $(TO_TEST): $(TO_RUN)
-	$(PIP) -c constraints.txt -e '.[dev,hub]'
+	$(PIP) -c constraints.txt -e '.[dev,hub,eval,track,interop]'
 	@touch $@
 
 clean:
