@@ -66,6 +66,15 @@ def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor on the CPU over all processes, on the CPU."""
+    if not dist.is_initialized():
+        return value
+    total = value.to(device(), copy=True)
+    dist.all_reduce(total)
+    return total.cpu()
+
+
 def anywhere(mine: bool) -> bool:
     """Whether it is so in any process; all processes get the same answer."""
     if not dist.is_initialized():
