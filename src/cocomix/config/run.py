@@ -96,7 +96,9 @@ class LabelConfig(Section):
         default=16, ge=1, description="windows in every pass of the teacher; last bits may depend on it, so labels do"
     )
     live: bool = Field(
-        default=False, description="make labels while students train, in every epoch of each; nothing on disk"
+        default=False,
+        description="make labels while students train, in every epoch of each, nothing on disk; the same labels."
+        " Passes are filled up to batch_size, so let it divide the windows a process trains on in a step",
     )
     scores: bool = Field(
         default=False, description="store each label's score, too, 4 more bytes; training does not read them"
