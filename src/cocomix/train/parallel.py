@@ -5,6 +5,7 @@ same numbers. Parameter names are the same in both, so a checkpoint of one loads
 """
 
 import contextlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -31,6 +32,10 @@ class Parallel(ABC):
     @abstractmethod
     def wrap(self, objective: Objective) -> nn.Module:
         """What is called with a batch; averages gradients over the processes in its backward pass."""
+
+    def evaluated(self, objective: Objective) -> None:
+        """Called after forward passes that no backward pass follows."""
+        return
 
     def accumulating(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Within: a forward and backward pass of a part of the batch; gradients are exchanged in the last one only."""
@@ -60,12 +65,19 @@ class Shards(Parallel):
     """FSDP2: every process holds a share of each parameter, gathered block by block when it is needed."""
 
     def prepare(self, objective: Objective) -> None:
+        # CoCoMix's outputs are views, which nothing changes in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(device().type, (world_size(),))
         for unit in objective.sharded_units():
             fully_shard(unit, mesh=mesh)
 
     def wrap(self, objective: Objective) -> nn.Module:
         return objective
+
+    def evaluated(self, objective: Objective) -> None:
+        for module in objective.modules():  # the outermost stays gathered until a backward pass otherwise
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     @contextmanager
     def accumulating(self, wrapped: nn.Module, last: bool) -> Iterator[None]:

@@ -221,6 +221,7 @@ class Trainer:
         if self.evaluate is not None:
             self.objective.eval()
             figures = self.evaluate(self.objective.evaluated())
+            self.parallel.evaluated(self.objective)
             self.objective.train()
         train_loss = sum(self.recent) / len(self.recent) if self.recent else None
         return self._cost() | {"train_loss": train_loss} | figures
