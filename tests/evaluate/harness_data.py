@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import lm_eval.tasks
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from lm_eval.tasks import TaskManager
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.tokens import load_tokenizer, train_tokenizer
+from cocomix.tokens import train_tokenizer
 
 TEXT = (
     "The house gave way and the long road went over the hill. A farmer took bread, salt and a lamp to the river. "
@@ -29,7 +32,12 @@ HELLASWAG = [
         "activity_label": "Walking",
         "ctx_a": "A farmer walks to the river.",
         "ctx_b": "he",
-        "endings": ["drinks the water.", "eats the lamp [title] twice.", "is the road.", "salts the hill and the house."],
+        "endings": [
+            "drinks the water.",
+            "eats the lamp [title] twice.",
+            "is the road.",
+            "salts the hill and the house.",
+        ],
         "label": str(label),
     }
     for label in (0, 2, 3)
@@ -58,21 +66,31 @@ ARC = [
     for number, key in enumerate("AC")
 ]
 WINOGRANDE = [
-    {"sentence": "The farmer took the lamp because _ was dark.", "option1": "the road", "option2": "bread", "answer": "1"},
-    {"sentence": "She ate the bread, not the salt, as _ was good.", "option1": "salt", "option2": "bread", "answer": "2"},
+    {
+        "sentence": "The farmer took a lamp as _ was dark.",
+        "option1": "the road",
+        "option2": "bread",
+        "answer": "1",
+    },
+    {
+        "sentence": "She ate bread, not salt, as _ was good.",
+        "option1": "salt",
+        "option2": "bread",
+        "answer": "2",
+    },
 ]
 
 
 def write_task_data(folder: Path) -> Path:
     """The seven tasks' datasets, each laid out in another way that the hub has."""
-    _jsonl(folder / "EleutherAI/lambada_openai/test.jsonl", LAMBADA)
+    write_jsonl(folder / "EleutherAI/lambada_openai/test.jsonl", LAMBADA)
     _parquet(folder / "EleutherAI/wikitext_document_level/wikitext-2-raw-v1/test-00000-of-00001.parquet", WIKITEXT)
     _parquet(folder / "EleutherAI/wikitext_document_level/wikitext-2-raw-v1/train-00000-of-00001.parquet", WIKITEXT)
     for split in ("train", "validation"):  # the harness opens the training split, where few-shot examples are
         _parquet(folder / f"Rowan__hellaswag/data/{split}-00000-of-00001.parquet", HELLASWAG)
-        _jsonl(folder / f"baber/piqa/{split}.jsonl", PIQA)
-        _jsonl(folder / f"lighteval__siqa/{split}.jsonl", SIQA)
-        _jsonl(folder / f"allenai/winogrande/winogrande_xl/{split}.jsonl", WINOGRANDE)
+        write_jsonl(folder / f"baber/piqa/{split}.jsonl", PIQA)
+        write_jsonl(folder / f"lighteval__siqa/{split}.jsonl", SIQA)
+        write_jsonl(folder / f"allenai/winogrande/winogrande_xl/{split}.jsonl", WINOGRANDE)
     files = []
     for split in ("train", "validation", "test"):
         _parquet(folder / f"allenai/ai2_arc/parts/{split}-00000-of-00001.parquet", ARC)
@@ -125,16 +143,10 @@ def student(folder: Path, **settings: object) -> Path:
     return folder
 
 
-def one_by_one(folder: Path, context: str, continuation: str) -> tuple[float, bool]:
-    """The slow twin of the harness's loglikelihood: a forward pass a token, no padding, no cache, float64."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
-    tokenizer = load_tokenizer(str(folder))
+def one_by_one(model: Any, tokenizer: Any, context: str, continuation: str) -> tuple[float, bool]:
+    """The slow twin of the harness's loglikelihood: a forward pass a token, no padding, no cache; in float64."""
     whole = tokenizer.encode(context + continuation)
-    start = len(tokenizer.encode(context)) if context else 0
-    if not context:
-        whole, start = [tokenizer.bos_token_id, *whole], 1
+    start = len(tokenizer.encode(context))
     total, greedy = 0.0, True
     with torch.no_grad():
         for place in range(start, len(whole)):
@@ -145,7 +157,14 @@ def one_by_one(folder: Path, context: str, continuation: str) -> tuple[float, bo
     return total, greedy
 
 
-def _jsonl(path: Path, rows: list[dict]) -> None:
+def small_index() -> TaskManager:
+    """An index of the tasks tested here; the whole one takes seconds to read."""
+    folder = Path(lm_eval.tasks.__file__).parent
+    parts = ("lambada", "wikitext", "hellaswag", "piqa", "siqa", "arc", "winogrande", "super_glue/copa")
+    return TaskManager(include_defaults=False, include_path=[folder / part for part in parts])
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -7,7 +7,7 @@ Needs `pip install 'cocomix[eval]'`.
 from cocomix.errors import CocomixError
 
 try:
-    import lm_eval  # noqa: F401
+    import lm_eval
     import lm_eval.models.huggingface  # noqa: F401  # it needs accelerate, which lm-eval alone does not bring
 except ModuleNotFoundError as error:
     raise CocomixError(

@@ -2,16 +2,22 @@
 
 import logging
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
+from unittest.mock import patch
 
-from lm_eval import simple_evaluate
+import lm_eval
+import lm_eval.api.metrics
+import lm_eval.evaluator
+import lm_eval.models.huggingface
 
 from cocomix.errors import CocomixError
 from cocomix.evaluate.harness.model import CoCoMixLM
 from cocomix.evaluate.harness.tasks import Tasks
+from cocomix.pipeline.machine import git_commit
+
+simple_evaluate: Any = lm_eval.simple_evaluate  # its deprecation wrapper hides its type
 
 
 def run_tasks(
@@ -22,6 +28,7 @@ def run_tasks(
     limit: int | None = None,
     num_fewshot: int | None = None,
     log_samples: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any] | None:
     """What the harness's `simple_evaluate` returns, in its own layout; None in all processes but the first.
 
@@ -32,11 +39,13 @@ def run_tasks(
         limit: use the first so many documents of each task; for a try only.
         num_fewshot: examples before each question; None: the task's own number.
         log_samples: also return `samples`, what was asked and answered.
+        progress: told of rows run and rows there are, of this process's share of the kind of request that is on.
 
     Raises:
         CocomixError: a task or its data is missing, or it does not fit the model's length.
     """
-    with _bars_on_a_terminal_only():
+    model.progress = progress
+    with _quietly():
         return _run(model, tasks, name, limit, num_fewshot, log_samples)
 
 
@@ -50,13 +59,13 @@ def _run(
             raise CocomixError(
                 f"{task.task_name} has {documents} documents for {model.world_size} processes; use fewer processes"
             )
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    positions = model.max_length
     try:
-        return simple_evaluate(  # pyright: ignore[reportReturnType]
+        return simple_evaluate(
             model=model,
             tasks=_outermost(loaded),
             task_manager=tasks.manager,
-            batch_size=model.batch_size,  # pyright: ignore[reportArgumentType]
+            batch_size=model.batch_size,
             device=str(model.device),
             limit=limit,
             num_fewshot=num_fewshot,
@@ -65,7 +74,7 @@ def _run(
     except AssertionError as error:
         if "max tokens to generate" in str(error):
             raise CocomixError(
-                f"the task {name} generates more tokens than the model's {model.max_length} positions leave room for;"
+                f"the task {name} generates more tokens than the model's {positions} positions leave room for;"
                 " leave it out for this model"
             ) from error
         raise
@@ -81,10 +90,13 @@ def _outermost(loaded: dict[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def _bars_on_a_terminal_only() -> Iterator[None]:
-    """Within: the harness's progress bars go to a terminal or nowhere, and what it prints goes along with them."""
+def _quietly() -> Iterator[None]:
+    """Within: no bars, prints and warnings of the harness; progress is the model's to report."""
     with ExitStack() as stack:
-        if not sys.stderr.isatty():
-            stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
-        stack.enter_context(redirect_stdout(sys.stderr))
+        stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+        for module in (lm_eval.api.metrics, lm_eval.models.huggingface):
+            stack.enter_context(patch.object(module, "print", lambda *_, **__: None, create=True))
+        # It asks git about the folder one stands in; the commit that measured is the package's.
+        stack.enter_context(patch.object(lm_eval.evaluator, "get_git_commit_hash", git_commit))
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
         yield

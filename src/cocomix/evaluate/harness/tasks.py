@@ -24,13 +24,14 @@ class Tasks:
 
     Args:
         data: folder with the tasks' data; None: the hub.
+        manager: an index at hand; None: the harness's whole one.
     """
 
-    def __init__(self, data: Path | None = None) -> None:
+    def __init__(self, data: Path | None = None, manager: TaskManager | None = None) -> None:
         if data is not None and not data.is_dir():
             raise CocomixError(f"there is no folder {data}; give --task-data a folder with the tasks' datasets")
         self.data = data
-        self.manager = TaskManager()
+        self.manager = manager or TaskManager()
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse an unknown name before any model is loaded.
