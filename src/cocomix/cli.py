@@ -22,6 +22,7 @@ from cocomix.cli_options import (
     quiet_libraries,
     recipe_file,
 )
+from cocomix.cli_push import push
 from cocomix.errors import CocomixError
 from cocomix.pipeline.console import console, errors
 
@@ -189,6 +190,9 @@ def generate(
     source = model or str(locate(run, student, seed))
     text = continue_text(source, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=sample_seed)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+app.command()(push)
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import harness_data
 import pytest
 import torch
 import yaml
@@ -16,6 +15,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+import harness_data
 from cocomix.errors import CocomixError
 from cocomix.evaluate.harness import CoCoMixLM, Tasks, metrics, run_tasks
 from cocomix.tokens import load_tokenizer
@@ -222,5 +222,5 @@ def test_bad_models_and_arguments_are_one_sentence(here: Path, tmp_path: Path) -
 
 
 def quiet_environment() -> dict[str, str]:
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
