@@ -59,7 +59,7 @@ class Metrics:
                 "train/grad_norm": grad_norm,
                 "train/tokens_per_second": rate,
                 "train/mfu": rate * self.flops_per_token / self.peak,
-                "train/memory_gib": memory_used() / 2**30,
+                "train/memory_gib": memory_used(self.device) / 2**30,
                 "train/wait_share": idle / took if took else 0.0,
                 "train/steps_left_out": float(skipped),
             },
@@ -69,8 +69,8 @@ class Metrics:
     def evaluation(self, point: dict[str, Any]) -> None:
         """A point of the curve."""
         if self.tracker is not None:
-            measured = {f"val/{name.removeprefix('val_')}": value for name, value in point.items() if name[:4] == "val_"}
-            self.tracker.log(measured, point["step"])
+            measured = [name for name in point if name.startswith("val_")]
+            self.tracker.log({name.replace("_", "/", 1): point[name] for name in measured}, point["step"])
 
     def close(self) -> None:
         """Flush and end the trackers."""
