@@ -76,12 +76,25 @@ class TokenShards:
         if indices.size and (indices.min() < 0 or indices.max() >= self.n_windows(seq_len)):
             raise IndexError(f"window indices must be in 0..{self.n_windows(seq_len) - 1} (seq_len {seq_len})")
         positions = (indices[:, None] * seq_len + np.arange(seq_len)).ravel()
+        return self._read(positions).reshape(len(indices), seq_len)
+
+    def span(self, begin: int, end: int) -> np.ndarray:
+        """Tokens `begin` to `end` - 1 of the stream, int64 `[end - begin]`.
+
+        Raises:
+            IndexError: outside the stream.
+        """
+        if not 0 <= begin <= end <= self.n_tokens:
+            raise IndexError(f"tokens {begin} to {end} are outside the stream of {self.n_tokens}")
+        return self._read(np.arange(begin, end))
+
+    def _read(self, positions: np.ndarray) -> np.ndarray:
         owners = np.searchsorted(self._starts, positions, side="right") - 1
         out = np.empty(positions.shape, dtype=np.int64)
         for owner in np.unique(owners):
             chosen = owners == owner
             out[chosen] = self._maps[owner][positions[chosen] - self._starts[owner]]
-        return out.reshape(len(indices), seq_len)
+        return out
 
 
 def write_shards(
