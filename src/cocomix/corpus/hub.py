@@ -43,8 +43,8 @@ class HubSource(TextSource):
             self._dataset: Any = rows
             if options["streaming"] and place:
                 rows.load_state_dict(place["state"])
-            elif place:
-                rows = rows.skip(number)
+            elif number:
+                rows = rows.select(range(number, len(rows))) if number < len(rows) else ()
             for row in rows:
                 number += 1
                 self._place = {"rows": number}
