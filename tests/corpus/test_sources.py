@@ -157,3 +157,9 @@ def test_the_order_of_a_folder_is_that_of_its_sorted_paths(tmp_path: Path) -> No
     slow = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*")) if path.is_file()]
     found = [getattr(r, "id", None) or r.place for r in SOURCES["folder"]({"path": tmp_path}).records()]  # type: ignore
     assert found == slow
+
+
+def test_a_name_that_is_no_text_is_a_bad_record(tmp_path: Path) -> None:
+    with open(bytes(tmp_path) + b"/\xff.txt", "w") as stream:
+        stream.write("fine")
+    assert "name" in bad("folder", {"path": tmp_path})["\udcff.txt"]

@@ -239,6 +239,7 @@ def test_one_process_a_core_and_no_more_than_there_is_to_do(monkeypatch: pytest.
     asked = []
     monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda count, *_, **__: asked.append(count) or 1 / 0)
     monkeypatch.setattr(workers, "cores", lambda: 200)
+    monkeypatch.setattr(workers, "WORTH", 1)
     for given in (None, 3, 7, 100):
         with pytest.raises(ZeroDivisionError):
             encode_parts([Job(Path(), "", Path(), "")] * 50, Tongue(Path(), 1, 0), given, lambda _: None)
@@ -282,3 +283,13 @@ def test_a_file_that_is_no_tokenizer_or_has_no_end_is_refused(tmp_path: Path) ->
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "y.json"))
     with pytest.raises(CocomixError, match="no end-of-text token"):
         load_tokenizer(str(tmp_path / "y.json"))
+
+
+def test_a_small_corpus_starts_no_process(
+    corpus: Corpus, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(workers, "cores", lambda: 200)
+    jobs = jobs_of(corpus, tmp_path)
+    encode_parts(jobs, Tongue(tokenizer_folder, 500, 0), None, lambda _: None)
+    assert all(job.part.exists() for job in jobs)

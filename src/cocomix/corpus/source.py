@@ -50,8 +50,8 @@ class TextSource(ABC):
         """
         self._place = place or {}
         for record in self.read(self._place):
-            if isinstance(record, Document) and not _encodable(record.text):
-                yield Skipped(record.id, "half a surrogate pair, which is no character")
+            if isinstance(record, Document) and not (_encodable(record.text) and _encodable(record.id)):
+                yield Skipped(record.id, "half a surrogate pair, which is no character, in its text or name")
             elif isinstance(record, Skipped) or record.text.strip():
                 yield record
 

@@ -165,7 +165,7 @@ class CorpusWriter:
         }
         (self.folder / SKIPPED).unlink(missing_ok=True)
         if self._reports:
-            lines = (json.dumps(report, ensure_ascii=False) + "\n" for report in self._reports)
+            lines = (json.dumps(report) + "\n" for report in self._reports)
             write_text(self.folder / SKIPPED, "".join(lines))
         manifest = {"format": 2, "splits": {name: counts | files[name] for name, counts in splits.items()}}
         write_json(self.folder / "text" / MANIFEST, manifest)

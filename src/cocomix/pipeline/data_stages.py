@@ -17,7 +17,7 @@ from cocomix.tokens import TokenShards, load_tokenizer, train_tokenizer
 from cocomix.tokens.encode import Job, finished_part
 from cocomix.tokens.join import join_parts
 from cocomix.tokens.shards import token_dtype
-from cocomix.tokens.workers import MOST, Tongue, cores, encode_parts
+from cocomix.tokens.workers import Tongue, encode_parts
 from cocomix.train.distributed import barrier, is_main, rank, world_size
 
 
@@ -112,10 +112,10 @@ class TokensStage(Stage):
         (folder / MADE_OF).unlink()
         return {"vocab_size": tongue.vocab_size, "tokens": counts, "bytes_per_token": n_bytes / counts["test"]}
 
-    def _workers(self) -> int:
+    def _workers(self) -> int | None:
         """Processes of this one; of those that torchrun started on this machine, each gets its share."""
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return max(1, (self.config.workers or min(cores(), MOST)) // here)
+        return None if self.config.workers is None else max(1, self.config.workers // here)
 
     def _drop_what_was_made_of_another_corpus(self, folder: Path, corpus: Corpus) -> None:
         """A stopped attempt may have read texts that were replaced since, under the same settings."""

@@ -1,6 +1,6 @@
 """Cutting a very long document into pieces whose tokens, joined, are those of the whole.
 
-An encoder needs a hundred bytes and more a character, so a text of gigabytes must be cut. With the splitting rule
+An encoder takes about 110 bytes a character, so a text of gigabytes must be cut. With the splitting rule
 of GPT-2 (a byte-level BPE, no normaliser) no pre-token holds a blank after a character that is none, and what lies
 left of such a place is matched without a look beyond it: cut there, nothing changes. Other tokenizers get their
 documents whole.

@@ -1,4 +1,4 @@
-"""From texts to token ids, with bounded memory, without PyTorch: what a tokenizing process does.
+"""From texts to token ids, with bounded memory: what a tokenizing process does.
 
 A part is what one corpus file becomes: its token ids, the lengths of its documents, and a small record that is
 written last. A part with a record is finished; so processes may work in any order and be killed at any moment.
@@ -22,7 +22,7 @@ from cocomix.files import write_json
 from cocomix.tokens.cuts import may_cut, pieces
 
 BATCH_CHARS, BATCH_DOCUMENTS = 1 << 18, 256
-"""what is encoded at a time: 100 to 200 bytes a character in the encoder"""
+"""what is encoded at a time; the encoder takes about 110 bytes a character meanwhile"""
 
 
 class Encoder(Protocol):
@@ -41,7 +41,7 @@ class Encoder(Protocol):
 
 
 class RustEncoder:
-    """A Tokenizers file alone: as Transformers encodes with it, at half the time and a tenth of the memory."""
+    """A Tokenizers file alone: the ids Transformers makes with it, without the offsets, masks and lists beside them."""
 
     def __init__(self, folder: Path, vocab_size: int, eos_id: int) -> None:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

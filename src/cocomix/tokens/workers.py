@@ -20,6 +20,8 @@ from cocomix.tokens.encode import Encoder, Job, encode_part, load_encoder
 
 MOST = 32
 """processes unless more are asked for"""
+WORTH = 16_000_000
+"""bytes of text another process is started for, unless it is asked for"""
 
 
 class Tongue(NamedTuple):
@@ -36,25 +38,29 @@ class Tongue(NamedTuple):
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+    """Processor cores this process may use; the processes torchrun started on this machine share them."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, there // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def encode_parts(
     jobs: Sequence[Job], tongue: Tongue, workers: int | None, finished: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Do all jobs with at most `workers` processes (None: one a core, `MOST` at most); what they write does not depend
-    on how many. `finished` is called with each part's record.
+    """Do all jobs with at most `workers` processes; what they write does not depend on how many.
 
-    One job is done in this process, with the encoder's own threads if there may be more than one worker.
+    Args:
+        workers: None starts one a core, as far as there is enough to do. One is this process itself, with the
+            encoder's own threads unless just one was asked for.
+        finished: called with each part's record.
 
     Raises:
         CocomixError: a process died, or a document cannot be encoded.
     """
-    processes = min(workers or min(cores(), MOST), len(jobs))
+    if workers is None:
+        size = sum(job.source.stat().st_size for job in jobs)
+        processes = min(cores(), MOST, 1 + size // WORTH, len(jobs))
+    else:
+        processes = min(workers, len(jobs))
     if processes <= 1:
         encoder = tongue.load() if jobs else None
         with _threads(workers != 1):
