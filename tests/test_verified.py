@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def folder_with(home: Path) -> tuple[Path, list[FileEntry]]:
         (folder / name).write_bytes(content)
         files.append({"file": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
     return folder, files
+
+
+@pytest.fixture(autouse=True)
+def old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files need not rest before they are remembered."""
+    monkeypatch.setattr(verified, "YOUNG_NS", 0)
 
 
 @pytest.fixture
@@ -72,6 +79,25 @@ def test_another_file_is_read_again(tmp_path: Path, reads: list[str]) -> None:
         check(folder, files)
     with pytest.raises(CocomixError, match=r"a\.bin was altered"):  # another manifest, the same file
         check(folder, [{**files[0], "sha256": "0" * 64}])
+
+
+def test_a_time_that_was_put_back_hides_nothing(tmp_path: Path, reads: list[str]) -> None:
+    folder, files = folder_with(tmp_path)
+    check(folder, files)
+    before = (folder / "b.bin").stat()
+    time.sleep(0.02)
+    (folder / "b.bin").write_bytes(b"x" * before.st_size)
+    os.utime(folder / "b.bin", ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CocomixError, match=r"b\.bin was altered"):
+        check(folder, files)
+
+
+def test_a_young_file_is_not_remembered(tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verified, "YOUNG_NS", 10**12)
+    folder, files = folder_with(tmp_path)
+    check(folder, files)
+    check(folder, files)
+    assert reads == ["a.bin", "b.bin"] * 2
 
 
 @pytest.mark.parametrize("note", ["", "[]", "null", '{"a.bin": 1}'])

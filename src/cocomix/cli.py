@@ -67,13 +67,19 @@ def demo(
 
 @app.command()
 def corpus(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
-    """Read the text source and hold out whole documents for validation and test."""
+    """Read the text source and hold out whole documents for validation and test.
+
+    Bad records are skipped, counted, and written to skipped.jsonl. Stopped, the same command goes on.
+    """
     open_run(run, config, overrides).run_stage("corpus")
 
 
 @app.command()
 def tokenize(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
-    """Train or load the tokenizer and pack the corpus into token shards."""
+    """Train or load the tokenizer and pack the corpus into token shards.
+
+    With tokens.workers processes, and under torchrun too; the tokens are the same. Stopped, the same command goes on.
+    """
     open_run(run, config, overrides).run_stage("tokens")
 
 

@@ -1,13 +1,16 @@
 """Checksums compared once: a note beside the files remembers which file, as it is now, has been found whole.
 
 Reading 80 GB of labels again each time a process opens them would cost minutes. A file is read again as soon as its
-size, its time of change, its inode or the checksum it should have is another one. Processes of one machine take
-turns, so that the first of them reads and the others find its note.
+size, its inode, its times of change or the checksum it should have are others; writing to it changes these, whatever
+time it is given afterwards. Not noticed is a disk that returns other bytes than were written; remove the note to look
+again. Processes of one machine take turns, so that the first of them reads and the others find its note.
 """
 
 import contextlib
 import fcntl
 import json
+import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,6 +19,8 @@ from cocomix.errors import CocomixError
 from cocomix.files import sha256, write_json
 
 NOTE = "verified.json"
+YOUNG_NS = 2_000_000_000
+"""A file changed this recently could be changed again within the resolution of its times: it is not remembered."""
 
 
 class FileEntry(TypedDict):
@@ -41,8 +46,10 @@ def check_files(folder: Path, files: Sequence[FileEntry], *, what: str, mend: st
         path = folder / entry["file"]
         if path.name != entry["file"]:
             raise CocomixError(f"the manifest of {folder} names {entry['file']!r}, which is outside the folder; {mend}")
-        if not path.exists() or path.stat().st_size != entry["bytes"]:
-            raise CocomixError(f"the {what} {path} is missing or truncated; {mend}")
+        size = path.stat().st_size if path.exists() else None
+        if size != entry["bytes"]:
+            there = "" if size is None else f" ({size} bytes instead of {entry['bytes']})"
+            raise CocomixError(f"the {what} {path} is missing or truncated{there}; {mend}")
     if not verify or not _unknown(folder, files):
         return
     with _turn(folder):
@@ -52,7 +59,7 @@ def check_files(folder: Path, files: Sequence[FileEntry], *, what: str, mend: st
             if sha256(path) != entry["sha256"]:
                 raise CocomixError(f"the {what} {path} was altered (its checksum differs from the manifest's); {mend}")
         if unknown:
-            note_verified(folder, files)
+            note_verified(folder, [entry for entry in files if not _young(folder, entry)])
 
 
 def note_verified(folder: Path, files: Sequence[FileEntry]) -> None:
@@ -75,15 +82,24 @@ def _seen(folder: Path, entry: FileEntry) -> dict[str, Any]:
     return {
         "bytes": found.st_size,
         "mtime_ns": found.st_mtime_ns,
+        "ctime_ns": found.st_ctime_ns,
         "inode": found.st_ino,
         "sha256": entry["sha256"],
     }
 
 
+def _young(folder: Path, entry: FileEntry) -> bool:
+    found = (folder / entry["file"]).stat()
+    return time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < YOUNG_NS
+
+
 @contextlib.contextmanager
 def _turn(folder: Path) -> Iterator[None]:
     """Within: no other process of this machine verifies `folder`; without locks there, all of them do."""
-    with (folder / "manifest.json").open("rb") as stream:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
         with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)

