@@ -60,9 +60,9 @@ def test_openai_layout_in_memory_and_as_a_file(tmp_path: Path) -> None:
         TopKSAE.from_openai(leaked),
         TopKSAE.load_openai_file(tmp_path / "v5_32k_layer_6.pt"),
     ):
-        assert torch.equal(loaded(x), source(x)) and loaded.k == 3 and loaded.normalize
+        assert torch.equal(loaded(x), source(x)) and loaded.k == 3 and loaded.normalisation == "standard"
     linear = TopKSAE.from_openai(state | {"activation_state_dict": {"k": 3, "postact_fn": "Identity"}})
-    assert not linear.relu
+    assert linear.activation.kind == "identity"
 
 
 @pytest.mark.parametrize(

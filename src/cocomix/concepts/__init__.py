@@ -2,7 +2,8 @@
 
 from cocomix.concepts.attribution import RULES, SIGNS, ActiveAttribution, attribute, attribute_active
 from cocomix.concepts.labels import ConceptLabels, select_active, select_labels
-from cocomix.concepts.sae import SparseLatents, TopKSAE, sae_quality
+from cocomix.concepts.quality import sae_quality, spliced_losses
+from cocomix.concepts.sae import SparseLatents, TopKSAE
 from cocomix.concepts.sae_training import SaeTraining
 from cocomix.concepts.store import LabelStore
 from cocomix.concepts.teacher import hidden_at
@@ -22,4 +23,5 @@ __all__ = [
     "sae_quality",
     "select_active",
     "select_labels",
+    "spliced_losses",
 ]
