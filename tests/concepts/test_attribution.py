@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from cocomix.concepts import TopKSAE, attribute, attribute_active, hidden_at, select_active, select_labels
 from cocomix.concepts.teacher import blocks
 from cocomix.errors import CocomixError
+from patched import patched_loop
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASE = load_file(GOLDEN / "case3_attribution.safetensors")
@@ -92,29 +93,6 @@ def test_reference_rule_matches_the_golden_data() -> None:
     assert int(unambiguous.sum()) == ABOUT["positions_with_at_least_4_positive"]
     assert torch.equal(labels.ids[unambiguous], CASE["f64/labels"][unambiguous])
     assert torch.equal(labels.valid, unambiguous)
-
-
-def patched_loop(model: PreTrainedModel, sae: TopKSAE, ids: torch.Tensor, layer: int) -> torch.Tensor:
-    """The definition, slowly: for each position a forward pass with its hidden state alone replaced by D(c[t])."""
-    model.eval()
-    hidden = hidden_at(model, ids, layer).detach()
-    out = torch.zeros(*ids.shape, sae.n_latents, dtype=hidden.dtype)
-    for t in range(ids.shape[1] - 1):
-        c = sae.encode_dense(hidden).detach()[:, t].requires_grad_()
-        _, mean, std = sae.preprocess(hidden[:, t])
-        reconstruction = (c @ sae.decoder_weight + sae.pre_bias) * std + mean
-        patched = torch.cat([hidden[:, :t], reconstruction[:, None], hidden[:, t + 1 :]], dim=1)
-
-        def replace(_module, _inputs, output, patched=patched):
-            return (patched, *output[1:]) if isinstance(output, tuple) else patched
-
-        handle = blocks(model)[layer].register_forward_hook(replace)
-        logits = model(ids, use_cache=False).logits
-        handle.remove()
-        loss = F.cross_entropy(logits[:, t], ids[:, t + 1], reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, c)
-        out[:, t] = (c * gradient).detach()
-    return out
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
