@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cocomix.concepts.formats.base import LoadedSae, SaeFormat
+from cocomix.concepts.formats.base import LoadedSae, SaeFormat, read_json
 from cocomix.concepts.formats.hooks import block_before, check_hook
 from cocomix.concepts.formats.hub import fetch, is_hub_id
 from cocomix.concepts.formats.openai import OpenAiFormat
@@ -17,6 +17,8 @@ FORMATS: dict[str, SaeFormat] = {
     one.name: one for one in (OwnFormat(), SaeLensFormat(), SparsifyFormat(), OpenAiFormat())
 }
 """By name; a path is of the first format that knows it."""
+JSON = ("cfg.json", "sae.json")
+"""What lies beside the weights in one format or another."""
 
 
 def load_sae(source: str | Path, *, layer: int, d_model: int, k: int) -> LoadedSae:
@@ -65,7 +67,11 @@ def _choose(path: Path, layer: int) -> Path:
     """`path`, or the one autoencoder below it that reads after block `layer`."""
     if any(one.detect(path) for one in FORMATS.values()):
         return path
-    below = sorted({file.parent for name in ("cfg.json", "sae.json") for file in path.rglob(name)})
+    for name in JSON:
+        if (path / name).is_file():
+            read_json(path / name)  # a damaged one is said to be damaged
+            _format(path)
+    below = sorted({file.parent for name in JSON for file in path.rglob(name)})
     hooks = {folder: _hook(folder) for folder in below}
     right = [folder for folder, hook in hooks.items() if hook is not None and block_before(hook) == layer]
     if len(right) == 1:
