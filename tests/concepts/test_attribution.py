@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cocomix.concepts import TopKSAE, attribute, attribute_active, hidden_at, select_active, select_labels
+from cocomix.concepts.activation import ACTIVATIONS
+from cocomix.concepts.normalisation import NORMALISATIONS
 from cocomix.concepts.teacher import blocks
 from cocomix.errors import CocomixError
 from patched import patched_loop
@@ -103,6 +105,28 @@ def test_exact_equals_separate_patched_passes(teacher: PreTrainedModel, layer: i
     fast = attribute(teacher, sae, ids, layer=layer, rule="exact", sign="signed")
     assert slow.abs().max() > 1e-3
     assert (fast - slow).abs().max() <= 1e-9 * slow.abs().max()
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("kind", ["identity", "jumprelu", "groupmax"])
+def test_exact_holds_for_every_kind_of_autoencoder(kind: str, normalisation: str) -> None:
+    torch.manual_seed(0)
+    model = gpt2().double().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    activation = ACTIVATIONS[kind](40, **({"groups": 8} if kind == "groupmax" else {}))
+    for buffer in activation.buffers():
+        torch.nn.init.uniform_(buffer, 0.5, 3.0)
+    sae = TopKSAE(16, 40, 6, normalisation=normalisation, activation=activation, bias_input=False).double()
+    torch.nn.init.normal_(sae.pre_bias, std=0.1)
+    ids = torch.randint(0, 61, (2, 7), generator=torch.Generator().manual_seed(2))
+    slow = patched_loop(model, sae, ids, 1)
+    fast = attribute(model, sae, ids, layer=1)
+    assert slow.abs().max() > 1e-3 and (fast - slow).abs().max() <= 1e-9 * slow.abs().max()
+    labels = select_labels(attribute(model, sae, ids, layer=1, sign="absolute"), 2)
+    active = sae.encode_dense(hidden_at(model, ids, 1)).gather(-1, labels.ids)[labels.valid]
+    assert labels.valid.any() and (active != 0).all()
 
 
 @pytest.mark.parametrize("rule", ["exact", "reference", "activation"])
