@@ -2,7 +2,8 @@
 
 Squared error of the normalised hidden states, relative to their variance, plus AuxK (Gao et al. 2024, eq. 8):
 the latents that have not fired for `dead_after_tokens` tokens reconstruct what the live ones left over, which
-gives them a gradient again. Measured in the normalised space every position weighs the same.
+gives them a gradient again. Measured in the normalised space every position weighs the same. What the errors are
+relative to is taken over all processes, so that several with a share each take the step one with everything takes.
 """
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cocomix.concepts.sae import TopKSAE
+from cocomix.train.distributed import mean_over_processes
 
 
 class SaeTraining(nn.Module):
@@ -41,22 +43,28 @@ class SaeTraining(nn.Module):
         pre = sae.pre_activations(normed)
         values, ids = sae.select(pre)
         residual = normed - (sae.combine(values, ids) + sae.pre_bias)
-        # Normalised vectors have zero mean and unit variance, so their spread around the data mean is the scale.
-        scale = (normed - normed.mean(0)).square().mean().detach()
+        scale, left = self._scales(normed.detach(), residual.detach())
         loss = residual.square().mean() / scale
         if self.training:
             self._count(ids, values, len(x))
         dead = (self.tokens_since_fired > self.dead_after_tokens).nonzero().squeeze(-1)
         if len(dead) and self.aux_coefficient:
-            loss = loss + self.aux_coefficient * self._auxiliary(pre, dead, residual.detach())
+            loss = loss + self.aux_coefficient * self._auxiliary(pre, dead, residual.detach()) / left
         return loss
 
+    @staticmethod
+    def _scales(normed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Mean square of the inputs around their mean, and of the residual, over all processes, `[2]`."""
+        around = normed - mean_over_processes(normed.mean(0))
+        squares = torch.stack([around.square().mean(), residual.square().mean()])
+        return mean_over_processes(squares).clamp_min(1e-12)
+
     def _auxiliary(self, pre: torch.Tensor, dead: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Relative squared error of the residual reconstructed from the top `aux_k` dead latents."""
+        """Mean squared error of the residual reconstructed from the top `aux_k` dead latents."""
         k = min(self.aux_k, len(dead))
         values, places = pre[:, dead].topk(k, dim=-1)
         guess = self.sae.combine(F.relu(values), dead[places])
-        return (guess - residual).square().mean() / residual.square().mean().clamp_min(1e-12)
+        return (guess - residual).square().mean()
 
     @torch.no_grad()
     def _count(self, ids: torch.Tensor, values: torch.Tensor, n_tokens: int) -> None:
