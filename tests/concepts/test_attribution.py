@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from patched import patched_loop
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -14,7 +15,6 @@ from cocomix.concepts.activation import ACTIVATIONS
 from cocomix.concepts.normalisation import NORMALISATIONS
 from cocomix.concepts.teacher import blocks
 from cocomix.errors import CocomixError
-from patched import patched_loop
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASE = load_file(GOLDEN / "case3_attribution.safetensors")

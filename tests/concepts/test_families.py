@@ -5,26 +5,26 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers as hf
+from patched import patched_loop
 from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from cocomix.concepts import TopKSAE, attribute, hidden_at
 from cocomix.concepts.teacher import model_inputs, resumed_at
 from cocomix.errors import CocomixError
-from patched import patched_loop
 
 WIDTH, LAYERS, VOCAB = 16, 3, 61
-SHARED = dict(
-    vocab_size=VOCAB,
-    hidden_size=WIDTH,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=4,
-    intermediate_size=24,
-    max_position_embeddings=32,
-    pad_token_id=0,
-)
-GROUPED = SHARED | dict(num_key_value_heads=2)
-GEMMA = GROUPED | dict(head_dim=8)
+SHARED = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}
+GROUPED = SHARED | {"num_key_value_heads": 2}
+GEMMA = GROUPED | {"head_dim": 8}
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
@@ -68,9 +68,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     ),
 }
 OWN_ATTENTION: dict[str, Callable[[], PreTrainedModel]] = {
-    "bloom": lambda: hf.BloomForCausalLM(
-        hf.BloomConfig(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=LAYERS, n_head=4)
-    ),
+    "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=LAYERS, n_head=4)),
     "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**SHARED)),
     "mpt": lambda: hf.MptForCausalLM(
         hf.MptConfig(vocab_size=VOCAB, d_model=WIDTH, n_layers=LAYERS, n_heads=4, max_seq_len=32)

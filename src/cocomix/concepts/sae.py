@@ -63,7 +63,9 @@ class TopKSAE(nn.Module):
                 f"k {k} active latents do not fit into {n_latents} latents; choose k from 1 to {n_latents}"
             )
         if normalisation not in NORMALISATIONS:
-            raise CocomixError(f"there is no normalisation {normalisation!r}; choose one of {', '.join(NORMALISATIONS)}")
+            raise CocomixError(
+                f"there is no normalisation {normalisation!r}; choose one of {', '.join(NORMALISATIONS)}"
+            )
         self.d_model, self.n_latents, self.k = d_model, n_latents, k
         self.normalisation, self.bias_input = normalisation, bias_input
         self.activation = ReLU(n_latents) if activation is None else activation

@@ -57,9 +57,7 @@ def check_layer(model: nn.Module, layer: int) -> nn.Module:
     return stack[layer]
 
 
-def model_inputs(
-    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-) -> dict[str, Any]:
+def model_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, Any]:
     """Keyword arguments of a forward pass; positions count unpadded tokens only, so padding changes nothing.
 
     A model that takes no positions (Bloom, MPT: distances bias the attention instead) gets none.

@@ -83,7 +83,8 @@ class SaeStage(Stage):
         if self.config.pretrained is not None and quality["explained_variance"] < LOWEST_EXPLAINED_VARIANCE:
             raise CocomixError(
                 f"the SAE {self.config.pretrained} explains {quality['explained_variance']:.2f} of the variance after"
-                f" block {self.config.layer}; it belongs to another layer or model, so check sae.layer"
+                f" block {self.config.layer} with {sae.k} latents kept; it belongs to another layer or model, or needs"
+                " more of them, so check sae.layer and sae.k"
             )
         figures = extra | quality | {"n_latents": sae.n_latents, "k": sae.k, "layer": self.config.layer}
         if is_main():

@@ -39,6 +39,7 @@ def density_chart(density: dict[str, list[float]], dead_share: float, tokens: in
         axes.set_ylabel("latents")
         axes.set_title(f"{dead_share:.1%} of the latents are silent on {count(tokens)} tokens", fontsize=12, loc="left")
         axes.grid(alpha=0.25, axis="y")
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         figure.tight_layout()
         return inline_svg(figure, "Histogram of latents by the logarithm of how often they are active")

@@ -39,7 +39,9 @@ def fetch(source: str, choose: Callable[[Path], Path]) -> Path:
     if found.is_file():
         return found
     if not found.is_dir():
-        raise CocomixError(f"the hub repository {repository} holds no autoencoder in {inside!r}; correct sae.pretrained")
+        raise CocomixError(
+            f"the hub repository {repository} holds no autoencoder in {inside!r}; correct sae.pretrained"
+        )
     chosen = choose(found)
     below = chosen.relative_to(root).as_posix()
     prefix = "" if below == "." else f"{below}/"
