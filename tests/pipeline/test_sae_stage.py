@@ -9,6 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cocomix.concepts import TopKSAE
+from cocomix.config import load_config
+from cocomix.errors import CocomixError
+from cocomix.pipeline.export import export_sae
+from cocomix.pipeline.run import Run
 from command import cocomix, refused
 
 pytestmark = pytest.mark.slow
@@ -25,6 +29,10 @@ def home(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def figures(home: Path) -> dict:
     return json.loads((home / "run/sae/stage.json").read_text())["figures"]
+
+
+def opened(home: Path) -> Run:
+    return Run(home / "run", load_config(home / "run/config.yaml"))
 
 
 def test_the_page_and_the_figures_of_a_trained_one(home: Path) -> None:
@@ -53,14 +61,18 @@ def test_one_without_a_k_of_its_own_takes_the_configured_one_down_to_the_student
     cocomix("sae", "sae.pretrained=jumprelu", "sae.k=6", "--run", "run", cwd=home)
     sae = TopKSAE.from_pretrained(home / "run/sae/model")
     assert sae.k == 6 and sae.activation.kind == "jumprelu" and figures(home)["l0"] <= 6
-    cocomix("label", "--run", "run", cwd=home)
-    cocomix("train", "cocomix", "students_train.steps=2", "--run", "run", cwd=home)
-    student = json.loads((home / "run/students/cocomix/seed0/model/config.json").read_text())
-    assert (student["num_concepts"], student["concept_top_k"]) == (128, 6)
+    run = opened(home)
+    student = next(stage for stage in run.students if stage.student == "cocomix").objective().evaluated().config
+    assert (student.num_concepts, student.concept_top_k) == (128, 6)
 
 
 def test_what_does_not_fit_is_refused(home: Path) -> None:
-    refused(cocomix("export-sae", "--run", "run", "-o", "saelens", cwd=home, check=False), "holds something already")
-    refused(cocomix("export-sae", "--run", "run", "-f", "odd", "-o", "x", cwd=home, check=False), "format 'odd'")
+    for name, output, words in (
+        ("saelens", "saelens", "holds something already"),
+        ("odd", "new", "no SAE format 'odd'"),
+        ("openai", "new", "cannot be written"),
+    ):
+        with pytest.raises(CocomixError, match=words):
+            export_sae(opened(home), name, home / output)
     wrong = cocomix("sae", "sae.pretrained=saelens", "sae.layer=2", "--run", "run", cwd=home, check=False)
     refused(wrong, "output of block 1", "set sae.layer=1")

@@ -76,7 +76,7 @@ class JumpReLU(Activation):
         self.register_buffer("threshold", torch.zeros(n_latents))
 
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
-        return F.relu(pre) * (pre > self.threshold)
+        return torch.where(pre > self.threshold.clamp_min(0), pre, 0.0)
 
 
 class GroupMax(Activation):

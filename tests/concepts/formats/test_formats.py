@@ -128,7 +128,7 @@ def test_openai_s_file_states_no_hook_and_keeps_its_k(tmp_path: Path) -> None:
 
 
 def test_what_is_no_autoencoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CocomixError, match="no SAE at ./nowhere"):
+    with pytest.raises(CocomixError, match=r"no SAE at \./nowhere"):
         load("./nowhere")
     with pytest.raises(CocomixError, match="no autoencoder of a known format"):
         load(tmp_path)
@@ -136,7 +136,7 @@ def test_what_is_no_autoencoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match=r"reads 'layers.2', the output of block 2 \(0-based\), and sae.layer is 3"):
         load(tmp_path)
     (tmp_path / "sae.json").write_text("[]")
-    with pytest.raises(CocomixError, match="sae.json is damaged"):
+    with pytest.raises(CocomixError, match=r"sae\.json is damaged"):
         load(tmp_path)
     settings = {"format": 2, "d_model": D, "n_latents": C, "k": K, "normalisation": "odd", "activation": {"kind": "x"}}
     (tmp_path / "sae.json").write_text(json.dumps(settings))

@@ -207,7 +207,7 @@ def test_another_width_and_strange_or_damaged_weights_are_refused(tmp_path: Path
     with pytest.raises(CocomixError, match=r"sae_weights.safetensors is missing"):
         load_sae(folder, layer=3, d_model=D, k=5)
     (folder / "cfg.json").write_text("{")
-    with pytest.raises(CocomixError, match="cfg.json is damaged"):
+    with pytest.raises(CocomixError, match=r"cfg\.json is damaged"):
         load_sae(folder, layer=3, d_model=D, k=5)
     (folder / "cfg.json").write_text('{"about": "something else"}')
     with pytest.raises(CocomixError, match="no autoencoder of a known format"):
