@@ -32,12 +32,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_checkpoint_that_does_not_fit(small_disk: Path) -> None:
-    save_checkpoint(small_disk, 1, {"x": torch.zeros(1000)}, [], "key")
+    save_checkpoint(small_disk, 1, {"x": torch.zeros(1000)}, {}, "key")
     with pytest.raises(OSError) as caught:
-        save_checkpoint(small_disk, 2, {"x": torch.zeros(2_000_000)}, [], "key")
+        save_checkpoint(small_disk, 2, {"x": torch.zeros(2_000_000)}, {}, "key")
     assert disk_full(caught.value) and caught.value.errno == errno.ENOSPC
-    loaded = load_checkpoint(small_disk, "key", torch.device("cpu"))
-    assert loaded is not None and loaded[0] == 1
+    loaded = load_checkpoint(small_disk, "key", {"x": torch.zeros(1000)})
+    assert loaded is not None and loaded.step == 1
     assert [path.name for path in small_disk.iterdir()] == ["step-00000001"]
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cocomix.concepts import TopKSAE, hidden_at, spliced_losses
-from cocomix.concepts.formats import LoadedSae, load_sae
+from cocomix.concepts.formats import load_sae
 from cocomix.concepts.quality import Reconstruction
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
@@ -19,10 +19,10 @@ from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
-from cocomix.pipeline.training import train_objective, training_figures
+from cocomix.pipeline.training import recipe, train_objective, training_figures
 from cocomix.report.sae_page import write_sae_page
 from cocomix.train.data import BatchSource
-from cocomix.train.distributed import device, is_main
+from cocomix.train.distributed import device, is_main, on_main
 
 LOWEST_EXPLAINED_VARIANCE = 0.3
 """Below this a loaded autoencoder is taken for another layer's; published ones explain well over 0.8 of theirs."""
@@ -50,7 +50,7 @@ class SaeStage(Stage):
             settings = {"pretrained": source, "layer": self.config.layer, "seq_len": self.seq_len}
             # A lent one is ours and has its own k; another may take the configured one.
             return settings if source != self.config.pretrained else settings | {"k": self.config.k}
-        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
+        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def outputs(self) -> list[str]:
         return ["model/sae.safetensors", "model/sae.json"]
@@ -73,10 +73,7 @@ class SaeStage(Stage):
             )
         extra: dict[str, Any] = {}
         if self.config.pretrained is not None:
-            loaded = load_sae(self.config.pretrained, layer=self.config.layer, d_model=width, k=self.config.k)
-            sae, extra = loaded.sae, {"format": loaded.format, "hook": loaded.hook}
-            if is_main():
-                sae.save_pretrained(folder / "model", **self._origin(loaded))
+            sae, extra = self._load(self.config.pretrained, folder, width)
         else:
             sae, extra = self._train(teacher, folder, progress)
         quality = self._quality(sae.to(device()).eval(), teacher)
@@ -108,17 +105,20 @@ class SaeStage(Stage):
         first = shards.windows(window_subset(shards.n_windows(self.seq_len), 16), self.seq_len)
         objective.to(device()).initialise(torch.from_numpy(first).to(device()))
         result = train_objective(objective, BatchSource(shards, self.seq_len), train, folder, None, progress)
-        return sae, training_figures(result)
+        return TopKSAE.from_pretrained(folder / "model"), training_figures(result)  # each process may hold a share
 
-    def _origin(self, loaded: LoadedSae) -> dict[str, Any]:
-        """What stays known of a loaded autoencoder beside its copy in the run."""
-        return {
-            "layer": self.config.layer,
-            "source": known_as(self.lending, self.config.pretrained),
-            "format": loaded.format,
-            "hook": loaded.hook,
-            "model": loaded.model,
-        }
+    def _load(self, source: str, folder: Path, width: int) -> tuple[TopKSAE, dict[str, Any]]:
+        """Copy the autoencoder `source` into the run; one process fetches and converts it for all."""
+
+        def copy() -> dict[str, Any]:
+            loaded = load_sae(source, layer=self.config.layer, d_model=width, k=self.config.k)
+            told = {"format": loaded.format, "hook": loaded.hook}
+            origin = {"source": known_as(self.lending, source), "model": loaded.model, "layer": self.config.layer}
+            loaded.sae.save_pretrained(folder / "model", **told, **origin)
+            return told
+
+        told = on_main(copy)
+        return TopKSAE.from_pretrained(folder / "model"), told
 
     def _quality(self, sae: TopKSAE, teacher: PreTrainedModel) -> dict[str, Any]:
         """Figures on evenly spread validation windows; splicing runs the model four times and takes fewer of them."""

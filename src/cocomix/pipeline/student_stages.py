@@ -63,7 +63,7 @@ class StudentStage(Stage):
             "matched": self.run_config.students[matched].model_dump(mode="json") if matched else None,
             "concepts": self._concepts() if "sae" in self.run_config.students[needs].reads else None,
             "sae_layer": self.run_config.sae.layer if "teacher" in self.config.reads else None,
-            "train": self.train.model_dump(mode="json"),
+            "train": self.train.recipe(),
             "seq_len": self.run_config.seq_len,
             "curve_windows": self.run_config.evaluation.curve_windows,
         }
