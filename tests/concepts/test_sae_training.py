@@ -1,7 +1,5 @@
 """Training an autoencoder: dead latents come back, several processes take one process's step, bf16 stays outside."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,36 +8,28 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.concepts import SaeTraining, TopKSAE, hidden_at
 from cocomix.objectives import SaeObjective
+from processes import program, torchrun
 
 PROGRAM = """
-import sys, torch, torch.distributed as dist
+import torch.distributed as dist
 from cocomix.concepts import SaeTraining, TopKSAE
-dist.init_process_group("gloo")
 torch.manual_seed(0)
 training = SaeTraining(TopKSAE(8, 20, 3).double(), aux_k=2, aux_coefficient=0.5, dead_after_tokens=9)
 data = torch.randn(3, 2, 6, 8, dtype=torch.double)
 found = []
 for step in range(3):
     training.zero_grad()
-    loss = training(data[step, dist.get_rank()])
-    loss.backward()
+    training(data[step, rank()]).backward()
     gradient = torch.cat([p.grad.flatten() for p in training.parameters()])
     dist.all_reduce(gradient)
     found.append([training.tokens_since_fired.clone(), gradient / 2])
-if dist.get_rank() == 0:
-    torch.save(found, sys.argv[1])
-dist.destroy_process_group()
+if is_main():
+    torch.save(found, home / "found.pt")
 """
 
 
 def test_two_processes_count_and_step_as_one_does(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, str(program), str(tmp_path / "found.pt")], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun(2, program(tmp_path, Path(__file__).parent, PROGRAM))
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     torch.manual_seed(0)
     training = SaeTraining(TopKSAE(8, 20, 3).double(), aux_k=2, aux_coefficient=0.5, dead_after_tokens=9)
