@@ -103,8 +103,21 @@ def train(
 
 @app.command()
 def sae(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
-    """Train the TopK sparse autoencoder on the concept model's residual stream, and report its quality."""
+    """Train or load the sparse autoencoder of the concept model's residual stream, and report its quality."""
     open_run(run, config, overrides).run_stage("sae")
+
+
+@app.command("export-sae")
+def export_sae(
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder to write.")],
+    run: RunDir = DEFAULT_RUN,
+    format: Annotated[str, typer.Option("--format", "-f", help="saelens, sparsify or cocomix.")] = "saelens",
+) -> None:
+    """Write the run's sparse autoencoder in another library's format."""
+    from cocomix.pipeline.export import export_sae as export
+
+    folder = export(open_run(run, None, None), format, output)
+    console.print(f"{folder}: {format}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -5,7 +5,8 @@ from cocomix.concepts.label_reader import LabelReader
 from cocomix.concepts.labeller import ConceptLabeller, Labeller, TopTokens
 from cocomix.concepts.labels import ConceptLabels, select_active, select_labels
 from cocomix.concepts.live import LiveLabels
-from cocomix.concepts.sae import SparseLatents, TopKSAE, sae_quality
+from cocomix.concepts.quality import sae_quality, spliced_losses
+from cocomix.concepts.sae import SparseLatents, TopKSAE
 from cocomix.concepts.sae_training import SaeTraining
 from cocomix.concepts.store import LabelStore
 from cocomix.concepts.teacher import hidden_at
@@ -30,4 +31,5 @@ __all__ = [
     "sae_quality",
     "select_active",
     "select_labels",
+    "spliced_losses",
 ]

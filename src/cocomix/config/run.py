@@ -73,10 +73,15 @@ class TeacherConfig(Section):
 class SaeConfig(Section):
     """The TopK sparse autoencoder on the teacher's residual stream."""
 
-    pretrained: str | None = Field(default=None, description="own SAE folder or OpenAI .pt file; empty: train one here")
+    pretrained: str | None = Field(
+        default=None,
+        description="SAE folder of cocomix, SAELens or sparsify, OpenAI .pt file, or hub id; empty: train one here",
+    )
     layer: int = Field(default=3, ge=0, description="teacher block (0-based) whose output the SAE reads")
     n_latents: int = Field(default=2048, ge=1, description="number of concepts C")
-    k: int = Field(default=16, ge=1, description="active latents per position K")
+    k: int = Field(
+        default=16, ge=1, description="active latents per position K; a loaded SAE that has a K of its own keeps it"
+    )
     aux_k: int = Field(default=64, ge=1, description="dead latents used by the auxiliary loss")
     aux_coefficient: float = Field(default=1 / 32, ge=0, description="weight of the auxiliary loss")
     dead_after_tokens: int = Field(
