@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cocomix.concepts import LabelStore
 from cocomix.pipeline.stage import disk_full
 from cocomix.tokens import write_shards
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
@@ -32,12 +33,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_checkpoint_that_does_not_fit(small_disk: Path) -> None:
-    save_checkpoint(small_disk, 1, {"x": torch.zeros(1000)}, [], "key")
+    save_checkpoint(small_disk, 1, {"x": torch.zeros(1000)}, {}, "key")
     with pytest.raises(OSError) as caught:
-        save_checkpoint(small_disk, 2, {"x": torch.zeros(2_000_000)}, [], "key")
+        save_checkpoint(small_disk, 2, {"x": torch.zeros(2_000_000)}, {}, "key")
     assert disk_full(caught.value) and caught.value.errno == errno.ENOSPC
-    loaded = load_checkpoint(small_disk, "key", torch.device("cpu"))
-    assert loaded is not None and loaded[0] == 1
+    loaded = load_checkpoint(small_disk, "key", {"x": torch.zeros(1000)})
+    assert loaded is not None and loaded.step == 1
     assert [path.name for path in small_disk.iterdir()] == ["step-00000001"]
 
 
@@ -47,3 +48,13 @@ def test_shards_that_do_not_fit(small_disk: Path, tokens: int) -> None:
         write_shards(small_disk / "s", [np.ones(tokens, dtype=np.int64)] * 2, vocab_size=50, eos_id=0)
     assert disk_full(caught.value)
     assert not (small_disk / "s" / "manifest.json").exists()
+
+
+def test_labels_that_do_not_fit_are_refused_before_the_first_one(small_disk: Path) -> None:
+    """Also beside a first set that fits: all are allocated before anything is labelled."""
+    about: dict = {"seq_len": 100, "n_labels": 4, "n_latents": 100, "lineage": {}, "shard_tokens": 50_000}
+    LabelStore.create(small_disk / "fits", n_tokens=200_000, **about)
+    with pytest.raises(OSError) as caught:
+        LabelStore.create(small_disk / "full", n_tokens=300_000, **about)
+    assert disk_full(caught.value)
+    assert not (small_disk / "full" / "pending.json").exists()

@@ -198,12 +198,13 @@ app.command()(push)
 def main() -> None:
     """Entry point of the `cocomix` command."""
     from cocomix.pipeline.stage import disk_full
-    from cocomix.train.distributed import Interrupted, distributed_session
+    from cocomix.train.distributed import Interrupted, distributed_session, wait_for_main_to_say_it
 
     try:
         with distributed_session():
             app(standalone_mode=True)
     except CocomixError as error:
+        wait_for_main_to_say_it()
         errors.print("cocomix:", str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:

@@ -9,20 +9,36 @@ from typing import Any
 from cocomix.errors import CocomixError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write `text` beside `path`, then rename: a reader sees the old file or the new one, never half of one.
+
+    With `durable` that holds after a power cut, too, and the new file is on the disk when this returns.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same file
     try:
         temporary.write_text(text, encoding="utf-8")
+        if durable:
+            _sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
     """`write_text` of indented JSON."""
-    write_text(path, json.dumps(content, indent=1))
+    write_text(path, json.dumps(content, indent=1), durable=durable)
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_source(source: str | Path, what: str) -> None:

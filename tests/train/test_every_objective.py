@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
@@ -92,13 +93,17 @@ def data(folder: Path) -> Data:
     return Data(TokenShards.open(folder), 8)
 
 
-def train(name: str, home: Path, folder: str) -> dict[str, torch.Tensor]:
+def train(name: str, home: Path, folder: str, **settings: object) -> dict[str, torch.Tensor]:
     made = OBJECTIVES[name]()
-    Trainer(made, data(home / "shards"), CONFIG, home / folder / name).run()
-    return {key: tensor.clone() for key, tensor in made.trainable().state_dict().items()}
+    Trainer(made, data(home / "shards"), CONFIG.model_copy(update=settings), home / folder / name).run()
+    state = made.trainable().state_dict()
+    return {
+        key: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()) for key, tensor in state.items()
+    }
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_equal_one(tmp_path: Path, parallel: str) -> None:
     data(tmp_path / "shards")
     program = tmp_path / "program.py"
     program.write_text(
@@ -111,7 +116,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         "torch.set_num_threads(1)\n"
         "home = Path(sys.argv[1])\n"
         "with distributed_session():\n"
-        "    made = {name: train(name, home, 'two') for name in OBJECTIVES}\n"
+        f"    how = {{'parallel': {parallel!r}, 'gradient_checkpointing': {parallel == 'fsdp'}}}\n"
+        "    made = {name: train(name, home, 'two', **how) for name in OBJECTIVES}\n"
         "    torch.save(made, home / f'rank{rank()}.pt')\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

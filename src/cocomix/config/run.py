@@ -92,6 +92,23 @@ class LabelConfig(Section):
     )
     k: int = Field(default=4, ge=1, description="labels per position K_attr")
     precision: Precision = Field(default="fp32", description="of the teacher's passes; fp32, bf16 or auto")
+    batch_size: int = Field(
+        default=16, ge=1, description="windows in every pass of the teacher; last bits may depend on it, so labels do"
+    )
+    live: bool = Field(
+        default=False,
+        description="make labels while students train, in every epoch of each, nothing on disk; the same labels."
+        " Passes are filled up to batch_size, so let it divide the windows a process trains on in a step",
+    )
+    scores: bool = Field(
+        default=False, description="store each label's score, too, 4 more bytes; training does not read them"
+    )
+
+    @model_validator(mode="after")
+    def _live_has_no_store(self) -> Self:
+        if self.live and self.scores:
+            raise ValueError("`scores` are for stored labels; live ones keep nothing, so leave one of the two out")
+        return self
 
 
 class EvaluationConfig(Section):

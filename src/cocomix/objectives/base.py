@@ -30,6 +30,13 @@ class Objective(nn.Module, ABC):
         """Modules whose gradient norms are limited, each by itself."""
         return [self.trainable()]
 
+    def sharded_units(self) -> list[nn.Module]:
+        """Modules FSDP2 gathers one at a time, the innermost first: blocks, then the model, then what is left."""
+        model = self.evaluated()
+        stack = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), ())
+        outside = {id(p) for p in self.parameters()} - {id(p) for p in model.parameters()}
+        return [*stack, model, *([self] if outside else [])]
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the trained module in its own format."""

@@ -16,7 +16,7 @@ from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
-from cocomix.pipeline.training import train_objective, training_figures
+from cocomix.pipeline.training import recipe, train_objective, training_figures
 from cocomix.train.data import BatchSource
 from cocomix.train.distributed import device, is_main
 
@@ -42,7 +42,7 @@ class SaeStage(Stage):
         if self.config.pretrained is not None:
             source = known_as(self.lending, self.config.pretrained)
             return {"pretrained": source, "layer": self.config.layer, "seq_len": self.seq_len}
-        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
+        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def outputs(self) -> list[str]:
         return ["model/sae.safetensors", "model/sae.json"]
@@ -93,7 +93,7 @@ class SaeStage(Stage):
         first = shards.windows(window_subset(shards.n_windows(self.seq_len), 16), self.seq_len)
         objective.to(device()).initialise(torch.from_numpy(first).to(device()))
         result = train_objective(objective, BatchSource(shards, self.seq_len), train, folder, None, progress)
-        return sae, training_figures(result)
+        return TopKSAE.from_pretrained(folder / "model"), training_figures(result)  # each process may hold a share
 
     def _load(self, path: Path, width: int) -> TopKSAE:
         sae = TopKSAE.from_pretrained(path) if path.is_dir() else TopKSAE.load_openai_file(path)

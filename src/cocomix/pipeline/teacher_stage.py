@@ -13,7 +13,7 @@ from cocomix.objectives import NtpObjective
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import Stage
-from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
+from cocomix.pipeline.training import describe_curve, recipe, train_objective, training_figures, validation_curve
 from cocomix.students import build_plain, load_causal_lm, special_ids
 from cocomix.train.data import BatchSource
 from cocomix.train.distributed import device, is_main
@@ -37,7 +37,7 @@ class TeacherStage(Stage):
     def settings(self) -> dict[str, Any]:
         if self.config.pretrained is not None:
             return {"pretrained": known_as(self.lending, self.config.pretrained), "seq_len": self.seq_len}
-        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
+        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def outputs(self) -> list[str]:
         return ["model/config.json"]

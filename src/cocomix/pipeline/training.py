@@ -13,7 +13,7 @@ from cocomix.objectives import Objective
 from cocomix.tokens import TokenShards
 from cocomix.train.config import TrainConfig
 from cocomix.train.data import BatchSource
-from cocomix.train.distributed import barrier, is_main
+from cocomix.train.snapshots import save_model
 from cocomix.train.trainer import Trainer, TrainResult
 
 
@@ -27,10 +27,13 @@ def train_objective(
 ) -> TrainResult:
     """Train (or go on training) in `folder` and save the model to `folder/model`."""
     result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress).run()
-    if is_main():
-        objective.save(folder / "model")
-    barrier()
+    save_model(objective, folder / "model")
     return result
+
+
+def recipe(config: TrainConfig | None) -> dict[str, Any] | None:
+    """What of a training's settings decides its outcome."""
+    return None if config is None else config.recipe()
 
 
 def training_figures(result: TrainResult) -> dict[str, Any]:

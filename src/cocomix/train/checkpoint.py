@@ -1,7 +1,9 @@
-"""Checkpoints that a kill cannot spoil.
+"""Checkpoints that a kill cannot spoil, written by all processes and read by any number of them.
 
-A checkpoint is a folder written under another name, flushed, then renamed; the newest two are kept, and a
-damaged newest one falls back to the one before. Tensors load with `weights_only=True`: nothing is executed.
+Every process writes its share of the tensors through torch.distributed.checkpoint, in the safetensors format: nothing
+in a checkpoint can be executed. A folder is written under another name, flushed, then renamed; its `meta.json`, with
+the size and checksum of every file, comes last. The newest two are kept, and a damaged newest one falls back to the
+one before.
 """
 
 import errno
@@ -9,75 +11,163 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from cocomix.errors import CocomixError
+from cocomix.files import sha256
+from cocomix.train.distributed import gathered, is_main, on_main, rank, world_size
 
 KEEP = 2
+META = "meta.json"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], curve: list[dict[str, Any]], key: str) -> None:
-    """Write `folder/step-N` atomically and prune older ones.
+class Found(NamedTuple):
+    """A checkpoint that was loaded."""
+
+    step: int
+    about: dict[str, Any]
+    """what was saved beside the tensors"""
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], about: dict[str, Any], key: str) -> None:
+    """Write `folder/step-N` atomically and prune older ones; all processes must call it.
 
     Args:
-        state: nested tensors and plain numbers (model, optimiser, RNG).
-        curve: JSON-able points measured so far.
-        key: what the run was made with; a resume must present the same.
+        tensors: by name; sharded ones (DTensor) are written in shares.
+        about: JSON-able state beside them, the main process's counts.
+        key: what the run is made with; a resume must present the same.
+
+    Raises:
+        OSError: the disk is full, in whichever process; older checkpoints are as they were.
     """
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        _write(temporary / "state.pt", lambda stream: torch.save(state, stream))
-        meta = json.dumps({"step": step, "key": key, "curve": curve}).encode()
-        _write(temporary / "meta.json", lambda stream: stream.write(meta))
+        on_main(lambda: _emptied(temporary))
+        _write_tensors(temporary, tensors)
+        names = sorted(path.name for path in temporary.glob("*.safetensors"))
+        entries = gathered({name: _entry(temporary / name) for name in names[rank() :: world_size()]})
+        files = {name: entry for part in entries for name, entry in sorted(part.items())}
+        meta = {"format": 2, "step": step, "key": key, "processes": world_size(), "files": files, "about": about}
+        on_main(lambda: _publish(temporary, final, meta))
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(
-    folder: Path, key: str, device: torch.device
-) -> tuple[int, dict[str, Any], list[dict[str, Any]]] | None:
-    """Newest sound checkpoint as (step, state, curve), or None if there is none.
+def load_checkpoint(folder: Path, key: str, tensors: dict[str, torch.Tensor]) -> Found | None:
+    """Fill `tensors` from the newest sound checkpoint; None if there is none. All processes must call it.
+
+    The number of processes may differ from the one it was written with.
 
     Raises:
         CocomixError: the checkpoint belongs to other settings.
     """
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in on_main(lambda: sorted(folder.glob("step-*"), reverse=True)):
         try:
-            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-            state = torch.load(path / "state.pt", map_location=device, weights_only=True)
-            step, made_with, curve = meta["step"], meta["key"], meta["curve"]
-        except Exception as error:  # torch raises several unrelated types for a damaged file
-            warnings.warn(
-                f"the checkpoint {path} is damaged ({type(error).__name__}) and was passed over", stacklevel=2
-            )
-            continue
-        if made_with != key:
-            raise CocomixError(
-                f"the checkpoint {path} was made with other settings; delete {folder} or restore the settings"
-            )
-        return step, state, curve
+            meta = on_main(lambda path=path: _meta(path))
+            if meta["key"] != key:
+                raise CocomixError(
+                    f"the checkpoint {path} was made with other settings; delete {folder} or restore the settings"
+                )
+            _check_files(path, meta["files"])
+            with _quiet():
+                load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=world_size() == 1)
+            return Found(meta["step"], meta["about"])
+        except CocomixError:
+            raise
+        except (Exception, CheckpointException) as error:  # many types mean a damaged file, one no Exception
+            if is_main():
+                warnings.warn(f"the checkpoint {path} is damaged ({_cause(error)}) and was passed over", stacklevel=2)
     return None
 
 
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    with path.open("wb") as stream:
-        try:
-            write(stream)
-        except RuntimeError as error:  # torch's words for a file that could not grow
-            if shutil.disk_usage(path.parent).free < 1 << 20:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-            raise
+def _write_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        with _quiet():
+            save(tensors, storage_writer=writer, no_dist=world_size() == 1)
+    except CheckpointException as failed:
+        causes = [cause for cause, _ in failed.failures.values()]
+        if any(_no_space(cause) for cause in causes) or shutil.disk_usage(folder.parent).free < 1 << 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from failed
+        raise causes[0] from failed
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within: PyTorch does not warn that a single process saves alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _no_space(cause: BaseException) -> bool:
+    return getattr(cause, "errno", None) == errno.ENOSPC or "No space left" in str(cause)
+
+
+def _emptied(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _publish(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
+    with (temporary / META).open("w", encoding="utf-8") as stream:
+        json.dump(meta, stream)
         stream.flush()
         os.fsync(stream.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    _flush_folder(final.parent)
+    for old in sorted(final.parent.glob("step-*"))[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # not every file system flushes folders
+    finally:
+        os.close(descriptor)
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    meta = json.loads((path / META).read_text(encoding="utf-8"))
+    _ = meta["step"], meta["key"], meta["files"], meta["about"]
+    return meta
+
+
+def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Every file is as it was written; each process looks at its share of them."""
+    wrong = [name for name in sorted(files)[rank() :: world_size()] if not _as_written(path / name, files[name])]
+    wrong = [name for part in gathered(wrong) for name in part]
+    if wrong:
+        raise OSError(f"{wrong[0]} is missing or altered")
+
+
+def _as_written(path: Path, entry: dict[str, Any]) -> bool:
+    if not path.exists() or path.stat().st_size != entry["bytes"]:
+        return False
+    return sha256(path) == entry["sha256"]
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,11 +1,22 @@
 """Training settings, with the paper's optimiser as defaults."""
 
 import math
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cocomix.train.precision import Precision
+
+HOW = (
+    "micro_batch_size",
+    "parallel",
+    "gradient_checkpointing",
+    "compile",
+    "checkpoint_seconds",
+    "trackers",
+    "log_every",
+)
+"""Settings that change a result in its last bits at most."""
 
 
 class TrainConfig(BaseModel):
@@ -34,10 +45,27 @@ class TrainConfig(BaseModel):
         default="fp32",
         description="fp32, bf16 (autocast; weights stay fp32) or auto: bf16 where the machine is fast in it",
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="with several processes: ddp (a copy of the model each) or fsdp (FSDP2, a shard each)",
+    )
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     compile: bool = Field(default=False, description="torch.compile the model")
+    on_fault: Literal["stop", "skip"] = Field(
+        default="stop", description="of a step whose loss or gradient is not finite, or spikes: stop the run or skip it"
+    )
+    spike_factor: float | None = Field(
+        default=None, gt=1, description="a loss this many times the median of the last 50 is a spike; empty: none is"
+    )
     n_evals: int = Field(default=10, ge=0, description="evaluations, evenly spaced over the run and one at its end")
+    n_snapshots: int = Field(
+        default=0, ge=0, description="whole models kept in `snapshots/step-N`, evenly spaced, the last at the end"
+    )
     checkpoint_seconds: float = Field(default=60.0, gt=0, description="at least this long between two checkpoints")
+    trackers: tuple[str, ...] = Field(
+        default=(), description="where metrics go: tensorboard, wandb, trackio and what else Accelerate knows"
+    )
+    log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics")
     seed: int = Field(default=0, ge=0, description="seed of initialisation and data order")
 
     @model_validator(mode="after")
@@ -47,6 +75,10 @@ class TrainConfig(BaseModel):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of `epochs` and `steps`")
         return self
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the outcome; the rest decides how it is computed, and may change when a run is resumed."""
+        return self.model_dump(mode="json", exclude=set(HOW))
 
     def total_steps(self, n_windows: int) -> int:
         """Optimiser steps over `n_windows` windows, at least one."""

@@ -5,10 +5,13 @@ no-op, so the same code runs on a laptop.
 """
 
 import os
+import pickle
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -57,6 +60,45 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+Value = TypeVar("Value")
+
+
+def gathered(mine: Value) -> list[Value]:
+    """Every process's value, in the processes' order; all must call it."""
+    if not dist.is_initialized():
+        return [mine]
+    everyone: list[Value | None] = [None] * world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone  # pyright: ignore[reportReturnType]
+
+
+def on_main(do: Callable[[], Value]) -> Value:
+    """What `do` returns in the main process, for all; what it raises there is raised everywhere, so nobody waits."""
+    if not dist.is_initialized():
+        return do()
+    outcome: list[tuple[bool, Value | Exception] | None] = [None]
+    if is_main():
+        try:
+            outcome = [(True, do())]
+        except Exception as error:
+            outcome = [(False, _portable(error))]
+    dist.broadcast_object_list(outcome, src=0)
+    assert outcome[0] is not None
+    fine, value = outcome[0]
+    if not fine:
+        raise value  # pyright: ignore[reportGeneralTypeIssues]
+    return value  # pyright: ignore[reportReturnType]
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one that says the same where it cannot travel to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
 def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
     """Mean of a tensor over all processes."""
     if dist.is_initialized():
@@ -66,6 +108,15 @@ def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor on the CPU over all processes, on the CPU."""
+    if not dist.is_initialized():
+        return value
+    total = value.to(device(), copy=True)
+    dist.all_reduce(total)
+    return total.cpu()
+
+
 def anywhere(mine: bool) -> bool:
     """Whether it is so in any process; all processes get the same answer."""
     if not dist.is_initialized():
@@ -73,6 +124,12 @@ def anywhere(mine: bool) -> bool:
     flag = torch.tensor([float(mine)], device=device())
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())
+
+
+def wait_for_main_to_say_it() -> None:
+    """Give the main process time to report an error that all have; a launcher then ends the others unheard."""
+    if not is_main():
+        time.sleep(3)
 
 
 @contextmanager

@@ -1,16 +1,16 @@
 """The training loop, for every objective.
 
-Data order is a pure function of (seed, step), so a checkpoint needs no iterator state. The mean loss over the
-global batch is minimised however it is cut into micro-batches and processes (an autoencoder's auxiliary loss and
-variance are taken over each part). Seconds count training only:
-evaluation and checkpoints are left out of the curve's clock.
+Data order, learning rate and random numbers are pure functions of (seed, step), so a checkpoint needs no iterator or
+generator state, and a resumed run repeats the interrupted one bit for bit. The mean loss over the global batch is
+minimised however it is cut into micro-batches and processes (an autoencoder's auxiliary loss and variance are taken
+over each part). Seconds count training only: evaluation and checkpoints are left out of the curve's clock.
 """
 
 import contextlib
 import hashlib
 import json
-import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cocomix.errors import CocomixError
 from cocomix.objectives.base import Objective
@@ -31,14 +30,19 @@ from cocomix.train.distributed import (
     Interrupted,
     StopRequest,
     anywhere,
-    barrier,
     device,
     is_main,
     mean_over_processes,
     rank,
     world_size,
 )
+from cocomix.train.guard import ON_FAULT, Guard, check_not_hopeless
+from cocomix.train.metrics import Metrics
+from cocomix.train.optimizer import adamw
+from cocomix.train.parallel import parallel
 from cocomix.train.precision import autocast
+from cocomix.train.snapshots import save_snapshot
+from cocomix.train.state import total_norm, training_tensors
 
 
 @dataclass
@@ -51,6 +55,7 @@ class TrainResult:
         flops: floating-point operations spent on them, forward and backward, two a multiply-accumulate.
         seconds: wall clock of the training steps alone.
         wait_share: share of those seconds spent waiting for data.
+        skipped: steps left out: step, fault, and the ids of the batch's windows.
     """
 
     curve: list[dict[str, Any]]
@@ -58,6 +63,7 @@ class TrainResult:
     flops: float
     seconds: float
     wait_share: float
+    skipped: list[dict[str, Any]]
 
 
 class Trainer:
@@ -67,8 +73,8 @@ class Trainer:
         objective: what is minimised.
         data: where batches come from.
         config: settings.
-        folder: checkpoints go below it.
-        evaluate: called on the model at evaluation points; its figures join the curve.
+        folder: checkpoints and snapshots go below it.
+        evaluate: called on the model at evaluation points, in every process; its figures join the curve.
         progress: called as `progress(step, total, metrics)` after each step.
     """
 
@@ -81,12 +87,12 @@ class Trainer:
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
         progress: Callable[[int, int, dict[str, Any]], None] | None = None,
     ) -> None:
-        self.objective, self.data, self.config = objective, data, config
-        self.checkpoints = folder / "checkpoints"
+        self.objective, self.data, self.config, self.folder = objective, data, config, folder
         self.evaluate, self.progress = evaluate, progress
         self.device = device()
         self.total = config.total_steps(data.n_windows)
-        self.evaluations = {round(i * self.total / config.n_evals) for i in range(1, config.n_evals + 1)}
+        self.evaluations = _evenly(config.n_evals, self.total)
+        self.snapshots = _evenly(config.n_snapshots, self.total)
         if data.n_windows < 1:
             raise CocomixError(
                 f"the corpus has fewer tokens than one window of {data.seq_len}; add text or lower seq_len"
@@ -96,16 +102,15 @@ class Trainer:
                 f"batch_size {config.batch_size} cannot be shared evenly by {world_size()} processes; change it"
             )
         self.objective.to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(objective.trainable(), config.weight_decay),
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-        )
+        self.parallel = parallel(config.parallel)
+        self.parallel.prepare(objective)
+        self.optimizer = adamw(objective.trainable(), config)
         self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, Any]] = []
-        self.recent: list[torch.Tensor] = []
-        described = json.dumps([config.model_dump(mode="json"), data.shards.fingerprint, data.seq_len], sort_keys=True)
+        self.recent: list[float] = []
+        self.skipped: list[dict[str, Any]] = []
+        self.guard, self.grad_norm = Guard(config.spike_factor), 0.0
+        described = json.dumps([config.recipe(), data.shards.fingerprint, data.seq_len], sort_keys=True)
         self._key = hashlib.sha256(described.encode()).hexdigest()
 
     def run(self) -> TrainResult:
@@ -113,25 +118,35 @@ class Trainer:
 
         Raises:
             Interrupted: a signal asked to stop; a checkpoint was saved first.
-            CocomixError: the loss is not finite.
+            CocomixError: a faulty step, and the settings say to stop.
         """
         self._resume()
         loss_fn = self.wrapped()
         saved_at = time.monotonic()
-        recent = self.recent
-        with StopRequest() as stop:
+        metrics = Metrics(
+            self.config,
+            self.folder,
+            flops_per_token=lambda: self.objective.flops_per_token(self.data.seq_len),
+            tokens_per_step=self.config.batch_size * self.data.seq_len,
+            device=self.device,
+        )
+        with StopRequest() as stop, contextlib.closing(metrics):
             while self.step < self.total:
                 started = time.perf_counter()
-                recent.append(self.train_step(loss_fn))
+                loss = self.train_step(loss_fn)
                 self.step += 1
-                if self.step % 10 == 0 or self.step == self.total or self.step in self.evaluations:
-                    self._check_finite(recent[-1])
                 self.seconds += time.perf_counter() - started
+                if loss is not None:
+                    self.recent.append(loss)
+                    self._log(metrics, loss)
                 if self.progress is not None:
-                    self.progress(self.step, self.total, {"loss": recent[-1]} if self.step % 10 == 0 else {})
+                    self.progress(self.step, self.total, {} if loss is None else {"loss": loss})
                 if self.step in self.evaluations:
-                    self.curve.append(self._point(torch.stack(recent).mean()))
-                    recent.clear()
+                    self.curve.append(self._point())
+                    metrics.evaluation(self.curve[-1])
+                    self.recent.clear()
+                if self.step in self.snapshots:
+                    save_snapshot(self.objective, self.folder, self.step)
                 # Processes agree on what to do every few steps, so that none waits for a save the others skip.
                 ask = world_size() == 1 or self.step % 5 == 0 or self.step == self.total
                 stopping = ask and anywhere(stop.received is not None)
@@ -146,40 +161,47 @@ class Trainer:
                     )
         return self._result()
 
-    def train_step(self, loss_fn: Callable[..., Any]) -> torch.Tensor:
-        """One optimiser step; returns this batch's mean loss over all processes."""
+    def train_step(self, loss_fn: nn.Module) -> float | None:
+        """One optimiser step; returns the batch's mean loss over all processes, or None if the step was left out."""
         config = self.config
+        torch.manual_seed(_seed(config.seed, self.step, rank()))
         indices = batch_order(self.data.n_windows, config.batch_size, config.seed, self.step)
-        mine = np.array_split(indices, world_size())[rank()]
-        micro = config.micro_batch_size or len(mine)
-        density = self.data.label_density(indices) if micro < len(indices) else None
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step, self.total)
+        loss = float(mean_over_processes(self._backward(loss_fn, indices)))
+        self.objective.before_step()
+        norms = [
+            torch.nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip) for module in self.objective.clipped()
+        ]
+        self.grad_norm = float(total_norm(norms))
+        fault = self.guard.fault(loss, self.grad_norm)
+        if fault is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._left_out(fault, indices)
+            return None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.after_step()
+        return loss
+
+    def _backward(self, loss_fn: nn.Module, indices: np.ndarray) -> torch.Tensor:
+        """Forward and backward passes of this process's share of a batch; returns its mean loss."""
+        mine = np.array_split(indices, world_size())[rank()]
+        micro = self.config.micro_batch_size or len(mine)
+        density = self.data.label_density(indices) if micro < len(indices) else None
         total = torch.zeros((), device=self.device)
         for start in range(0, len(mine), micro):
             part = mine[start : start + micro]
-            last = start + micro >= len(mine)
             batch = self.data(part, self.device, density)
             batch["progress"] = torch.tensor(self.step / self.total, device=self.device)
-            no_sync = (
-                loss_fn.no_sync()
-                if isinstance(loss_fn, DistributedDataParallel) and not last
-                else contextlib.nullcontext()
-            )
-            with no_sync:
+            with self.parallel.accumulating(loss_fn, last=start + micro >= len(mine)):
                 with autocast(self.device, self.config.precision):
                     loss = loss_fn(batch) * (len(part) / len(mine))
                 loss.backward()
             total += loss.detach()
-        self.objective.before_step()
-        for module in self.objective.clipped():
-            torch.nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.objective.after_step()
-        return mean_over_processes(total)
+        return total
 
-    def wrapped(self) -> Callable[..., Any]:
+    def wrapped(self) -> nn.Module:
         """The objective in training mode, compiled and distributed as the settings say."""
         self.objective.train()
         model = self.objective.evaluated()
@@ -190,61 +212,64 @@ class Trainer:
             if enable is None:
                 raise CocomixError(f"{type(model).__name__} has no gradient checkpointing; set it to false")
             enable()
-        wrapped: nn.Module = self.objective
         if self.config.compile:
-            wrapped = torch.compile(wrapped)  # pyright: ignore[reportAssignmentType]
-        if world_size() > 1:
-            wrapped = DistributedDataParallel(
-                wrapped, device_ids=[self.device.index] if self.device.type == "cuda" else None
-            )
-        return wrapped
+            self.objective.compile()
+        return self.parallel.wrap(self.objective)
 
-    def _check_finite(self, loss: torch.Tensor) -> None:
-        if not math.isfinite(float(loss)):
-            indices = batch_order(self.data.n_windows, self.config.batch_size, self.config.seed, self.step - 1)
-            raise CocomixError(
-                f"the loss is {float(loss)} by step {self.step} (windows {indices[:8].tolist()}...);"
-                " lower learning_rate or use precision fp32"
-            )
+    def _log(self, metrics: Metrics, loss: float) -> None:
+        metrics.step(
+            self.step,
+            loss=loss,
+            grad_norm=self.grad_norm,
+            seconds=self.seconds,
+            waited=self.data.waited,
+            skipped=len(self.skipped),
+        )
 
-    def _point(self, train_loss: torch.Tensor) -> dict[str, Any]:
+    def _left_out(self, fault: str, indices: np.ndarray) -> None:
+        event = {"step": self.step + 1, "fault": fault, "windows": indices.tolist()}
+        ON_FAULT[self.config.on_fault].handle(event)
+        self.skipped.append(event)
+        if is_main():
+            warnings.warn(f"step {event['step']} was left out: {fault}; windows {event['windows']}", stacklevel=2)
+        check_not_hopeless(self.skipped, event["step"])
+
+    def _point(self) -> dict[str, Any]:
         figures = {}
         if self.evaluate is not None:
             self.objective.eval()
             figures = self.evaluate(self.objective.evaluated())
+            self.parallel.evaluated(self.objective)
             self.objective.train()
-        return self._cost() | {"train_loss": float(train_loss)} | figures
+        train_loss = sum(self.recent) / len(self.recent) if self.recent else None
+        return self._cost() | {"train_loss": train_loss} | figures
 
     def _cost(self) -> dict[str, Any]:
         tokens = self.step * self.config.batch_size * self.data.seq_len
         flops = tokens * self.objective.flops_per_token(self.data.seq_len)
         return {"step": self.step, "tokens": tokens, "flops": flops, "seconds": self.seconds}
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "model": self.objective.trainable().state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
+    def _save(self) -> None:
+        about = {
+            "curve": self.curve,
             "recent": self.recent,
+            "skipped": self.skipped,
+            "remembered": self.guard.recent,
             "seconds": self.seconds,
             "waited": self.data.waited,
         }
-
-    def _save(self) -> None:
-        if is_main():
-            save_checkpoint(self.checkpoints, self.step, self._state(), self.curve, self._key)
-        barrier()
+        tensors = training_tensors(self.objective.trainable(), self.optimizer)
+        save_checkpoint(self.folder / "checkpoints", self.step, tensors, about, self._key)
 
     def _resume(self) -> None:
-        found = load_checkpoint(self.checkpoints, self._key, self.device)
+        tensors = training_tensors(self.objective.trainable(), self.optimizer)
+        found = load_checkpoint(self.folder / "checkpoints", self._key, tensors)
         if found is None:
             return
-        self.step, state, self.curve = found
-        self.objective.trainable().load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"].cpu())
-        self.recent = state["recent"]
-        self.seconds, self.data.waited = state["seconds"], state["waited"]
+        self.step, about = found
+        self.curve, self.recent, self.skipped = about["curve"], about["recent"], about["skipped"]
+        self.guard = Guard(self.config.spike_factor, about["remembered"])
+        self.seconds, self.data.waited = about["seconds"], about["waited"]
 
     def _result(self) -> TrainResult:
         cost = self._cost()
@@ -254,13 +279,15 @@ class Trainer:
             flops=cost["flops"],
             seconds=self.seconds,
             wait_share=self.data.waited / self.seconds if self.seconds else 0.0,
+            skipped=self.skipped,
         )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors (biases, norms) do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def _evenly(n: int, total: int) -> set[int]:
+    return {round(i * total / n) for i in range(1, n + 1)} - {0}
+
+
+def _seed(seed: int, step: int, process: int) -> int:
+    """Seed of a step's random numbers (dropout) in one process."""
+    digest = hashlib.sha256(f"{seed} {step} {process}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
