@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cocomix.errors import CocomixError
 from cocomix.files import sha256
 from cocomix.pipeline.stage import RECORD
 from cocomix.pipeline.student_stages import StudentStage
@@ -94,10 +95,7 @@ def _training(record: dict[str, Any]) -> Rows:
         ("steps", "" if steps is None else f"{steps:,} of {train['batch_size']} windows"),
         ("FLOPs", f"{figures['flops']:.4g}"),
         ("time of the steps", f"{figures['seconds']:.0f} s"),
-        (
-            "learning rate",
-            f"{train['learning_rate']:g} at its maximum, warm-up {train['warmup_fraction']:g} of the steps",
-        ),
+        ("learning rate", f"{train['learning_rate']:g} at its maximum, {warmup}"),
         ("precision", train["precision"]),
     ]
 
@@ -107,7 +105,8 @@ def _text(run: "Run", student: StudentStage) -> Rows:
     options = {name: public(value) for name, value in run.config.corpus.options.items()}
     rows: Rows = [("source", corpus["source"] + (f" {options}" if options else ""))]
     for split, counts in corpus["splits"].items():
-        words = f"{counts['documents']:,} documents, {tokens['tokens'][split]:,} tokens, text sha256 {counts.get('sha256', 'not recorded')}"
+        words = f"{counts['documents']:,} documents, {tokens['tokens'][split]:,} tokens"
+        words += f", text sha256 {counts['sha256']}" if "sha256" in counts else ""
         rows.append((split, words))
     trained = "byte-level BPE trained on the train split"
     source = run.config.tokens.tokenizer
