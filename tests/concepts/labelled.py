@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cocomix.concepts import ConceptLabeller, TopKSAE, TopTokens
 from cocomix.concepts.labelling import label_split
 from cocomix.tokens import TokenShards, write_shards
+from processes import program, torchrun
 
 SIGNS = ("helpful", "absolute")
 SEQ, K, BATCH, WINDOWS = 32, 4, 6, 700
@@ -81,17 +81,5 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def in_two_processes(home: Path, *lines: str) -> subprocess.CompletedProcess[str]:
     """Run `lines` in two gloo processes; `home` and the names of this module are known there."""
-    program = home / "program.py"
-    program.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
-        "from pathlib import Path\n"
-        "import torch\n"
-        "from concepts.labelled import *\n"
-        "from cocomix.train.distributed import distributed_session\n"
-        "torch.set_num_threads(1)\n"
-        "home = Path(sys.argv[1])\n"
-        "with distributed_session():\n" + "".join(f"    {line}\n" for line in lines)
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run([*launch, str(program), str(home)], capture_output=True, text=True, timeout=240)
+    body = "\n".join(["from concepts.labelled import *", "torch.set_num_threads(1)", *lines])
+    return torchrun(2, program(home, Path(__file__).parent, body), check=False)

@@ -1,8 +1,6 @@
 """Stored and live labels through the pipeline: the same student, other costs; `cocomix label` under torchrun."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from cocomix.pipeline.label_stage import LabelStage
 from cocomix.pipeline.results import collect_results
 from cocomix.pipeline.run import Run
 from concepts.labelled import contents
+from processes import torchrun
 
 SMALL = (
     "corpus.every=40",
@@ -94,11 +93,7 @@ def test_two_processes_on_the_command_line_redo_an_old_folder(run: Run) -> None:
     record = json.loads((labels / "stage.json").read_text())
     (labels / "stage.json").write_text(json.dumps(record | {"fingerprint": "an earlier version's"}))
     (labels / "train" / "helpful" / "ids.bin").write_bytes(b"its format")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cocomix"]
-    done = subprocess.run(
-        [*launch, "label", "--name", "exact", "-r", run.folder], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    done = torchrun(2, "-m", "cocomix", "label", "--name", "exact", "-r", str(run.folder))
     assert done.stdout.count("positions labelled: helpful") == 1
     assert contents(labels) == before
     stage = run.labels["exact"]

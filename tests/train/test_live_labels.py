@@ -54,7 +54,6 @@ def test_live_equals_stored_in_two_processes(tmp_path: Path) -> None:
     done = in_two_processes(
         tmp_path,
         "from train.test_live_labels import trained",
-        "from cocomix.train.distributed import is_main",
         "for kind in ('stored', 'live'):",
         "    weights = trained(home, kind, 'two', 3)",
         "    if is_main(): torch.save(weights, home / f'{kind}.pt')",
