@@ -62,7 +62,6 @@ def main() -> None:
         "machine": machine(),
         "commit": git_commit(),
         "settings": {"corpus.file_bytes": FILE_BYTES, "vocabulary": VOCABULARY},
-        "load_average_at_the_end": os.getloadavg(),
         "runs": rows,
     }
     write_json(arguments.output / "report.json", report)
@@ -134,6 +133,8 @@ def measure(home: Path, quarters: int, command: str, workers: int) -> dict[str, 
         "stage_seconds": record["seconds"],
         "whole_seconds": time.monotonic() - started,
         "tokens_per_second": n_tokens / record["seconds"] if n_tokens else None,
+        "cpu_seconds": trace[-1]["cpu"],
+        "load_average": os.getloadavg()[0],
         "peak_rss_mib": max(point["rss"] for point in trace),
         "peak_pss_mib": max(point["pss"] for point in trace),
         "most_processes": max(point["processes"] for point in trace),
@@ -145,16 +146,19 @@ def watch(process: subprocess.Popen, started: float) -> Iterator[dict[str, float
     """Memory of the process and its children, MiB, until it ends."""
     ended = threading.Event()
     threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
-    root = psutil.Process(process.pid)
+    root, used = psutil.Process(process.pid), {}
     while not ended.wait(0.1):
         rss = pss = count = 0
         try:
             for one in [root, *root.children(recursive=True)]:
                 memory = one.memory_full_info()
                 rss, pss, count = rss + memory.rss, pss + memory.pss, count + 1
+                used[one.pid] = sum(one.cpu_times()[:2])
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # one has just ended; the next look counts the others
-        yield {"seconds": time.monotonic() - started, "rss": rss / MIB, "pss": pss / MIB, "processes": count}
+        yield {"seconds": time.monotonic() - started, "rss": rss / MIB, "pss": pss / MIB, "processes": count} | {
+            "cpu": sum(used.values())
+        }
 
 
 def draw(rows: list[dict[str, Any]], traces: list[list[dict[str, float]]], path: Path) -> None:

@@ -9,19 +9,10 @@ import pytest
 
 from cocomix.corpus import SOURCES, Skipped
 from cocomix.errors import CocomixError
+from corpus.made import write_jsonl, write_parquet
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
-
-
-def write_parquet(path: Path, texts: list[str | None], **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.table({"n": list(range(len(texts))), "text": texts}), path, **options)
-
-
-def write_jsonl(path: Path, texts: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 def a_folder(home: Path) -> dict[str, Any]:

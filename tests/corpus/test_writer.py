@@ -1,6 +1,7 @@
 """The corpus on disk equals the slow twin's lists, whatever the size of its files, and however often it was stopped."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from cocomix.corpus import SPLITS, Corpus, CorpusWriter, Document, Skipped, Text
 from cocomix.corpus.source import Place
 from cocomix.errors import CocomixError
 from corpus.listed import split_documents
+from corpus.made import content
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forced to the disk matters to a power cut alone."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 class Counted(TextSource):
@@ -39,10 +47,6 @@ def quiet(*_: object) -> None:
 def write(folder: Path, source: TextSource, **options: object) -> dict:
     writer = CorpusWriter(folder, **{"val_fraction": 0.1, "test_fraction": 0.05, **options})  # type: ignore
     return writer.write(source, quiet)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("file_bytes", [1, 300, 5000, 10_000_000])

@@ -9,8 +9,8 @@ from cocomix.config.load import read_yaml, validate
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.pipeline.run import Run
 from cocomix.tokens import load_tokenizer
-from corpus.test_sources import write_parquet
-from tokens.test_encode import TEXTS, gpt2_files
+from corpus.made import write_parquet
+from tokens.texts import TEXTS, gpt2_files
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TWINS = {"openwebtext": "69m-20b", "openwebmath": "69m-shift"}

@@ -1,7 +1,6 @@
 """Tokens made in parts, by any number of processes, are those of the slow twin: one tokenizer call a document."""
 
 import os
-import random
 import signal
 import threading
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from cocomix.corpus import Corpus, CorpusWriter, Document
 from cocomix.errors import CocomixError
@@ -18,35 +17,14 @@ from cocomix.tokens.cuts import may_cut, pieces
 from cocomix.tokens.encode import Job, RustEncoder, encode_documents, encode_part, load_encoder
 from cocomix.tokens.join import join_parts
 from cocomix.tokens.workers import Tongue, encode_parts
-from corpus.test_writer import content
-
-ALPHABET = [
-    "a",
-    "Zeile",
-    "don't",
-    "I'LL",
-    " ",
-    "  ",
-    "\n",
-    "\r\n",
-    "\t",
-    "\u00a0",
-    "\u2028",
-    "\x85",
-    "\x1c",
-    "é",
-    "e\u0301",
-    "漢字",
-]
-ALPHABET += ["12", "3456", "?!", "...", "🎈", "<|endoftext|>", "<|end", "_", "'", "ſ", "\u200b", "\u3000"]
+from corpus.made import content
+from tokens.texts import TEXTS, gpt2_files
 
 
-def nasty(seed: int, length: int) -> str:
-    chance = random.Random(seed)
-    return "".join(chance.choice(ALPHABET) for _ in range(length))
-
-
-TEXTS = [nasty(seed, 5 + 40 * (seed % 9)) for seed in range(120)] + ["", "plain words only", "x" * 900, "\n" * 70]
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forced to the disk matters to a power cut alone."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -244,13 +222,6 @@ def test_one_process_a_core_and_no_more_than_there_is_to_do(monkeypatch: pytest.
         with pytest.raises(ZeroDivisionError):
             encode_parts([Job(Path(), "", Path(), "")] * 50, Tongue(Path(), 1, 0), given, lambda _: None)
     assert asked == [workers.MOST, 3, 7, 50]
-
-
-def gpt2_files(folder: Path) -> None:
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(TEXTS, vocab_size=400, special_tokens=["<|endoftext|>"])
-    folder.mkdir()
-    trained.save_model(str(folder))
 
 
 def test_gpt2s_own_files_and_bare_tokenizer_files(tmp_path: Path) -> None:

@@ -64,6 +64,24 @@ def test_damage_is_refused_by_name(tmp_path: Path) -> None:
         TokenShards.open(folder)
 
 
+def test_many_shards_do_not_hold_many_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand shards of a million tokens are ten gigatokens; a process may hold about a thousand files open."""
+    monkeypatch.setattr("cocomix.tokens.shards.MOST_OPEN", 3)
+    docs = documents()
+    plain = np.array([int(token) for doc in docs for token in [*doc, 0]])
+    handles = Path("/proc/self/fd")
+    before = len(list(handles.iterdir())) if handles.exists() else 0
+    shards = write_shards(tmp_path / "s", docs, vocab_size=500, eos_id=0, shard_tokens=16)
+    assert len(list((tmp_path / "s").glob("*.bin"))) > 30
+    order = np.random.default_rng(1).permutation(shards.n_windows(8))
+    assert np.array_equal(shards.windows(order, 8), plain[: shards.n_windows(8) * 8].reshape(-1, 8)[order])
+    if handles.exists():
+        assert len(list(handles.iterdir())) <= before + 4  # three shards and the document boundaries
+    del shards
+    if handles.exists():
+        assert len(list(handles.iterdir())) <= before
+
+
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match="token id 500 outside"):
         write_shards(tmp_path / "a", [[1, 500]], vocab_size=500, eos_id=0)

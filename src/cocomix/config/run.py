@@ -44,9 +44,7 @@ class TokensConfig(Section):
     )
     shard_tokens: int = Field(default=1_000_000, ge=1, description="tokens per shard file")
     workers: int | None = Field(
-        default=None,
-        ge=1,
-        description="processes a machine that tokenise; tokens do not depend on it; empty: up to one a core",
+        default=None, ge=1, description="processes on each machine; tokens do not depend on it; empty: one a core"
     )
 
 

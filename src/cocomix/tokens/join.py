@@ -1,7 +1,7 @@
 """From parts, in order, to token shards: the same stream and the same cuts as if one process had written them.
 
-A part is removed when it is in the shards and that is committed, so tokens need twice their room on disk at first
-and once in the end. In memory are one block of ids and one part's document lengths.
+A part is removed when it is in the shards and that is committed, so tokens need their room on disk once, and a part's
+more. In memory are one block of ids and one part's document lengths.
 """
 
 import json
