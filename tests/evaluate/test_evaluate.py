@@ -78,15 +78,36 @@ def test_a_split_shorter_than_a_window_has_no_perplexity(tmp_path: Path) -> None
         perplexity(gpt2(), shards(tmp_path / "s"), seq_len=500, batch_size=3)
 
 
-def test_recall_equals_a_loop(tmp_path: Path) -> None:
-    model, data = student(), shards(tmp_path / "s")
-    n = data.n_windows(16)
+def labelled(folder: Path, n: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random labels of `n` windows of 16 tokens, also written to `folder`: ids `[n, 16, 2]`, valid `[n, 16]`."""
     rng = np.random.default_rng(1)
     ids = np.stack([rng.permutation(12)[:2] for _ in range(n * 16)]).reshape(n, 16, 2)
     valid = rng.random((n, 16)) > 0.4
-    store = LabelStore.create(tmp_path / "l", n_tokens=data.n_tokens, seq_len=16, n_labels=2, n_latents=12, lineage={})
+    store = LabelStore.create(folder, n_tokens=n_tokens, seq_len=16, n_labels=2, n_latents=12, lineage={})
     store.write(0, ids, np.ones(ids.shape), valid)
     store.finish()
+    return ids, valid
+
+
+def measured(home: Path, *, shared: bool) -> dict[str, dict[str, float]]:
+    """Perplexity and recall over the 8 windows in `home`, which the first call makes, two at a time."""
+    made = (home / "s").exists()
+    torch.manual_seed(0)
+    data = TokenShards.open(home / "s") if made else shards(home / "s")
+    if not made:
+        labelled(home / "l", data.n_windows(16), data.n_tokens)
+    how = {"seq_len": 16, "batch_size": 2, "shared": shared}
+    model = student()
+    return {
+        "perplexity": perplexity(model, data, **how),
+        "recall": concept_recall(model, data, LabelStore.open(home / "l"), **how),
+    }
+
+
+def test_recall_equals_a_loop(tmp_path: Path) -> None:
+    model, data = student(), shards(tmp_path / "s")
+    n = data.n_windows(16)
+    ids, valid = labelled(tmp_path / "l", n, data.n_tokens)
     hits = named = 0
     for w, window in enumerate(data.windows(np.arange(n), 16)):
         logits = model(torch.tensor(window)[None]).concept_logits[0]

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from cocomix.errors import CocomixError
+from cocomix.evaluate.shares import batches
 from cocomix.tokens import TokenShards
+from cocomix.train.distributed import sum_over_processes
 from cocomix.train.precision import autocast
 
 
@@ -28,6 +30,7 @@ def perplexity(
     batch_size: int,
     max_windows: int | None = None,
     precision: str = "fp32",
+    shared: bool = False,
 ) -> dict[str, float]:
     """exp of the mean next-token loss over the `seq_len - 1` targets of each window.
 
@@ -35,6 +38,7 @@ def perplexity(
         model: any causal LM whose output has `.logits` `[batch, seq, vocab]`; it is left in its mode.
         max_windows: measure on this many windows, evenly spread; None is all.
         precision: "fp32", or "bf16" for autocast.
+        shared: the processes of a launch divide the windows; all must call, and all get the result.
 
     Returns:
         `loss` (nats a token), `perplexity`, `tokens` (targets counted).
@@ -45,16 +49,18 @@ def perplexity(
     device = next(model.parameters()).device
     windows = window_subset(shards.n_windows(seq_len), max_windows)
     total, count = 0.0, 0
-    for start in range(0, len(windows), batch_size):
-        ids = torch.from_numpy(shards.windows(windows[start : start + batch_size], seq_len)).to(device)
+    for part, counts in batches(windows, batch_size, shared=shared):
+        ids = torch.from_numpy(shards.windows(part, seq_len)).to(device)
         with autocast(device, precision):
             logits = model(input_ids=ids, use_cache=False).logits
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-        total += float(losses.double().sum())
-        count += losses.numel()
+        total += float(losses.double().sum()) * counts
+        count += losses.numel() * counts
+    if shared:
+        total, count = sum_over_processes(torch.tensor([total, count], dtype=torch.float64)).tolist()
     if not count:
         raise CocomixError(
             f"{shards.folder} has fewer tokens than one window of {seq_len}; add text to that split or lower seq_len"
         )
     loss = total / count
-    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": count}
+    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": int(count)}

@@ -2,13 +2,15 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from cocomix.concepts.label_reader import LabelReader
 from cocomix.errors import CocomixError
 from cocomix.evaluate.perplexity import window_subset
+from cocomix.evaluate.shares import batches
 from cocomix.tokens import TokenShards
+from cocomix.train.distributed import sum_over_processes
+from cocomix.train.precision import autocast
 
 
 @torch.no_grad()
@@ -20,8 +22,14 @@ def concept_recall(
     seq_len: int,
     batch_size: int,
     max_windows: int | None = None,
+    precision: str = "fp32",
+    shared: bool = False,
 ) -> dict[str, float]:
     """recall@K_attr: share of a position's K_attr labels among the student's K_attr largest concept logits.
+
+    Args:
+        precision: "fp32", or "bf16" for autocast.
+        shared: the processes of a launch divide the windows; all must call, and all get the result.
 
     Returns:
         `recall`, `baseline` (recall of always naming the K_attr most frequent labels of the same positions) and
@@ -29,24 +37,27 @@ def concept_recall(
     """
     device = next(model.parameters()).device
     windows = window_subset(shards.n_windows(seq_len), max_windows)
-    hits, positions = 0, 0
-    frequency = np.zeros(model.config.num_concepts, dtype=np.int64)
+    found = torch.zeros(2, dtype=torch.int64)  # hits, positions
+    frequency = torch.zeros(model.config.num_concepts, dtype=torch.int64)
     k = labels.n_labels
-    for start in range(0, len(windows), batch_size):
-        part = windows[start : start + batch_size]
+    for part, counts in batches(windows, batch_size, shared=shared):
         truth = torch.from_numpy(labels.read(part, seq_len)).to(device)
         ids = torch.from_numpy(shards.windows(part, seq_len)).to(device)
-        logits = model(input_ids=ids, use_cache=False).concept_logits
-        valid = (truth >= 0).all(-1)
+        with autocast(device, precision):
+            logits = model(input_ids=ids, use_cache=False).concept_logits
+        valid = (truth >= 0).all(-1) & counts
         predicted = logits[valid].topk(k, dim=-1).indices
-        hits += int((predicted[:, :, None] == truth[valid][:, None, :]).sum())
-        positions += int(valid.sum())
-        frequency += np.bincount(truth[valid].flatten().cpu().numpy(), minlength=len(frequency))
+        hits = (predicted[:, :, None] == truth[valid][:, None, :]).sum()
+        found += torch.stack((hits, valid.sum())).cpu()
+        frequency += torch.bincount(truth[valid].flatten(), minlength=len(frequency)).cpu()
+    if shared:
+        found, frequency = sum_over_processes(found), sum_over_processes(frequency)
+    hits, positions = (int(one) for one in found)
     if not positions:
         raise CocomixError(f"no position of {labels.where} is labelled; lower the labels' k or use another rule")
     named = positions * k
     return {
         "recall": hits / named,
-        "baseline": float(np.sort(frequency)[-k:].sum()) / named,
+        "baseline": int(frequency.topk(min(k, len(frequency))).values.sum()) / named,
         "positions": positions,
     }

@@ -81,9 +81,9 @@ class StudentStage(Stage):
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         objective = self.objective()
-        validate = validation_curve(
-            self.tokens.shards("val"), self.run_config.seq_len, self.run_config.evaluation, self.train.precision
-        )
+        labels = self.labels.reader("val", self.sign) if self.variant.recall and self.labels is not None else None
+        val, evaluation = self.tokens.shards("val"), self.run_config.evaluation
+        validate = validation_curve(val, self.run_config.seq_len, evaluation, self.train.precision, labels)
         result = train_objective(objective, self.batches(), self.train, folder, validate, progress)
         if is_main():
             self.tokens.tokenizer().save_pretrained(folder / "model")
@@ -147,6 +147,8 @@ def _of_length(train: TrainConfig, length: float, seed: int) -> TrainConfig:
 class EvaluationStage(Stage):
     """Held-out figures of one trained student: perplexity on validation and test, concept recall."""
 
+    distributed = True
+
     def __init__(self, student: StudentStage) -> None:
         name = student.name.replace("students/", "evaluation/", 1)
         super().__init__(student.run_dir, name, "cocomix evaluate", [student])
@@ -164,24 +166,18 @@ class EvaluationStage(Stage):
         )
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        model = self.student.model()
+        model, student = self.student.model(), self.student
+        how: dict[str, Any] = {
+            "seq_len": self.seq_len,
+            "batch_size": self.batch_size,
+            "max_windows": self.windows,
+            "shared": True,
+        }
         figures: dict[str, Any] = {}
         for number, split in enumerate(("val", "test")):
-            figures[split] = perplexity(
-                model,
-                self.student.tokens.shards(split),
-                seq_len=self.seq_len,
-                batch_size=self.batch_size,
-                max_windows=self.windows,
-            )
+            figures[split] = perplexity(model, student.tokens.shards(split), **how)
             progress(number + 1, 2, {})
-        if self.student.variant.recall and self.student.labels is not None:
-            figures["recall"] = concept_recall(
-                model,
-                self.student.tokens.shards("val"),
-                self.student.labels.reader("val", self.student.sign),
-                seq_len=self.seq_len,
-                batch_size=self.batch_size,
-                max_windows=self.windows,
-            )
+        if student.variant.recall and student.labels is not None:
+            labels = student.labels.reader("val", student.sign)
+            figures["recall"] = concept_recall(model, student.tokens.shards("val"), labels, **how)
         return figures

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from cocomix.concepts import LabelReader
 from cocomix.config import EvaluationConfig
 from cocomix.evaluate.perplexity import perplexity
+from cocomix.evaluate.recall import concept_recall
 from cocomix.objectives import Objective
 from cocomix.tokens import TokenShards
 from cocomix.train.config import TrainConfig
@@ -42,20 +44,25 @@ def training_figures(result: TrainResult) -> dict[str, Any]:
 
 
 def validation_curve(
-    shards: TokenShards, seq_len: int, evaluation: EvaluationConfig, precision: str
+    shards: TokenShards, seq_len: int, evaluation: EvaluationConfig, precision: str, labels: LabelReader | None = None
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """The evaluation behind each point of a curve: validation perplexity on a fixed, evenly spread subset."""
+    """The evaluation behind each point of a curve, on a fixed, evenly spread subset of the validation windows.
+
+    Perplexity, and concept recall if there are `labels`; the processes of a launch share the work.
+    """
+    how: dict[str, Any] = {
+        "seq_len": seq_len,
+        "batch_size": evaluation.batch_size,
+        "max_windows": evaluation.curve_windows,
+        "precision": precision,
+        "shared": True,
+    }
 
     def validate(model: nn.Module) -> dict[str, float]:
-        measured = perplexity(
-            model,
-            shards,
-            seq_len=seq_len,
-            batch_size=evaluation.batch_size,
-            max_windows=evaluation.curve_windows,
-            precision=precision,
-        )
-        return {"val_perplexity": measured["perplexity"]}
+        figures = {"val_perplexity": perplexity(model, shards, **how)["perplexity"]}
+        if labels is not None:
+            figures["val_recall"] = concept_recall(model, shards, labels, **how)["recall"]
+        return figures
 
     return validate
 
