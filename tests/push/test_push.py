@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -115,8 +116,6 @@ def test_a_private_push_never_ends_in_a_public_repository(run: Run, hub: type[Fa
 
 
 def refusal(status: int) -> HfHubHTTPError:
-    import httpx
-
     request = httpx.Request("POST", "https://hub/api?token=hf_secret", headers={"authorization": "Bearer hf_secret"})
     return HfHubHTTPError("hf_secret was refused", response=httpx.Response(status, request=request))
 
@@ -129,6 +128,8 @@ def refusal(status: int) -> HfHubHTTPError:
         (refusal(403), "does not let you write to me/it"),
         (refusal(500), "status 500"),
         (ConnectionError("no route"), "cannot be reached"),
+        (httpx.ConnectError("no such name"), "cannot be reached"),
+        (type("ConnectError", (Exception,), {"__module__": "httpx2"})("no such name"), "cannot be reached"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -137,6 +138,12 @@ def test_refusals_are_one_sentence_without_secrets(run: Run, hub: type[FakeHub],
     with pytest.raises(CocomixError, match=words) as found:
         push_student(run, "cocomix", 0, repo="me/it")
     assert "hf_secret" not in str(found.value) and "\n" not in str(found.value)
+
+
+def test_an_error_of_our_own_is_not_called_the_networks(run: Run, hub: type[FakeHub]) -> None:
+    hub.error = AttributeError("a bug")
+    with pytest.raises(AttributeError):
+        push_student(run, "cocomix", 0, repo="me/it")
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,23 @@ def _upload(folder: Path, repo: str, private: bool) -> str:
         raise CocomixError(f"{repo!r} is no name for a repository; give --to USER/NAME") from error
     except HfHubHTTPError as error:
         raise CocomixError(_refusal(error, repo)) from error
-    except (OSError, RuntimeError) as error:
+    except CocomixError:
+        raise
+    except Exception as error:
+        if not _of_the_network(error):
+            raise
         raise CocomixError(
             f"the hub cannot be reached ({type(error).__name__}); check the network and HF_HUB_OFFLINE, and push again"
         ) from error
     return str(url)
+
+
+NETWORK = ("httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3")
+"""Packages whose errors are the network's; which of them the hub's client uses depends on its version."""
+
+
+def _of_the_network(error: Exception) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in NETWORK
 
 
 def _refusal(error: Any, repo: str) -> str:
