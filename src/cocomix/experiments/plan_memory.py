@@ -3,8 +3,8 @@
 Memory, in bytes:
 
 - weights: 16 a trained parameter (fp32 weight, gradient and AdamW's two moments), 4 a parameter that is only kept
-  (a student's average, a live teacher), in bf16 2 more a trained one (autocast's copy). Under DDP, which training
-  here uses, every GPU holds all of them; sharded (FSDP), each its part of the 16.
+  (a student's average, a live teacher), in bf16 2 more a trained one (autocast's copy). Under DDP
+  every GPU holds all of them; under FSDP2 (`parallel: fsdp`), each its part of the 16.
 - activations: what a block keeps for its backward pass, for each slot: the inputs of its two norms in fp32, and in
   the training's precision their outputs (2 d), queries, keys, values and attention's output (4 d where heads are not
   shared), and the MLP's inner values, twice (four times in a gated MLP). That is 36 d bytes in bf16 for GPT-2, 64 d
