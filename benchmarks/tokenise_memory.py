@@ -52,7 +52,6 @@ def main() -> None:
             for workers in (1, 2) if quarters == 1 else (2,):
                 rows.append(measure(home, quarters, "tokenize", workers))
                 print(json.dumps({key: value for key, value in rows[-1].items() if key != "trace"}), flush=True)
-    traces = [row.pop("trace") for row in rows]
     report = {
         "texts": arguments.texts,
         "pattern": PATTERN,
@@ -65,7 +64,7 @@ def main() -> None:
         "runs": rows,
     }
     write_json(arguments.output / "report.json", report)
-    draw(rows, traces, arguments.output / "rss.png")
+    draw(rows, arguments.output / "rss.png")
 
 
 def write_quarters(folders: list[str], home: Path) -> list[int]:
@@ -138,7 +137,7 @@ def measure(home: Path, quarters: int, command: str, workers: int) -> dict[str, 
         "peak_rss_mib": max(point["rss"] for point in trace),
         "peak_pss_mib": max(point["pss"] for point in trace),
         "most_processes": max(point["processes"] for point in trace),
-        "trace": trace,
+        "trace": thinned(trace),
     }
 
 
@@ -161,7 +160,14 @@ def watch(process: subprocess.Popen, started: float) -> Iterator[dict[str, float
         }
 
 
-def draw(rows: list[dict[str, Any]], traces: list[list[dict[str, float]]], path: Path) -> None:
+def thinned(trace: list[dict[str, float]]) -> list[dict[str, float]]:
+    """At most 200 points, each the highest of its stretch."""
+    step = -(-len(trace) // 200)
+    stretches = [trace[start : start + step] for start in range(0, len(trace), step)]
+    return [{key: round(max(point[key] for point in some), 1) for key in some[0]} for some in stretches]
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Memory over time, a panel a command."""
     import matplotlib
 
@@ -170,8 +176,8 @@ def draw(rows: list[dict[str, Any]], traces: list[list[dict[str, float]]], path:
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
     colours = {1: "#1f77b4", 2: "#ff7f0e", 4: "#2ca02c"}
-    for row, trace in zip(rows, traces, strict=True):
-        panel = panels[row["command"] == "tokenize"]
+    for row in rows:
+        trace, panel = row["trace"], panels[int(row["command"] == "tokenize")]
         seconds = [point["seconds"] for point in trace]
         size = f"{row['characters'] / 1e6:.0f} M characters"
         label = size if row["command"] == "corpus" else f"{size}, {row['workers']} worker{'s' * (row['workers'] > 1)}"
