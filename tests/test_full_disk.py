@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cocomix.concepts import LabelStore
 from cocomix.pipeline.stage import disk_full
 from cocomix.tokens import write_shards
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
@@ -47,3 +48,13 @@ def test_shards_that_do_not_fit(small_disk: Path, tokens: int) -> None:
         write_shards(small_disk / "s", [np.ones(tokens, dtype=np.int64)] * 2, vocab_size=50, eos_id=0)
     assert disk_full(caught.value)
     assert not (small_disk / "s" / "manifest.json").exists()
+
+
+def test_labels_that_do_not_fit_are_refused_before_the_first_one(small_disk: Path) -> None:
+    """Also beside a first set that fits: all are allocated before anything is labelled."""
+    about: dict = {"seq_len": 100, "n_labels": 4, "n_latents": 100, "lineage": {}, "shard_tokens": 50_000}
+    LabelStore.create(small_disk / "fits", n_tokens=200_000, **about)
+    with pytest.raises(OSError) as caught:
+        LabelStore.create(small_disk / "full", n_tokens=300_000, **about)
+    assert disk_full(caught.value)
+    assert not (small_disk / "full" / "pending.json").exists()

@@ -6,18 +6,25 @@ inside the commands, so `--help` stays quick.
 
 import os
 import sys
-import warnings
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from cocomix.cli_evaluate import evaluate, perplexity
+from cocomix.cli_options import (
+    DEFAULT_RUN,
+    ConfigFile,
+    Overrides,
+    RunDir,
+    Seeds,
+    open_run,
+    quiet_libraries,
+    recipe_file,
+)
+from cocomix.cli_push import push
 from cocomix.errors import CocomixError
 from cocomix.pipeline.console import console, errors
-
-if TYPE_CHECKING:
-    from cocomix.pipeline.run import Run
 
 app = typer.Typer(
     name="cocomix",
@@ -31,15 +38,6 @@ overridden as KEY.PATH=VALUE after the options, e.g. sae.k=8; the saved config.y
 Finished stages are kept; a changed key redoes what depends on it. A stage is keyed by its settings, not by the
 content of the paths they name: to read changed files again, delete its folder in the run.""",
 )
-
-RunDir = Annotated[Path, typer.Option("--run", "-r", help="The run's folder.")]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="YAML to start from; default: the run's own config.yaml, else the demo's."),
-]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, e.g. sae.k=8.", show_default=False)]
-Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Train every student with seeds 0 to N-1.")]
-DEFAULT_RUN = Path("runs/demo")
 
 
 @app.command()
@@ -58,23 +56,31 @@ def demo(
     cores. Stop it whenever you like; the same command goes on where it was stopped.
     """
     if tiny and config is None:
-        config = _recipe("tiny")
+        config = recipe_file("tiny")
         run = Path("runs/tiny") if run == DEFAULT_RUN else run
-    opened = _open(run, config or (None if (run / "config.yaml").exists() else _recipe("demo")), overrides, seeds)
+    opened = open_run(
+        run, config or (None if (run / "config.yaml").exists() else recipe_file("demo")), overrides, seeds
+    )
     opened.run_all()
     opened.print_summary()
 
 
 @app.command()
 def corpus(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
-    """Read the text source and hold out whole documents for validation and test."""
-    _open(run, config, overrides).run_stage("corpus")
+    """Read the text source and hold out whole documents for validation and test.
+
+    Bad records are skipped, counted, and written to skipped.jsonl. Stopped, the same command goes on.
+    """
+    open_run(run, config, overrides).run_stage("corpus")
 
 
 @app.command()
 def tokenize(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
-    """Train or load the tokenizer and pack the corpus into token shards."""
-    _open(run, config, overrides).run_stage("tokens")
+    """Train or load the tokenizer and pack the corpus into token shards.
+
+    With tokens.workers processes, and under torchrun too; the tokens are the same. Stopped, the same command goes on.
+    """
+    open_run(run, config, overrides).run_stage("tokens")
 
 
 @app.command()
@@ -90,15 +96,28 @@ def train(
     The demo's students are ntp, ntp_wide, cocomix and cocomix_act. Works under torchrun, one process a device.
     On SIGTERM or SIGUSR1 it saves and exits with code 0, on Ctrl-C with 130; the same command goes on from there.
     """
-    opened = _open(run, config, overrides, seeds)
+    opened = open_run(run, config, overrides, seeds)
     for name in opened.training_stages(who):
         opened.run_stage(name)
 
 
 @app.command()
 def sae(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
-    """Train the TopK sparse autoencoder on the concept model's residual stream, and report its quality."""
-    _open(run, config, overrides).run_stage("sae")
+    """Train or load the sparse autoencoder of the concept model's residual stream, and report its quality."""
+    open_run(run, config, overrides).run_stage("sae")
+
+
+@app.command("export-sae")
+def export_sae(
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder to write.")],
+    run: RunDir = DEFAULT_RUN,
+    format: Annotated[str, typer.Option("--format", "-f", help="saelens, sparsify or cocomix.")] = "saelens",
+) -> None:
+    """Write the run's sparse autoencoder in another library's format."""
+    from cocomix.pipeline.export import export_sae as export
+
+    folder = export(open_run(run, None, None), format, output)
+    console.print(f"{folder}: {format}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -112,20 +131,13 @@ def label(
 
     Also the teacher's likeliest tokens, for students that distil from a store (`--name logits` alone).
     """
-    opened = _open(run, config, overrides)
+    opened = open_run(run, config, overrides)
     for stage in opened.label_stages(name):
         opened.run_stage(stage)
 
 
-@app.command()
-def evaluate(
-    overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, seeds: Seeds = None
-) -> None:
-    """Measure every trained student on the held-out splits: perplexity and concept recall."""
-    opened = _open(run, config, overrides, seeds)
-    for stage in opened.evaluation_stages():
-        opened.run_stage(stage)
-    opened.print_summary()
+app.command()(evaluate)
+app.command()(perplexity)
 
 
 @app.command()
@@ -133,7 +145,7 @@ def report(
     overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, seeds: Seeds = None
 ) -> None:
     """Write report.html and report.json from what has been measured, and print the table."""
-    opened = _open(run, config, overrides, seeds)
+    opened = open_run(run, config, overrides, seeds)
     opened.write_report()
     opened.print_summary()
 
@@ -165,7 +177,7 @@ def experiment(
     """
     from cocomix.experiments.command import run_experiment
 
-    _quiet_libraries()
+    quiet_libraries()
     run_experiment(
         recipe,
         [*(overrides or []), *([f"seeds={list(range(seeds))}"] if seeds else [])],
@@ -193,47 +205,25 @@ def generate(
     """Continue a text with a trained model."""
     from cocomix.pipeline.generate import continue_text, locate
 
-    _quiet_libraries()
+    quiet_libraries()
     source = model or str(locate(run, student, seed))
     text = continue_text(source, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=sample_seed)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _recipe(name: str) -> Path:
-    return Path(str(resources.files("cocomix") / "recipes" / f"{name}.yaml"))
-
-
-def _open(run: Path, config: Path | None, overrides: list[str] | None, seeds: int | None = None) -> "Run":
-    from cocomix.config import load_config
-    from cocomix.pipeline.run import Run
-
-    _quiet_libraries()
-    own = run / "config.yaml"
-    source = config or (own if own.exists() else _recipe("demo"))
-    extra = [*(overrides or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
-    return Run(run, load_config(source, extra))
-
-
-def _quiet_libraries() -> None:
-    """Leave the screen to our own progress; the library's loading bars and notices are not for a run's user."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.showwarning = lambda message, *_: errors.print(
-        "cocomix:", str(message), style="yellow", highlight=False, markup=False, soft_wrap=True
-    )
+app.command()(push)
 
 
 def main() -> None:
     """Entry point of the `cocomix` command."""
     from cocomix.pipeline.stage import disk_full
-    from cocomix.train.distributed import Interrupted, distributed_session
+    from cocomix.train.distributed import Interrupted, distributed_session, wait_for_main_to_say_it
 
     try:
         with distributed_session():
             app(standalone_mode=True)
     except CocomixError as error:
+        wait_for_main_to_say_it()
         errors.print("cocomix:", str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:

@@ -3,26 +3,43 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cocomix.errors import CocomixError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write `text` beside `path`, then rename: a reader sees the old file or the new one, never half of one.
+
+    With `durable` that holds after a power cut, too, and the new file is on the disk when this returns.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same file
     try:
         temporary.write_text(text, encoding="utf-8")
+        if durable:
+            _sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
     """`write_text` of indented JSON."""
-    write_text(path, json.dumps(content, indent=1))
+    write_text(path, json.dumps(content, indent=1), durable=durable)
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_source(source: str | Path, what: str) -> None:
@@ -46,3 +63,8 @@ def sha256(*paths: Path) -> str:
         with path.open("rb") as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
+
+
+def combined(checksums: Sequence[str]) -> str:
+    """Checksum of several files from theirs, 64 hex digits; that of a single file is its own."""
+    return checksums[0] if len(checksums) == 1 else hashlib.sha256("".join(checksums).encode()).hexdigest()

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from patched import patched_loop
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cocomix.concepts import TopKSAE, attribute, attribute_active, hidden_at, select_active, select_labels
+from cocomix.concepts.activation import ACTIVATIONS
+from cocomix.concepts.normalisation import NORMALISATIONS
 from cocomix.concepts.teacher import blocks
 from cocomix.errors import CocomixError
 
@@ -94,29 +97,6 @@ def test_reference_rule_matches_the_golden_data() -> None:
     assert torch.equal(labels.valid, unambiguous)
 
 
-def patched_loop(model: PreTrainedModel, sae: TopKSAE, ids: torch.Tensor, layer: int) -> torch.Tensor:
-    """The definition, slowly: for each position a forward pass with its hidden state alone replaced by D(c[t])."""
-    model.eval()
-    hidden = hidden_at(model, ids, layer).detach()
-    out = torch.zeros(*ids.shape, sae.n_latents, dtype=hidden.dtype)
-    for t in range(ids.shape[1] - 1):
-        c = sae.encode_dense(hidden).detach()[:, t].requires_grad_()
-        _, mean, std = sae.preprocess(hidden[:, t])
-        reconstruction = (c @ sae.decoder_weight + sae.pre_bias) * std + mean
-        patched = torch.cat([hidden[:, :t], reconstruction[:, None], hidden[:, t + 1 :]], dim=1)
-
-        def replace(_module, _inputs, output, patched=patched):
-            return (patched, *output[1:]) if isinstance(output, tuple) else patched
-
-        handle = blocks(model)[layer].register_forward_hook(replace)
-        logits = model(ids, use_cache=False).logits
-        handle.remove()
-        loss = F.cross_entropy(logits[:, t], ids[:, t + 1], reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, c)
-        out[:, t] = (c * gradient).detach()
-    return out
-
-
 @pytest.mark.parametrize("layer", [0, 1, 3])
 def test_exact_equals_separate_patched_passes(teacher: PreTrainedModel, layer: int) -> None:
     sae = autoencoder()
@@ -125,6 +105,28 @@ def test_exact_equals_separate_patched_passes(teacher: PreTrainedModel, layer: i
     fast = attribute(teacher, sae, ids, layer=layer, rule="exact", sign="signed")
     assert slow.abs().max() > 1e-3
     assert (fast - slow).abs().max() <= 1e-9 * slow.abs().max()
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("kind", ["identity", "jumprelu", "groupmax"])
+def test_exact_holds_for_every_kind_of_autoencoder(kind: str, normalisation: str) -> None:
+    torch.manual_seed(0)
+    model = gpt2().double().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    activation = ACTIVATIONS[kind](40, **({"groups": 8} if kind == "groupmax" else {}))
+    for buffer in activation.buffers():
+        torch.nn.init.uniform_(buffer, 0.5, 3.0)
+    sae = TopKSAE(16, 40, 6, normalisation=normalisation, activation=activation, bias_input=False).double()
+    torch.nn.init.normal_(sae.pre_bias, std=0.1)
+    ids = torch.randint(0, 61, (2, 7), generator=torch.Generator().manual_seed(2))
+    slow = patched_loop(model, sae, ids, 1)
+    fast = attribute(model, sae, ids, layer=1)
+    assert slow.abs().max() > 1e-3 and (fast - slow).abs().max() <= 1e-9 * slow.abs().max()
+    labels = select_labels(attribute(model, sae, ids, layer=1, sign="absolute"), 2)
+    active = sae.encode_dense(hidden_at(model, ids, 1)).gather(-1, labels.ids)[labels.valid]
+    assert labels.valid.any() and (active != 0).all()
 
 
 @pytest.mark.parametrize("rule", ["exact", "reference", "activation"])
@@ -206,14 +208,6 @@ def test_attention_sinks_are_refused(teacher: PreTrainedModel) -> None:
     x = torch.zeros(1, 2, 3, 4)
     with two_streams(teacher), pytest.raises(CocomixError, match="sinks"):
         _attention(teacher, x, x, x, None, s_aux=torch.zeros(2))
-
-
-def test_blocks_that_return_more_than_hidden_states_are_refused() -> None:
-    from transformers import BloomConfig, BloomForCausalLM
-
-    model = BloomForCausalLM(BloomConfig(vocab_size=20, hidden_size=16, n_layer=2, n_head=2))
-    with pytest.raises(CocomixError, match="BloomForCausalLM return more than hidden states"):
-        attribute(model, autoencoder(), torch.zeros(1, 4, dtype=torch.long), layer=0)
 
 
 def test_signs_and_sparse_selection_agree_with_dense(teacher: PreTrainedModel) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.concepts import SaeTraining, TopKSAE, sae_quality
+from cocomix.concepts import SaeTraining, TopKSAE
+from cocomix.concepts.activation import ACTIVATIONS
+from cocomix.concepts.normalisation import NORMALISATIONS
 from cocomix.errors import CocomixError
 
 
@@ -60,9 +62,9 @@ def test_openai_layout_in_memory_and_as_a_file(tmp_path: Path) -> None:
         TopKSAE.from_openai(leaked),
         TopKSAE.load_openai_file(tmp_path / "v5_32k_layer_6.pt"),
     ):
-        assert torch.equal(loaded(x), source(x)) and loaded.k == 3 and loaded.normalize
+        assert torch.equal(loaded(x), source(x)) and loaded.k == 3 and loaded.normalisation == "standard"
     linear = TopKSAE.from_openai(state | {"activation_state_dict": {"k": 3, "postact_fn": "Identity"}})
-    assert not linear.relu
+    assert linear.activation.kind == "identity"
 
 
 @pytest.mark.parametrize(
@@ -165,16 +167,60 @@ def test_decoder_rows_stay_unit_norm_and_lose_the_parallel_gradient() -> None:
     assert (made.decoder_weight.norm(dim=-1) - 1).abs().max() < 1e-12
 
 
-def test_quality_equals_its_definition() -> None:
-    made, x = sae(), torch.randn(60, 8, dtype=torch.double) * 3 + 1
-    figures = sae_quality(made, x.split(25))
-    error = (made(x) - x).square().sum()
-    assert abs(figures["explained_variance"] - (1 - error / (x - x.mean(0)).square().sum()).item()) < 1e-9
-    dense = made.encode_dense(x)
-    assert figures["l0"] == (dense > 0).sum().item() / 60
-    assert abs(figures["dead_share"] - (~(dense > 0).any(0)).double().mean().item()) < 1e-12
+@pytest.mark.parametrize("kind", ["relu", "identity", "jumprelu", "groupmax"])
+def test_selecting_equals_the_k_largest_of_the_definition(kind: str) -> None:
+    act = ACTIVATIONS[kind](20, **({"groups": 5} if kind == "groupmax" else {}))
+    for buffer in act.buffers():
+        torch.nn.init.uniform_(buffer, 0.2, 1.5)
+    pre = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    slow = torch.zeros_like(pre)
+    for row in range(50):
+        for column in range(20):
+            value = pre[row, column].item()
+            group = pre[row, column // 4 * 4 : column // 4 * 4 + 4]
+            alive = {
+                "relu": value > 0,
+                "identity": True,
+                "jumprelu": value > max(getattr(act, "threshold", pre)[column].max().item(), 0),
+                "groupmax": value > 0 and value == group.max().item(),
+            }[kind]
+            slow[row, column] = value if alive else 0.0
+    assert torch.equal(act(pre), slow)
+    values, ids = act.select(pre, 3)
+    best = slow.topk(3, dim=-1)
+    assert torch.equal(values, best.values)
+    assert torch.equal(slow.gather(-1, ids), values)
+    assert kind == "identity" or (values >= 0).all()
+
+
+def test_a_k_that_leaves_no_latent_to_a_group_is_refused() -> None:
+    with pytest.raises(CocomixError, match="k 6 concepts cannot be kept of 5 groups"):
+        ACTIVATIONS["groupmax"](20, groups=5).select(torch.zeros(1, 20), 6)
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_std_is_the_decoder_s_derivative_under_every_normalisation(normalisation: str) -> None:
+    torch.manual_seed(0)
+    made = TopKSAE(8, 20, 3, normalisation=normalisation).double()
+    torch.nn.init.normal_(made.pre_bias)
+    x, gradient = torch.randn(5, 8, dtype=torch.double) * 3 + 1, torch.randn(5, 8, dtype=torch.double)
+    latents = made.encode(x)
+    c = made.encode_dense(x).detach().requires_grad_()
+    _, mean, std = made.preprocess(x)
+    dense = (c @ made.decoder_weight + made.pre_bias) * std + mean
+    assert (dense - made(x)).abs().max() < 1e-12
+    (slow,) = torch.autograd.grad((dense * gradient).sum(), c)
+    fast = latents.std * made.active_directional_derivative(gradient, latents.ids)
+    assert (fast - slow.gather(-1, latents.ids)).abs().max() < 1e-12
+
+
+def test_a_hidden_state_of_zeros_is_no_problem_when_rescaled() -> None:
+    made = TopKSAE(8, 20, 3, normalisation="rescale")
+    assert torch.equal(made(torch.zeros(2, 8)), torch.zeros(2, 8))
 
 
 def test_more_active_latents_than_latents_is_refused() -> None:
     with pytest.raises(CocomixError, match="5 active latents do not fit into 4"):
         TopKSAE(8, 4, 5)
+    with pytest.raises(CocomixError, match="no normalisation 'batch'"):
+        TopKSAE(8, 4, 2, normalisation="batch")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.corpus import SOURCES, Document, read_corpus, split_documents, write_corpus
+from cocomix.corpus import SOURCES, Document
 from cocomix.errors import CocomixError
+from corpus.listed import split_documents
 
 
 def many(n: int) -> list[Document]:
@@ -25,33 +26,6 @@ def test_the_presidents_addresses() -> None:
         held = [int(d.id[:4]) for d in splits[name]]
         assert held[0] < 1830 and held[-1] > 1990
         assert max(b - a for a, b in itertools.pairwise(held)) < 60
-
-
-@pytest.mark.parametrize(("n", "val", "test"), [(40, 0.05, 0.05), (100, 0.1, 0.02), (7, 0.3, 0.3), (1000, 0.01, 0.1)])
-def test_splits_hold_out_whole_documents_once(n: int, val: float, test: float) -> None:
-    splits = split_documents(many(n), val, test)
-    ids = [d.id for part in splits.values() for d in part]
-    assert sorted(ids) == sorted(d.id for d in many(n))
-    assert abs(len(splits["val"]) - val * n) <= 1.5 and abs(len(splits["test"]) - test * n) <= 1.5
-
-
-def test_too_few_documents_are_refused() -> None:
-    with pytest.raises(CocomixError, match="2 documents are too few"):
-        split_documents(many(2), 0.05, 0.05)
-    with pytest.raises(CocomixError, match="no documents"):
-        split_documents([], 0.05, 0.05)
-
-
-def test_round_trip_and_damage(tmp_path: Path) -> None:
-    splits = split_documents(many(60), 0.1, 0.1)
-    write_corpus(tmp_path / "c", splits)
-    for name, documents in splits.items():
-        assert list(read_corpus(tmp_path / "c", name)) == documents
-    (tmp_path / "c" / "val.jsonl").write_text("{}")
-    with pytest.raises(CocomixError, match=r"val\.jsonl was altered"):
-        read_corpus(tmp_path / "c", "val")
-    with pytest.raises(CocomixError, match="no corpus with a other split"):
-        read_corpus(tmp_path / "c", "other")
 
 
 def test_folder_source_skips_what_it_cannot_read(tmp_path: Path) -> None:

@@ -15,12 +15,16 @@ from cocomix.tokens.shards import write_shards
 from experiments.planned import GIB, SHAPE, gpt2_parameters, planned, rows
 
 
+@pytest.mark.parametrize("scores", [False, True])
 @pytest.mark.parametrize(("n_ids", "itemsize"), [(65_535, 2), (65_536, 4)])
-def test_label_bytes_are_the_stores(tmp_path: Path, n_ids: int, itemsize: int) -> None:
-    """1030 tokens are 64 windows of 16 and a rest; ids, fp32 scores, and one byte a window."""
-    LabelStore.create(tmp_path / "store", n_tokens=1030, seq_len=16, n_labels=3, n_latents=n_ids, lineage={})
+def test_label_bytes_are_the_stores(tmp_path: Path, n_ids: int, itemsize: int, scores: bool) -> None:
+    """1030 tokens are 64 windows of 16 and a rest; ids, and fp32 scores if they are kept."""
+    LabelStore.create(
+        tmp_path / "store", n_tokens=1030, seq_len=16, n_labels=3, n_latents=n_ids, lineage={}, scores=scores
+    )
     written = sum(file.stat().st_size for file in (tmp_path / "store").glob("*.bin"))
-    assert store_bytes(1030, 16, 3, n_ids) == written == 64 * 16 * 3 * (itemsize + 4) + 64
+    expected = 64 * 16 * 3 * (itemsize + (4 if scores else 0))
+    assert store_bytes(1030, 16, 3, n_ids, scores=scores) == written == expected
 
 
 @pytest.mark.parametrize(("vocab_size", "itemsize"), [(65_536, 2), (65_537, 4)])
@@ -33,11 +37,11 @@ def test_shard_bytes_are_the_shards(tmp_path: Path, vocab_size: int, itemsize: i
 def test_disk(tmp_path: Path) -> None:
     setting = planned(tmp_path)
     disk, found = setting["disk"], rows(setting)
-    a_split = {split: store_bytes(setting["corpus"][split], 16, 3, 64) for split in ("train", "val")}
+    a_split = {split: store_bytes(setting["corpus"][split], 16, 3, 64, scores=False) for split in ("train", "val")}
     assert disk["tokens"] == 2 * (25_600 + 3200 + 3200)
     assert disk["labels/exact"] == 2 * sum(a_split.values()) and disk["labels/activation"] == sum(a_split.values())
     assert "labels/unused" not in disk and "labels/unused" not in setting["shared"]
-    assert disk["logits/top5"] == 25_600 * 5 * 6 + 1600
+    assert disk["logits/top5"] == 25_600 * 5 * 6
     assert disk["models"] == sum(4 * row["parameters"] * 2 for row in found.values())
     # Weights and two moments in fp32, two checkpoints; the bootstrap keeps its average and its autoencoder, too.
     ntp, cocomix = found["ntp"]["parameters"], found["cocomix"]["parameters"]
@@ -45,6 +49,19 @@ def test_disk(tmp_path: Path) -> None:
     assert found["ntp"]["checkpoint_bytes"] == 2 * 12 * ntp
     assert found["bootstrap"]["checkpoint_bytes"] == 2 * (12 * (cocomix + autoencoder) + 4 * cocomix)
     assert disk["checkpoints"] == found["bootstrap"]["checkpoint_bytes"]
+
+
+def test_live_labels(tmp_path: Path) -> None:
+    """Nothing on disk or made once; teacher and autoencoder stay in memory, passes are filled up to 3 windows."""
+    stored = planned(tmp_path, gpus=2)
+    live = planned(tmp_path, {"base": {"labels": {"exact": {"live": True, "batch_size": 3}}}}, gpus=2)
+    assert "labels/exact" not in live["disk"] and "labels/exact" not in live["shared"]
+    before, after = rows(stored)["cocomix"], rows(live)["cocomix"]
+    each = stored["shared"]["labels/exact"] / (25_600 // 16 * 16)
+    assert after["flops_per_token"] == pytest.approx(before["flops_per_token"] + each * 6 / 4)
+    kept = gpt2_parameters(300, 16, 48, 4) + 2 * 64 * 48 + 64 + 48
+    assert after["memory"]["kept_gib"] * GIB == before["memory"]["kept_gib"] * GIB + 4 * kept
+    assert rows(live)["cocomix_act"] == rows(stored)["cocomix_act"]
 
 
 def test_checkpoint_bytes_are_the_files(tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def test_two_processes_equal_one(tmp_path: Path, parallel: str) -> None:
         "torch.set_num_threads(1)\n"
         "home = Path(sys.argv[1])\n"
         "with distributed_session():\n"
-        f"    made = {{name: train(name, home, 'two', parallel={parallel!r}) for name in OBJECTIVES}}\n"
+        f"    how = {{'parallel': {parallel!r}, 'gradient_checkpointing': {parallel == 'fsdp'}}}\n"
+        "    made = {name: train(name, home, 'two', **how) for name in OBJECTIVES}\n"
         "    torch.save(made, home / f'rank{rank()}.pt')\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -20,7 +20,8 @@ from cocomix.tokens import write_shards
 from cocomix.train.config import TrainConfig
 from cocomix.train.data import BatchSource
 from cocomix.train.distributed import Interrupted
-from cocomix.train.trainer import Trainer, parameter_groups
+from cocomix.train.optimizer import parameter_groups
+from cocomix.train.trainer import Trainer
 
 
 def evaluate(_model: Any) -> dict[str, float]:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from cocomix.concepts.sae import SparseLatents, TopKSAE
-from cocomix.concepts.teacher import check_layer, frozen, hidden_at, model_inputs, resumed_at
+from cocomix.concepts.teacher import blocks, check_layer, frozen, hidden_at, model_inputs, resumed_at
 from cocomix.concepts.two_stream import two_streams
 from cocomix.errors import CocomixError
 
@@ -66,7 +66,7 @@ class ReferenceRule(Rule):
         with torch.enable_grad():
             x = hidden.detach().requires_grad_()
             with resumed_at(model, layer, x):
-                logits = model(**model_inputs(input_ids, attention_mask)).logits
+                logits = model(**model_inputs(model, input_ids, attention_mask)).logits
             valid = has_next_token(input_ids, attention_mask)
             loss = next_token_losses(logits, input_ids)[valid].mean()
             (gradient,) = torch.autograd.grad(loss, x)
@@ -77,11 +77,11 @@ class ExactRule(Rule):
     """Each position's own next-token loss at its reconstruction, from one two-stream pass."""
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
-        inputs = model_inputs(input_ids, attention_mask)
+        inputs = model_inputs(model, input_ids, attention_mask)
         with two_streams(model) as streams:
             with torch.no_grad(), resumed_at(model, layer, hidden):
                 model.base_model(**inputs)
-            streams.recording = False
+            streams.play(len(blocks(model)) - layer - 1)
             with torch.enable_grad():
                 patched = sae.decode(latents).to(hidden.dtype).detach().requires_grad_()
                 with resumed_at(model, layer, patched):

@@ -1,164 +1,167 @@
-"""Label a whole split: run the teacher over fixed windows once and fill a store, with concepts or with its logits.
+"""Label a whole split: run the concept model over fixed windows once and fill stores with what is made of them.
 
 Windows are the ones training reads, so a position's label has seen exactly the context the student will have.
-Every process of a torchrun launch takes every world-size-th batch of windows; a killed run continues where its
-store's bitmap says it stopped.
+Processes of a torchrun launch share the windows that are missing, in contiguous ranges that end between blocks of
+the store's files; a killed run goes on from the store's marks, with however many processes.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from cocomix.clock import Stopwatch
-from cocomix.concepts.attribution import attribute_active, with_sign
-from cocomix.concepts.labels import ConceptLabels, select_active
-from cocomix.concepts.sae import TopKSAE
-from cocomix.concepts.store import LabelStore
+from cocomix.concepts.labeller import Labeller
+from cocomix.concepts.store import SHARD_TOKENS, LabelStore
+from cocomix.concepts.store_layout import StoreLayout
+from cocomix.concepts.store_writer import LabelWriter, ShardSummary
 from cocomix.tokens import TokenShards
-from cocomix.train.distributed import barrier, is_main, rank, world_size
-from cocomix.train.precision import autocast
+from cocomix.train.distributed import (
+    Interrupted,
+    StopRequest,
+    barrier,
+    is_main,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 
 
 def label_split(
-    teacher: PreTrainedModel,
-    sae: TopKSAE,
+    labeller: Labeller,
     shards: TokenShards,
     folder: Path,
     *,
-    layer: int,
-    rule: str,
-    signs: Sequence[str],
-    k: int,
     seq_len: int,
-    batch_size: int,
     lineage: dict[str, Any],
-    precision: str = "fp32",
+    scores: bool = False,
+    shard_tokens: int = SHARD_TOKENS,
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Fill `folder/SIGN` with the labels of every whole window of `shards`, for each sign from one attribution pass.
+    """Fill `folder/NAME` with the labels of every whole window of `shards`, for each of the labeller's names.
 
     Args:
-        lineage: checksums and settings the labels depend on; see `LabelStore`.
-        precision: "fp32", or "bf16" for autocast in the teacher's forward and backward passes.
+        lineage: checksums and settings the labels depend on, see `LabelStore`; `sign`, the name, is added.
+        scores: keep scores, too.
+        shard_tokens: tokens behind each of the stores' files, at most.
 
     Returns:
-        `seconds` (interrupted attempts included), `tokens`, `tokens_per_second`, and `valid_share`, for
-        each sign the share of positions that carry labels.
+        `seconds` (interrupted attempts included), `tokens`, `tokens_per_second`, and `valid_share`, for each name
+        the share of positions that carry labels.
+
+    Raises:
+        Interrupted: a signal asked to stop; what is done is kept.
     """
-    device = next(teacher.parameters()).device
-
-    def label(ids: torch.Tensor) -> dict[str, ConceptLabels]:
-        with autocast(device, precision):
-            signed = attribute_active(teacher, sae, ids, layer=layer, rule=rule, sign="signed")
-        return {sign: select_active(with_sign(signed, rule, sign), k) for sign in signs}
-
-    figures = fill_stores(
-        folder,
-        shards,
-        label,
-        {sign: {**lineage, "sign": sign} for sign in signs},
-        n_labels=k,
-        n_ids=sae.n_latents,
-        seq_len=seq_len,
-        batch_size=batch_size,
-        device=device,
-        progress=progress,
-    )
-    return figures | {"valid_share": {sign: LabelStore.open(folder / sign).valid_share() for sign in signs}}
-
-
-def store_logits(
-    teacher: PreTrainedModel,
-    shards: TokenShards,
-    folder: Path,
-    *,
-    k: int,
-    seq_len: int,
-    batch_size: int,
-    lineage: dict[str, Any],
-    precision: str = "fp32",
-    progress: Callable[[int, int, dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    """Fill `folder/top` with the teacher's `k` most likely next tokens of every position and their log-probabilities.
-
-    The store is a `LabelStore` whose ids are tokens and whose scores are log-probabilities in nats; every position is
-    valid. Returns `seconds`, `tokens` and `tokens_per_second`.
-    """
-    device = next(teacher.parameters()).device
-
-    @torch.no_grad()
-    def likeliest(ids: torch.Tensor) -> dict[str, ConceptLabels]:
-        with autocast(device, precision):
-            logits = teacher(input_ids=ids, use_cache=False).logits
-        top = logits[..., : shards.vocab_size].float().log_softmax(-1).topk(k, dim=-1)
-        return {"top": ConceptLabels(top.indices, top.values, torch.ones_like(ids, dtype=torch.bool))}
-
-    return fill_stores(
-        folder,
-        shards,
-        likeliest,
-        {"top": lineage},
-        n_labels=k,
-        n_ids=shards.vocab_size,
-        seq_len=seq_len,
-        batch_size=batch_size,
-        device=device,
-        progress=progress,
-    )
-
-
-def fill_stores(
-    folder: Path,
-    shards: TokenShards,
-    make: Callable[[torch.Tensor], dict[str, ConceptLabels]],
-    lineages: dict[str, dict[str, Any]],
-    *,
-    n_labels: int,
-    n_ids: int,
-    seq_len: int,
-    batch_size: int,
-    device: torch.device,
-    progress: Callable[[int, int, dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    """Fill the stores `folder/NAME` for each name in `lineages` with what `make` returns for windows of tokens."""
-    n_windows = shards.n_windows(seq_len)
-    if is_main():
-        for name, lineage in lineages.items():
-            if not LabelStore.begun(folder / name):
-                LabelStore.create(
-                    folder / name,
-                    n_tokens=shards.n_tokens,
-                    seq_len=seq_len,
-                    n_labels=n_labels,
-                    n_latents=n_ids,
-                    lineage=lineage,
-                )
-    barrier()
-    stores = {name: LabelStore.open_for_write(folder / name) for name in lineages}
-    starts = range(rank() * batch_size, n_windows, world_size() * batch_size)
     watch = Stopwatch(folder / "seconds.json", writes=is_main())
-    try:
-        for number, start in enumerate(starts):
-            windows = np.arange(start, min(start + batch_size, n_windows))
-            if not all(store.is_done(windows) for store in stores.values()):
-                made = make(torch.from_numpy(shards.windows(windows, seq_len)).to(device))
+    unfinished = [name for name in labeller.names if not LabelStore.finished(folder / name)]
+    barrier()  # all have looked before the first one changes anything
+    if is_main():
+        for name in unfinished:
+            LabelStore.create(
+                folder / name,
+                n_tokens=shards.n_tokens,
+                seq_len=seq_len,
+                n_labels=labeller.n_labels,
+                n_latents=labeller.n_ids,
+                lineage={**lineage, "sign": name},
+                shard_tokens=shard_tokens,
+                scores=scores,
+            )
+    barrier()
+    stores = {name: LabelWriter(folder / name) for name in unfinished}
+    if stores:
+        try:
+            _fill(stores, labeller, shards, seq_len, watch, progress)
+        finally:
+            watch.keep()
+        for store in stores.values():
+            _finish(store)
+    tokens, seconds = shards.n_windows(seq_len) * seq_len, watch.seconds
+    barrier()
+    shares = {name: LabelStore.open(folder / name).valid_share() for name in labeller.names}
+    return {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds, "valid_share": shares}
+
+
+def _fill(
+    stores: dict[str, LabelWriter],
+    labeller: Labeller,
+    shards: TokenShards,
+    seq_len: int,
+    watch: Stopwatch,
+    progress: Callable[[int, int, dict[str, Any]], None] | None,
+) -> None:
+    """Write this process's share of what is missing in any of `stores`."""
+    done = np.stack([_done_anywhere(store) for store in stores.values()]).all(0)
+    mine = my_share(np.flatnonzero(~done), next(iter(stores.values())).layout)
+    batches = np.split(mine, range(labeller.batch_size, len(mine), labeller.batch_size))
+    with StopRequest() as stop:
+        for number, windows in enumerate(batches):
+            if len(windows):
+                made = labeller(torch.from_numpy(shards.windows(windows, seq_len)))
                 for name, store in stores.items():
-                    store.write(start, *(part.cpu().numpy() for part in made[name]))
+                    ids, scores, valid = (field.numpy() for field in made[name])
+                    for run in runs(windows):
+                        store.write(int(windows[run.start]), ids[run], scores[run], valid[run])
             watch.tick()
             if progress is not None:
-                progress(number + 1, len(starts), {})
-        for store in stores.values():
-            store.flush()
-    finally:
-        watch.keep()
-    seconds = watch.seconds
+                progress(number + 1, len(batches), {})
+            if stop.received is not None:
+                raise Interrupted(
+                    f"stopped after {number + 1} of {len(batches)} batches of labels; the same command goes on from"
+                    " here",
+                    by_user=stop.received == "SIGINT",
+                )
+    for store in stores.values():
+        store.close()
+
+
+def _finish(store: LabelWriter) -> None:
+    """Sum the shards up, each process some of them, and let the first one write the manifest."""
     barrier()
+    layout = store.layout
+    mine = store.summarise(range(rank(), layout.n_shards, world_size()))
+    kinds = len(layout.dtypes)
+    digests = torch.zeros(layout.n_shards, kinds, 32, dtype=torch.uint8)
+    labelled = torch.zeros(layout.n_shards, dtype=torch.int64)
+    for shard, summary in mine.items():
+        labelled[shard] = summary.labelled
+        for kind, entry in enumerate(summary.files):
+            digests[shard, kind] = torch.tensor(list(bytes.fromhex(entry["sha256"])))
+    digests, labelled = sum_over_processes(digests), sum_over_processes(labelled)
     if is_main():
-        for store in stores.values():
-            store.finish()
+        store.publish(
+            {
+                shard: ShardSummary(
+                    [
+                        {"file": name, "bytes": size, "sha256": bytes(digests[shard, kind].tolist()).hex()}
+                        for kind, (name, size) in enumerate(layout.files(shard).items())
+                    ],
+                    int(labelled[shard]),
+                )
+                for shard in range(layout.n_shards)
+            }
+        )
     barrier()
-    return {"seconds": seconds, "tokens": n_windows * seq_len, "tokens_per_second": n_windows * seq_len / seconds}
+
+
+def _done_anywhere(store: LabelWriter) -> np.ndarray:
+    """Windows that are done, bool `[n_windows]`; the processes check the marks together."""
+    mine = torch.from_numpy(store.done(rank(), world_size()).astype(np.int32))
+    return sum_over_processes(mine).numpy() > 0
+
+
+def my_share(missing: np.ndarray, layout: StoreLayout) -> np.ndarray:
+    """Those of the windows `missing` (ascending) that this process writes: whole blocks, as many as each other one."""
+    blocks = layout.blocks(missing)
+    mine = np.array_split(np.unique(blocks), world_size())[rank()]
+    return missing[np.isin(blocks, mine)]
+
+
+def runs(windows: np.ndarray) -> Iterator[slice]:
+    """Where in `windows` (ascending) those lie that follow each other without a gap."""
+    edges = [0, *(np.flatnonzero(np.diff(windows) != 1) + 1).tolist(), len(windows)]
+    for start, end in itertools.pairwise(edges):
+        yield slice(start, end)

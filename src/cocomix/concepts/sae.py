@@ -1,12 +1,12 @@
-"""The TopK sparse autoencoder that defines the concepts.
+"""The sparse autoencoder that defines the concepts, read at its K strongest latents.
 
-Follows Gao et al. 2024 ("Scaling and evaluating sparse autoencoders"), as OpenAI's GPT-2 autoencoders do:
-inputs are normalised per position with the *unbiased* standard deviation, and latents are ReLU(TopK(pre)).
+Ours follows Gao et al. 2024 ("Scaling and evaluating sparse autoencoders"), as OpenAI's GPT-2 autoencoders do:
+inputs are normalised per position with the *unbiased* standard deviation, and latents are ReLU(TopK(pre)). What
+published autoencoders do differently is in `activation` and `normalisation`; how they lie on disk, in `formats`.
 The decoder is stored row by row, `[C, d_model]`, so that K active latents are K gathered rows; decoding never
 does a dense product over C.
 """
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,43 +14,61 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cocomix.concepts.activation import Activation, ReLU
+from cocomix.concepts.normalisation import NORMALISATIONS
 from cocomix.errors import CocomixError
-from cocomix.normalise import normalise
 
 
 class SparseLatents(NamedTuple):
     """The K active latents of each position."""
 
     values: torch.Tensor
-    """activations, at least 0, `[..., K]`"""
+    """activations, `[..., K]`; those that are not positive carry no concept"""
     ids: torch.Tensor
     """latent indices, int64 `[..., K]`"""
     mean: torch.Tensor
     """mean of the input over d_model, `[..., 1]`; 0 where the SAE does not normalise"""
     std: torch.Tensor
-    """unbiased standard deviation, `[..., 1]`; 1 where the SAE does not normalise"""
+    """scale of the input (unbiased standard deviation), `[..., 1]`; 1 where the SAE does not normalise"""
 
 
 class TopKSAE(nn.Module):
-    """c = ReLU(TopK(W_enc (norm(x) - pre_bias) + latent_bias)); D(c) = (W_dec c + pre_bias) * std + mean.
+    """c = the K largest of act(W_enc (norm(x) - pre_bias) + latent_bias); D(c) = (W_dec c + pre_bias) * std + mean.
 
-    Here norm(x) = (x - mean) / (std + 1e-5), and the decoded vector is scaled by std alone, as the reference does.
+    With the defaults, TopK as the reference has it: norm(x) = (x - mean) / (std + 1e-5), the decoded vector is scaled
+    by std alone, act is ReLU. Other autoencoders (JumpReLU, batch-TopK, standard) are read at K concepts, too.
 
     Args:
         d_model: width of the hidden states.
         n_latents: number of concepts C.
         k: active latents a position; at most `n_latents`.
-        normalize: whether inputs are normalised.
-        relu: whether negative activations among the top k are cut to 0.
+        normalisation: norm, a key of `NORMALISATIONS`.
+        activation: act; ReLU if not given.
+        bias_input: whether pre_bias is subtracted before encoding; it is added after decoding either way.
     """
 
-    def __init__(self, d_model: int, n_latents: int, k: int, *, normalize: bool = True, relu: bool = True) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        n_latents: int,
+        k: int,
+        *,
+        normalisation: str = "standard",
+        activation: Activation | None = None,
+        bias_input: bool = True,
+    ) -> None:
         super().__init__()
         if not 1 <= k <= n_latents:
             raise CocomixError(
                 f"k {k} active latents do not fit into {n_latents} latents; choose k from 1 to {n_latents}"
             )
-        self.d_model, self.n_latents, self.k, self.normalize, self.relu = d_model, n_latents, k, normalize, relu
+        if normalisation not in NORMALISATIONS:
+            raise CocomixError(
+                f"there is no normalisation {normalisation!r}; choose one of {', '.join(NORMALISATIONS)}"
+            )
+        self.d_model, self.n_latents, self.k = d_model, n_latents, k
+        self.normalisation, self.bias_input = normalisation, bias_input
+        self.activation = ReLU(n_latents) if activation is None else activation
         rows = F.normalize(torch.randn(n_latents, d_model), dim=-1)
         self.pre_bias = nn.Parameter(torch.zeros(d_model))
         self.encoder_weight = nn.Parameter(rows.clone())
@@ -59,20 +77,23 @@ class TopKSAE(nn.Module):
 
     def preprocess(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(norm(x), mean, std) of `x` `[..., d_model]`; mean and std are `[..., 1]`."""
-        if not self.normalize:
-            return x, torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1])
-        return normalise(x)
+        return NORMALISATIONS[self.normalisation](x)
 
     def pre_activations(self, normed: torch.Tensor) -> torch.Tensor:
         """W_enc (normed - pre_bias) + latent_bias, `[..., C]`."""
-        return F.linear(normed - self.pre_bias, self.encoder_weight, self.latent_bias)
+        centred = normed - self.pre_bias if self.bias_input else normed
+        return F.linear(centred, self.encoder_weight, self.latent_bias)
+
+    def select(self, pre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The K largest activations of pre-activations `[..., C]`: values and int64 ids, `[..., K]`."""
+        return self.activation.select(pre, self.k)
 
     def encode(self, x: torch.Tensor) -> SparseLatents:
         """Active latents of hidden states `x` `[..., d_model]`, computed in the SAE's own precision."""
         with torch.autocast(x.device.type, enabled=False):
             normed, mean, std = self.preprocess(x.to(self.encoder_weight.dtype))
-            values, ids = self.pre_activations(normed).topk(self.k, dim=-1)
-            return SparseLatents(F.relu(values) if self.relu else values, ids, mean, std)
+            values, ids = self.select(self.pre_activations(normed))
+            return SparseLatents(values, ids, mean, std)
 
     def encode_dense(self, x: torch.Tensor) -> torch.Tensor:
         """Latents of `x` with all C columns, `[..., C]`."""
@@ -128,65 +149,27 @@ class TopKSAE(nn.Module):
 
     @classmethod
     def from_openai(cls, state_dict: dict[str, Any]) -> "TopKSAE":
-        """Read OpenAI's layout; see `cocomix.concepts.sae_io.from_openai`."""
-        from cocomix.concepts.sae_io import from_openai
+        """Read OpenAI's layout; see `cocomix.concepts.formats.openai.from_openai`."""
+        from cocomix.concepts.formats.openai import from_openai
 
         return from_openai(state_dict)
 
     @classmethod
     def load_openai_file(cls, path: Path | str) -> "TopKSAE":
         """Read one of OpenAI's `.pt` files, with `weights_only=True`."""
-        from cocomix.concepts.sae_io import load_openai_file
+        from cocomix.concepts.formats.openai import load_openai_file
 
         return load_openai_file(path)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "TopKSAE":
         """Read a folder written by `save_pretrained`."""
-        from cocomix.concepts.sae_io import from_pretrained
+        from cocomix.concepts.formats.own import from_pretrained
 
         return from_pretrained(folder)
 
     def save_pretrained(self, folder: Path | str, **about: Any) -> None:
         """Write `sae.safetensors` and `sae.json`; `about` (layer, lineage) is kept in the latter."""
-        from cocomix.concepts.sae_io import save_pretrained
+        from cocomix.concepts.formats.own import save_pretrained
 
         save_pretrained(self, folder, about)
-
-
-@torch.no_grad()
-def sae_quality(sae: TopKSAE, batches: Any) -> dict[str, float]:
-    """How well an autoencoder stands for the hidden states.
-
-    Args:
-        batches: iterable of hidden states `[n, d_model]`.
-
-    Returns:
-        `explained_variance` (1 - squared error / squared deviation from the mean hidden state), `l0` (mean number
-        of non-zero latents), `dead_share` (share of latents that never fired here), `mse` (per element),
-        `measured_tokens`.
-    """
-    n, error, fired = 0, 0.0, torch.zeros(sae.n_latents, dtype=torch.bool)
-    total = square = None
-    active = 0
-    for x in batches:
-        latents = sae.encode(x)
-        error += float((sae.decode(latents) - x).double().square().sum())
-        active += int((latents.values > 0).sum())
-        fired[latents.ids[latents.values > 0].cpu()] = True
-        wide = x.double()
-        total = wide.sum(0) if total is None else total + wide.sum(0)
-        square = wide.square().sum() if square is None else square + wide.square().sum()
-        n += len(x)
-    if n == 0 or total is None or square is None:
-        raise CocomixError(
-            "there are no hidden states to measure the autoencoder on; the validation split is too short"
-        )
-    deviation = float(square - total.square().sum() / n)
-    return {
-        "explained_variance": 1 - error / deviation if deviation else math.nan,
-        "l0": active / n,
-        "dead_share": 1 - float(fired.double().mean()),
-        "mse": error / n / sae.d_model,
-        "measured_tokens": n,
-    }

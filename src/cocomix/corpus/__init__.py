@@ -1,8 +1,10 @@
 """Text sources, whole-document splits, and the corpus on disk."""
 
-from cocomix.corpus.document import Document
-from cocomix.corpus.files import read_corpus, write_corpus
-from cocomix.corpus.sources import SOURCES, TextSource
-from cocomix.corpus.split import split_documents
+from cocomix.corpus.document import Document, Skipped
+from cocomix.corpus.reader import Corpus, read_file
+from cocomix.corpus.source import TextSource
+from cocomix.corpus.sources import SOURCES
+from cocomix.corpus.split import SPLITS
+from cocomix.corpus.writer import CorpusWriter
 
-__all__ = ["SOURCES", "Document", "TextSource", "read_corpus", "split_documents", "write_corpus"]
+__all__ = ["SOURCES", "SPLITS", "Corpus", "CorpusWriter", "Document", "Skipped", "TextSource", "read_file"]

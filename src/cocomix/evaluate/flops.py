@@ -64,7 +64,7 @@ def hidden_flops(config: PretrainedConfig, seq_len: int, blocks: int | None = No
 def _parts(config: Any, seq_len: int) -> Parts:
     d, heads = config.hidden_size, config.num_attention_heads
     family = getattr(config, "backbone", None) or config.model_type
-    gated = family not in {"gpt2", "gpt_neox", "opt", "gptj", "phi"}
+    gated = family not in {"gpt2", "gpt_neox", "opt", "gptj", "phi", "bloom", "falcon", "mpt"}
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or d // heads
     named = (getattr(config, name, None) for name in ("intermediate_size", "n_inner", "ffn_dim"))

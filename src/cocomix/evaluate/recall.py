@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cocomix.concepts.store import LabelStore
+from cocomix.concepts.label_reader import LabelReader
 from cocomix.errors import CocomixError
 from cocomix.evaluate.perplexity import window_subset
 from cocomix.tokens import TokenShards
@@ -15,7 +15,7 @@ from cocomix.tokens import TokenShards
 def concept_recall(
     model: Any,
     shards: TokenShards,
-    labels: LabelStore,
+    labels: LabelReader,
     *,
     seq_len: int,
     batch_size: int,
@@ -34,7 +34,7 @@ def concept_recall(
     k = labels.n_labels
     for start in range(0, len(windows), batch_size):
         part = windows[start : start + batch_size]
-        truth = torch.from_numpy(labels.read(part, seq_len)[0]).to(device)
+        truth = torch.from_numpy(labels.read(part, seq_len)).to(device)
         ids = torch.from_numpy(shards.windows(part, seq_len)).to(device)
         logits = model(input_ids=ids, use_cache=False).concept_logits
         valid = (truth >= 0).all(-1)
@@ -43,7 +43,7 @@ def concept_recall(
         positions += int(valid.sum())
         frequency += np.bincount(truth[valid].flatten().cpu().numpy(), minlength=len(frequency))
     if not positions:
-        raise CocomixError(f"no position of {labels.folder} is labelled; lower the labels' k or use another rule")
+        raise CocomixError(f"no position of {labels.where} is labelled; lower the labels' k or use another rule")
     named = positions * k
     return {
         "recall": hits / named,

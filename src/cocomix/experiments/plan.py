@@ -13,10 +13,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.concepts import TopKSAE
 from cocomix.errors import CocomixError
-from cocomix.evaluate.flops import labelling_flops, model_flops, sae_training_flops
+from cocomix.evaluate.flops import model_flops, sae_training_flops
 from cocomix.experiments.config import ExperimentConfig
-from cocomix.experiments.plan_memory import checkpoint_bytes, parameters, shard_bytes, store_bytes, training_memory
+from cocomix.experiments.plan_memory import (
+    KEPT,
+    checkpoint_bytes,
+    parameters,
+    shard_bytes,
+    store_bytes,
+    training_memory,
+)
 from cocomix.experiments.plan_outlook import Outlook
 from cocomix.experiments.plan_table import plan_table
 from cocomix.objectives import Objective
@@ -113,7 +121,8 @@ def _variant(outlook: Outlook, stage: StudentStage, gpus: int, gpu_memory_gib: f
     seq_len, seeds = outlook.config.seq_len, len(outlook.config.seeds)
     steps = stage.train.total_steps(outlook.corpus["train"] // seq_len)
     tokens = steps * stage.train.batch_size * seq_len
-    live = "teacher" in stage.config.reads
+    labels = None if stage.labels is None or not stage.labels.config.live else stage.labels
+    live = labels is not None or "teacher" in stage.config.reads
     row = {"name": stage.student, "objective": stage.config.objective, "about": stage.variant.about(stage.config)}
     row |= {"steps": steps, "batch_size": stage.train.batch_size, "tokens": tokens, "seeds": seeds}
     if live and outlook.teacher is None:
@@ -123,8 +132,16 @@ def _variant(outlook: Outlook, stage: StudentStage, gpus: int, gpu_memory_gib: f
         students = outlook.config.students
         model = build_student(students, stage.student, lambda name: outlook.sizes(students[name].reads))
         sizes = outlook.sizes(stage.config.reads)
+        if labels is not None:
+            each = labels.flops_per_token(_given(outlook.teacher).config, outlook.n_concepts, outlook.k)
+            sizes = sizes._replace(label_flops=each * labels.live_share(stage.train.batch_size, gpus))
         objective: Objective = stage.variant.objective(stage.config, model, sizes, lambda: _given(outlook.teacher))
     memory = training_memory(objective, outlook.teacher if live else None, stage.train, seq_len, gpus)
+    if labels is not None:
+        with torch.device("meta"):
+            autoencoder = TopKSAE(_given(outlook.teacher).config.hidden_size, outlook.n_concepts, outlook.k)
+        memory = memory._replace(kept=memory.kept + KEPT * sum(parameters(autoencoder)))
+        outlook.notes.append(f"{stage.student}: the activations of its live labels' passes are not in its memory")
     gib = {"ddp_gib": memory.total() / GIB, "sharded_gib": memory.total(gpus) / GIB}
     parts = {f"{part}_gib": size / GIB for part, size in memory._asdict().items()}
     fits = {"fits_ddp": gib["ddp_gib"] <= gpu_memory_gib, "fits_sharded": gib["sharded_gib"] <= gpu_memory_gib}
@@ -164,14 +181,7 @@ def _shared(outlook: Outlook) -> dict[str, float | None]:
     for stage in _label_stages(run):
         flops[stage.name] = None
         if known is not None:
-            flops[stage.name] = windows * labelling_flops(
-                known,
-                n_latents=outlook.n_concepts,
-                k=outlook.k,
-                layer=sae.layer,
-                rule=stage.config.rule,
-                seq_len=seq_len,
-            )
+            flops[stage.name] = windows * stage.flops_per_token(known, outlook.n_concepts, outlook.k)
     for stage in run.logits.values():
         flops[stage.name] = None if known is None else windows * model_flops(known, seq_len).forward
     return flops
@@ -183,11 +193,12 @@ def _disk(outlook: Outlook, variants: list[dict[str, Any]]) -> dict[str, int]:
     disk = {"tokens": sum(shard_bytes(tokens, outlook.vocab_size) for tokens in corpus.values())}
     for stage in _label_stages(run):
         per_sign = sum(
-            store_bytes(corpus[split], seq_len, stage.config.k, outlook.n_concepts) for split in stage.splits
+            store_bytes(corpus[split], seq_len, stage.config.k, outlook.n_concepts, scores=stage.config.scores)
+            for split in stage.splits
         )
         disk[stage.name] = per_sign * len(stage.config.signs)
     for stage in run.logits.values():
-        disk[stage.name] = store_bytes(corpus["train"], seq_len, stage.k, outlook.vocab_size)
+        disk[stage.name] = store_bytes(corpus["train"], seq_len, stage.k, outlook.vocab_size, scores=True)
     disk["models"] = sum((row["model_bytes"] or 0) * row["seeds"] for row in variants)
     disk["checkpoints"] = max((row["checkpoint_bytes"] or 0 for row in variants), default=0)
     return disk

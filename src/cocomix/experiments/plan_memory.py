@@ -131,10 +131,9 @@ def shard_bytes(tokens: int, vocab_size: int) -> int:
     return tokens * (2 if vocab_size <= 1 << 16 else 4)
 
 
-def store_bytes(tokens: int, seq_len: int, k: int, n_ids: int) -> int:
-    """A store of `k` ids below `n_ids` with scores a position, of concepts or of tokens, with its bitmap of windows."""
-    windows = tokens // seq_len
-    return windows * (seq_len * k * ((2 if n_ids < 1 << 16 else 4) + 4) + 1)
+def store_bytes(tokens: int, seq_len: int, k: int, n_ids: int, *, scores: bool) -> int:
+    """A store of `k` ids below `n_ids` a position, of concepts or of tokens, with a score each or without."""
+    return tokens // seq_len * seq_len * k * ((2 if n_ids < 1 << 16 else 4) + (4 if scores else 0))
 
 
 def checkpoint_bytes(objective: Objective) -> int:

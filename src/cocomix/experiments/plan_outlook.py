@@ -87,7 +87,7 @@ class Outlook:
             return self.config.tokens.vocab_size
         if (other := self._referred(source)) is not None:
             return other.vocab_size
-        if Path(source).is_dir():
+        if Path(source).exists():
             return len(load_tokenizer(source))
         if Path(source).name in GPT2_SHAPES:
             return GPT2_VOCABULARY

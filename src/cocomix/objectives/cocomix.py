@@ -15,11 +15,12 @@ class CoCoMixObjective(NtpObjective):
     Args:
         model: the student.
         until: share of the training over which lambda falls linearly to 0; None: it stays.
+        label_flops: operations a token takes to be labelled, where labels are made live.
     """
 
-    def __init__(self, model: CoCoMixForCausalLM, until: float | None = None) -> None:
+    def __init__(self, model: CoCoMixForCausalLM, until: float | None = None, *, label_flops: float = 0.0) -> None:
         super().__init__(model)
-        self.until = until
+        self.until, self.label_flops = until, label_flops
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         output = self.model(
@@ -32,3 +33,6 @@ class CoCoMixObjective(NtpObjective):
         if self.until is not None:
             weight = weight * (1 - batch["progress"] / self.until).clamp_min(0)
         return output.lm_loss + weight * output.concept_loss
+
+    def flops_per_token(self, seq_len: int) -> float:
+        return super().flops_per_token(seq_len) + self.label_flops

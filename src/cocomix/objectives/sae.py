@@ -1,4 +1,8 @@
-"""Reconstruct a concept model's hidden states with a TopK autoencoder, straight from the model, nothing on disk."""
+"""Reconstruct a concept model's hidden states with a TopK autoencoder, straight from the model, nothing on disk.
+
+With bf16 the concept model's pass runs in it; the autoencoder itself stays in float32, where small latents and the
+dead ones' gradients would be lost first.
+"""
 
 from pathlib import Path
 
@@ -49,7 +53,8 @@ class SaeObjective(Objective):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
             hidden = hidden_at(self._teacher[0], batch["input_ids"], self.layer)
-        return self.training_module(hidden.flatten(0, 1).float())
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.training_module(hidden.flatten(0, 1).float())
 
     def trainable(self) -> nn.Module:
         return self.training_module

@@ -1,17 +1,24 @@
 """Corpus and token stages."""
 
+import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from cocomix.config import RunConfig
-from cocomix.corpus import SOURCES, read_corpus, split_documents, write_corpus
+from cocomix.corpus import SOURCES, SPLITS, Corpus, CorpusWriter
 from cocomix.errors import CocomixError
+from cocomix.files import write_json
 from cocomix.pipeline.lent import Lending, borrowed, known_as
-from cocomix.pipeline.stage import Stage
-from cocomix.tokens import TokenShards, load_tokenizer, tokenize_corpus, train_tokenizer
-
-SPLITS = ("train", "val", "test")
+from cocomix.pipeline.stage import SECONDS, Stage
+from cocomix.tokens import TokenShards, load_tokenizer, train_tokenizer
+from cocomix.tokens.encode import Job, finished_part
+from cocomix.tokens.join import join_parts
+from cocomix.tokens.shards import token_dtype
+from cocomix.tokens.workers import Tongue, encode_parts
+from cocomix.train.distributed import barrier, is_main, rank, world_size
 
 
 class CorpusStage(Stage):
@@ -22,26 +29,34 @@ class CorpusStage(Stage):
         self.config = config.corpus
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json")
+        return self.config.model_dump(mode="json", exclude={"file_bytes"})  # documents are the same, however cut
 
     def outputs(self) -> list[str]:
         return ["text/corpus.json"]
 
     def describe(self, figures: dict[str, Any]) -> str:
-        return ", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())
+        found = ", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())
+        skipped = figures.get("skipped", 0)
+        return found + (f"; {skipped} bad records skipped, see {self.folder / 'skipped.jsonl'}" if skipped else "")
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         source = SOURCES.get(self.config.source)
         if source is None:
             raise CocomixError(f"there is no text source {self.config.source!r}; choose one of {', '.join(SOURCES)}")
-        documents = list(source(self.config.options))[:: self.config.every]
-        splits = split_documents(documents, self.config.val_fraction, self.config.test_fraction)
-        shutil.rmtree(folder / "text", ignore_errors=True)
-        return {"source": self.config.source, "splits": write_corpus(folder / "text", splits)["splits"]}
+        writer = CorpusWriter(
+            folder,
+            every=self.config.every,
+            val_fraction=self.config.val_fraction,
+            test_fraction=self.config.test_fraction,
+            file_bytes=self.config.file_bytes,
+        )
+        return {"source": self.config.source, **writer.write(source(self.config.options), progress)}
 
 
 class TokensStage(Stage):
     """A tokenizer and one folder of token shards a split."""
+
+    distributed = True
 
     def __init__(self, run_dir: Path, config: RunConfig, corpus: CorpusStage, lending: Lending) -> None:
         lent = borrowed(lending, config.tokens.tokenizer)
@@ -50,7 +65,10 @@ class TokensStage(Stage):
         self.corpus = corpus
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json") | {"tokenizer": known_as(self.lending, self.config.tokenizer)}
+        settings = self.config.model_dump(mode="json", exclude={"workers"})  # tokens are the same for any number
+        if settings["train_chars"] is None:
+            del settings["train_chars"]  # as in runs made before there was such a key
+        return settings | {"tokenizer": known_as(self.lending, self.config.tokenizer)}
 
     def outputs(self) -> list[str]:
         return ["tokenizer/tokenizer_config.json", *(f"{split}/manifest.json" for split in SPLITS)]
@@ -59,24 +77,72 @@ class TokensStage(Stage):
         return ", ".join(f"{split} {count:,} tokens" for split, count in figures["tokens"].items())
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        text = self.corpus.folder / "text"
-        if self.config.tokenizer is None:
-            texts = (document.text for document in read_corpus(text, "train"))
-            tokenizer = train_tokenizer(texts, self.config.vocab_size, folder / "tokenizer")
-        else:
-            tokenizer = load_tokenizer(self.config.tokenizer)
-            tokenizer.save_pretrained(folder / "tokenizer")
-        counts, n_bytes = {}, 0
-        for number, split in enumerate(SPLITS):
-            shutil.rmtree(folder / split, ignore_errors=True)
-            shards = tokenize_corpus(
-                tokenizer, read_corpus(text, split), folder / split, shard_tokens=self.config.shard_tokens
+        corpus = Corpus(self.corpus.folder / "text")
+        if is_main():
+            self._drop_what_was_made_of_another_corpus(folder, corpus)
+            self._make_tokenizer(folder, corpus)
+        barrier()
+        tokenizer: Any = load_tokenizer(str(folder / "tokenizer"))
+        tongue = Tongue(folder / "tokenizer", len(tokenizer), int(tokenizer.eos_token_id))
+        dtype = token_dtype(tongue.vocab_size).str
+        parts = {split: _parts(folder, corpus, split) for split in SPLITS}
+        jobs = [
+            Job(corpus.folder / entry["file"], entry["sha256"], part, dtype)
+            for split in SPLITS
+            for entry, part in zip(corpus.files(split), parts[split], strict=True)
+        ]
+        mine = [job for job in jobs[rank() :: world_size()] if finished_part(job.part) is None]
+        encode_parts(mine, tongue, self._workers(), _Pace(len(mine), progress))
+        barrier()
+        if not is_main():
+            return {}
+        counts = {}
+        for split in SPLITS:
+            shards = join_parts(
+                parts[split],
+                folder / split,
+                vocab_size=tongue.vocab_size,
+                eos_id=tongue.eos_id,
+                shard_tokens=self.config.shard_tokens,
+                dtype=dtype,
             )
             counts[split] = shards.n_tokens
-            if split == "test":
-                n_bytes = sum(len(document.text.encode()) for document in read_corpus(text, split))
-            progress(number + 1, len(SPLITS), {})
-        return {"vocab_size": len(tokenizer), "tokens": counts, "bytes_per_token": n_bytes / counts["test"]}
+        n_bytes = sum((finished_part(part) or {})["text_bytes"] for part in parts["test"])
+        shutil.rmtree(folder / PARTS)
+        (folder / MADE_OF).unlink()
+        return {"vocab_size": tongue.vocab_size, "tokens": counts, "bytes_per_token": n_bytes / counts["test"]}
+
+    def _workers(self) -> int | None:
+        """Processes of this one; of those that torchrun started on this machine, each gets its share."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return None if self.config.workers is None else max(1, self.config.workers // here)
+
+    def _drop_what_was_made_of_another_corpus(self, folder: Path, corpus: Corpus) -> None:
+        """A stopped attempt may have read texts that were replaced since, under the same settings."""
+        try:
+            same = json.loads((folder / MADE_OF).read_text(encoding="utf-8")) == {"corpus": corpus.fingerprint}
+        except (OSError, ValueError):
+            same = False
+        if same:
+            return
+        for path in folder.iterdir():
+            if path.name != SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (folder / PARTS).mkdir()
+        write_json(folder / MADE_OF, {"corpus": corpus.fingerprint})
+
+    def _make_tokenizer(self, folder: Path, corpus: Corpus) -> None:
+        if (folder / "tokenizer").exists():
+            return
+        temporary = folder / "tokenizer.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        if self.config.tokenizer is None:
+            every = max(1, corpus.count("train", "chars") // (self.config.train_chars or 1 << 62))
+            texts = (one.text for number, one in enumerate(corpus.documents("train")) if number % every == 0)
+            train_tokenizer(texts, self.config.vocab_size, temporary)
+        else:
+            load_tokenizer(self.config.tokenizer).save_pretrained(temporary)
+        os.replace(temporary, folder / "tokenizer")
 
     def check_lengths(self, seq_len: int) -> None:
         """Refuse a split shorter than one window before anything is trained on the others."""
@@ -96,3 +162,23 @@ class TokensStage(Stage):
     def tokenizer(self) -> Any:
         """The run's tokenizer."""
         return load_tokenizer(str(self.folder / "tokenizer"))
+
+
+PARTS, MADE_OF = "parts", "made-of.json"
+
+
+def _parts(folder: Path, corpus: Corpus, split: str) -> list[Path]:
+    return [folder / PARTS / f"{split}-{number:05d}.json" for number in range(len(corpus.files(split)))]
+
+
+class _Pace:
+    """Tells the progress bar of each finished part."""
+
+    def __init__(self, jobs: int, progress: Any) -> None:
+        self._jobs, self._progress = jobs, progress
+        self._started, self._done, self._tokens = time.monotonic(), 0, 0
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        self._done, self._tokens = self._done + 1, self._tokens + record["tokens"]
+        rate = round(self._tokens / (time.monotonic() - self._started))
+        self._progress(self._done, self._jobs, {"tokens": self._tokens, "tokens/s": rate})

@@ -6,26 +6,28 @@ from typing import Any
 from cocomix.concepts import LabelStore
 from cocomix.concepts.labelling import label_split
 from cocomix.config import RunConfig
-from cocomix.evaluate.flops import labelling_flops
+from cocomix.pipeline.label_sets import LabelSet
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
 
 
-class LabelStage(Stage):
+class LabelStage(Stage, LabelSet):
     """Labels by one rule, a set for each sign, for the training and the validation split."""
 
+    version = 2  # sharded stores
     distributed = True
     splits = ("train", "val")
 
     def __init__(self, run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
         super().__init__(run_dir, f"labels/{name}", f"cocomix label --name {name}", [teacher.tokens, teacher, sae])
         self.config, self.seq_len = config.labels[name], config.seq_len
-        self.batch_size = config.evaluation.batch_size
+        self.shard_tokens = config.tokens.shard_tokens
         self.teacher, self.sae, self.tokens = teacher, sae, teacher.tokens
+        self.needed = [self]
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len}
+        return self.config.model_dump(mode="json", exclude={"live"}) | {"seq_len": self.seq_len}
 
     def outputs(self) -> list[str]:
         return [f"{split}/{sign}/manifest.json" for split in self.splits for sign in self.config.signs]
@@ -35,34 +37,22 @@ class LabelStage(Stage):
         return f"positions labelled: {shares}; {figures['train']['tokens_per_second']:,.0f} tokens/s"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        teacher, sae = self.teacher.model(), self.sae.model()
-        figures: dict[str, Any] = {}
-        for split in self.splits:
-            figures[split] = label_split(
-                teacher,
-                sae,
+        labeller = self.labeller(self.config.signs)
+        figures: dict[str, Any] = {
+            split: label_split(
+                labeller,
                 self.tokens.shards(split),
                 folder / split,
-                layer=self.sae.config.layer,
-                rule=self.config.rule,
-                signs=self.config.signs,
-                k=self.config.k,
                 seq_len=self.seq_len,
-                batch_size=self.batch_size,
                 lineage=self.lineage(split),
-                precision=self.config.precision,
+                scores=self.config.scores,
+                shard_tokens=self.shard_tokens,
                 progress=progress if split == "train" else None,
             )
-        per_token = labelling_flops(
-            teacher.config,
-            n_latents=sae.n_latents,
-            k=sae.k,
-            layer=self.sae.config.layer,
-            rule=self.config.rule,
-            seq_len=self.seq_len,
-        )
-        figures["flops"] = per_token * figures["train"]["tokens"]
-        return figures
+            for split in self.splits
+        }
+        per_token = self.flops_per_token(labeller.teacher.config, labeller.sae.n_latents, labeller.sae.k)
+        return figures | {"flops": per_token * figures["train"]["tokens"]}
 
     def lineage(self, split: str) -> dict[str, Any]:
         """What these labels depend on, by content."""
@@ -74,9 +64,19 @@ class LabelStage(Stage):
             "rule": self.config.rule,
             "k": self.config.k,
             "seq_len": self.seq_len,
+            "batch_size": self.config.batch_size,
+            "precision": self.config.precision,
         }
 
-    def store(self, split: str, sign: str) -> LabelStore:
-        """The finished labels of `split` and `sign`, checked against the tokens, teacher and SAE as they are now."""
+    def reader(self, split: str, sign: str) -> LabelStore:
         _ = self.figures
         return LabelStore.open(self.folder / split / sign, expect=self.lineage(split) | {"sign": sign})
+
+    def made_once(self) -> dict[str, float]:
+        return {"seconds": self.figures["train"]["seconds"], "flops": self.figures["flops"]}
+
+    def reader_settings(self) -> dict[str, Any]:
+        return {}
+
+    def live_share(self, batch_size: int, processes: int) -> float:
+        return 0.0

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from cocomix.concepts import LabelStore
-from cocomix.concepts.labelling import store_logits
+from cocomix.concepts import LabelStore, TopTokens
+from cocomix.concepts.labelling import label_split
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
 from cocomix.evaluate.flops import model_flops
@@ -15,6 +15,7 @@ from cocomix.pipeline.teacher_stage import TeacherStage
 class LogitsStage(Stage):
     """The k likeliest next tokens of every training position, and their log-probabilities."""
 
+    version = 2  # sharded stores
     distributed = True
 
     def __init__(self, run_dir: Path, k: int, config: RunConfig, teacher: TeacherStage) -> None:
@@ -22,9 +23,10 @@ class LogitsStage(Stage):
         self.k, self.seq_len, self.teacher, self.tokens = k, config.seq_len, teacher, teacher.tokens
         self.batch_size = config.evaluation.batch_size
         self.precision = config.students_train.precision
+        self.shard_tokens = config.tokens.shard_tokens
 
     def settings(self) -> dict[str, Any]:
-        return {"k": self.k, "seq_len": self.seq_len, "precision": self.precision}
+        return {"k": self.k, "seq_len": self.seq_len, "precision": self.precision, "batch_size": self.batch_size}
 
     def outputs(self) -> list[str]:
         return ["top/manifest.json"]
@@ -36,15 +38,20 @@ class LogitsStage(Stage):
         teacher, shards = self.teacher.model(), self.tokens.shards("train")
         if self.k > shards.vocab_size:
             raise CocomixError(f"teacher_top_k {self.k} is more than the vocabulary of {shards.vocab_size}; lower it")
-        figures = store_logits(
-            teacher,
+        figures = label_split(
+            TopTokens(
+                teacher,
+                k=self.k,
+                vocab_size=shards.vocab_size,
+                batch_size=self.batch_size,
+                precision=self.precision,
+            ),
             shards,
             folder,
-            k=self.k,
             seq_len=self.seq_len,
-            batch_size=self.batch_size,
             lineage=self.lineage(),
-            precision=self.precision,
+            scores=True,
+            shard_tokens=self.shard_tokens,
             progress=progress,
         )
         return figures | {"flops": model_flops(teacher.config, self.seq_len).forward * figures["tokens"]}
@@ -52,7 +59,7 @@ class LogitsStage(Stage):
     def lineage(self) -> dict[str, Any]:
         """What these logits depend on, by content."""
         tokens = self.tokens.shards("train").fingerprint
-        return {"tokens": tokens, "teacher": self.teacher.checksum(), "k": self.k, "seq_len": self.seq_len}
+        return self.settings() | {"tokens": tokens, "teacher": self.teacher.checksum()}
 
     def store(self) -> LabelStore:
         """The finished logits, checked against the tokens and the teacher as they are now."""

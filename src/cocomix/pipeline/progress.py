@@ -51,8 +51,8 @@ class StageProgress(AbstractContextManager["StageProgress"]):
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, step: int, total: int, metrics: dict[str, Any] | None = None) -> None:
-        """Report that `step` of `total` steps are done."""
+    def __call__(self, step: int, total: int | None, metrics: dict[str, Any] | None = None) -> None:
+        """Report that `step` of `total` steps are done; None: nobody knows how many there will be."""
         if self._quiet:
             return
         now = time.monotonic()
@@ -63,16 +63,18 @@ class StageProgress(AbstractContextManager["StageProgress"]):
             self._bar.update(self._task, completed=step, total=total, note=note)
         elif now - self._last_line >= self._every:
             self._last_line = now
-            self._console.print(f"  {self._title}: {step}/{total}  {note}", highlight=False)
+            steps = "" if total is None else f"{step}/{total}  "
+            self._console.print(f"  {self._title}: {steps}{note}", highlight=False)
 
-    def _note(self, now: float, step: int, total: int, metrics: dict[str, Any]) -> str:
+    def _note(self, now: float, step: int, total: int | None, metrics: dict[str, Any]) -> str:
         assert self._first is not None
         start, first = self._first
         parts = []
-        if step > first:
+        if step > first and total is not None:
             remaining = (now - start) / (step - first) * (total - step)
             parts.append(f"about {duration(remaining)} left")
-        parts += [f"{name} {float(value):.3f}" for name, value in metrics.items()]
+        for name, value in metrics.items():
+            parts.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {float(value):.3f}")
         return "  ".join(parts)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from cocomix.pipeline.label_sets import LabelSet
+from cocomix.pipeline.label_stage import LabelStage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
 from cocomix.students import VARIANTS
 
@@ -38,10 +40,10 @@ def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | 
         "teacher": teacher | {"val_perplexity": _last(teacher.get("curve"))},
         "sae": run.sae.figures | {"seconds": _seconds(run, run.sae.name)},
         "labels": [
-            _labels(run, name, sign)
-            for name, labels in run.config.labels.items()
-            if run.labels[name].record() is not None
-            for sign in labels.signs
+            _labels(name, labels, sign)
+            for name, labels in run.labels.items()
+            if isinstance(labels, LabelStage) and labels.record() is not None
+            for sign in labels.config.signs
         ],
         "students": students,
         "baseline": run.config.baseline,
@@ -53,6 +55,7 @@ def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | 
         "notes": [
             "The teacher, the SAE and the labels are made once and shared by all seeds;"
             " a seed sets a student's initialisation and the order of its batches.",
+            *_live_labels(run, chosen),
             *_several_machines(made),
         ],
     }
@@ -64,6 +67,18 @@ def _several_machines(made: list[dict[str, Any]]) -> list[str]:
         return []
     kinds = sorted({f"{m['device']}, {m['cpu']}, {m['threads']} threads" for m in (one["machine"] for one in made)})
     return [f"The students were not all trained under the same conditions ({'; '.join(kinds)}): compare no seconds."]
+
+
+def _live_labels(run: "Run", chosen: list[str]) -> list[str]:
+    """A note where labels are part of a student's own training cost, unlike those made once."""
+    live = [name for name in chosen if (found := _labels_of(run, name)) is not None and found.config.live]
+    if not live:
+        return []
+    return [f"The labels of {', '.join(live)} were made during training: its FLOPs and seconds include theirs."]
+
+
+def _labels_of(run: "Run", student: str) -> LabelSet | None:
+    return run.labels.get(getattr(run.config.students[student], "labels", None) or "")
 
 
 def _student(run: "Run", name: str) -> dict[str, Any]:
@@ -106,14 +121,14 @@ def _student_run(stage: EvaluationStage) -> dict[str, Any]:
 def _material(student: StudentStage) -> dict[str, float]:
     """Seconds and operations of what was made once for this student's training: labels, or the teacher's logits."""
     if student.labels is not None:
-        return {"seconds": student.labels.figures["train"]["seconds"], "flops": student.labels.figures["flops"]}
+        return student.labels.made_once()
     if student.logits is not None:
         return {name: student.logits.figures[name] for name in ("seconds", "flops")}
     return {"seconds": 0.0, "flops": 0.0}
 
 
-def _labels(run: "Run", name: str, sign: str) -> dict[str, Any]:
-    config, figures = run.config.labels[name], run.labels[name].figures
+def _labels(name: str, labels: LabelStage, sign: str) -> dict[str, Any]:
+    config, figures = labels.config, labels.figures
     return {
         "name": name,
         "rule": config.rule,

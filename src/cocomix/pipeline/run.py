@@ -8,7 +8,7 @@ from cocomix.config import RunConfig, save_config
 from cocomix.errors import CocomixError
 from cocomix.pipeline.console import console
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
-from cocomix.pipeline.label_stage import LabelStage
+from cocomix.pipeline.label_sets import label_set
 from cocomix.pipeline.lent import Lending
 from cocomix.pipeline.logits_stage import LogitsStage
 from cocomix.pipeline.progress import StageProgress, duration
@@ -37,7 +37,8 @@ class Run:
         self.tokens = TokensStage(folder, config, self.corpus, lending)
         self.teacher = TeacherStage(folder, config, self.tokens, lending)
         self.sae = SaeStage(folder, config, self.tokens, self.teacher, lending)
-        self.labels = {name: LabelStage(folder, name, config, self.teacher, self.sae) for name in config.labels}
+        self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
+        stored_labels = {name: made for name, made in self.labels.items() if isinstance(made, Stage)}
         stored = [getattr(student, "teacher_top_k", None) for student in config.students.values()]
         self.logits = {k: LogitsStage(folder, k, config, self.teacher) for k in stored if k is not None}
         self.students = [
@@ -46,11 +47,11 @@ class Run:
         self.evaluations = [EvaluationStage(student) for student in self.students]
         used = {getattr(student, "labels", None) for student in config.students.values()}
         self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, self.sae]
-        self._shared += [label for name, label in self.labels.items() if name in used]
+        self._shared += [label for name, label in stored_labels.items() if name in used]
         self._shared += self.logits.values()
         stages = [*self._shared, *self.students, *self.evaluations]
         self.stages = {stage.name: stage for stage in stages}
-        self.stages |= {label.name: label for label in self.labels.values() if label.name not in self.stages}
+        self.stages |= {label.name: label for label in stored_labels.values() if label.name not in self.stages}
         self._all = [stage.name for stage in stages]
         self._reused: dict[str, bool] = {}
 
@@ -103,14 +104,19 @@ class Run:
     def label_stages(self, name: str | None) -> list[str]:
         """Names of the stages that write labels: one set, the teacher's `logits`, or all there are."""
         stored = [stage.name for stage in self.logits.values()]
+        labels = {key: made for key, made in self.labels.items() if isinstance(made, Stage)}
         if name is None:
-            return [*(label.name for label in self.labels.values()), *stored]
+            return [*(label.name for label in labels.values()), *stored]
         if name == "logits" and stored:
             return stored
         if name not in self.labels:
             there = ", ".join([*self.labels, *(["logits"] if stored else [])])
             raise CocomixError(f"there are no labels called {name!r} in this run; it has {there}")
-        return [self.labels[name].name]
+        if name not in labels:
+            raise CocomixError(
+                f"the labels {name} are made while students train; set labels.{name}.live=false to store them"
+            )
+        return [labels[name].name]
 
     def evaluation_stages(self) -> list[str]:
         """Names of the evaluation stages of every student and seed."""

@@ -1,12 +1,15 @@
 """The sparse autoencoder's stage."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.concepts import TopKSAE, hidden_at, sae_quality
+from cocomix.concepts import TopKSAE, hidden_at, spliced_losses
+from cocomix.concepts.formats import load_sae
+from cocomix.concepts.quality import Reconstruction
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
 from cocomix.evaluate.perplexity import window_subset
@@ -17,11 +20,14 @@ from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.training import recipe, train_objective, training_figures
+from cocomix.report.sae_page import write_sae_page
 from cocomix.train.data import BatchSource
-from cocomix.train.distributed import device, is_main
+from cocomix.train.distributed import device, is_main, on_main
 
 LOWEST_EXPLAINED_VARIANCE = 0.3
 """Below this a loaded autoencoder is taken for another layer's; published ones explain well over 0.8 of theirs."""
+MOST_SPLICED_WINDOWS = 256
+"""Validation windows the reconstruction is spliced into."""
 
 
 class SaeStage(Stage):
@@ -41,15 +47,19 @@ class SaeStage(Stage):
     def settings(self) -> dict[str, Any]:
         if self.config.pretrained is not None:
             source = known_as(self.lending, self.config.pretrained)
-            return {"pretrained": source, "layer": self.config.layer, "seq_len": self.seq_len}
+            settings = {"pretrained": source, "layer": self.config.layer, "seq_len": self.seq_len}
+            # A lent one is ours and has its own k; another may take the configured one.
+            return settings if source != self.config.pretrained else settings | {"k": self.config.k}
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def outputs(self) -> list[str]:
         return ["model/sae.safetensors", "model/sae.json"]
 
     def describe(self, figures: dict[str, Any]) -> str:
+        recovered = figures.get("loss_recovered")
+        spliced = "" if recovered is None else f", loss recovered {recovered:.4f}"
         return (
-            f"explained variance {figures['explained_variance']:.4f}, L0 {figures['l0']:.2f},"
+            f"explained variance {figures['explained_variance']:.4f}{spliced}, L0 {figures['l0']:.2f},"
             f" dead latents {figures['dead_share']:.1%}"
         )
 
@@ -63,18 +73,20 @@ class SaeStage(Stage):
             )
         extra: dict[str, Any] = {}
         if self.config.pretrained is not None:
-            sae = self._load(Path(self.config.pretrained), width)
-            if is_main():
-                sae.save_pretrained(folder / "model")
+            sae, extra = self._load(self.config.pretrained, folder, width)
         else:
             sae, extra = self._train(teacher, folder, progress)
         quality = self._quality(sae.to(device()).eval(), teacher)
         if self.config.pretrained is not None and quality["explained_variance"] < LOWEST_EXPLAINED_VARIANCE:
             raise CocomixError(
                 f"the SAE {self.config.pretrained} explains {quality['explained_variance']:.2f} of the variance after"
-                f" block {self.config.layer}; it belongs to another layer or model, so check sae.layer"
+                f" block {self.config.layer} with {sae.k} latents kept; it belongs to another layer or model, or needs"
+                " more of them, so check sae.layer and sae.k"
             )
-        return extra | quality | {"n_latents": sae.n_latents, "k": sae.k, "layer": self.config.layer}
+        figures = extra | quality | {"n_latents": sae.n_latents, "k": sae.k, "layer": self.config.layer}
+        if is_main():
+            write_sae_page(figures, folder / "quality.html")
+        return figures
 
     def _train(self, teacher: PreTrainedModel, folder: Path, progress: Any) -> tuple[TopKSAE, dict[str, Any]]:
         config, train = self.config, self.config.train
@@ -95,26 +107,36 @@ class SaeStage(Stage):
         result = train_objective(objective, BatchSource(shards, self.seq_len), train, folder, None, progress)
         return TopKSAE.from_pretrained(folder / "model"), training_figures(result)  # each process may hold a share
 
-    def _load(self, path: Path, width: int) -> TopKSAE:
-        sae = TopKSAE.from_pretrained(path) if path.is_dir() else TopKSAE.load_openai_file(path)
-        if sae.d_model != width:
-            raise CocomixError(
-                f"the SAE {path} reads hidden states {sae.d_model} wide and the concept model's are {width} wide;"
-                " use an SAE trained on this model"
-            )
-        return sae
+    def _load(self, source: str, folder: Path, width: int) -> tuple[TopKSAE, dict[str, Any]]:
+        """Copy the autoencoder `source` into the run; one process fetches and converts it for all."""
+
+        def copy() -> dict[str, Any]:
+            loaded = load_sae(source, layer=self.config.layer, d_model=width, k=self.config.k)
+            told = {"format": loaded.format, "hook": loaded.hook}
+            origin = {"source": known_as(self.lending, source), "model": loaded.model, "layer": self.config.layer}
+            loaded.sae.save_pretrained(folder / "model", **told, **origin)
+            return told
+
+        told = on_main(copy)
+        return TopKSAE.from_pretrained(folder / "model"), told
 
     def _quality(self, sae: TopKSAE, teacher: PreTrainedModel) -> dict[str, Any]:
+        """Figures on evenly spread validation windows; splicing runs the model four times and takes fewer of them."""
+        wanted = self.evaluation.sae_windows
+        found = Reconstruction(sae)
+        with torch.no_grad():
+            for ids in self._validation(wanted):
+                found.add(hidden_at(teacher, ids, self.config.layer).flatten(0, 1))
+        figures = found.figures()
+        spliced = self._validation(min(wanted, MOST_SPLICED_WINDOWS))
+        return figures | spliced_losses(teacher, sae, spliced, layer=self.config.layer, mean=found.mean)
+
+    def _validation(self, wanted: int) -> Iterator[torch.Tensor]:
+        """Token ids of `wanted` evenly spread validation windows, int64 `[batch, seq]`, on the device."""
         val = self.tokens.shards("val")
-        windows = window_subset(val.n_windows(self.seq_len), self.evaluation.sae_windows)
-        step = self.evaluation.batch_size
-
-        def activations() -> Any:
-            for start in range(0, len(windows), step):
-                ids = torch.from_numpy(val.windows(windows[start : start + step], self.seq_len)).to(device())
-                yield hidden_at(teacher, ids, self.config.layer).flatten(0, 1)
-
-        return sae_quality(sae, activations())
+        windows, step = window_subset(val.n_windows(self.seq_len), wanted), self.evaluation.batch_size
+        for start in range(0, len(windows), step):
+            yield torch.from_numpy(val.windows(windows[start : start + step], self.seq_len)).to(device())
 
     def model(self) -> TopKSAE:
         """The finished autoencoder."""

@@ -156,7 +156,7 @@ class Stage(ABC):
             partial.mkdir(parents=True, exist_ok=True)
             watch = Stopwatch(partial / SECONDS, writes=is_main())
 
-            def ticking(step: int, total: int, metrics: dict[str, Any] | None = None) -> None:
+            def ticking(step: int, total: int | None, metrics: dict[str, Any] | None = None) -> None:
                 watch.tick()
                 progress(step, total, metrics)
 

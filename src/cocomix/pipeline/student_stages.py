@@ -10,7 +10,7 @@ from cocomix.config import RunConfig
 from cocomix.evaluate.perplexity import perplexity
 from cocomix.evaluate.recall import concept_recall
 from cocomix.objectives import Objective
-from cocomix.pipeline.label_stage import LabelStage
+from cocomix.pipeline.label_sets import LabelSet
 from cocomix.pipeline.logits_stage import LogitsStage
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
@@ -25,7 +25,7 @@ class StudentStage(Stage):
     """One student trained with one seed; the seed sets initialisation and data order.
 
     Args:
-        labels: the stage of its concept labels, if it reads any.
+        labels: its concept labels, stored or live, if it reads any.
         logits: the stage of the teacher's stored logits, if it reads any.
     """
 
@@ -38,7 +38,7 @@ class StudentStage(Stage):
         seed: int,
         config: RunConfig,
         sae: SaeStage,
-        labels: LabelStage | None = None,
+        labels: LabelSet | None = None,
         logits: LogitsStage | None = None,
     ) -> None:
         self.student, self.seed, self.run_config = student, seed, config
@@ -47,12 +47,17 @@ class StudentStage(Stage):
         self.tokens, self.sae, self.labels, self.logits = sae.tokens, sae, labels, logits
         self.train = _of_length(config.students_train, self.config.length, seed)
         self.sign = getattr(self.config, "sign", None) or (labels.config.signs[0] if labels else "")
-        wanted = {"teacher": sae.teacher, "sae": sae, "labels": labels, "logits": logits}
+        wanted: dict[str, list[Stage]] = {
+            "teacher": [sae.teacher],
+            "sae": [sae],
+            "labels": [] if labels is None else labels.needed,
+            "logits": [] if logits is None else [logits],
+        }
         needed = set(self.config.reads)
         matched = getattr(self.config, "match_parameters", None)
         if matched is not None:  # a student's size may depend on the teacher's width
             needed |= config.students[matched].reads & {"teacher"}
-        read = [stage for name, stage in wanted.items() if name in needed and stage is not None]
+        read = dict.fromkeys(stage for name, stages in wanted.items() if name in needed for stage in stages)
         super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", [sae.tokens, *read])
 
     def settings(self) -> dict[str, Any]:
@@ -66,7 +71,7 @@ class StudentStage(Stage):
             "train": self.train.recipe(),
             "seq_len": self.run_config.seq_len,
             "curve_windows": self.run_config.evaluation.curve_windows,
-        }
+        } | ({} if self.labels is None else self.labels.reader_settings())
 
     def outputs(self) -> list[str]:
         return ["model/config.json"]
@@ -97,13 +102,14 @@ class StudentStage(Stage):
 
     def batches(self) -> BatchSource:
         """What it is trained with."""
-        labels = None if self.labels is None else self.labels.store("train", self.sign)
+        labels = None if self.labels is None else self.labels.reader("train", self.sign)
         logits = None if self.logits is None else self.logits.store()
         return BatchSource(self.tokens.shards("train"), self.run_config.seq_len, labels, logits)
 
     def _sizes(self, name: str) -> Sizes:
         reads = self.run_config.students[name].reads
         n_concepts, top_k = self._concepts() if "sae" in reads else (0, 0)
+        labels = self.labels if name == self.student else None
         return Sizes(
             vocab_size=self.tokens.figures["vocab_size"],
             seq_len=self.run_config.seq_len,
@@ -112,6 +118,7 @@ class StudentStage(Stage):
             teacher_width=self.sae.teacher.width if "teacher" in reads else 0,
             sae_layer=self.run_config.sae.layer,
             special=special_ids(self.tokens.tokenizer()),
+            label_flops=0.0 if labels is None else labels.live_flops(self.train.batch_size),
         )
 
     def _concepts(self) -> tuple[int, int]:
@@ -172,7 +179,7 @@ class EvaluationStage(Stage):
             figures["recall"] = concept_recall(
                 model,
                 self.student.tokens.shards("val"),
-                self.student.labels.store("val", self.student.sign),
+                self.student.labels.reader("val", self.student.sign),
                 seq_len=self.seq_len,
                 batch_size=self.batch_size,
                 max_windows=self.windows,

@@ -65,9 +65,10 @@ class TeacherStage(Stage):
     def _load(self, folder: Path, source: str) -> dict[str, Any]:
         model = load_causal_lm(source, "the concept model")
         self._check_vocabulary(model, source)
-        if model.config.max_position_embeddings < self.seq_len:
+        positions = getattr(model.config, "max_position_embeddings", None)  # Bloom has no limit
+        if positions is not None and positions < self.seq_len:
             raise CocomixError(
-                f"the concept model {source} has {model.config.max_position_embeddings} positions,"
+                f"the concept model {source} has {positions} positions,"
                 f" fewer than seq_len {self.seq_len}; lower seq_len"
             )
         if is_main():

@@ -42,6 +42,8 @@ class Sizes(NamedTuple):
     sae_layer: int
     """the teacher's block (0-based) the SAE reads"""
     special: SpecialIds = NO_IDS
+    label_flops: float = 0.0
+    """operations a trained token takes to be labelled, where its labels are made live"""
 
 
 class Variant(ABC):
@@ -107,7 +109,7 @@ class CoCoMix(Variant):
     ) -> Objective:
         if config.labels is None:
             return NtpObjective(model)
-        return CoCoMixObjective(model, config.concept.loss_until)
+        return CoCoMixObjective(model, config.concept.loss_until, label_flops=sizes.label_flops)
 
     def what(self, config: CoCoMixStudent) -> str:
         concept = config.concept

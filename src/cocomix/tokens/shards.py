@@ -8,6 +8,9 @@ is lost.
 
 import hashlib
 import json
+import shutil
+from array import array
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,15 @@ import numpy as np
 
 from cocomix.errors import CocomixError
 from cocomix.files import sha256, write_json
+from cocomix.series import FileSeries
+from cocomix.verified import check_files
 
 MANIFEST = "manifest.json"
 BOUNDARIES = "doc-boundaries.npy"
+MEND = "restore it, or delete the folder and run `cocomix tokenize` again"
+SHARD = "shard-{:05d}.bin"
+MOST_OPEN = 128
+"""shards mapped at a time; each holds a file open, and a process may hold about a thousand"""
 
 
 class TokenShards:
@@ -36,14 +45,17 @@ class TokenShards:
         self.n_tokens: int = manifest["n_tokens"]
         self.vocab_size: int = manifest["vocab_size"]
         self.fingerprint: str = manifest["fingerprint"]
-        dtype = np.dtype(manifest["dtype"])
-        self._maps = [np.memmap(folder / shard["file"], dtype=dtype, mode="r") for shard in manifest["shards"]]
-        self._starts = np.cumsum([0, *(len(shard) for shard in self._maps)])
+        self._dtype = np.dtype(manifest["dtype"])
+        self._files = [folder / shard["file"] for shard in manifest["shards"]]
+        self._maps: OrderedDict[int, np.memmap] = OrderedDict()
+        self._starts = np.cumsum([0, *(shard["bytes"] // self._dtype.itemsize for shard in manifest["shards"])])
         self.documents: np.ndarray = np.load(folder / BOUNDARIES, mmap_mode="r", allow_pickle=False)
 
     @classmethod
     def open(cls, folder: Path | str, *, verify: bool = True) -> "TokenShards":
         """Open a finished folder; `verify` compares sizes and checksums with the manifest.
+
+        A file is read for its checksum once and then remembered (see `cocomix.verified`).
 
         Raises:
             CocomixError: no manifest, or a shard is missing, truncated or altered; the sentence names the file.
@@ -52,8 +64,7 @@ class TokenShards:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             files = [*manifest["shards"], manifest["boundaries"]]
-            for entry in files:
-                _check(folder, entry, verify)
+            check_files(folder, files, what="token file", mend=MEND, verify=verify)
             return cls(folder, manifest)
         except FileNotFoundError:
             raise CocomixError(f"{folder} holds no finished token shards; run `cocomix tokenize`") from None
@@ -76,12 +87,33 @@ class TokenShards:
         if indices.size and (indices.min() < 0 or indices.max() >= self.n_windows(seq_len)):
             raise IndexError(f"window indices must be in 0..{self.n_windows(seq_len) - 1} (seq_len {seq_len})")
         positions = (indices[:, None] * seq_len + np.arange(seq_len)).ravel()
+        return self._read(positions).reshape(len(indices), seq_len)
+
+    def span(self, begin: int, end: int) -> np.ndarray:
+        """Tokens `begin` to `end` - 1 of the stream, int64 `[end - begin]`.
+
+        Raises:
+            IndexError: outside the stream.
+        """
+        if not 0 <= begin <= end <= self.n_tokens:
+            raise IndexError(f"tokens {begin} to {end} are outside the stream of {self.n_tokens}")
+        return self._read(np.arange(begin, end))
+
+    def _read(self, positions: np.ndarray) -> np.ndarray:
         owners = np.searchsorted(self._starts, positions, side="right") - 1
         out = np.empty(positions.shape, dtype=np.int64)
         for owner in np.unique(owners):
             chosen = owners == owner
-            out[chosen] = self._maps[owner][positions[chosen] - self._starts[owner]]
-        return out.reshape(len(indices), seq_len)
+            out[chosen] = self._map(int(owner))[positions[chosen] - self._starts[owner]]
+        return out
+
+    def _map(self, number: int) -> np.memmap:
+        if number not in self._maps:
+            if len(self._maps) == MOST_OPEN:
+                self._maps.popitem(last=False)
+            self._maps[number] = np.memmap(self._files[number], dtype=self._dtype, mode="r")
+        self._maps.move_to_end(number)
+        return self._maps[number]
 
 
 def write_shards(
@@ -94,7 +126,7 @@ def write_shards(
 ) -> TokenShards:
     """Write documents' token ids as shards of `shard_tokens` tokens, each document followed by `eos_id`.
 
-    Memory stays bounded by one shard and one document.
+    In memory are one document and eight bytes for each before it.
 
     Raises:
         CocomixError: an id outside the vocabulary, no document at all, or a folder that is already finished.
@@ -102,83 +134,83 @@ def write_shards(
     folder = Path(folder)
     if (folder / MANIFEST).exists():
         raise CocomixError(f"{folder} already holds finished token shards; delete it first or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
-    writer = _Writer(folder, dtype, shard_tokens)
-    starts: list[int] = []
-    for document in documents:
-        ids = np.append(np.asarray(document, dtype=np.int64), eos_id)
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            raise CocomixError(
-                f"document {len(starts)} has token id {ids.max() if ids.min() >= 0 else ids.min()} outside the"
-                f" vocabulary of {vocab_size}; use the tokenizer the vocabulary belongs to"
-            )
-        starts.append(writer.total)
-        writer.add(ids.astype(dtype))
-    if not starts:
+    dtype = token_dtype(vocab_size)
+    series = FileSeries(folder, SHARD, durable=False)
+    starts, total = array("q"), 0
+    try:
+        for document in documents:
+            ids = np.append(np.asarray(document, dtype=np.int64), eos_id)
+            if ids.min() < 0 or ids.max() >= vocab_size:
+                raise CocomixError(
+                    f"document {len(starts)} has token id {ids.max() if ids.min() >= 0 else ids.min()} outside the"
+                    f" vocabulary of {vocab_size}; use the tokenizer the vocabulary belongs to"
+                )
+            starts.append(total)
+            total += len(ids)
+            series.fill(ids.astype(dtype).tobytes(), shard_tokens * dtype.itemsize)
+        series.cut()
+    finally:
+        series.close()
+    raw = folder / "starts.int64"
+    raw.write_bytes(np.frombuffer(starts, dtype=np.int64).astype("<i8").tobytes())
+    return finish_shards(
+        folder,
+        series.files,
+        [raw],
+        n_tokens=total,
+        n_documents=len(starts),
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+        dtype=dtype.str,
+    )
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Type of the stored ids: two bytes where all ids fit, else four."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def finish_shards(
+    folder: Path,
+    shards: list[dict[str, Any]],
+    starts: Sequence[Path],
+    *,
+    n_tokens: int,
+    n_documents: int,
+    vocab_size: int,
+    eos_id: int,
+    dtype: str,
+) -> TokenShards:
+    """Write the document boundaries and the manifest of shard files that are all there.
+
+    Args:
+        shards: `file`, `bytes`, `sha256` of each.
+        starts: files of raw little-endian int64, the start of each document in the stream; they are removed.
+
+    Raises:
+        CocomixError: no document at all.
+    """
+    if not n_documents:
         raise CocomixError(f"there are no documents to write to {folder}; check the corpus")
-    shards = writer.close()
-    np.save(folder / BOUNDARIES, np.asarray(starts, dtype=np.int64), allow_pickle=False)
+    path = folder / BOUNDARIES
+    header = {"descr": "<i8", "fortran_order": False, "shape": (n_documents,)}
+    with path.open("wb") as stream:  # numpy's own writers may leave a short file on a full disk without an error
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in starts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, stream)
     manifest = {
         "format": 1,
-        "dtype": dtype.str,
-        "n_tokens": writer.total,
+        "dtype": dtype,
+        "n_tokens": n_tokens,
         "vocab_size": vocab_size,
         "eos_id": eos_id,
-        "n_documents": len(starts),
+        "n_documents": n_documents,
         "shards": shards,
-        "boundaries": _entry(folder / BOUNDARIES),
+        "boundaries": {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)},
         "fingerprint": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
     }
     write_json(folder / MANIFEST, manifest)
+    for part in starts:
+        part.unlink()
     return TokenShards.open(folder, verify=False)
-
-
-class _Writer:
-    """Cuts a stream of id arrays into shard files."""
-
-    def __init__(self, folder: Path, dtype: np.dtype, shard_tokens: int) -> None:
-        self.folder, self.dtype, self.shard_tokens = folder, dtype, shard_tokens
-        self.total = 0
-        self._shards: list[dict[str, Any]] = []
-        self._pending: list[np.ndarray] = []
-        self._held = 0
-
-    def add(self, ids: np.ndarray) -> None:
-        self.total += len(ids)
-        while len(ids):
-            head, ids = np.split(ids, [self.shard_tokens - self._held])
-            self._pending.append(head)
-            self._held += len(head)
-            if self._held == self.shard_tokens:
-                self._flush()
-
-    def close(self) -> list[dict[str, Any]]:
-        if self._held:
-            self._flush()
-        return self._shards
-
-    def _flush(self) -> None:
-        path = self.folder / f"shard-{len(self._shards):05d}.bin"
-        with path.open("wb") as stream:  # numpy's tofile may leave a short file on a full disk without an error
-            stream.write(np.concatenate(self._pending).tobytes())
-        self._shards.append(_entry(path))
-        self._pending, self._held = [], 0
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def _check(folder: Path, entry: dict[str, Any], verify: bool) -> None:
-    name = entry["file"]
-    path = folder / name
-    if Path(name).name != name:
-        raise CocomixError(f"the manifest of {folder} names {name!r}, which is outside the folder; refuse it")
-    mend = "restore it, or delete the folder and run `cocomix tokenize` again"
-    if not path.exists():
-        raise CocomixError(f"the token file {path} is missing; {mend}")
-    if path.stat().st_size != entry["bytes"]:
-        raise CocomixError(f"the token file {path} has {path.stat().st_size} bytes instead of {entry['bytes']}; {mend}")
-    if verify and sha256(path) != entry["sha256"]:
-        raise CocomixError(f"the token file {path} was altered (its checksum differs from the manifest's); {mend}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cocomix.errors import CocomixError
 from cocomix.files import check_source
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cocomix.corpus import Document
 
 END_OF_TEXT = "<|endoftext|>"
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+"""what ends a text in a bare tokenizer.json, which does not say so; the first there is"""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path | str) -> PreTrainedTokenizerFast:
@@ -41,24 +43,42 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path | str) -
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the hub; no code from the source is run.
+    """Load any Transformers or Tokenizers tokenizer; no code from the source is run.
+
+    Args:
+        source: a tokenizer folder, a hub id, a Tokenizers file (`tokenizer.json`; beside a `tokenizer_config.json` its
+            folder is loaded), or a folder with GPT-2's `vocab.json` and `merges.txt` alone.
 
     Raises:
         CocomixError: nothing loadable there, or it has no end-of-text token.
     """
     check_source(source, "the tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        tokenizer = _load(Path(source), source)
+    except Exception as error:  # a damaged file ends in one of many types, Tokenizers raises Exception itself
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CocomixError(
-            f"no tokenizer can be loaded from {source} ({first}); give a tokenizer folder or hub id"
+            f"no tokenizer can be loaded from {source} ({first}); give a tokenizer folder or file, or a hub id"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise CocomixError(f"the tokenizer {source} has no end-of-text token; add one as its eos_token")
+        raise CocomixError(
+            f"the tokenizer {source} has no end-of-text token; name one as eos_token in a tokenizer_config.json there"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _load(path: Path, source: str) -> PreTrainedTokenizerBase:
+    if path.is_file() and not (path.parent / "tokenizer_config.json").is_file():
+        backend = Tokenizer.from_file(str(path))
+        end = next((token for token in ENDS if backend.token_to_id(token) is not None), None)
+        return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end)
+    inside = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    described = inside & {"tokenizer.json", "tokenizer_config.json", "config.json"}
+    if {"vocab.json", "merges.txt"} <= inside and not described:
+        return GPT2Tokenizer.from_pretrained(source)
+    return AutoTokenizer.from_pretrained(str(path.parent) if path.is_file() else source, trust_remote_code=False)
 
 
 def tokenize_corpus(

@@ -7,6 +7,7 @@ no-op, so the same code runs on a laptop.
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -107,6 +108,15 @@ def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor on the CPU over all processes, on the CPU."""
+    if not dist.is_initialized():
+        return value
+    total = value.to(device(), copy=True)
+    dist.all_reduce(total)
+    return total.cpu()
+
+
 def anywhere(mine: bool) -> bool:
     """Whether it is so in any process; all processes get the same answer."""
     if not dist.is_initialized():
@@ -114,6 +124,12 @@ def anywhere(mine: bool) -> bool:
     flag = torch.tensor([float(mine)], device=device())
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())
+
+
+def wait_for_main_to_say_it() -> None:
+    """Give the main process time to report an error that all have; a launcher then ends the others unheard."""
+    if not is_main():
+        time.sleep(3)
 
 
 @contextmanager

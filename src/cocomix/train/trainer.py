@@ -6,6 +6,7 @@ minimised however it is cut into micro-batches and processes (an autoencoder's a
 over each part). Seconds count training only: evaluation and checkpoints are left out of the curve's clock.
 """
 
+import contextlib
 import hashlib
 import json
 import time
@@ -36,6 +37,8 @@ from cocomix.train.distributed import (
     world_size,
 )
 from cocomix.train.guard import ON_FAULT, Guard, check_not_hopeless
+from cocomix.train.metrics import Metrics
+from cocomix.train.optimizer import adamw
 from cocomix.train.parallel import parallel
 from cocomix.train.precision import autocast
 from cocomix.train.snapshots import save_snapshot
@@ -101,17 +104,12 @@ class Trainer:
         self.objective.to(self.device)
         self.parallel = parallel(config.parallel)
         self.parallel.prepare(objective)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(objective.trainable(), config.weight_decay),
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-        )
+        self.optimizer = adamw(objective.trainable(), config)
         self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, Any]] = []
         self.recent: list[float] = []
         self.skipped: list[dict[str, Any]] = []
-        self.guard = Guard(config.spike_factor)
+        self.guard, self.grad_norm = Guard(config.spike_factor), 0.0
         described = json.dumps([config.recipe(), data.shards.fingerprint, data.seq_len], sort_keys=True)
         self._key = hashlib.sha256(described.encode()).hexdigest()
 
@@ -125,7 +123,14 @@ class Trainer:
         self._resume()
         loss_fn = self.wrapped()
         saved_at = time.monotonic()
-        with StopRequest() as stop:
+        metrics = Metrics(
+            self.config,
+            self.folder,
+            flops_per_token=lambda: self.objective.flops_per_token(self.data.seq_len),
+            tokens_per_step=self.config.batch_size * self.data.seq_len,
+            device=self.device,
+        )
+        with StopRequest() as stop, contextlib.closing(metrics):
             while self.step < self.total:
                 started = time.perf_counter()
                 loss = self.train_step(loss_fn)
@@ -133,10 +138,12 @@ class Trainer:
                 self.seconds += time.perf_counter() - started
                 if loss is not None:
                     self.recent.append(loss)
+                    self._log(metrics, loss)
                 if self.progress is not None:
                     self.progress(self.step, self.total, {} if loss is None else {"loss": loss})
                 if self.step in self.evaluations:
                     self.curve.append(self._point())
+                    metrics.evaluation(self.curve[-1])
                     self.recent.clear()
                 if self.step in self.snapshots:
                     save_snapshot(self.objective, self.folder, self.step)
@@ -166,7 +173,8 @@ class Trainer:
         norms = [
             torch.nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip) for module in self.objective.clipped()
         ]
-        fault = self.guard.fault(loss, float(total_norm(norms)))
+        self.grad_norm = float(total_norm(norms))
+        fault = self.guard.fault(loss, self.grad_norm)
         if fault is not None:
             self.optimizer.zero_grad(set_to_none=True)
             self._left_out(fault, indices)
@@ -207,6 +215,16 @@ class Trainer:
         if self.config.compile:
             self.objective.compile()
         return self.parallel.wrap(self.objective)
+
+    def _log(self, metrics: Metrics, loss: float) -> None:
+        metrics.step(
+            self.step,
+            loss=loss,
+            grad_norm=self.grad_norm,
+            seconds=self.seconds,
+            waited=self.data.waited,
+            skipped=len(self.skipped),
+        )
 
     def _left_out(self, fault: str, indices: np.ndarray) -> None:
         event = {"step": self.step + 1, "fault": fault, "windows": indices.tolist()}
@@ -263,15 +281,6 @@ class Trainer:
             wait_share=self.data.waited / self.seconds if self.seconds else 0.0,
             skipped=self.skipped,
         )
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors (biases, norms) do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 def _evenly(n: int, total: int) -> set[int]:

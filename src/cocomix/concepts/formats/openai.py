@@ -1,20 +1,36 @@
-"""Autoencoders on disk: our own safetensors folder, and OpenAI's layout."""
+"""OpenAI's GPT-2 autoencoders, v5: one `.pt` file each, read with `weights_only=True`.
 
-import json
+The file does not say where in the model it reads. (The public mirror once shipped one layer's file under another's
+name: the pipeline therefore measures explained variance before it uses one.)
+"""
+
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from cocomix.concepts.activation import ACTIVATIONS
+from cocomix.concepts.formats.base import LoadedSae, SaeFormat, filled
 from cocomix.concepts.sae import TopKSAE
 from cocomix.errors import CocomixError
 
-WEIGHTS, ABOUT = "sae.safetensors", "sae.json"
 IGNORED = {"stats_last_nonzero", "activation.k", "activation.postact_fn"}
 """Bookkeeping of the original code: dead-latent counters, and keys its own state_dict leaks."""
+POSTACT = {"ReLU": "relu", "Identity": "identity"}
+
+
+class OpenAiFormat(SaeFormat):
+    """A file, whatever it is called."""
+
+    name, title = "openai", "OpenAI's SAE format (a pickle)"
+
+    def detect(self, path: Path) -> bool:
+        return path.is_file()
+
+    def load(self, path: Path, k: int) -> LoadedSae:
+        sae = load_openai_file(path)
+        return LoadedSae(sae.float() if sae.pre_bias.dtype.itemsize < 4 else sae, self.name, None, None, own_k=True)
 
 
 def from_openai(state_dict: dict[str, Any]) -> TopKSAE:
@@ -35,7 +51,7 @@ def from_openai(state_dict: dict[str, Any]) -> TopKSAE:
         raise CocomixError(
             f"this autoencoder's activation is {activation!r}, not TopK with a k; use a TopK autoencoder"
         )
-    if postact not in ("ReLU", "Identity"):
+    if postact not in POSTACT:
         raise CocomixError(f"this autoencoder applies {postact!r} after TopK; only ReLU and Identity are known")
     expected = {"pre_bias", "encoder.weight", "latent_bias", "decoder.weight"}
     if set(rest) != expected:
@@ -43,22 +59,23 @@ def from_openai(state_dict: dict[str, Any]) -> TopKSAE:
         raise CocomixError(
             f"an OpenAI autoencoder has exactly {', '.join(sorted(expected))}; {wrong!r} is missing or unknown"
         )
+    if not all(isinstance(tensor, torch.Tensor) for tensor in rest.values()) or rest["encoder.weight"].ndim != 2:
+        raise CocomixError("an OpenAI autoencoder's weights are tensors, encoder.weight a matrix; use a sound file")
     encoder = rest["encoder.weight"]
     n_latents, d_model = encoder.shape
     shapes = {"pre_bias": (d_model,), "latent_bias": (n_latents,), "decoder.weight": (d_model, n_latents)}
     for name, shape in shapes.items():
         if tuple(rest[name].shape) != shape:
             raise CocomixError(f"{name} has shape {tuple(rest[name].shape)} where encoder.weight asks for {shape}")
-    sae = TopKSAE(d_model, n_latents, int(k), relu=postact == "ReLU").to(encoder.dtype)
-    sae.load_state_dict(
+    return filled(
+        TopKSAE(d_model, n_latents, int(k), activation=ACTIVATIONS[POSTACT[postact]](n_latents)),
         {
             "pre_bias": rest["pre_bias"],
             "encoder_weight": encoder,
             "latent_bias": rest["latent_bias"],
             "decoder_weight": rest["decoder.weight"].T,
-        }
+        },
     )
-    return sae
 
 
 def load_openai_file(path: Path | str) -> TopKSAE:
@@ -76,45 +93,3 @@ def load_openai_file(path: Path | str) -> TopKSAE:
     if not isinstance(state, dict):
         raise CocomixError(f"{path} holds a {type(state).__name__}, not an autoencoder's state_dict")
     return from_openai(state)
-
-
-def save_pretrained(sae: TopKSAE, folder: Path | str, about: dict[str, Any]) -> None:
-    """Write weights and settings of `sae`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in sae.state_dict().items()}, folder / WEIGHTS)
-    settings = {
-        "d_model": sae.d_model,
-        "n_latents": sae.n_latents,
-        "k": sae.k,
-        "normalize": sae.normalize,
-        "relu": sae.relu,
-    }
-    (folder / ABOUT).write_text(json.dumps({"format": 1, **settings, "about": about}, indent=1), encoding="utf-8")
-
-
-def from_pretrained(folder: Path | str) -> TopKSAE:
-    """Read a folder written by `save_pretrained`.
-
-    Raises:
-        CocomixError: a file is missing or damaged.
-    """
-    folder = Path(folder)
-    try:
-        settings = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        weights = load_file(folder / WEIGHTS)
-        sae = TopKSAE(
-            settings["d_model"],
-            settings["n_latents"],
-            settings["k"],
-            normalize=settings["normalize"],
-            relu=settings["relu"],
-        ).to(weights["encoder_weight"].dtype)
-        sae.load_state_dict(weights)
-    except FileNotFoundError as error:
-        raise CocomixError(f"{folder} holds no autoencoder ({Path(error.filename or ABOUT).name} is missing)") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CocomixError(
-            f"the autoencoder in {folder} is damaged ({type(error).__name__}); train or copy it again"
-        ) from error
-    return sae

@@ -1,0 +1,81 @@
+"""The corpus on disk: a folder of JSON-lines files a split, and a manifest with counts and checksums.
+
+The first layout, one `train.jsonl` beside the manifest, is read as a split of one file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cocomix.corpus.document import Document
+from cocomix.errors import CocomixError
+from cocomix.files import sha256
+
+MANIFEST = "corpus.json"
+
+
+class Corpus:
+    """Read access to a finished corpus.
+
+    Attributes:
+        splits: by name, the entries of a split's files in order: `file` (below the folder), `documents`, `chars`,
+            `sha256`.
+
+    Raises:
+        CocomixError: there is no corpus in `folder`.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.splits: dict[str, list[dict[str, Any]]] = {}
+        try:
+            splits = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["splits"]
+            for name, counts in splits.items():
+                entries = counts.get("files", [{**counts, "file": f"{name}.jsonl"}])
+                self.splits[name] = [{key: entry[key] for key in _ENTRY} for entry in entries]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise CocomixError(f"{folder} holds no corpus; run `cocomix corpus`") from None
+
+    def files(self, split: str) -> list[dict[str, Any]]:
+        """Entries of the files of `split`, in order."""
+        if split not in self.splits:
+            raise CocomixError(f"{self.folder} holds no corpus with a {split} split; run `cocomix corpus`")
+        return self.splits[split]
+
+    def count(self, split: str, what: str) -> int:
+        """`documents` or `chars` of a split."""
+        return sum(entry[what] for entry in self.files(split))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all files' checksums, 64 hex digits."""
+        sums = [entry["sha256"] for split in sorted(self.splits) for entry in self.splits[split]]
+        return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+    def documents(self, split: str) -> Iterator[Document]:
+        """Documents of `split` in their order; each file is checked before its first one is given out."""
+        for entry in self.files(split):
+            yield from read_file(self.folder / entry["file"], entry["sha256"])
+
+
+_ENTRY = ("file", "documents", "chars", "sha256")
+
+
+def read_file(path: Path, checksum: str) -> Iterator[Document]:
+    """Documents of one corpus file, in their order, after checking it; in memory is one document.
+
+    Raises:
+        CocomixError: the file is missing or was altered.
+    """
+    mend = f"delete {path.parent.parent} and run `cocomix corpus` again"
+    try:
+        same = sha256(path) == checksum
+    except FileNotFoundError:
+        raise CocomixError(f"the corpus file {path} is missing; {mend}") from None
+    if not same:
+        raise CocomixError(f"the corpus file {path} was altered; {mend}")
+    with path.open(encoding="utf-8", newline="\n") as stream:
+        for line in stream:
+            yield Document(**json.loads(line))

@@ -1,0 +1,78 @@
+"""What a tracker shows of a training run: losses, norms, speed, and the share of the machine's peak that was used."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cocomix.train.config import TrainConfig
+from cocomix.train.distributed import world_size
+from cocomix.train.hardware import memory_used, peak_flops
+from cocomix.train.tracking import open_tracker
+
+
+class Metrics:
+    """Sends a line of metrics every `log_every` steps and at each evaluation; does nothing without trackers.
+
+    Args:
+        config: names the trackers and the interval.
+        folder: what a tracker writes goes to `tracking` below it.
+        flops_per_token: training operations a token.
+        tokens_per_step: over all processes.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        flops_per_token: Callable[[], float],
+        tokens_per_step: int,
+        device: torch.device,
+    ) -> None:
+        self.config, self.device = config, device
+        self.tokens_per_step = tokens_per_step
+        self.tracker = None
+        if config.trackers:
+            name = "-".join(folder.parts[-3:])
+            self.tracker = open_tracker(config.trackers, folder / "tracking", name, config.model_dump(mode="json"))
+            self.flops_per_token = flops_per_token()
+            self.peak = peak_flops(device, config.precision) * world_size()
+        self._last: tuple[int, float, float] | None = None
+
+    def step(self, step: int, *, loss: float, grad_norm: float, seconds: float, waited: float, skipped: int) -> None:
+        """After optimiser step `step` (1-based); `seconds` and `waited` are the run's clocks so far."""
+        if self.tracker is None:
+            return
+        if self._last is None:
+            self._last = (step - 1, seconds, waited)
+            return
+        if step % self.config.log_every:
+            return
+        steps, took, idle = (now - then for now, then in zip((step, seconds, waited), self._last, strict=True))
+        self._last = (step, seconds, waited)
+        rate = steps * self.tokens_per_step / took if took else 0.0
+        self.tracker.log(
+            {
+                "train/loss": loss,
+                "train/grad_norm": grad_norm,
+                "train/tokens_per_second": rate,
+                "train/mfu": rate * self.flops_per_token / self.peak,
+                "train/memory_gib": memory_used(self.device) / 2**30,
+                "train/wait_share": idle / took if took else 0.0,
+                "train/steps_left_out": float(skipped),
+            },
+            step,
+        )
+
+    def evaluation(self, point: dict[str, Any]) -> None:
+        """A point of the curve."""
+        if self.tracker is not None:
+            measured = [name for name in point if name.startswith("val_")]
+            self.tracker.log({name.replace("_", "/", 1): point[name] for name in measured}, point["step"])
+
+    def close(self) -> None:
+        """Flush and end the trackers."""
+        if self.tracker is not None:
+            self.tracker.close()

@@ -1,0 +1,78 @@
+"""The autoencoder's stage from the command line: its page, export, and loading what another library trained."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cocomix.concepts import TopKSAE
+from cocomix.config import load_config
+from cocomix.errors import CocomixError
+from cocomix.pipeline.export import export_sae
+from cocomix.pipeline.run import Run
+from command import cocomix, refused
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def home(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny run, and its autoencoder as SAELens has it."""
+    folder = tmp_path_factory.mktemp("sae")
+    shutil.copytree(tiny / "runs" / "tiny", folder / "run")
+    cocomix("export-sae", "--run", "run", "--format", "saelens", "--output", "saelens", cwd=folder)
+    return folder
+
+
+def figures(home: Path) -> dict:
+    return json.loads((home / "run/sae/stage.json").read_text())["figures"]
+
+
+def opened(home: Path) -> Run:
+    return Run(home / "run", load_config(home / "run/config.yaml"))
+
+
+def test_the_page_and_the_figures_of_a_trained_one(home: Path) -> None:
+    found = figures(home)
+    assert f"{found['loss_recovered']:.4f}" in (home / "run/sae/quality.html").read_text()
+    assert found["loss_plain"] < found["loss_sae"] < found["loss_zero"]
+    assert sum(found["density"]["latents"]) == round(128 * (1 - found["dead_share"]))
+
+
+def test_an_export_comes_back_as_it_went(home: Path) -> None:
+    before = figures(home)
+    cocomix("sae", "sae.pretrained=saelens", "sae.k=5", "--run", "run", cwd=home)
+    after = figures(home)
+    assert after["k"] == before["k"] and after["format"] == "saelens" and after["hook"] == "blocks.1.hook_resid_post"
+    assert abs(after["explained_variance"] - before["explained_variance"]) < 1e-6
+    about = json.loads((home / "run/sae/model/sae.json").read_text())["about"]
+    assert about["source"] == "saelens" and about["layer"] == 1
+
+
+def test_one_without_a_k_of_its_own_takes_the_configured_one_down_to_the_student(home: Path) -> None:
+    folder = shutil.copytree(home / "saelens", home / "jumprelu")
+    weights = load_file(folder / "sae_weights.safetensors")
+    save_file(weights | {"threshold": torch.full((128,), 0.05)}, folder / "sae_weights.safetensors")
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | {"architecture": "jumprelu"}))
+    cocomix("sae", "sae.pretrained=jumprelu", "sae.k=6", "--run", "run", cwd=home)
+    sae = TopKSAE.from_pretrained(home / "run/sae/model")
+    assert sae.k == 6 and sae.activation.kind == "jumprelu" and figures(home)["l0"] <= 6
+    run = opened(home)
+    student = next(stage for stage in run.students if stage.student == "cocomix").objective().evaluated().config
+    assert (student.num_concepts, student.concept_top_k) == (128, 6)
+
+
+def test_what_does_not_fit_is_refused(home: Path) -> None:
+    for name, output, words in (
+        ("saelens", "saelens", "holds something already"),
+        ("odd", "new", "no SAE format 'odd'"),
+        ("openai", "new", "cannot be written"),
+    ):
+        with pytest.raises(CocomixError, match=words):
+            export_sae(opened(home), name, home / output)
+    wrong = cocomix("sae", "sae.pretrained=saelens", "sae.layer=2", "--run", "run", cwd=home, check=False)
+    refused(wrong, "output of block 1", "set sae.layer=1")

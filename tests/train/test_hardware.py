@@ -1,0 +1,68 @@
+"""Peaks and memory."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cocomix.train import hardware
+from cocomix.train.hardware import memory_used, peak_flops
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA L40S", 362.05e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GB200", 2.5e15),
+        ("NVIDIA B200", 2.25e15),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 7.0),
+        ("NVIDIA L4", 7.0),
+        ("Tesla T4", 7.0),
+    ],
+)
+def test_known_gpus_have_their_data_sheets_peak(monkeypatch: pytest.MonkeyPatch, name: str, peak: float) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(hardware, "measured_flops", lambda device, precision: 7.0)
+    assert peak_flops("cuda:0", "bf16") == peak
+    assert peak_flops("cuda:0", "fp32") == 7.0
+
+
+def test_an_unknown_device_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "SECONDS", 0.05)
+    hardware.measured_flops.cache_clear()
+    state = torch.get_rng_state().tolist()
+    first = peak_flops("cpu", "fp32")
+    left, right = torch.ones(1024, 1024), torch.ones(1024, 1024)
+    best = min(_seconds(left, right) for _ in range(5))
+    assert first == pytest.approx(2 * 1024**3 / best, rel=0.7)
+    started = time.perf_counter()
+    assert peak_flops("cpu", "fp32") == first and time.perf_counter() - started < 0.02
+    assert torch.get_rng_state().tolist() == state
+
+
+def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    started = time.perf_counter()
+    torch.mm(left, right)
+    return time.perf_counter() - started
+
+
+def test_memory_is_the_kernels_peak_resident_set() -> None:
+    held = torch.ones(16 * 2**20)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    assert memory_used() == pytest.approx(peak, rel=0.02) and memory_used() > held.nbytes
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+def test_gpu_memory_is_what_tensors_take() -> None:
+    torch.cuda.reset_peak_memory_stats()
+    before = memory_used("cuda")
+    held = torch.ones(2**20, device="cuda")
+    assert memory_used("cuda") - before >= held.nbytes
