@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from cocomix.pipeline.machine import git_commit, machine
 from kill_plan import CASES, TARGETS, TRAINING, Case, Target, recipes, write_texts
 from same_bits import contents, differences
 from victims import BLOWS, POLL, Command, Watch
-
-from cocomix.pipeline.machine import git_commit, machine
 
 MOST_DRAWS = 20
 

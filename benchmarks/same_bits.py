@@ -11,30 +11,23 @@ from pathlib import Path
 from typing import Any
 
 CLOCK = {
-    "seconds",
-    "tokens_per_second",
-    "wait_share",
-    "made",
-    "created",
-    "host",
-    "commit",
-    "commits",
-    "mfu",
-    "memory_gib",
-    "peak_memory_gib",
+    "stage.json": {"seconds", "tokens_per_second", "wait_share", "made"},
+    "report.json": {"created"},
 }
-"""Keys whose value may differ: seconds, what is divided by them, and where and when it was."""
-RECORDS = {"stage.json", "report.json"}
+"""Keys whose value may differ, by record: seconds, what is divided by them, and when and where it was made.
+
+A report repeats the seconds of stages that are finished, so these must be the same.
+"""
 STOPWATCHES = {"seconds.json"}
 ABOUT_FILES = {".checked.json", "verified.json"}
 STAMP = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\+00:00)?")
 
 
-def without_clock(value: Any) -> Any:
-    """`value` without the keys in `CLOCK`, at any depth."""
+def without(value: Any, keys: set[str]) -> Any:
+    """`value` without `keys`, at any depth."""
     if isinstance(value, dict):
-        return {key: without_clock(item) for key, item in value.items() if key not in CLOCK}
-    return [without_clock(item) for item in value] if isinstance(value, list) else value
+        return {key: without(item, keys) for key, item in value.items() if key not in keys}
+    return [without(item, keys) for item in value] if isinstance(value, list) else value
 
 
 def contents(*paths: Path) -> dict[str, str]:
@@ -50,8 +43,8 @@ def contents(*paths: Path) -> dict[str, str]:
 
 def _comparable(file: Path) -> bytes:
     content = file.read_bytes()
-    if file.name in RECORDS:
-        return json.dumps(without_clock(json.loads(content)), sort_keys=True).encode()
+    if file.name in CLOCK:
+        return json.dumps(without(json.loads(content), CLOCK[file.name]), sort_keys=True).encode()
     return STAMP.sub(b"", content) if file.suffix == ".html" else content
 
 
