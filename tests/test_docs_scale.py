@@ -35,7 +35,8 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[list[str]]:
     """What is typed after `cocomix`, in blocks and in the text; scripts inside of quotes are run below."""
     lines = [line for text in (*blocks("sh"), *blocks("yaml")) for line in text.splitlines() if "cocomix" in line]
-    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]*cocomix [^`]*)`", DOC)]
+    prose = re.sub(r"```.*?```", "", DOC, flags=re.DOTALL)
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]*cocomix [^`]*)`", prose)]
     typed = [shlex.split(line.rstrip("& ")) for line in lines]
     starts = [words.index("cocomix") if "cocomix" in words else None for words in typed]
     found = zip(typed, starts, strict=True)
