@@ -35,7 +35,7 @@ def test_one_flipped_bit_is_seen(stage: Path) -> None:
 
 def test_a_file_too_many_or_too_few_is_seen(stage: Path) -> None:
     before = contents(stage)
-    (stage / "model/model.safetensors").rename(stage / "model/b.safetensors")
+    (stage / "model/model.safetensors").rename(stage / "model/other.safetensors")
     assert differences(before, contents(stage)) == [
         "teacher/model/model.safetensors",
         "teacher/model/other.safetensors",

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 LONGEST_WAIT = timedelta(hours=6)
 """Some stages are one process's work (tokenizing, evaluating) while the others wait at a barrier."""
@@ -140,7 +141,15 @@ def distributed_session() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
+    store, _, _ = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        # A launcher that starts its processes again gives them the same store; gloo would find the dead ones' addresses.
+        store=dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
+        rank=rank(),
+        world_size=world_size(),
+        timeout=LONGEST_WAIT,
+    )
     try:
         yield
     finally:
