@@ -144,7 +144,7 @@ def distributed_session() -> Iterator[None]:
     store, _, _ = next(rendezvous("env://", timeout=LONGEST_WAIT))
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
-        # A launcher that starts its processes again gives them the same store; gloo would find the dead ones' addresses.
+        # A launcher that starts its processes again gives them the same store, with the dead ones' addresses in it.
         store=dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
         rank=rank(),
         world_size=world_size(),
