@@ -14,6 +14,7 @@ import json
 import random
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -252,6 +253,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("results/resume"), help="folder of the report")
     parser.add_argument("--only", nargs="*", choices=TARGETS, help="stages to attack; default: all")
     chosen = parser.parse_args()
+    # A shell starts what it puts in the background deaf to SIGINT, and our commands would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cases = [case for case in CASES if not chosen.only or case.target in chosen.only]
     report: dict[str, Any] = {
         "machine": machine() | {"threads": 1},
