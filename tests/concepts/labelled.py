@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cocomix.concepts import ConceptLabeller, TopKSAE, TopTokens
 from cocomix.concepts.labelling import label_split
 from cocomix.tokens import TokenShards, write_shards
+from cocomix.train.distributed import on_main
 from processes import program, torchrun
 
 SIGNS = ("helpful", "absolute")
@@ -43,10 +44,13 @@ def labeller(**settings: Any) -> ConceptLabeller:
 
 
 def corpus(folder: Path, windows: int = WINDOWS) -> TokenShards:
-    if not (folder / "manifest.json").exists():
-        rng = np.random.default_rng(0)
-        documents = [rng.integers(1, 40, SEQ - 1) for _ in range(windows)]
-        write_shards(folder, [*documents, rng.integers(1, 40, 5)], vocab_size=40, eos_id=0)
+    def write() -> None:
+        if not (folder / "manifest.json").exists():
+            rng = np.random.default_rng(0)
+            documents = [rng.integers(1, 40, SEQ - 1) for _ in range(windows)]
+            write_shards(folder, [*documents, rng.integers(1, 40, 5)], vocab_size=40, eos_id=0)
+
+    on_main(write)
     return TokenShards.open(folder)
 
 

@@ -11,6 +11,7 @@ from cocomix.objectives import NtpObjective, Objective
 from cocomix.tokens import TokenShards, write_shards
 from cocomix.train.config import TrainConfig
 from cocomix.train.data import BatchSource
+from cocomix.train.distributed import on_main
 
 CONFIG = TrainConfig(
     batch_size=4,
@@ -24,9 +25,13 @@ CONFIG = TrainConfig(
 
 
 def source(folder: Path) -> BatchSource:
-    if not (folder / "manifest.json").exists():
-        rng = np.random.default_rng(0)
-        write_shards(folder, [rng.integers(1, 50, 40) for _ in range(12)], vocab_size=50, eos_id=0, shard_tokens=100)
+    def write() -> None:
+        if not (folder / "manifest.json").exists():
+            rng = np.random.default_rng(0)
+            documents = [rng.integers(1, 50, 40) for _ in range(12)]
+            write_shards(folder, documents, vocab_size=50, eos_id=0, shard_tokens=100)
+
+    on_main(write)
     return BatchSource(TokenShards.open(folder), 8)
 
 
