@@ -1,6 +1,6 @@
 """Fast paths shared by the student, the autoencoder and the labels; each has a plain twin in the tests."""
 
-from cocomix.kernels.linear_losses import LinearLosses, linear_losses
+from cocomix.kernels.losses import LinearLosses, linear_losses
 from cocomix.kernels.rows import row_products, weighted_rows
 from cocomix.kernels.topk import largest
 

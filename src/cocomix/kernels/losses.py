@@ -5,6 +5,7 @@ Here positions are taken a chunk at a time through one buffer: product, TopK, so
 wanted, both gradient products while the chunk is at hand. What is kept is the size of the inputs.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -68,10 +69,10 @@ class _LinearLosses(torch.autograd.Function):
         top_k: int,
         dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        wanted = any(ctx.needs_input_grad[:3])
+        wanted = ctx.needs_input_grad[:3]
         total, values, ids, gradients = _through(x, weight, bias, targets, top_k, dtype, wanted)
         ctx.save_for_backward(x, weight, bias, targets, ids)
-        ctx.gradients, ctx.made_with = gradients, (top_k, dtype)
+        ctx.gradients, ctx.made_with = gradients, (top_k, dtype, wanted)
         ctx.mark_non_differentiable(ids)
         ctx.set_materialize_grads(False)
         return total, values, ids
@@ -83,19 +84,32 @@ class _LinearLosses(torch.autograd.Function):
         made: list[torch.Tensor | None] = [None, None, None]
         if into_total is not None:
             if ctx.gradients is None:  # used up by an earlier backward pass
-                ctx.gradients = _through(x, weight, bias, targets, *ctx.made_with, True)[3]
+                ctx.gradients = _through(x, weight, bias, targets, *ctx.made_with)[3]
             made = [None if g is None else g.mul_(into_total) for g in ctx.gradients]
             ctx.gradients = None
         if into_values is not None:
-            more = weighted_rows(into_values, ids, weight), rows_gradient(into_values, ids, x, len(weight))
-            made[:2] = [m if g is None else g.add_(m) for g, m in zip(made, more, strict=False)]
-            if bias is not None:
-                extra = torch.zeros_like(bias) if made[2] is None else made[2]
-                made[2] = extra.index_add_(0, ids.flatten(), into_values.flatten().to(extra.dtype))
-        for place, (given, gradient) in enumerate(zip((x, weight, bias), made, strict=True)):
-            if gradient is not None and given is not None:
-                made[place] = gradient.to(given.dtype) if ctx.needs_input_grad[place] else None
-        return *made, None, None, None
+            more = _through_largest(into_values, ids, x, weight, bias, ctx.needs_input_grad)
+            made = [m if g is None else g if m is None else g.add_(m) for g, m in zip(made, more, strict=True)]
+        given = (x, weight, bias)
+        typed = [g if g is None or t is None else g.to(t.dtype) for g, t in zip(made, given, strict=True)]
+        return *typed, None, None, None
+
+
+def _through_largest(
+    into_values: torch.Tensor,
+    ids: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    wanted: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """Gradients of x, weight and bias through the K largest scores alone."""
+    into_x = weighted_rows(into_values, ids, weight) if wanted[0] else None
+    into_weight = rows_gradient(into_values, ids, x, len(weight)) if wanted[1] else None
+    into_bias = None
+    if bias is not None and wanted[2]:
+        into_bias = torch.zeros_like(bias).index_add_(0, ids.flatten(), into_values.flatten().to(bias.dtype))
+    return [into_x, into_weight, into_bias]
 
 
 def _through(
@@ -105,16 +119,16 @@ def _through(
     targets: torch.Tensor,
     top_k: int,
     dtype: torch.dtype,
-    with_gradients: bool,
+    wanted: Sequence[bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor | None] | None]:
-    """The sum of losses, values and ids of the K largest, and the sum's gradients in x, weight and bias."""
+    """The sum of losses, values and ids of the K largest, and the sum's gradients in those of x, weight, bias `wanted`."""
     wide = torch.promote_types(dtype, torch.float32)
     used = targets != -100
     counts = used.sum(-1, keepdim=True).to(wide)
     total = torch.zeros((), dtype=wide, device=x.device)
     values = torch.empty(len(x), top_k, dtype=wide, device=x.device)
     ids = torch.empty(len(x), top_k, dtype=torch.int64, device=x.device)
-    work = _Chunks(x, weight, bias, dtype, wide, with_gradients)
+    work = _Chunks(x, weight, bias, dtype, wide, wanted)
     for rows in work.chunks():
         scores = work.scores(rows)
         if top_k:
@@ -127,7 +141,7 @@ def _through(
         odds = torch.softmax(scores, -1, out=scores)
         log_sum = peak - odds.gather(-1, place).log()  # the largest score's odds are never too small for a logarithm
         total += ((log_sum - at_targets) * real).sum()
-        if with_gradients:
+        if work.gradients:
             share = counts[rows]
             odds.scatter_add_(-1, chosen, -(real / share.clamp_min(1)))
             work.add_gradients(rows, odds, share)
@@ -144,7 +158,7 @@ class _Chunks:
         bias: torch.Tensor | None,
         dtype: torch.dtype,
         wide: torch.dtype,
-        with_gradients: bool,
+        wanted: Sequence[bool],
     ) -> None:
         self.x, self.weight, self.dtype, self.wide = x.to(dtype), weight.to(dtype), dtype, wide
         self.bias = None if bias is None else bias.to(dtype)
@@ -153,11 +167,10 @@ class _Chunks:
         self.buffer = torch.empty(n, len(weight), dtype=wide, device=x.device)
         self.narrow = self.buffer if dtype == wide else torch.empty_like(self.buffer, dtype=dtype)
         self.gradients: list[torch.Tensor | None] | None = None
-        if with_gradients:
+        if any(wanted):
             self.gradients = [
-                torch.empty(x.shape, dtype=wide, device=x.device),
-                torch.zeros(weight.shape, dtype=wide, device=x.device),
-                None if bias is None else torch.zeros(bias.shape, dtype=wide, device=x.device),
+                torch.zeros(one.shape, dtype=wide, device=x.device) if asked and one is not None else None
+                for one, asked in zip((x, weight, bias), wanted, strict=True)
             ]
 
     def chunks(self):
@@ -179,15 +192,15 @@ class _Chunks:
         """Carry `into_scores` `[rows, V]`, times `share` `[rows, 1]`, into the inputs."""
         assert self.gradients is not None
         into_x, into_weight, into_bias = self.gradients
-        assert into_x is not None and into_weight is not None
         if into_bias is not None:
             into_bias.addmv_(into_scores.T, share.squeeze(-1))
-        x = self.x[rows] * share.to(self.dtype)
-        if self.narrow is self.buffer:
-            torch.mm(into_scores, self.weight, out=into_x[rows])
-            into_weight.addmm_(into_scores.T, x)
-        else:
-            narrow = self.narrow[: len(x)].copy_(into_scores)
-            into_x[rows] = narrow @ self.weight
-            into_weight += narrow.T @ x
-        into_x[rows] *= share
+        exact = self.narrow is self.buffer
+        narrow = into_scores if exact else self.narrow[: len(share)].copy_(into_scores)
+        if into_x is not None:
+            torch.mul(narrow @ self.weight, share, out=into_x[rows])
+        if into_weight is not None:
+            x = self.x[rows] * share.to(self.dtype)
+            if exact:
+                into_weight.addmm_(narrow.T, x)
+            else:
+                into_weight += narrow.T @ x
