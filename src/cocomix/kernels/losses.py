@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 from cocomix.kernels.rows import rows_gradient, weighted_rows
@@ -56,6 +57,11 @@ def linear_losses(
         total, values, ids = _LinearLosses.apply(x, weight, bias, targets, top_k, dtype)  # pyright: ignore
     found = top_k > 0
     return LinearLosses(total, (targets != -100).sum(), values if found else None, ids if found else None)
+
+
+def plain_linear(module: nn.Module) -> bool:
+    """Whether `linear_losses` may stand for `module`: a linear layer with nothing hooked to its forward pass."""
+    return type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 class _LinearLosses(torch.autograd.Function):
@@ -121,7 +127,7 @@ def _through(
     dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor | None] | None]:
-    """The sum of losses, values and ids of the K largest, and the sum's gradients in those of x, weight, bias `wanted`."""
+    """The sum of losses, values and ids of the K largest, and the sum's gradients in what is `wanted` of the inputs."""
     wide = torch.promote_types(dtype, torch.float32)
     used = targets != -100
     counts = used.sum(-1, keepdim=True).to(wide)

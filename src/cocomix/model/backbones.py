@@ -61,10 +61,15 @@ class Block(GradientCheckpointingLayer):
         rotary: Rotary | None,
         cache: Cache | None = None,
         memory: torch.Tensor | None = None,
+        asking: slice | None = None,
     ) -> torch.Tensor:
-        """`[batch, slots, d_model]` -> the same; `memory` of that shape is attended to and not changed."""
+        """`[batch, slots, d_model]` -> the same; `memory` of that shape is attended to and not changed.
+
+        With `asking` only those slots are carried on, `[batch, asking slots, d_model]`; all of them are attended to.
+        """
         extra = None if memory is None else self.norm_1(memory)
-        hidden = hidden + self.attention(self.norm_1(hidden), layout, rotary, cache, extra)
+        mixed = self.attention(self.norm_1(hidden), layout, rotary, cache, extra, asking)
+        hidden = (hidden if asking is None else hidden[:, asking]) + mixed
         return hidden + F.dropout(self.mlp(self.norm_2(hidden)), self.dropout, self.training)
 
 
