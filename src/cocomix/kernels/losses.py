@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from cocomix.kernels.few_rows import Linear
 from cocomix.kernels.rows import rows_gradient, weighted_rows
 from cocomix.kernels.topk import largest
 
@@ -61,7 +62,7 @@ def linear_losses(
 
 def plain_linear(module: nn.Module) -> bool:
     """Whether `linear_losses` may stand for `module`: a linear layer with nothing hooked to its forward pass."""
-    return type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks)
+    return type(module) in (nn.Linear, Linear) and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 class _LinearLosses(torch.autograd.Function):

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Cache
 
+from cocomix.kernels import Linear, linear
 from cocomix.model.masks import Attend
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -29,8 +30,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, hidden_size // heads
         self.layer_index, self.dropout = layer_index, dropout
-        self.qkv = nn.Linear(hidden_size, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
-        self.out = nn.Linear(heads * self.head_dim, hidden_size, bias=bias)
+        self.qkv = Linear(hidden_size, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
+        self.out = Linear(heads * self.head_dim, hidden_size, bias=bias)
 
     def forward(
         self,
@@ -77,7 +78,7 @@ class Attention(nn.Module):
             return (query, key, value) if rotary is None else (rotate(query, rotary), rotate(key, rotary), value)
         first = self.heads * self.head_dim
         bias = None if self.qkv.bias is None else self.qkv.bias[:first]
-        asked = F.linear(hidden[:, asking], self.qkv.weight[:first], bias)
+        asked = linear(hidden[:, asking], self.qkv.weight[:first], bias)
         query = asked.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         key, value = self._keys_values(hidden, rotary)
         if rotary is not None:
@@ -88,7 +89,7 @@ class Attention(nn.Module):
         """Keys and values alone, of vectors at the slots' own positions, each `[batch, kv_heads, slots, head_dim]`."""
         first = self.heads * self.head_dim
         bias = None if self.qkv.bias is None else self.qkv.bias[first:]
-        split = F.linear(memory, self.qkv.weight[first:], bias).view(*memory.shape[:2], -1, self.head_dim)
+        split = linear(memory, self.qkv.weight[first:], bias).view(*memory.shape[:2], -1, self.head_dim)
         key, value = split.transpose(1, 2).chunk(2, dim=1)
         return (key if rotary is None else rotate(key, rotary)), value
 

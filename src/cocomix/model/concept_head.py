@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from cocomix.kernels import LinearLosses, largest, linear_losses, plain_linear
+from cocomix.kernels import Linear, LinearLosses, largest, linear_losses, plain_linear
 from cocomix.model.own_init import OwnInit
 from cocomix.normalise import normalise
 
@@ -42,7 +42,7 @@ class ConceptHead(OwnInit):
         super().__init__()
         self.top_k = top_k
         self.pre_bias = nn.Parameter(torch.zeros(hidden_size))
-        self.proj = nn.Linear(hidden_size, num_concepts)
+        self.proj = Linear(hidden_size, num_concepts)
 
     def reset(self, std: float) -> None:
         nn.init.zeros_(self.pre_bias)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
 
 from cocomix.errors import ConfigError
-from cocomix.kernels import linear_losses, plain_linear
+from cocomix.kernels import Linear, linear_losses, plain_linear
 from cocomix.model.backbones import BACKBONES
 from cocomix.model.block_run import BlockRun
 from cocomix.model.cache import slot_cache
@@ -43,7 +43,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         self.backbone = BACKBONES[config.backbone](config)
         self.mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
         self.channel = CHANNELS[config.channel](config, self.backbone, self.mixer.uses_vector, **config.channel_options)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         if not self.channel.cacheable and self.generation_config is not None:
             self.generation_config.use_cache = False
