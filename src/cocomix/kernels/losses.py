@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from cocomix.kernels.products import scores_into
 from cocomix.kernels.rows import rows_gradient, weighted_rows
 from cocomix.kernels.topk import largest
 
@@ -181,11 +182,7 @@ class _Chunks:
     def scores(self, rows: slice) -> torch.Tensor:
         """Scores of a chunk in the buffer, `[rows, V]`."""
         n = rows.stop - rows.start
-        into = self.narrow[:n]
-        if self.bias is None:
-            torch.mm(self.x[rows], self.weight.T, out=into)
-        else:
-            torch.addmm(self.bias, self.x[rows], self.weight.T, out=into)
+        into = scores_into(self.narrow[:n], self.x[rows], self.weight, self.bias)
         return into if self.narrow is self.buffer else self.buffer[:n].copy_(into)
 
     def add_gradients(self, rows: slice, into_scores: torch.Tensor, share: torch.Tensor) -> None:
