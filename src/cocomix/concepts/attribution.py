@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.concepts.fused_gelu import fused_gelu
 from cocomix.concepts.next_token import NextTokenLoss, has_next_token
 from cocomix.concepts.sae import SparseLatents, TopKSAE
 from cocomix.concepts.teacher import blocks, check_layer, frozen, hidden_at, resumed_at
@@ -159,7 +160,7 @@ def attribute_active(
             f"the SAE reads hidden states {sae.d_model} wide and the concept model's are"
             f" {concept_model.config.hidden_size} wide; use an SAE trained on this model"
         )
-    with frozen(concept_model), torch.no_grad():
+    with frozen(concept_model), fused_gelu(concept_model), torch.no_grad():
         hidden = hidden_at(concept_model, input_ids, layer, attention_mask)
         latents = sae.encode(hidden)
         raw = RULES[rule].scores(concept_model, sae, input_ids, layer, attention_mask, hidden, latents)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+_BLOCK = 64
+"""Queries whose scores exist at once in the backward pass."""
 
 
 def plain(
@@ -96,29 +97,55 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, other_key, other_value, out, total, own = ctx.saved_tensors
-        # Given the whole output and the whole log-sum-exp, the library's backward pass takes the whole softmax's
-        # shares at the others' keys, and its query gradient is the others' part of ours.
-        before, _, _ = _flash_backward(
-            gradient[:, :, 1:],
-            query[:, :, 1:],
-            other_key[:, :, :-1],
-            other_value[:, :, :-1],
-            out[:, :, 1:],
-            total[:, :, 1:],
-            0.0,
-            True,
-            attn_mask=None,
-            scale=ctx.scale,
-        )
-        into_own = (own * (_dot(gradient, value) - _dot(gradient, out)) * ctx.scale).unsqueeze(-1)
+        mean = _dot(gradient, out)
+        into_own = (own * (_dot(gradient, value) - mean) * ctx.scale).unsqueeze(-1)
         into_query = into_own * key
-        into_query[:, :, 1:] += before
+        for row in range(len(query)):  # a window at a time: its scores then fit into a cache
+            _add_through_others(
+                into_query[row], gradient[row], query[row], other_key[row], other_value[row], total[row], mean[row],
+                ctx.scale,
+            )  # fmt: skip
         into_value = own.unsqueeze(-1) * gradient
         into_key = into_own * query
         return into_query.to(query.dtype), into_key.to(key.dtype), into_value.to(value.dtype), None, None, None
 
 
+def _add_through_others(
+    into_query: torch.Tensor,
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    other_key: torch.Tensor,
+    other_value: torch.Tensor,
+    total: torch.Tensor,
+    mean: torch.Tensor,
+    scale: float,
+) -> None:
+    """Add to `into_query` what comes through the others' keys, for one window, `[heads, seq, head_dim]`.
+
+    The library's backward pass would do, given the whole log-sum-exp; but two of its five products go into gradients
+    of keys and values that nobody wants.
+
+    Args:
+        total: the whole softmax's log-sum-exp, `[heads, seq]`.
+        mean: <gradient, output>, `[heads, seq]`.
+    """
+    seq = query.shape[-2]
+    unseen = torch.ones(_BLOCK, _BLOCK, dtype=torch.bool, device=query.device).triu()
+    scaled = query * scale
+    for first in range(0, seq, _BLOCK):
+        rows, last = slice(first, first + _BLOCK), min(first + _BLOCK, seq)
+        weights = _wide(torch.bmm(scaled[:, rows], other_key[:, :last].transpose(-1, -2)))
+        weights[:, :, first:].masked_fill_(unseen[: last - first, : last - first], -torch.inf)
+        weights.sub_(total[:, rows].unsqueeze(-1)).exp_()
+        into_weights = _wide(torch.bmm(gradient[:, rows], other_value[:, :last].transpose(-1, -2)))
+        into_scores = weights.mul_(into_weights.sub_(mean[:, rows].unsqueeze(-1))).mul_(scale)
+        into_query[:, rows] += torch.bmm(into_scores.to(query.dtype), other_key[:, :last])
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """<x, y> over the last dimension, in float32 or better."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return (x.to(wide) * y).sum(-1)
+    return (_wide(x) * y).sum(-1)

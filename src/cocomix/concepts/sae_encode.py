@@ -11,6 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from cocomix.kernels import weighted_rows
+from cocomix.kernels.products import scores_into
 from cocomix.kernels.rows import rows_gradient
 
 CHUNK_BYTES = 1 << 24
@@ -71,7 +72,7 @@ class _EncodeChosen(torch.autograd.Function):
         for rows in equal_chunks(len(x), CHUNK_BYTES // (weight.element_size() * len(weight))):
             if not len(buffer):
                 buffer = x.new_empty(rows.stop - rows.start, len(weight))
-            torch.addmm(bias, centred[rows], weight.T, out=buffer)
+            scores_into(buffer, centred[rows], weight, bias)
             ids[rows] = choose(buffer, k)
             values[rows] = buffer.gather(-1, ids[rows])
         ctx.save_for_backward(centred, weight, bias, ids)

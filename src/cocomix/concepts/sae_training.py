@@ -62,7 +62,7 @@ class SaeTraining(nn.Module):
         return mean_over_processes(squares).clamp_min(1e-12)
 
     def _auxiliary(self, normed: torch.Tensor, dead: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of the residual reconstructed from the top `aux_k` dead latents; only their rows are read."""
+        """Mean squared error of the residual reconstructed from the top `aux_k` dead latents."""
         sae, k = self.sae, min(self.aux_k, len(dead))
         rows = sae.encoder_weight.index_select(0, dead), sae.latent_bias.index_select(0, dead)
         values, places = encode_chosen(normed, sae.pre_bias if sae.bias_input else None, *rows, k, _strongest)
