@@ -122,7 +122,7 @@ def _through(
     dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor | None] | None]:
-    """The sum of losses, values and ids of the K largest, and the sum's gradients in those of x, weight, bias `wanted`."""
+    """The sum of losses, values and ids of the K largest, and the sum's gradients in what is `wanted` of the inputs."""
     wide = torch.promote_types(dtype, torch.float32)
     used = targets != -100
     counts = used.sum(-1, keepdim=True).to(wide)
@@ -149,6 +149,13 @@ def _through(
     return total, values, ids, work.gradients
 
 
+def _chunk(n: int, most: int) -> int:
+    """Positions a chunk, at most `most`: n in about equal parts, and products like multiples of 64."""
+    most = most // 64 * 64 or most
+    even = -(-n // max(1, -(-n // most)))
+    return max(1, min(most, -(-even // 64) * 64))
+
+
 class _Chunks:
     """The buffers and products of a pass over chunks of positions."""
 
@@ -163,7 +170,7 @@ class _Chunks:
     ) -> None:
         self.x, self.weight, self.dtype, self.wide = x.to(dtype), weight.to(dtype), dtype, wide
         self.bias = None if bias is None else bias.to(dtype)
-        self.size = max(1, CHUNK_BYTES // (4 * len(weight)))
+        self.size = _chunk(len(x), max(1, CHUNK_BYTES // (4 * len(weight))))
         n = min(self.size, len(x))
         self.buffer = torch.empty(n, len(weight), dtype=wide, device=x.device)
         self.narrow = self.buffer if dtype == wide else torch.empty_like(self.buffer, dtype=dtype)
