@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cocomix.concepts import sae_encode
+from cocomix.concepts import TopKSAE, sae_encode
+from cocomix.concepts.activation import ACTIVATIONS
 from cocomix.concepts.sae_encode import encode_chosen, equal_chunks
 from cocomix.kernels import largest
 
@@ -50,6 +51,43 @@ def test_inputs_that_take_no_gradient_cost_none() -> None:
     assert (fast - slow).abs().max() < 1e-5
     values, ids = encode_chosen(x[:0], pre_bias, weight, bias, 2, choose)
     assert values.shape == ids.shape == (0, 2)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.05])
+def test_screening_in_bfloat16_finds_what_full_precision_finds(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 64, generator=generator)
+    # Rows near one of a few directions, as an autoencoder's families of latents are, are hard to tell apart.
+    directions = torch.randn(64, 64, generator=generator).repeat(64, 1)
+    rows = directions + spread * torch.randn(4096, 64, generator=generator)
+    weight, bias = torch.nn.functional.normalize(rows, dim=-1).requires_grad_(), torch.zeros(4096)
+    values, ids = encode_chosen(x, None, weight, bias, 32, choose, torch.bfloat16)
+    slow, slow_ids = dense(x, None, weight, bias, 32)
+    assert values.dtype == torch.float32
+    missed = (ids.sort(-1).values != slow_ids.sort(-1).values).any(-1)
+    assert missed.double().mean() <= (0.0 if spread == 1.0 else 0.1)
+    assert (values - slow).abs().max() <= 2**-7 * slow.abs().max()  # those missed were as good as those found
+    assert (values[~missed] - slow[~missed]).abs().max() < 1e-5
+    ours, theirs = (torch.autograd.grad(one[~missed].sum(), weight)[0] for one in (values, slow))
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    monkeypatch.setattr(sae_encode, "_CANDIDATES", 1)  # the closer look is what does it
+    _, ids = encode_chosen(x, None, weight, bias, 32, choose, torch.bfloat16)
+    assert (ids.sort(-1).values != slow_ids.sort(-1).values).any(-1).double().mean() > 0.1
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_autocast_screens_where_order_is_kept(kind: str) -> None:
+    torch.manual_seed(0)
+    activation = ACTIVATIONS[kind](40, **({"groups": 8} if kind == "groupmax" else {}))
+    sae, x = TopKSAE(16, 40, 6, activation=activation), torch.randn(30, 16)
+    plain = sae.encode(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        screened = sae.encode(x)
+    assert screened.values.dtype == torch.float32
+    if activation.keeps_order:
+        assert torch.equal(screened.ids, plain.ids) and (screened.values - plain.values).abs().max() < 1e-5
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(screened, plain, strict=True))
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 24, 25, 97])

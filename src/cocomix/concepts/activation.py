@@ -24,6 +24,8 @@ class Activation(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    keeps_order: ClassVar[bool] = False
+    """whether the K largest activations are those of the K largest pre-activations"""
 
     def __init__(self, n_latents: int) -> None:
         super().__init__()
@@ -34,7 +36,7 @@ class Activation(nn.Module, ABC):
 
     def choose(self, pre: torch.Tensor, k: int) -> torch.Tensor:
         """The latents of the `k` largest activations, int64 `[..., k]`, of pre-activations `[..., C]`."""
-        return largest(self(pre), k)[1]
+        return largest(pre if self.keeps_order else self(pre), k)[1]
 
     @abstractmethod
     def at(self, pre: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -54,13 +56,10 @@ class ReLU(Activation):
     """max(pre, 0). With K kept this is TopK (Gao et al. 2024); ReLU autoencoders are read the same way."""
 
     kind = "relu"
+    keeps_order = True
 
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
         return F.relu(pre)
-
-    def choose(self, pre: torch.Tensor, k: int) -> torch.Tensor:
-        # ReLU keeps the order, so it may come after the choice and touch K values instead of C.
-        return largest(pre, k)[1]
 
     def at(self, pre: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return F.relu(pre)
@@ -70,6 +69,7 @@ class Identity(Activation):
     """pre as it is; the K kept may be negative."""
 
     kind = "identity"
+    keeps_order = True
 
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
         return pre

@@ -74,8 +74,9 @@ def _is_wrapped(module: nn.Module) -> bool:
 def _is_alone(model: PreTrainedModel, head: nn.Linear) -> bool:
     ids = torch.arange(min(4, head.out_features), device=head.weight.device)[None]
     with torch.autocast(head.weight.device.type, enabled=False):
-        hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-        logits = model(input_ids=ids, use_cache=False).logits
+        inputs = model_inputs(model, ids, torch.ones_like(ids))  # without a mask GPT-2 warns of what looks like padding
+        hidden = getattr(model.base_model(**inputs), "last_hidden_state", None)
+        logits = model(**inputs).logits
         return hidden is not None and torch.equal(head(hidden), logits)
 
 

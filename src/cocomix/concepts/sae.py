@@ -90,20 +90,29 @@ class TopKSAE(nn.Module):
         """The K largest activations of pre-activations `[..., C]`: values and int64 ids, `[..., K]`."""
         return self.activation.select(pre, self.k)
 
-    def chosen(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pre-activations of the K latents with the largest activations, and their int64 ids, `[..., K]`."""
+    def chosen(self, normed: torch.Tensor, screen: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pre-activations of the K latents with the largest activations, and their int64 ids, `[..., K]`.
+
+        With `screen` the product over C is in that dtype and only says where to look; see `sae_encode`.
+        """
         flat = normed.reshape(-1, self.d_model)
         pre_bias = self.pre_bias if self.bias_input else None
         weights = self.encoder_weight, self.latent_bias
-        pre, ids = encode_chosen(flat, pre_bias, *weights, self.k, self.activation.choose)
+        pre, ids = encode_chosen(flat, pre_bias, *weights, self.k, self.activation.choose, screen)
         shape = (*normed.shape[:-1], self.k)
         return pre.view(shape), ids.view(shape)
 
     def encode(self, x: torch.Tensor) -> SparseLatents:
-        """Active latents of hidden states `x` `[..., d_model]`, computed in the SAE's own precision."""
+        """Active latents of hidden states `x` `[..., d_model]`, in the SAE's own precision.
+
+        Under autocast the product over C is in its dtype and only says where to look.
+        """
+        kind = x.device.type
+        lower = torch.is_autocast_enabled(kind) and self.activation.keeps_order
+        screen = torch.get_autocast_dtype(kind) if lower else None
         with torch.autocast(x.device.type, enabled=False):
             normed, mean, std = self.preprocess(x.to(self.encoder_weight.dtype))
-            pre, ids = self.chosen(normed)
+            pre, ids = self.chosen(normed, screen)
             return SparseLatents(self.activation.at(pre, ids), ids, mean, std)
 
     def encode_dense(self, x: torch.Tensor) -> torch.Tensor:
