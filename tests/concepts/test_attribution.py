@@ -206,7 +206,7 @@ def test_attention_sinks_are_refused(teacher: PreTrainedModel) -> None:
     from cocomix.concepts.two_stream import _attention, two_streams
 
     x = torch.zeros(1, 2, 3, 4)
-    with two_streams(teacher), pytest.raises(CocomixError, match="sinks"):
+    with two_streams(teacher, 1), pytest.raises(CocomixError, match="sinks"):
         _attention(teacher, x, x, x, None, s_aux=torch.zeros(2))
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.kernels import linear_losses
+from cocomix.kernels import linear_losses, losses
 
 
 def plain(x, weight, bias, targets, top_k):
@@ -148,3 +148,13 @@ def test_memory_held_is_a_chunk(monkeypatch):
         (found.total + found.values.sum()).backward()
     largest = max((event.cpu_memory_usage for event in profile.events()), default=0)
     assert 0 < largest < 4 * n * v / 4
+
+
+@pytest.mark.parametrize("most", [1, 63, 64, 333, 5000])
+def test_chunks_are_about_equal_and_no_larger_than_allowed(most: int) -> None:
+    for n in (0, 1, 63, 64, 65, 1000, 1024, 2048, 4100):
+        size = losses._chunk(n, most)
+        number = -(-n // max(1, size))
+        assert 1 <= size <= most
+        assert number <= max(1, 2 * -(-n // most))  # rounding down costs no more than one in two
+        assert most < 64 or n < 64 or size % 64 == 0

@@ -1,8 +1,8 @@
 """From pre-activations to concepts: what an autoencoder does after its encoder, and the K that are kept.
 
 Published autoencoders differ here. Each class gives the activations the autoencoder itself would give (`forward`, the
-definition, all C of them) and the K largest of these (`select`, never slower and always the same). An activation of
-0 is no concept: where fewer than K are active the rest of the K have value 0.
+definition, all C of them), says which K of these are largest (`choose`) and what they are (`at`), so that nothing C
+wide need be kept. An activation of 0 is no concept: where fewer than K are active the rest of the K have value 0.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cocomix.errors import CocomixError
+from cocomix.kernels import largest
 
 
 class Activation(nn.Module, ABC):
@@ -23,6 +24,8 @@ class Activation(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    keeps_order: ClassVar[bool] = False
+    """whether the K largest activations are those of the K largest pre-activations"""
 
     def __init__(self, n_latents: int) -> None:
         super().__init__()
@@ -31,10 +34,18 @@ class Activation(nn.Module, ABC):
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
         """Activations of pre-activations `[..., C]`, before K of them are kept, `[..., C]`."""
 
+    def choose(self, pre: torch.Tensor, k: int) -> torch.Tensor:
+        """The latents of the `k` largest activations, int64 `[..., k]`, of pre-activations `[..., C]`."""
+        return largest(pre if self.keeps_order else self(pre), k)[1]
+
+    @abstractmethod
+    def at(self, pre: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Activations of chosen latents `ids` `[..., k]` with pre-activations `pre` `[..., k]`."""
+
     def select(self, pre: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The `k` largest activations and their latents: values and int64 ids, both `[..., k]`."""
-        values, ids = self(pre).topk(k, dim=-1)
-        return values, ids
+        ids = self.choose(pre, k)
+        return self.at(pre.gather(-1, ids), ids), ids
 
     def options(self) -> dict[str, Any]:
         """Arguments, beside `n_latents`, that make this activation again."""
@@ -45,22 +56,25 @@ class ReLU(Activation):
     """max(pre, 0). With K kept this is TopK (Gao et al. 2024); ReLU autoencoders are read the same way."""
 
     kind = "relu"
+    keeps_order = True
 
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
         return F.relu(pre)
 
-    def select(self, pre: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        # ReLU keeps the order, so it may come after the choice and touch K values instead of C.
-        values, ids = pre.topk(k, dim=-1)
-        return F.relu(values), ids
+    def at(self, pre: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return F.relu(pre)
 
 
 class Identity(Activation):
     """pre as it is; the K kept may be negative."""
 
     kind = "identity"
+    keeps_order = True
 
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
+        return pre
+
+    def at(self, pre: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return pre
 
 
@@ -77,6 +91,9 @@ class JumpReLU(Activation):
 
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
         return torch.where(pre > self.threshold.clamp_min(0), pre, 0.0)
+
+    def at(self, pre: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return torch.where(pre > self.threshold.clamp_min(0)[ids], pre, 0.0)
 
 
 class GroupMax(Activation):
@@ -98,13 +115,16 @@ class GroupMax(Activation):
         values, ids = self.select(pre, self.groups)
         return torch.zeros_like(pre).scatter(-1, ids, values)
 
-    def select(self, pre: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def choose(self, pre: torch.Tensor, k: int) -> torch.Tensor:
         if k > self.groups:
             raise CocomixError(f"k {k} concepts cannot be kept of {self.groups} groups with one each; lower k")
         size = pre.shape[-1] // self.groups
-        values, within = F.relu(pre).unflatten(-1, (self.groups, size)).max(-1)
-        values, chosen = values.topk(k, dim=-1)
-        return values, within.gather(-1, chosen) + chosen * size
+        values, within = pre.unflatten(-1, (self.groups, size)).max(-1)
+        chosen = values.topk(k, dim=-1).indices
+        return within.gather(-1, chosen) + chosen * size
+
+    def at(self, pre: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return F.relu(pre)
 
     def options(self) -> dict[str, Any]:
         return {"groups": self.groups}

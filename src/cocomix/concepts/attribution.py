@@ -20,11 +20,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from cocomix.concepts.fused_gelu import fused_gelu
+from cocomix.concepts.next_token import NextTokenLoss, has_next_token
 from cocomix.concepts.sae import SparseLatents, TopKSAE
-from cocomix.concepts.teacher import blocks, check_layer, frozen, hidden_at, model_inputs, resumed_at
+from cocomix.concepts.teacher import blocks, check_layer, frozen, hidden_at, resumed_at
 from cocomix.concepts.two_stream import two_streams
 from cocomix.errors import CocomixError
 
@@ -63,13 +64,12 @@ class ReferenceRule(Rule):
     """Gradient of the mean loss at the original hidden states."""
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
+        loss = NextTokenLoss(model, input_ids, attention_mask)
         with torch.enable_grad():
             x = hidden.detach().requires_grad_()
             with resumed_at(model, layer, x):
-                logits = model(**model_inputs(model, input_ids, attention_mask)).logits
-            valid = has_next_token(input_ids, attention_mask)
-            loss = next_token_losses(logits, input_ids)[valid].mean()
-            (gradient,) = torch.autograd.grad(loss, x)
+                mean = loss.total() / loss.count
+            (gradient,) = torch.autograd.grad(mean, x)
         return latents.values * sae.active_directional_derivative(gradient, latents.ids)
 
 
@@ -77,18 +77,15 @@ class ExactRule(Rule):
     """Each position's own next-token loss at its reconstruction, from one two-stream pass."""
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
-        inputs = model_inputs(model, input_ids, attention_mask)
-        with two_streams(model) as streams:
+        loss = NextTokenLoss(model, input_ids, attention_mask)
+        with two_streams(model, len(blocks(model)) - layer - 1) as streams:
             with torch.no_grad(), resumed_at(model, layer, hidden):
-                model.base_model(**inputs)
-            streams.play(len(blocks(model)) - layer - 1)
+                streams.record(lambda: model.base_model(**loss.inputs))
             with torch.enable_grad():
                 patched = sae.decode(latents).to(hidden.dtype).detach().requires_grad_()
                 with resumed_at(model, layer, patched):
-                    logits = model(**inputs).logits
-                valid = has_next_token(input_ids, attention_mask)
-                loss = next_token_losses(logits, input_ids)[valid].sum()
-                (gradient,) = torch.autograd.grad(loss, patched)
+                    total = loss.total()
+                (gradient,) = torch.autograd.grad(total, patched)
         return latents.values * latents.std * sae.active_directional_derivative(gradient, latents.ids)
 
 
@@ -163,7 +160,7 @@ def attribute_active(
             f"the SAE reads hidden states {sae.d_model} wide and the concept model's are"
             f" {concept_model.config.hidden_size} wide; use an SAE trained on this model"
         )
-    with frozen(concept_model), torch.no_grad():
+    with frozen(concept_model), fused_gelu(concept_model), torch.no_grad():
         hidden = hidden_at(concept_model, input_ids, layer, attention_mask)
         latents = sae.encode(hidden)
         raw = RULES[rule].scores(concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
@@ -174,16 +171,3 @@ def attribute_active(
 def with_sign(signed: ActiveAttribution, rule: str, sign: str) -> ActiveAttribution:
     """A `signed` attribution by `rule` seen with another sign; `activation` has none and stays as it is."""
     return signed if rule == "activation" else signed._replace(scores=SIGNS[sign](signed.scores))
-
-
-def has_next_token(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Whether a position and its successor are both tokens, bool `[batch, seq]`; never at the last position."""
-    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    return mask & F.pad(mask[:, 1:], (0, 1), value=False)
-
-
-def next_token_losses(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    """-log p(next token) per position, `[batch, seq]`; 0 at the last one."""
-    wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(wide.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
-    return F.pad(losses.view(input_ids.shape[0], -1), (0, 1))

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-from cocomix.concepts.attribution import ActiveAttribution, has_next_token
+from cocomix.concepts.attribution import ActiveAttribution
+from cocomix.concepts.next_token import has_next_token
 from cocomix.errors import CocomixError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.concepts.attribution import next_token_losses
+from cocomix.concepts.next_token import next_token_losses
 from cocomix.concepts.sae import TopKSAE
 from cocomix.concepts.teacher import hidden_at, model_inputs, resumed_at
 from cocomix.errors import CocomixError

@@ -16,7 +16,9 @@ from torch import nn
 
 from cocomix.concepts.activation import Activation, ReLU
 from cocomix.concepts.normalisation import NORMALISATIONS
+from cocomix.concepts.sae_encode import encode_chosen
 from cocomix.errors import CocomixError
+from cocomix.kernels import row_products, weighted_rows
 
 
 class SparseLatents(NamedTuple):
@@ -88,12 +90,30 @@ class TopKSAE(nn.Module):
         """The K largest activations of pre-activations `[..., C]`: values and int64 ids, `[..., K]`."""
         return self.activation.select(pre, self.k)
 
+    def chosen(self, normed: torch.Tensor, screen: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pre-activations of the K latents with the largest activations, and their int64 ids, `[..., K]`.
+
+        With `screen` the product over C is in that dtype and only says where to look; see `sae_encode`.
+        """
+        flat = normed.reshape(-1, self.d_model)
+        pre_bias = self.pre_bias if self.bias_input else None
+        weights = self.encoder_weight, self.latent_bias
+        pre, ids = encode_chosen(flat, pre_bias, *weights, self.k, self.activation.choose, screen)
+        shape = (*normed.shape[:-1], self.k)
+        return pre.view(shape), ids.view(shape)
+
     def encode(self, x: torch.Tensor) -> SparseLatents:
-        """Active latents of hidden states `x` `[..., d_model]`, computed in the SAE's own precision."""
+        """Active latents of hidden states `x` `[..., d_model]`, in the SAE's own precision.
+
+        Under autocast the product over C is in its dtype and only says where to look.
+        """
+        kind = x.device.type
+        lower = torch.is_autocast_enabled(kind) and self.activation.keeps_order
+        screen = torch.get_autocast_dtype(kind) if lower else None
         with torch.autocast(x.device.type, enabled=False):
             normed, mean, std = self.preprocess(x.to(self.encoder_weight.dtype))
-            values, ids = self.select(self.pre_activations(normed))
-            return SparseLatents(values, ids, mean, std)
+            pre, ids = self.chosen(normed, screen)
+            return SparseLatents(self.activation.at(pre, ids), ids, mean, std)
 
     def encode_dense(self, x: torch.Tensor) -> torch.Tensor:
         """Latents of `x` with all C columns, `[..., C]`."""
@@ -103,10 +123,7 @@ class TopKSAE(nn.Module):
 
     def combine(self, values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Sum of decoder rows `ids` `[..., K]` weighted by `values` `[..., K]`: W_dec c, `[..., d_model]`."""
-        k = ids.shape[-1]
-        weights = values.reshape(-1, k).to(self.decoder_weight.dtype)
-        flat = F.embedding_bag(ids.reshape(-1, k), self.decoder_weight, per_sample_weights=weights, mode="sum")
-        return flat.reshape(*ids.shape[:-1], self.d_model)
+        return weighted_rows(values, ids, self.decoder_weight)
 
     def decode(self, latents: SparseLatents) -> torch.Tensor:
         """Reconstruction D(c), `[..., d_model]`."""
@@ -121,13 +138,7 @@ class TopKSAE(nn.Module):
 
         Only the K rows named are read, in chunks that bound the gathered copy.
         """
-        flat_gradient = gradient.reshape(-1, self.d_model).to(self.decoder_weight.dtype)
-        flat_ids = ids.reshape(-1, ids.shape[-1])
-        parts = [
-            torch.einsum("nd,nkd->nk", g, self.decoder_weight[i])
-            for g, i in zip(flat_gradient.split(1024), flat_ids.split(1024), strict=True)
-        ]
-        return torch.cat(parts).reshape(ids.shape)
+        return row_products(gradient, ids, self.decoder_weight)
 
     @torch.no_grad()
     def init_from_data(self, x: torch.Tensor) -> None:

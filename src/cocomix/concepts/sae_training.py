@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cocomix.concepts.sae import TopKSAE
+from cocomix.concepts.sae_encode import encode_chosen
+from cocomix.kernels import largest
 from cocomix.train.distributed import mean_over_processes
 
 
@@ -40,8 +42,8 @@ class SaeTraining(nn.Module):
         """Loss of hidden states `x` `[n, d_model]`, a scalar; counts who fired when in training mode."""
         sae = self.sae
         normed, _, _ = sae.preprocess(x)
-        pre = sae.pre_activations(normed)
-        values, ids = sae.select(pre)
+        pre, ids = sae.chosen(normed)
+        values = sae.activation.at(pre, ids)
         residual = normed - (sae.combine(values, ids) + sae.pre_bias)
         scale, left = self._scales(normed.detach(), residual.detach())
         loss = residual.square().mean() / scale
@@ -49,7 +51,7 @@ class SaeTraining(nn.Module):
             self._count(ids, values, len(x))
         dead = (self.tokens_since_fired > self.dead_after_tokens).nonzero().squeeze(-1)
         if len(dead) and self.aux_coefficient:
-            loss = loss + self.aux_coefficient * self._auxiliary(pre, dead, residual.detach()) / left
+            loss = loss + self.aux_coefficient * self._auxiliary(normed, dead, residual.detach()) / left
         return loss
 
     @staticmethod
@@ -59,11 +61,12 @@ class SaeTraining(nn.Module):
         squares = torch.stack([around.square().mean(), residual.square().mean()])
         return mean_over_processes(squares).clamp_min(1e-12)
 
-    def _auxiliary(self, pre: torch.Tensor, dead: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def _auxiliary(self, normed: torch.Tensor, dead: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Mean squared error of the residual reconstructed from the top `aux_k` dead latents."""
-        k = min(self.aux_k, len(dead))
-        values, places = pre[:, dead].topk(k, dim=-1)
-        guess = self.sae.combine(F.relu(values), dead[places])
+        sae, k = self.sae, min(self.aux_k, len(dead))
+        rows = sae.encoder_weight.index_select(0, dead), sae.latent_bias.index_select(0, dead)
+        values, places = encode_chosen(normed, sae.pre_bias if sae.bias_input else None, *rows, k, _strongest)
+        guess = sae.combine(F.relu(values), dead[places])
         return (guess - residual).square().mean()
 
     @torch.no_grad()
@@ -78,3 +81,7 @@ class SaeTraining(nn.Module):
             world = dist.get_world_size()
         self.tokens_since_fired += n_tokens * world
         self.tokens_since_fired.masked_fill_(fired.bool(), 0)
+
+
+def _strongest(pre: torch.Tensor, k: int) -> torch.Tensor:
+    return largest(pre, k)[1]

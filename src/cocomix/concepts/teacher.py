@@ -70,6 +70,14 @@ def model_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torc
     return inputs
 
 
+def in_autocast_dtype(x: torch.Tensor) -> torch.Tensor:
+    """`x` as a matrix product under the present autocast would see it."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 def hidden_at(
     model: PreTrainedModel, input_ids: torch.Tensor, layer: int, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:

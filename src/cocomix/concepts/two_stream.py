@@ -5,10 +5,11 @@ layer its query at t sees A's keys and values for s < t and its own at s = t. B'
 forward pass would give in which position t alone was replaced (positions after t cannot matter to it).
 
 It is done by the library's own forward pass with an attention function of ours, so any model that uses
-Transformers' attention interface works: rotary positions, grouped queries and masks come in as usual.
+Transformers' attention interface works: rotary positions, grouped queries and masks come in as usual. Of stream A
+only keys and values are wanted, so it ends as soon as the last block has them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,11 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from cocomix.concepts.own_attention import can_fuse, fused, plain
+from cocomix.concepts.teacher import in_autocast_dtype
 from cocomix.errors import CocomixError
 
 NAME = "cocomix_two_stream"
+
+
+class _Recorded(Exception):
+    """Raised to end stream A's pass early."""
 
 
 class Streams:
@@ -29,39 +36,50 @@ class Streams:
 
     Args:
         model: the model whose passes they are.
+        layers: how many blocks are run; each must go through our attention function.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, layers: int) -> None:
+        self.model, self.layers = model, layers
         self.plain: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.recording = True
+        self.causal: list[torch.Tensor] = []
+        """masks made for these passes that are causal and nothing else"""
 
-    def play(self, layers: int) -> None:
-        """Passes from here on are stream B.
-
-        Args:
-            layers: how many blocks stream A ran; each must have gone through our attention function.
+    def record(self, run: Callable[[], Any]) -> None:
+        """Run stream A, a forward pass; passes from here on are stream B.
 
         Raises:
-            CocomixError: some did not, so that B could not be kept from seeing itself.
+            CocomixError: some blocks attend elsewhere, so that B could not be kept from seeing itself.
         """
-        if len(self.plain) < layers:
+        try:
+            if self.layers:
+                run()
+        except _Recorded:
+            pass
+        if len(self.plain) < self.layers:
             raise CocomixError(
-                f"{len(self.plain)} of {layers} upper blocks of {type(self.model).__name__} attend through"
+                f"{len(self.plain)} of {self.layers} upper blocks of {type(self.model).__name__} attend through"
                 " Transformers' attention interface, which the exact rule needs of all; use the reference or"
                 " activation rule, or another concept model"
             )
         self.recording = False
+
+    def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Stream A has come to `layer`; the pass ends here if that is the last one."""
+        self.plain[layer] = (key, value)
+        if len(self.plain) == self.layers:
+            raise _Recorded
 
 
 _streams: ContextVar[Streams | None] = ContextVar("cocomix_streams", default=None)
 
 
 @contextmanager
-def two_streams(model: PreTrainedModel) -> Iterator[Streams]:
-    """Within: the first forward pass is stream A; after `streams.play` passes are stream B."""
+def two_streams(model: PreTrainedModel, layers: int) -> Iterator[Streams]:
+    """Within: `streams.record` runs stream A through `layers` blocks; passes after it are stream B."""
     before = model.config._attn_implementation
-    streams = Streams(model)
+    streams = Streams(model, layers)
     token = _streams.set(streams)
     model.config._attn_implementation = NAME
     try:
@@ -91,29 +109,39 @@ def _attention(
             " use the reference rule or another concept model"
         )
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+    query, key, value = in_autocast_dtype(query), in_autocast_dtype(key), in_autocast_dtype(value)
     if streams.recording:
-        streams.plain[layer] = (key, value)
-    plain_key, plain_value = streams.plain[layer]
-    scores = query @ plain_key.transpose(-1, -2) * scale
-    if not streams.recording:
-        own = (query * key).sum(-1) * scale
-        diagonal = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
-        scores = torch.where(diagonal, own.to(scores.dtype).unsqueeze(-1), scores)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    output = weights @ plain_value
-    if not streams.recording:
-        # The product above gave A's value at s = t; replace it by B's.
-        itself = weights.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-        output = output + itself * (value - plain_value)
+        streams.keep(layer, key, value)
+    others = streams.plain[layer]  # stream A's own, while it runs
+    causal = softcap is None and any(attention_mask is one for one in streams.causal)
+    if causal and streams.recording:
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    elif causal and can_fuse(query, value):
+        output = fused(query, key, value, others, scale)
+    else:
+        output = plain(query, key, value, others, scale, attention_mask, softcap)
     return output.transpose(1, 2).contiguous(), None
 
 
+def _mask(*arguments: Any, **options: Any) -> torch.Tensor:
+    """A bool mask, True where a query may look; the running streams remember which are causal and nothing else.
+
+    A mask for those, too: a model that attends in its own way (MPT) must come far enough to be refused by name.
+    """
+    if not options.pop("allow_is_causal_skip", True):
+        return sdpa_mask(*arguments, **options, allow_is_causal_skip=False)  # pyright: ignore[reportReturnType]
+    skipped = sdpa_mask(*arguments, **options) is None
+    made = sdpa_mask(*arguments, **options, allow_is_causal_skip=False)
+    assert made is not None
+    streams = _streams.get()
+    if skipped and streams is not None:
+        streams.causal.append(made)
+    return made
+
+
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, eager_mask)
+AttentionMaskInterface.register(NAME, _mask)

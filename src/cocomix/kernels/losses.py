@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from cocomix.kernels.few_rows import Linear
+from cocomix.kernels.products import scores_into
 from cocomix.kernels.rows import rows_gradient, weighted_rows
 from cocomix.kernels.topk import largest
 
@@ -155,6 +156,13 @@ def _through(
     return total, values, ids, work.gradients
 
 
+def _chunk(n: int, most: int) -> int:
+    """Positions a chunk, at most `most`: n in about equal parts, and products like multiples of 64."""
+    most = most // 64 * 64 or most
+    even = -(-n // max(1, -(-n // most)))
+    return max(1, min(most, -(-even // 64) * 64))
+
+
 class _Chunks:
     """The buffers and products of a pass over chunks of positions."""
 
@@ -169,7 +177,7 @@ class _Chunks:
     ) -> None:
         self.x, self.weight, self.dtype, self.wide = x.to(dtype), weight.to(dtype), dtype, wide
         self.bias = None if bias is None else bias.to(dtype)
-        self.size = max(1, CHUNK_BYTES // (4 * len(weight)))
+        self.size = _chunk(len(x), max(1, CHUNK_BYTES // (4 * len(weight))))
         n = min(self.size, len(x))
         self.buffer = torch.empty(n, len(weight), dtype=wide, device=x.device)
         self.narrow = self.buffer if dtype == wide else torch.empty_like(self.buffer, dtype=dtype)
@@ -188,11 +196,7 @@ class _Chunks:
     def scores(self, rows: slice) -> torch.Tensor:
         """Scores of a chunk in the buffer, `[rows, V]`."""
         n = rows.stop - rows.start
-        into = self.narrow[:n]
-        if self.bias is None:
-            torch.mm(self.x[rows], self.weight.T, out=into)
-        else:
-            torch.addmm(self.bias, self.x[rows], self.weight.T, out=into)
+        into = scores_into(self.narrow[:n], self.x[rows], self.weight, self.bias)
         return into if self.narrow is self.buffer else self.buffer[:n].copy_(into)
 
     def add_gradients(self, rows: slice, into_scores: torch.Tensor, share: torch.Tensor) -> None:
