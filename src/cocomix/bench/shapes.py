@@ -40,9 +40,7 @@ class Shape(Section):
     new_tokens: int = 64
     generate_batches: tuple[int, ...] = (1, 8)
     sae_tokens: int = Field(default=2048, description="hidden states of one autoencoder step")
-    matmuls: tuple[int, ...] = Field(
-        default=(2048, 4096), description="sides of square products"
-    )
+    matmuls: tuple[int, ...] = Field(default=(2048, 4096), description="sides of square products")
     growth: Growth
 
     @property
