@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from cocomix.bench.contestant import Setting
 from cocomix.bench.dense import DenseStudent
 from cocomix.bench.dense_labels import dense_attribution, dense_labels
 from cocomix.bench.made import student_config
@@ -145,7 +144,3 @@ def test_growth_changes_one_axis_alone() -> None:
         assert all(one == fixed[0] for one in fixed)
     deep = shape.at("layers", 8)
     assert (deep.teacher.layers, deep.concept_layer, deep.sae_layer) == (8, 4, 3)
-
-
-def test_a_setting_waits_for_nothing_on_a_cpu() -> None:
-    Setting(SHAPES["tiny"], None, torch.device("cpu"), 0).settle()

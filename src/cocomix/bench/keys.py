@@ -124,15 +124,15 @@ def _gain(raw: Raw) -> dict[str, Any]:
 
 
 KEYS: dict[str, Key] = {
-    "step_vs_gpt2": Key("training step, time / Transformers' GPT-2", _step, Bar(1.75, True)),
-    "whole_step_vs_dense": Key("reference's step and labelling / our step", _whole_step, Bar(3.0, False)),
+    "step_vs_gpt2": Key("training step, time / GPT-2", _step, Bar(1.75, True)),
+    "whole_step_vs_dense": Key("reference's step with labels / ours", _whole_step, Bar(3.0, False)),
     "step_memory_vs_gpt2": Key("training step, peak memory / GPT-2", _memory, Bar(1.0, True)),
     "labelling_vs_dense": Key("labelling, tokens/s / reference's", _labelling("fp32"), Bar(1.7, False)),
-    "labelling_bf16_vs_dense": Key("labelling in bf16 / reference's in fp32", _labelling("bf16"), Bar(2.8, False)),
+    "labelling_bf16_vs_dense": Key("labelling in bf16 / reference's fp32", _labelling("bf16"), Bar(2.8, False)),
     "exact_vs_reference_rule": Key("exact rule, time / our reference rule", _exact, Bar(1.3, True)),
-    "generate_vs_gpt2": Key("generation, time a token / GPT-2", _generate, Bar(1.4, True)),
+    "generate_vs_gpt2": Key("generation, time / GPT-2", _generate, Bar(1.4, True)),
     "sae_step_vs_saelens": Key("autoencoder step, time / SAELens", _sae, Bar(1.0, True)),
-    "bf16_gain": Key("training step, fp32 / bf16 (bar: GPT-2's gain)", _gain, None),
+    "bf16_gain": Key("training step, fp32 / bf16", _gain, None),
 }
 
 

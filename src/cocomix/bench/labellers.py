@@ -42,7 +42,7 @@ class Labelling(Contestant):
         self._pass(self.setting.shape.label_batches[0])
         seconds = {size: self._pass(size) / size for size in self.setting.shape.label_batches}
         self.batch_size = min(seconds, key=seconds.__getitem__)
-        self.note = f"{self.batch_size} windows a pass"
+        self.note = f"{self.batch_size} a pass"
 
     def _pass(self, size: int) -> float:
         """Seconds of one pass over `size` windows."""

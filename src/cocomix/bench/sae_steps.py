@@ -30,7 +30,9 @@ class SaeStep(Contestant):
         shape = setting.shape
         self.setting, self.d, self.c, self.k = setting, shape.teacher.width, shape.concepts, shape.top_k
         self.units = float(shape.sae_tokens)
-        self.flops = 3 * (2 * self.c * self.d + 2 * self.k * self.d) * self.units
+        # What the arithmetic needs, for all alike: one product over all C, the rest over K rows (decode, its two
+        # gradients, the encoder's).
+        self.flops = (2 * self.c * self.d + 4 * 2 * self.k * self.d) * self.units
         generator = torch.Generator().manual_seed(setting.seed)
         self.x = torch.randn(shape.sae_tokens, self.d, generator=generator).to(setting.device)
 

@@ -20,14 +20,15 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 def contestants_table(title: str, raw: Mapping[str, Any], shares: Mapping[str, Any]) -> Table:
     """Seconds of one group's contestants; `shares` of the machine's peak by name."""
-    table = _table(title, "", "median s", "spread", "unit/s", "of peak", "")
+    unit = next((about["unit"] for about in raw["contestants"].values()), "unit")
+    table = _table(title, "", "median s", "spread s", f"{unit}s/s", "of peak", "")
     for name, about in raw["contestants"].items():
         runs = about["seconds"]
         table.add_row(
             name,
             f"{median(runs):.3f}",
-            f"{min(runs):.3f} – {max(runs):.3f}",
-            f"{about['units'] / median(runs):,.1f} {about['unit']}s",
+            f"{min(runs):.2f}–{max(runs):.2f}",
+            f"{about['units'] / median(runs):,.1f}",
             f"{shares[name]['value']:.0%}" if name in shares else "",
             about["note"],
         )
@@ -65,10 +66,10 @@ def gpu_table(title: str, found: Mapping[str, Mapping[str, float]]) -> Table:
 def ratios_table(found: Mapping[str, Mapping[str, Any]], *, shape: str, device: str) -> Table:
     """The ratios that are there; bars only where they are meant."""
     barred = shape == BAR_SHAPE and device == "cpu"
-    table = _table(f"Ratios at {shape} on {device}", "", "median", "spread", "rounds", *(("bar", "") if barred else ()))
+    table = _table(f"Ratios at {shape} on {device}", "", "median", "spread", "runs", *(("bar", "") if barred else ()))
     for name, one in found.items():
         low, high = one["spread"]
-        row = [KEYS[name].title, f"{one['value']:.2f}", f"{low:.2f} – {high:.2f}", str(len(one["runs"]))]
+        row = [KEYS[name].title, f"{one['value']:.2f}", f"{low:.2f}–{high:.2f}", str(len(one["runs"]))]
         if barred:
             bar = bar_of(name, one)
             row += [str(bar), "met" if bar.met(one["value"]) else "not met"]
