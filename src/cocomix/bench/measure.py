@@ -45,12 +45,17 @@ def interleaved(
     """
     timings = {one.name: Timing() for one in contestants}
     total = (warmups + rounds) * len(contestants)
-    for number in range(warmups + rounds):
-        first = number % len(contestants)
-        for place, one in enumerate([*contestants[first:], *contestants[:first]]):
-            timing = timings[one.name] if number >= warmups else Timing()
-            _run_once(one, timing, settle, clock)
-            progress(number * len(contestants) + place + 1, total)
+    gc.collect()
+    gc.freeze()  # the libraries' millions of objects need not be looked through before every run
+    try:
+        for number in range(warmups + rounds):
+            first = number % len(contestants)
+            for place, one in enumerate([*contestants[first:], *contestants[:first]]):
+                timing = timings[one.name] if number >= warmups else Timing()
+                _run_once(one, timing, settle, clock)
+                progress(number * len(contestants) + place + 1, total)
+    finally:
+        gc.unfreeze()
     return timings
 
 
