@@ -95,9 +95,11 @@ def test_the_references_step_is_its_student_and_its_labelling(raw: dict) -> None
 
 
 def test_memory_is_compared_process_by_process(raw: dict) -> None:
+    raw["memory"]["bytes"]["dense fp32"]["step"] = [6.0]  # measured once
     ours, gpt2 = (raw["memory"]["bytes"][f"{name} fp32"]["step"] for name in ("cocomix", "gpt2"))
     found = all_keys(raw)["step_memory_vs_gpt2"]
     assert found["runs"] == [ours[i] / gpt2[i] for i in range(len(ours))]
+    assert found["dense_twin"]["runs"] == [6.0 / gpt2[0]]
 
 
 def test_saelens_is_taken_at_its_fastest(raw: dict) -> None:

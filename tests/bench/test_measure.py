@@ -43,17 +43,26 @@ class Spender(Contestant):
 def test_each_round_runs_everyone_once_and_begins_with_the_next() -> None:
     clock, log = Clock(), []
     everyone = [Spender(name, [1.0] * 4, clock, log) for name in "abc"]
-    interleaved(everyone, 3, warmups=1, clock=clock)
+    interleaved(everyone, 3, clock=clock)
     rounds = [log[start : start + 3] for start in range(0, len(log), 3)]
     assert all(sorted(one) == ["a", "b", "c"] for one in rounds) and len(rounds) == 4
     following = {"a": "b", "b": "c", "c": "a"}
-    assert all(later[0] == following[earlier[0]] for earlier, later in pairwise(rounds))
+    assert all(later[0] == following[earlier[0]] for earlier, later in pairwise(rounds[1:]))
+
+
+def test_who_is_warm_has_no_run_thrown_away() -> None:
+    clock, log = Clock(), []
+    cold, warm = (Spender(name, [1.0, 2.0], clock, log) for name in ("cold", "warm"))
+    warm.warm = True
+    found = interleaved([cold, warm], 1, clock=clock)
+    assert log == ["cold", "cold", "warm"]
+    assert found["cold"].seconds == [2.0] and found["warm"].seconds == [1.0]
 
 
 def test_seconds_and_laps_leave_the_warm_up_out() -> None:
     clock = Clock()
     costs = [64.0, 2.0, 4.0, 8.0]
-    found = interleaved([Spender("a", costs, clock, [])], 3, warmups=1, clock=clock)["a"]
+    found = interleaved([Spender("a", costs, clock, [])], 3, clock=clock)["a"]
     assert found.seconds == costs[1:]
     assert found.laps == {"half": [cost / 2 for cost in costs[1:]], "rest": [cost / 2 for cost in costs[1:]]}
 
@@ -69,15 +78,15 @@ def test_what_the_device_still_does_counts_for_who_asked_for_it() -> None:
         clock.now += sum(owed)
         owed.clear()
 
-    everyone = [Lazy("a", [1.0, 3.0], clock, []), Lazy("b", [2.0, 5.0], clock, [])]
-    found = interleaved(everyone, 2, warmups=0, settle=settle, clock=clock)
+    everyone = [Lazy("a", [9.0, 1.0, 3.0], clock, []), Lazy("b", [9.0, 2.0, 5.0], clock, [])]
+    found = interleaved(everyone, 2, settle=settle, clock=clock)
     assert {name: timing.seconds for name, timing in found.items()} == {"a": [1.0, 3.0], "b": [2.0, 5.0]}
 
 
 def test_progress_ends_at_its_total() -> None:
     clock, seen = Clock(), []
     everyone = [Spender(name, [1.0] * 3, clock, []) for name in "ab"]
-    interleaved(everyone, 2, warmups=1, clock=clock, progress=lambda done, total: seen.append((done, total)))
+    interleaved(everyone, 2, clock=clock, progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))
 
 

@@ -46,6 +46,7 @@ class Contestant(ABC):
         precision: "fp32" or "bf16".
         flops: operations of one run as `cocomix.evaluate.flops` counts them; None: not counted.
         note: what a reader must know to judge it.
+        warm: whether `prepare` runs it, so that no run need be thrown away.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Contestant(ABC):
     precision: str
     flops: float | None = None
     note: str = ""
+    warm: bool = False
 
     @abstractmethod
     def prepare(self) -> None:

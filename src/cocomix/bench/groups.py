@@ -46,9 +46,7 @@ class Group(ABC):
         return setting.repeats or self.rounds
 
 
-def take_turns(
-    contestants: Iterable[Contestant], rounds: int, setting: Setting, progress: Progress, *, warmups: int = 1
-) -> dict[str, Any]:
+def take_turns(contestants: Iterable[Contestant], rounds: int, setting: Setting, progress: Progress) -> dict[str, Any]:
     """Prepare and time `contestants`; those that cannot be had here are named in `missing` with the reason."""
     ready: list[Contestant] = []
     missing: dict[str, str] = {}
@@ -58,7 +56,7 @@ def take_turns(
             ready.append(one)
         except CocomixError as error:
             missing[one.name] = str(error)
-    timings = interleaved(ready, rounds, warmups=warmups, settle=setting.settle, progress=progress)
+    timings = interleaved(ready, rounds, settle=setting.settle, progress=progress)
     return {"contestants": {one.name: _about(one, timings[one.name]) for one in ready}, "missing": missing}
 
 
@@ -108,11 +106,12 @@ class Memory(Group):
     title, rounds = "memory of a step", 2
 
     def measure(self, setting: Setting, progress: Progress) -> dict[str, Any]:
-        rounds, found = self.repeats(setting), {name: [] for name in STUDENTS}
-        for number in range(rounds):
-            for place, name in enumerate(STUDENTS):
-                found[name].append(measure_alone(name, "fp32", setting))
-                progress(number * len(STUDENTS) + place + 1, rounds * len(STUDENTS))
+        # The dense twin's memory is there for comparison, and once is enough.
+        runs = [*STUDENTS, *["gpt2", "cocomix"] * (self.repeats(setting) - 1)]
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in STUDENTS}
+        for done, name in enumerate(runs, 1):
+            found[name].append(measure_alone(name, "fp32", setting))
+            progress(done, len(runs))
         return {
             "bytes": {
                 f"{name} fp32": {kind: [run[kind] for run in runs] for kind in ("step", "forward_backward", "before")}
@@ -133,9 +132,8 @@ class Labels(Group):
             for rule in ("reference", "exact")
             for precision in ("fp32", "bf16")
         ]
-        # Preparing runs each several times, so no round is thrown away.
         everyone = [*ours, DenseLabels(setting, teacher, sae)]
-        raw = take_turns(everyone, self.repeats(setting), setting, progress, warmups=0)
+        raw = take_turns(everyone, self.repeats(setting), setting, progress)
         made = {one.name: one.labels for one in ours}
         return raw | {
             "agreement": {

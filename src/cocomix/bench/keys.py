@@ -68,7 +68,8 @@ def _memory(raw: Raw) -> dict[str, Any]:
     found = raw["memory"]["bytes"]
 
     def against_gpt2(name: str, kind: str) -> list[float]:
-        return ratios(found[f"{name} fp32"][kind], found["gpt2 fp32"][kind])
+        above, below = found[f"{name} fp32"][kind], found["gpt2 fp32"][kind]
+        return ratios(above, below[: len(above)])
 
     return figure(
         against_gpt2("cocomix", "step"),

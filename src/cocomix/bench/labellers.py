@@ -24,7 +24,7 @@ class Labelling(Contestant):
         windows: tokens, int64 `[windows, seq_len]`.
     """
 
-    unit = "token"
+    unit, warm = "token", True
 
     def __init__(self, name: str, setting: Setting, teacher: PreTrainedModel, sae: TopKSAE, rule: str) -> None:
         shape = setting.shape
@@ -38,8 +38,8 @@ class Labelling(Contestant):
         self.flops = per_token * self.units
 
     def prepare(self) -> None:
-        """Try each number of windows a pass, once it is warm, and keep the fastest."""
-        self._pass(self.setting.shape.label_batches[0])
+        """Try each number of windows a pass, after a short window that wakes the libraries; keep the fastest."""
+        self.label(self.windows[:1, :16], 1)
         seconds = {size: self._pass(size) / size for size in self.setting.shape.label_batches}
         self.batch_size = min(seconds, key=seconds.__getitem__)
         self.note = f"{self.batch_size} a pass"

@@ -2,8 +2,8 @@
 
 A round runs every contestant once; the next round begins with the next contestant. Whatever slows the machine for a
 while then slows all of them, and a ratio is taken within each round: the figure is the median of these ratios, its
-spread the smallest and the largest of them. Before anything is timed every contestant has run once. Garbage is
-collected between runs, not within.
+spread the smallest and the largest of them. Before anything is timed every contestant has run once, in a round that is
+not counted or while it was prepared. Garbage is collected between runs, not within.
 """
 
 import gc
@@ -33,27 +33,29 @@ def interleaved(
     contestants: Sequence[Contestant],
     rounds: int,
     *,
-    warmups: int = 1,
     settle: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Timing]:
-    """Time `contestants`, prepared, in `rounds` rounds after `warmups` that are not counted; by name.
+    """Time `contestants`, prepared, in `rounds` rounds after one for those that are not warm; by name.
 
     Args:
         settle: waits for the device; called before each look at the clock.
     """
     timings = {one.name: Timing() for one in contestants}
-    total = (warmups + rounds) * len(contestants)
+    cold = [one for one in contestants if not one.warm]
+    total, done = len(cold) + rounds * len(contestants), 0
     gc.collect()
     gc.freeze()  # the libraries' millions of objects need not be looked through before every run
     try:
-        for number in range(warmups + rounds):
+        for one in cold:
+            _run_once(one, Timing(), settle, clock)
+            progress(done := done + 1, total)
+        for number in range(rounds):
             first = number % len(contestants)
-            for place, one in enumerate([*contestants[first:], *contestants[:first]]):
-                timing = timings[one.name] if number >= warmups else Timing()
-                _run_once(one, timing, settle, clock)
-                progress(number * len(contestants) + place + 1, total)
+            for one in [*contestants[first:], *contestants[:first]]:
+                _run_once(one, timings[one.name], settle, clock)
+                progress(done := done + 1, total)
     finally:
         gc.unfreeze()
     return timings
