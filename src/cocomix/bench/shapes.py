@@ -71,7 +71,7 @@ _GROWTH = Growth(
         "concept_layer": 2,
         "vocab": 2048,
         "seq_len": 256,
-        "batch": 4,
+        "batch": 2,
         "concepts": 4096,
         "top_k": 16,
         "teacher": ModelShape(width=128, layers=4, heads=4),
@@ -79,10 +79,10 @@ _GROWTH = Growth(
     },
     axes={
         "seq_len": (128, 256, 512, 1024),
-        "concepts": (2048, 4096, 8192, 16384),
-        "top_k": (8, 16, 32, 64),
-        "batch": (2, 4, 8, 16),
-        "layers": (2, 4, 8, 16),
+        "concepts": (2048, 4096, 8192),
+        "top_k": (8, 16, 32),
+        "batch": (1, 2, 4, 8),
+        "layers": (2, 4, 8),
     },
 )
 _NO_TIME = Growth(
