@@ -145,7 +145,7 @@ def distributed_session() -> Iterator[None]:
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
         # A launcher that starts its processes again gives them the same store, with the dead ones' addresses in it.
-        store=dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
+        store=dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),  # pyright: ignore[reportPrivateImportUsage]
         rank=rank(),
         world_size=world_size(),
         timeout=LONGEST_WAIT,
