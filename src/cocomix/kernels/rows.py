@@ -26,13 +26,29 @@ def weighted_rows(values: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor)
 
 def row_products(x: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """<x, weight[ids[..., k]]> for each k: `[..., d]` and `[..., K]` -> `[..., K]`; no gradient."""
-    k = ids.shape[-1]
-    flat_x, flat_ids = x.reshape(-1, x.shape[-1]).to(weight.dtype), ids.reshape(-1, k)
+    flat_x, flat_ids = x.reshape(-1, x.shape[-1]).to(weight.dtype), ids.reshape(-1, ids.shape[-1])
+    products = _direct_products if weight.device.type == "cpu" else _gathered_products
+    return products(flat_x, flat_ids, weight).view(ids.shape)
+
+
+def _direct_products(x: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`row_products` of `[n, d]` and `[n, K]` without a copy of the rows: a quarter of the time of gathering them.
+
+    It is what autograd computes for the weights of `embedding_bag`, of which position n is a bag of K.
+    """
+    n, k = ids.shape
+    bags = torch.arange(n, device=ids.device)
+    flat = _weights_gradient(x.contiguous(), weight, ids.flatten(), bags * k, bags.repeat_interleave(k), 0, -1)
+    return flat.view(n, k)
+
+
+def _gathered_products(x: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`row_products` of `[n, d]` and `[n, K]` on gathered rows, some positions at a time."""
     parts = [
         torch.bmm(weight[some], part.unsqueeze(-1)).squeeze(-1)
-        for part, some in zip(flat_x.split(_ROWS), flat_ids.split(_ROWS), strict=True)
+        for part, some in zip(x.split(_ROWS), ids.split(_ROWS), strict=True)
     ]
-    return torch.cat(parts).view(ids.shape) if parts else flat_x.new_zeros(ids.shape)
+    return torch.cat(parts)
 
 
 def rows_gradient(values: torch.Tensor, ids: torch.Tensor, x: torch.Tensor, rows: int) -> torch.Tensor:
@@ -54,6 +70,7 @@ def rows_gradient(values: torch.Tensor, ids: torch.Tensor, x: torch.Tensor, rows
     return F.embedding_bag(positions, x, starts, per_sample_weights=weights, mode="sum")
 
 
+_weights_gradient = torch.ops.aten._embedding_bag_per_sample_weights_backward.default
 _ROWS = 256
 """Positions whose rows are gathered at once."""
 
