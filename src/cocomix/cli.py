@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from cocomix.cli_bench import bench
 from cocomix.cli_evaluate import evaluate, perplexity
 from cocomix.cli_options import (
     DEFAULT_RUN,
@@ -212,6 +213,7 @@ def generate(
 
 
 app.command()(push)
+app.command()(bench)
 
 
 def main() -> None:

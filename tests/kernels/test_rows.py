@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.kernels import row_products, rows, weighted_rows
+from cocomix.kernels import row_products, weighted_rows
 from cocomix.kernels.rows import rows_gradient
 
 
@@ -60,12 +60,3 @@ def test_no_positions():
     assert out.shape == (0, 3)
     out.sum().backward()
     assert weight.grad is not None and not weight.grad.any()
-
-
-def test_products_of_gathered_rows_are_those_read_in_place(monkeypatch):
-    x, weight = torch.randn(9, 5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
-    ids = torch.randint(0, 7, (9, 3))
-    monkeypatch.setattr(rows, "_ROWS", 4)
-    slow = torch.stack([weight[ids[n]] @ x[n] for n in range(9)])
-    for products in (rows._direct_products, rows._gathered_products):
-        torch.testing.assert_close(products(x, ids, weight), slow)

@@ -1,14 +1,12 @@
 """Sums and products over a few rows of a big matrix: what a dense product with K non-zeros in C amounts to.
 
 A position with K active concepts reads K rows of `[C, d]`, where the dense product reads all of them. The weight's
-gradient is the transpose, a sum of positions for each row, and is done the same way.
+gradient is the transpose, a sum of positions for each row. torch's `embedding_bag` does both as fast as anything
+tried here (docs/performance.md).
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 
 def weighted_rows(values: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -20,35 +18,20 @@ def weighted_rows(values: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor)
         weight: `[C, d]`.
     """
     k = ids.shape[-1]
-    flat = _WeightedRows.apply(values.reshape(-1, k).to(weight.dtype), ids.reshape(-1, k), weight)
-    return flat.view(*ids.shape[:-1], weight.shape[1])  # pyright: ignore[reportOptionalMemberAccess]
+    weights = values.reshape(-1, k).to(weight.dtype)
+    flat = F.embedding_bag(ids.reshape(-1, k), weight, per_sample_weights=weights, mode="sum")
+    return flat.view(*ids.shape[:-1], weight.shape[1])
 
 
 def row_products(x: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """<x, weight[ids[..., k]]> for each k: `[..., d]` and `[..., K]` -> `[..., K]`; no gradient."""
-    flat_x, flat_ids = x.reshape(-1, x.shape[-1]).to(weight.dtype), ids.reshape(-1, ids.shape[-1])
-    products = _direct_products if weight.device.type == "cpu" else _gathered_products
-    return products(flat_x, flat_ids, weight).view(ids.shape)
-
-
-def _direct_products(x: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`row_products` of `[n, d]` and `[n, K]` without a copy of the rows: a quarter of the time of gathering them.
-
-    It is what autograd computes for the weights of `embedding_bag`, of which position n is a bag of K.
-    """
-    n, k = ids.shape
-    bags = torch.arange(n, device=ids.device)
-    flat = _weights_gradient(x.contiguous(), weight, ids.flatten(), bags * k, bags.repeat_interleave(k), 0, -1)
-    return flat.view(n, k)
-
-
-def _gathered_products(x: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`row_products` of `[n, d]` and `[n, K]` on gathered rows, some positions at a time."""
-    parts = [
-        torch.bmm(weight[some], part.unsqueeze(-1)).squeeze(-1)
-        for part, some in zip(x.split(_ROWS), ids.split(_ROWS), strict=True)
-    ]
-    return torch.cat(parts)
+    k = ids.shape[-1]
+    flat_x, flat_ids = x.reshape(-1, x.shape[-1]).to(weight.dtype), ids.reshape(-1, k)
+    # It is what a weighted sum passes back to its weights; torch does that without gathering a copy of the rows.
+    with torch.enable_grad():
+        values = torch.zeros(flat_ids.shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
+        summed = F.embedding_bag(flat_ids, weight.detach(), per_sample_weights=values, mode="sum")
+    return torch.autograd.grad(summed, values, flat_x.detach().contiguous())[0].view(ids.shape)
 
 
 def rows_gradient(values: torch.Tensor, ids: torch.Tensor, x: torch.Tensor, rows: int) -> torch.Tensor:
@@ -68,24 +51,3 @@ def rows_gradient(values: torch.Tensor, ids: torch.Tensor, x: torch.Tensor, rows
     positions = torch.div(order, ids.shape[1], rounding_mode="floor")
     weights = values.flatten()[order].to(x.dtype)
     return F.embedding_bag(positions, x, starts, per_sample_weights=weights, mode="sum")
-
-
-_weights_gradient = torch.ops.aten._embedding_bag_per_sample_weights_backward.default
-_ROWS = 256
-"""Positions whose rows are gathered at once."""
-
-
-class _WeightedRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(values, ids, weight)
-        return F.embedding_bag(ids, weight, per_sample_weights=values, mode="sum")
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
-        values, ids, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        into_values = row_products(gradient, ids, weight) if ctx.needs_input_grad[0] else None
-        into_weight = rows_gradient(values, ids, gradient, len(weight)) if ctx.needs_input_grad[2] else None
-        return into_values, None, into_weight

@@ -1,7 +1,5 @@
 """The K largest of many, exactly: groups are compared by their maxima before any element is ranked."""
 
-import math
-
 import torch
 
 
@@ -29,8 +27,12 @@ def largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _group_size(columns: int, k: int) -> int:
-    """Members of a group, such that maxima and members to be ranked are about as many; below 2: not worth it."""
-    return math.isqrt(columns // k)
+    """Members of a group; below 2 grouping does not pay.
+
+    torch ranks by one partial sort as long as there are at least 64 k candidates and by a slower way below; so the
+    maxima must stay at least that many.
+    """
+    return columns // (64 * k)
 
 
 def _ids(scores: torch.Tensor, k: int, size: int) -> torch.Tensor:

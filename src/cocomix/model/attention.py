@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Cache
 
+from cocomix.kernels import Linear, linear
 from cocomix.model.masks import Attend
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -29,8 +30,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, hidden_size // heads
         self.layer_index, self.dropout = layer_index, dropout
-        self.qkv = nn.Linear(hidden_size, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
-        self.out = nn.Linear(heads * self.head_dim, hidden_size, bias=bias)
+        self.qkv = Linear(hidden_size, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
+        self.out = Linear(heads * self.head_dim, hidden_size, bias=bias)
 
     def forward(
         self,
@@ -39,17 +40,16 @@ class Attention(nn.Module):
         rotary: Rotary | None,
         cache: Cache | None,
         memory: torch.Tensor | None = None,
+        asking: slice | None = None,
     ) -> torch.Tensor:
-        """`[batch, slots, d_model]` -> `[batch, slots, d_model]`.
+        """`[batch, slots, d_model]` -> `[batch, asking slots, d_model]`.
 
         Args:
+            layout: who sees whom, for the slots that ask.
+            asking: slots whose results are needed; None: all. The others give keys and values only.
             memory: `[batch, slots, d_model]`, a vector behind each slot that gives a key and a value and asks nothing.
         """
-        batch, slots, _ = hidden.shape
-        split = self.qkv(hidden).view(batch, slots, -1, self.head_dim).transpose(1, 2)
-        query, key, value = split.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
+        query, key, value = self._projected(hidden, rotary, asking)
         if memory is not None:
             more_keys, more_values = self._keys_values(memory, rotary)
             key = torch.stack((key, more_keys), dim=3).flatten(2, 3)
@@ -65,13 +65,31 @@ class Attention(nn.Module):
             is_causal=layout.causal,
             enable_gqa=self.heads != self.kv_heads,
         )
-        return F.dropout(self.out(mixed.transpose(1, 2).reshape(batch, slots, -1)), self.dropout, self.training)
+        joined = mixed.transpose(1, 2).flatten(2)
+        return F.dropout(self.out(joined), self.dropout, self.training)
+
+    def _projected(
+        self, hidden: torch.Tensor, rotary: Rotary | None, asking: slice | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value, each `[batch, heads or kv_heads, slots, head_dim]`; queries of the asking slots."""
+        if asking is None:
+            split = self.qkv(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            query, key, value = split.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+            return (query, key, value) if rotary is None else (rotate(query, rotary), rotate(key, rotary), value)
+        first = self.heads * self.head_dim
+        bias = None if self.qkv.bias is None else self.qkv.bias[:first]
+        asked = linear(hidden[:, asking], self.qkv.weight[:first], bias)
+        query = asked.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        key, value = self._keys_values(hidden, rotary)
+        if rotary is not None:
+            query = rotate(query, (rotary[0][:, :, asking], rotary[1][:, :, asking]))
+        return query, key, value
 
     def _keys_values(self, memory: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of vectors at the slots' own positions, each `[batch, kv_heads, slots, head_dim]`."""
+        """Keys and values alone, of vectors at the slots' own positions, each `[batch, kv_heads, slots, head_dim]`."""
         first = self.heads * self.head_dim
         bias = None if self.qkv.bias is None else self.qkv.bias[first:]
-        split = F.linear(memory, self.qkv.weight[first:], bias).view(*memory.shape[:2], -1, self.head_dim)
+        split = linear(memory, self.qkv.weight[first:], bias).view(*memory.shape[:2], -1, self.head_dim)
         key, value = split.transpose(1, 2).chunk(2, dim=1)
         return (key if rotary is None else rotate(key, rotary)), value
 

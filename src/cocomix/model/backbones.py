@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from cocomix.kernels import Linear
 from cocomix.model.attention import Attention, Rotary, rotary_table
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.masks import Attend
@@ -24,8 +25,8 @@ class GeluMLP(nn.Module):
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.up = Linear(config.hidden_size, config.intermediate_size)
+        self.down = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.down(F.gelu(self.up(hidden), approximate="tanh"))
@@ -36,9 +37,9 @@ class SwiGluMLP(nn.Module):
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.down(F.silu(self.gate(hidden)) * self.up(hidden))
@@ -61,10 +62,15 @@ class Block(GradientCheckpointingLayer):
         rotary: Rotary | None,
         cache: Cache | None = None,
         memory: torch.Tensor | None = None,
+        asking: slice | None = None,
     ) -> torch.Tensor:
-        """`[batch, slots, d_model]` -> the same; `memory` of that shape is attended to and not changed."""
+        """`[batch, slots, d_model]` -> the same; `memory` of that shape is attended to and not changed.
+
+        With `asking` only those slots are carried on, `[batch, asking slots, d_model]`; all of them are attended to.
+        """
         extra = None if memory is None else self.norm_1(memory)
-        hidden = hidden + self.attention(self.norm_1(hidden), layout, rotary, cache, extra)
+        mixed = self.attention(self.norm_1(hidden), layout, rotary, cache, extra, asking)
+        hidden = (hidden if asking is None else hidden[:, asking]) + mixed
         return hidden + F.dropout(self.mlp(self.norm_2(hidden)), self.dropout, self.training)
 
 

@@ -49,8 +49,11 @@ class BlockRun:
         blocks: int | None = None,
         memory: torch.Tensor | None = None,
         present: torch.Tensor | None = None,
+        asking: slice | None = None,
     ) -> torch.Tensor:
         """Run `blocks` more blocks, or all that are left, over `slots` slots a token.
+
+        With `asking` only those slots are returned, and the last of the blocks carries on no others.
 
         Args:
             hidden: `[batch, new * slots, d_model]`.
@@ -63,18 +66,24 @@ class BlockRun:
             self.padding, new, self.past, slots=slots, key_slots=key_slots, present=present, device=hidden.device
         )
         rotary = self._backbone.rotary(self.positions.repeat_interleave(slots, dim=1), hidden.dtype)  # pyright: ignore
-        return self._through(blocks, hidden, layout, rotary, memory)
+        return self._through(blocks, hidden, layout, rotary, memory, asking)
 
     def run_compact(self, hidden: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
         """Run all blocks left over slots of which `owners` int64 `[slots]` names the tokens; only where `plain`."""
         layout = attend(None, len(owners), 0, slots=1, device=hidden.device)
         rotary = self._backbone.rotary(self.positions[:, owners], hidden.dtype)  # pyright: ignore
-        return self._through(None, hidden, layout, rotary, None)
+        return self._through(None, hidden, layout, rotary, None, None)
 
-    def _through(self, blocks, hidden, layout, rotary, memory):
-        for _ in range(self._left if blocks is None else min(blocks, self._left)):
-            hidden = next(self._blocks)(hidden, layout=layout, rotary=rotary, cache=self.cache, memory=memory)
-            self._left -= 1
+    def _through(self, blocks, hidden, layout, rotary, memory, asking):
+        count = self._left if blocks is None else min(blocks, self._left)
+        self._left -= count
+        for place in range(count):
+            given = {"layout": layout, "rotary": rotary, "cache": self.cache, "memory": memory}
+            # Who watches every block's hidden states gets all slots of the last one, too.
+            sparing = asking is not None and place == count - 1 and self._seen is None
+            if sparing:
+                given |= {"layout": layout.for_slots(asking, hidden.shape[1], hidden.device), "asking": asking}
+            hidden = next(self._blocks)(hidden, **given)
             if self._seen is not None:
                 self._seen.append(hidden)
-        return hidden
+        return hidden if asking is None or (count and self._seen is None) else hidden[:, asking]

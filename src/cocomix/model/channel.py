@@ -5,6 +5,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from cocomix.kernels import LinearLosses
 from cocomix.model.backbones import Backbone
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.mixers import BlockCost
@@ -22,6 +23,8 @@ class Predicted(NamedTuple):
     """the teacher's normalised hidden state as predicted, `[batch, seq, target_size]`"""
     loss: torch.Tensor | None = None
     """the channel's own training loss, a scalar; only while training"""
+    concept_losses: LinearLosses | None = None
+    """cross entropies of the concept labels, in place of the logits"""
 
 
 class Channel(OwnInit, ABC):
@@ -40,13 +43,20 @@ class Channel(OwnInit, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+    ) -> Predicted:
         """What is predicted from `hidden`.
 
         Args:
             hidden: entering the upper blocks, `[batch, seq, d_model]`.
             positions: of its tokens, int64 `[batch or 1, seq]`.
             padding: 1 for tokens, 0 for padding, `[batch, past + seq]`; None: no padding.
+            labels: concepts of each position, int64 `[batch, seq, K_attr]`, where their losses will do without logits.
         """
 
     @classmethod

@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from cocomix.kernels import weighted_rows
 from cocomix.model.backbones import Backbone
 from cocomix.model.channel import Channel, Predicted
 from cocomix.model.concept_head import ConceptHead, ConceptPrediction
@@ -34,10 +34,7 @@ class ConceptVector(OwnInit):
 
     def forward(self, prediction: ConceptPrediction) -> torch.Tensor:
         """The continuous concept, `[batch, seq, d_model]`."""
-        k = prediction.ids.shape[-1]
-        values = prediction.values.reshape(-1, k).to(self.weight.dtype)
-        flat = F.embedding_bag(prediction.ids.reshape(-1, k), self.weight, per_sample_weights=values, mode="sum")
-        vector = flat.view(*prediction.ids.shape[:-1], -1) + self.bias + prediction.pre_bias
+        vector = weighted_rows(prediction.values, prediction.ids, self.weight) + self.bias + prediction.pre_bias
         return vector * prediction.std + prediction.mean
 
 
@@ -49,11 +46,18 @@ class ConceptChannel(Channel):
         self.head = ConceptHead(config.hidden_size, config.num_concepts, config.concept_top_k)
         self.vector = ConceptVector(config.hidden_size, config.num_concepts) if with_vector else None
 
-    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+    ) -> Predicted:
         if self.vector is None:
-            return Predicted(None, self.head.logits(hidden))
-        prediction = self.head(hidden)
-        return Predicted(self.vector(prediction), prediction.logits)
+            losses = None if labels is None else self.head.losses(hidden, labels)
+            return Predicted(None, self.head.logits(hidden) if losses is None else None, concept_losses=losses)
+        prediction = self.head(hidden, labels)
+        return Predicted(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
 
     @classmethod
     def flops(cls, config: CoCoMixConfig, cost: BlockCost, with_vector: bool) -> float:
@@ -73,7 +77,13 @@ class PauseChannel(Channel):
         self.vector = nn.Parameter(torch.empty(config.hidden_size))
         self._backbone = (backbone,)  # in a tuple: its weights are the model's, not this module's
 
-    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+    ) -> Predicted:
         embedded = self._backbone[0].embed(self.vector.expand(*positions.shape, -1), positions)
         return Predicted(embedded.expand_as(hidden))
 
@@ -99,7 +109,13 @@ class HiddenChannel(Channel):
         self.head = nn.Linear(config.hidden_size, target_size)
         self.back = nn.Linear(target_size, config.hidden_size) if with_vector else None
 
-    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+    ) -> Predicted:
         normed, mean, std = normalise(hidden)
         predicted = self.head(normed)
         vector = None if self.back is None else self.back(predicted) * std + mean

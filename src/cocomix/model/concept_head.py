@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from cocomix.kernels import Linear, LinearLosses, largest, linear_losses, plain_linear
 from cocomix.model.own_init import OwnInit
 from cocomix.normalise import normalise
 
@@ -12,8 +13,8 @@ from cocomix.normalise import normalise
 class ConceptPrediction(NamedTuple):
     """Predicted concepts, and what is needed to bring them back to the hidden states' scale."""
 
-    logits: torch.Tensor
-    """z, `[batch, seq, C]`"""
+    logits: torch.Tensor | None
+    """z, `[batch, seq, C]`; None where only its losses were asked for"""
     values: torch.Tensor
     """the K largest logits as they are, without ReLU, `[batch, seq, K]`"""
     ids: torch.Tensor
@@ -24,6 +25,8 @@ class ConceptPrediction(NamedTuple):
     """unbiased standard deviation of the hidden state, `[batch, seq, 1]`"""
     pre_bias: torch.Tensor
     """the learned centre, `[d_model]`, subtracted before prediction and added back after mixing"""
+    losses: LinearLosses | None = None
+    """cross entropies of the labels, where logits were not kept"""
 
 
 class ConceptHead(OwnInit):
@@ -39,21 +42,35 @@ class ConceptHead(OwnInit):
         super().__init__()
         self.top_k = top_k
         self.pre_bias = nn.Parameter(torch.zeros(hidden_size))
-        self.proj = nn.Linear(hidden_size, num_concepts)
+        self.proj = Linear(hidden_size, num_concepts)
 
     def reset(self, std: float) -> None:
         nn.init.zeros_(self.pre_bias)
 
-    def forward(self, hidden: torch.Tensor) -> ConceptPrediction:
-        """Prediction for `hidden` `[batch, seq, d_model]`."""
-        logits, mean, std = self._project(hidden)
-        values, ids = logits.topk(self.top_k, dim=-1)
-        return ConceptPrediction(logits, values, ids, mean, std, self.pre_bias)
+    def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> ConceptPrediction:
+        """Prediction for `hidden` `[batch, seq, d_model]`.
+
+        With `labels` int64 `[batch, seq, K_attr]` (-100 is ignored) their losses are computed and the logits not kept,
+        unless something is hooked to the projection, which then sees all logits.
+        """
+        normed, mean, std = normalise(hidden)
+        centred = normed - self.pre_bias
+        if labels is None or not plain_linear(self.proj):
+            logits = self.proj(centred)
+            values, ids = largest(logits, self.top_k)
+            return ConceptPrediction(logits, values, ids, mean, std, self.pre_bias)
+        losses = self._losses(centred, labels, self.top_k)
+        assert losses.values is not None and losses.ids is not None
+        values, ids = (one.view(*hidden.shape[:-1], -1) for one in (losses.values, losses.ids))
+        return ConceptPrediction(None, values, ids, mean, std, self.pre_bias, losses)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """z alone, `[batch, seq, C]`."""
-        return self._project(hidden)[0]
+        return self.proj(normalise(hidden)[0] - self.pre_bias)
 
-    def _project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        normed, mean, std = normalise(hidden)
-        return self.proj(normed - self.pre_bias), mean, std
+    def losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> LinearLosses | None:
+        """Losses of the labels alone; None where something is hooked to the projection."""
+        return self._losses(normalise(hidden)[0] - self.pre_bias, labels) if plain_linear(self.proj) else None
+
+    def _losses(self, centred: torch.Tensor, labels: torch.Tensor, top_k: int = 0) -> LinearLosses:
+        return linear_losses(centred.flatten(0, 1), self.proj.weight, self.proj.bias, labels.flatten(0, 1), top_k=top_k)

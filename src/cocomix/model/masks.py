@@ -18,6 +18,13 @@ class Attend(NamedTuple):
     causal: bool
     """whether SDPA's own causal flag is used"""
 
+    def for_slots(self, asking: slice, slots: int, device: torch.device) -> "Attend":
+        """The same layout where of `slots` slots only `asking` ask."""
+        if self.causal:
+            places = torch.arange(slots, device=device)
+            return Attend((places[None, :] <= places[asking, None])[None, None], causal=False)
+        return self if self.mask is None else Attend(self.mask[:, :, asking], causal=False)
+
 
 def attend(
     padding: torch.Tensor | None,

@@ -18,6 +18,9 @@ from torch import nn
 from cocomix.model.block_run import BlockRun
 from cocomix.model.options import check_choice
 
+TOKENS, CONCEPTS = slice(0, None, 2), slice(1, None, 2)
+"""Where tokens and their vectors stand when interleaved."""
+
 
 class BlockCost(NamedTuple):
     """Operations of one block for one token with one slot."""
@@ -67,7 +70,7 @@ class InterleaveMixer(Mixer):
     """(h1, c1, h2, c2, ...): a slot for each vector after its token; these slots feed the head."""
 
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(_interleaved(hidden, vector), slots=2)[:, 1::2]
+        return upper.run(_interleaved(hidden, vector), slots=2, asking=CONCEPTS)
 
     def cached_slots(self, blocks: int) -> list[int]:
         return [2] * blocks
@@ -129,7 +132,7 @@ class EveryMixer(Mixer):
         vector = _given(vector, hidden)
         if not upper.plain:
             present = self._present(upper, hidden.shape[1], hidden.device)
-            return upper.run(_interleaved(hidden, vector), slots=2, present=present)[:, ::2]
+            return upper.run(_interleaved(hidden, vector), slots=2, present=present, asking=TOKENS)
         seq = hidden.shape[1]
         tokens = torch.arange(seq, device=hidden.device)
         owners = torch.cat((tokens, tokens[self.every - 1 :: self.every]))
@@ -165,8 +168,7 @@ class DropTokensMixer(Mixer):
         self.blocks = blocks
 
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        both = upper.run(_interleaved(hidden, vector), slots=2, blocks=self.blocks)
-        return upper.run(both[:, 1::2])
+        return upper.run(upper.run(_interleaved(hidden, vector), slots=2, blocks=self.blocks, asking=CONCEPTS))
 
     def cached_slots(self, blocks: int) -> list[int]:
         both = min(self.blocks, blocks)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
 
 from cocomix.errors import ConfigError
+from cocomix.kernels import Linear, linear_losses, plain_linear
 from cocomix.model.backbones import BACKBONES
 from cocomix.model.block_run import BlockRun
 from cocomix.model.cache import slot_cache
@@ -42,7 +43,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         self.backbone = BACKBONES[config.backbone](config)
         self.mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
         self.channel = CHANNELS[config.channel](config, self.backbone, self.mixer.uses_vector, **config.channel_options)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         if not self.channel.cacheable and self.generation_config is not None:
             self.generation_config.use_cache = False
@@ -86,6 +87,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         concept_labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache: Cache | None = None,
@@ -102,6 +104,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             concept_labels: int64 `[batch, seq, K_attr]`, concepts of each position, not shifted; -100 is ignored.
             use_cache: return a cache; not while training with gradient checkpointing.
             logits_to_keep: compute next-token logits for the last so many positions only, or for these; 0 is all.
+            skip_logits: with `labels`, compute losses only: neither next-token logits nor, where `concept_labels` are
+                given, concept logits are returned or ever held whole.
             output_hidden_states: return the hidden states after the embedding and after each block.
             return_dict: False returns a plain tuple of what is not None.
 
@@ -121,16 +125,24 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         padding = _padding(attention_mask)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         seen: list[torch.Tensor] | None = [] if wanted else None
-        predicted, hidden = self._through(embedded, positions, padding, past, store, seen)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(self.backbone.final_norm(hidden[:, kept]))
-
-        output = CoCoMixOutput(logits=logits, concept_logits=predicted.concept_logits, cache=store)
-        output.predicted_hidden, output.channel_loss = predicted.hidden, predicted.loss
-        output.hidden_states = None if seen is None else tuple(seen)
         if padding is not None:
             labels, concept_labels = _unpadded(labels, concept_labels, padding)
-        self._add_losses(output, labels, concept_labels)
+        skipped = skip_logits and labels is not None and plain_linear(self.lm_head)
+        sparing = concept_labels if skipped else None
+        predicted, hidden = self._through(embedded, positions, padding, past, store, seen, sparing)
+        output = CoCoMixOutput(concept_logits=predicted.concept_logits, cache=store)
+        output.predicted_hidden, output.channel_loss = predicted.hidden, predicted.loss
+        output.hidden_states = None if seen is None else tuple(seen)
+        if skipped:
+            assert labels is not None
+            output.lm_loss = self._fused_lm_loss(self.backbone.final_norm(hidden[:, :-1]), labels)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            output.logits = self.lm_head(self.backbone.final_norm(hidden[:, kept]))
+            output.lm_loss = None if labels is None else _lm_loss(output.logits, labels)
+        if concept_labels is not None:
+            output.concept_loss = self._concept_loss(predicted, concept_labels)
+        output.loss = self._total(output)
         keep_dict = self.config.return_dict if return_dict is None else return_dict
         return output if keep_dict else output.to_tuple()
 
@@ -142,10 +154,14 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         past: int,
         store: Cache | None,
         seen: list[torch.Tensor] | None,
+        concept_labels: torch.Tensor | None = None,
     ) -> tuple[Predicted, torch.Tensor]:
-        """All blocks: what was predicted, and the hidden states for the final norm, `[batch, seq, d_model]`."""
+        """All blocks: what was predicted, and the hidden states for the final norm, `[batch, seq, d_model]`.
+
+        With `concept_labels` their losses are predicted in place of the concept logits.
+        """
         hidden = self._lower(embedded, positions, padding, past, store, seen)
-        predicted = self.channel(hidden, positions, padding)
+        predicted = self.channel(hidden, positions, padding, concept_labels)
         blocks = list(self.backbone.blocks)[self.config.concept_layer :]
         upper = BlockRun(blocks, self.backbone, positions, padding, past, store, seen)
         return predicted, self.mixer(hidden, predicted.vector, upper)
@@ -210,23 +226,33 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         return updated | {name: outputs.cache for name in ("cache", "past_key_values") if name in updated}
 
-    def _add_losses(
-        self, output: CoCoMixOutput, labels: torch.Tensor | None, concept_labels: torch.Tensor | None
-    ) -> None:
-        if labels is not None:
-            assert output.logits is not None
-            logits = output.logits[:, :-1].flatten(0, 1)
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            targets = labels[:, 1:].flatten()
-            summed = F.cross_entropy(wide, targets, ignore_index=-100, reduction="sum")
-            output.lm_loss = summed / (targets != -100).sum().clamp_min(1)
-            output.loss = output.lm_loss if output.channel_loss is None else output.lm_loss + output.channel_loss
-        if concept_labels is not None:
-            if output.concept_logits is None:
-                raise ConfigError(f"the channel {self.config.channel} predicts no concepts; leave concept_labels out")
-            output.concept_loss = concept_loss(output.concept_logits, concept_labels)
-            weighted = self.config.concept_loss_weight * output.concept_loss
-            output.loss = weighted if output.loss is None else output.loss + weighted
+    def _fused_lm_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean next-token cross entropy from normed hidden states `[batch, seq - 1, d_model]`, without their logits."""
+        targets = labels[:, 1:].reshape(-1, 1)
+        found = linear_losses(hidden.flatten(0, 1), self.lm_head.weight, self.lm_head.bias, targets)
+        return found.total / found.count.clamp_min(1)
+
+    def _concept_loss(self, predicted: Predicted, labels: torch.Tensor) -> torch.Tensor:
+        if predicted.concept_losses is not None:
+            return predicted.concept_losses.total / predicted.concept_losses.count.clamp_min(1)
+        if predicted.concept_logits is None:
+            raise ConfigError(f"the channel {self.config.channel} predicts no concepts; leave concept_labels out")
+        return concept_loss(predicted.concept_logits, labels)
+
+    def _total(self, output: CoCoMixOutput) -> torch.Tensor | None:
+        """The weighted sum of the losses there are; the channel's own counts beside the next token's only."""
+        weighted = None if output.concept_loss is None else self.config.concept_loss_weight * output.concept_loss
+        if output.lm_loss is None:
+            return weighted
+        return sum((one for one in (output.channel_loss, weighted) if one is not None), output.lm_loss)
+
+
+def _lm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of logits `[batch, seq, vocab]` and the labels after them, in float32 or better."""
+    wide = logits[:, :-1].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    targets = labels[:, 1:].flatten()
+    summed = F.cross_entropy(wide, targets, ignore_index=-100, reduction="sum")
+    return summed / (targets != -100).sum().clamp_min(1)
 
 
 def _positions(

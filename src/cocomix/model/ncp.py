@@ -62,7 +62,13 @@ class NextConceptChannel(Channel):
         self.start = nn.Parameter(torch.empty(d)) if with_vector else None
         self._backbone = (backbone,)  # in a tuple: its weights are the model's, not this module's
 
-    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Tensor | None) -> Predicted:
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+    ) -> Predicted:
         if padding is None:
             return self._aligned(hidden, None)
         # Every row's tokens to the front, so that chunks begin with its first token.

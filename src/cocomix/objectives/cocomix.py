@@ -28,6 +28,7 @@ class CoCoMixObjective(NtpObjective):
             labels=batch["input_ids"],
             concept_labels=batch["concept_labels"],
             use_cache=False,
+            skip_logits=True,
         )
         weight = self.model.config.concept_loss_weight * batch.get("concept_weight", 1.0)
         if self.until is not None:

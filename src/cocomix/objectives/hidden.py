@@ -48,7 +48,7 @@ class HiddenObjective(NtpObjective):
         with torch.no_grad():
             target = hidden_at(self._teacher[0], ids, self.layer)
             target, _, _ = normalise(target.to(torch.promote_types(target.dtype, torch.float32)))
-        output = self.model(input_ids=ids, labels=ids, use_cache=False)
+        output = self.model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True)
         return output.lm_loss + self.weight * self.distance(output.predicted_hidden.to(target.dtype), target)
 
     def flops_per_token(self, seq_len: int) -> float:
