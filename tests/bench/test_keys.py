@@ -100,6 +100,12 @@ def test_memory_is_compared_process_by_process(raw: dict) -> None:
     found = all_keys(raw)["step_memory_vs_gpt2"]
     assert found["runs"] == [ours[i] / gpt2[i] for i in range(len(ours))]
     assert found["dense_twin"]["runs"] == [6.0 / gpt2[0]]
+    peaks = {
+        name: [before + more for before, more in zip(one["before"], one["forward_backward"], strict=True)]
+        for name, one in raw["memory"]["bytes"].items()
+    }
+    expected = [peaks["cocomix fp32"][i] / peaks["gpt2 fp32"][i] for i in range(len(ours))]
+    assert found["forward_backward_with_libraries"]["runs"] == expected
 
 
 def test_saelens_is_taken_at_its_fastest(raw: dict) -> None:

@@ -71,9 +71,14 @@ def _memory(raw: Raw) -> dict[str, Any]:
         above, below = found[f"{name} fp32"][kind], found["gpt2 fp32"][kind]
         return ratios(above, below[: len(above)])
 
+    def whole(name: str) -> list[float]:
+        one = found[f"{name} fp32"]
+        return [sum(bytes_) for bytes_ in zip(one["before"], one["forward_backward"], strict=True)]
+
     return figure(
         against_gpt2("cocomix", "step"),
         forward_backward=figure(against_gpt2("cocomix", "forward_backward")),
+        forward_backward_with_libraries=figure(ratios(whole("cocomix"), whole("gpt2"))),
         dense_twin=figure(against_gpt2("dense", "step")),
     )
 
