@@ -93,7 +93,8 @@ class _LinearLosses(torch.autograd.Function):
         if into_total is not None:
             if ctx.gradients is None:  # used up by an earlier backward pass
                 ctx.gradients = _through(x, weight, bias, targets, *ctx.made_with)[3]
-            made = [None if g is None else g.mul_(into_total) for g in ctx.gradients]
+            kept: list[torch.Tensor | None] = ctx.gradients
+            made = [None if g is None else g.mul_(into_total) for g in kept]
             ctx.gradients = None
         if into_values is not None:
             more = _through_largest(into_values, ids, x, weight, bias, ctx.needs_input_grad)

@@ -138,8 +138,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             output.lm_loss = self._fused_lm_loss(self.backbone.final_norm(hidden[:, :-1]), labels)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            output.logits = self.lm_head(self.backbone.final_norm(hidden[:, kept]))
-            output.lm_loss = None if labels is None else _lm_loss(output.logits, labels)
+            logits = output.logits = self.lm_head(self.backbone.final_norm(hidden[:, kept]))
+            output.lm_loss = None if labels is None else _lm_loss(logits, labels)
         if concept_labels is not None:
             output.concept_loss = self._concept_loss(predicted, concept_labels)
         output.loss = self._total(output)
@@ -229,7 +229,9 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
     def _fused_lm_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean next-token cross entropy from normed hidden states `[batch, seq - 1, d_model]`, without their logits."""
         targets = labels[:, 1:].reshape(-1, 1)
-        found = linear_losses(hidden.flatten(0, 1), self.lm_head.weight, self.lm_head.bias, targets)
+        weight: Any = self.lm_head.weight  # a module of another type would not have come here
+        bias: Any = self.lm_head.bias
+        found = linear_losses(hidden.flatten(0, 1), weight, bias, targets)
         return found.total / found.count.clamp_min(1)
 
     def _concept_loss(self, predicted: Predicted, labels: torch.Tensor) -> torch.Tensor:
