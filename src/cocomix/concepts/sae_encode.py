@@ -24,6 +24,7 @@ _CANDIDATES = 2
 """Latents looked at closely after screening, as a multiple of K."""
 
 
+@torch.compiler.disable  # loops and buffers that are not for tracing
 def encode_chosen(
     x: torch.Tensor,
     pre_bias: torch.Tensor | None,
@@ -36,7 +37,7 @@ def encode_chosen(
     """The K pre-activations weight (x - pre_bias) + bias of each position that `choose` names.
 
     Args:
-        x: `[n, d]`.
+        x: `[n, d]`; computed in the weight's dtype.
         pre_bias: `[d]`, or None for zeros.
         weight: `[C, d]`.
         bias: `[C]`.
@@ -47,6 +48,7 @@ def encode_chosen(
     Returns:
         pre-activations `[n, K]`, differentiable once, and their latents, int64 `[n, K]`.
     """
+    x = x.to(weight.dtype)
     return _EncodeChosen.apply(x, pre_bias, weight, bias, k, choose, screen)  # pyright: ignore[reportReturnType]
 
 

@@ -34,6 +34,7 @@ class LinearLosses(NamedTuple):
     """their columns, int64 `[n, K]`"""
 
 
+@torch.compiler.disable  # a compiled model calls it between its graphs; its loops and buffers are not for tracing
 def linear_losses(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -91,11 +92,10 @@ class _LinearLosses(torch.autograd.Function):
         x, weight, bias, targets, ids = ctx.saved_tensors
         made: list[torch.Tensor | None] = [None, None, None]
         if into_total is not None:
-            if ctx.gradients is None:  # used up by an earlier backward pass
-                ctx.gradients = _through(x, weight, bias, targets, *ctx.made_with)[3]
-            kept: list[torch.Tensor | None] = ctx.gradients
-            made = [None if g is None else g.mul_(into_total) for g in kept]
-            ctx.gradients = None
+            kept, ctx.gradients = ctx.gradients, None
+            if kept is None:  # used up by an earlier backward pass
+                kept = _through(x, weight, bias, targets, *ctx.made_with)[3]
+            made = [None if g is None else g.mul_(into_total) for g in kept or made]
         if into_values is not None:
             more = _through_largest(into_values, ids, x, weight, bias, ctx.needs_input_grad)
             made = [m if g is None else g if m is None else g.add_(m) for g, m in zip(made, more, strict=True)]

@@ -1,23 +1,42 @@
 """Next-token prediction with any Transformers causal language model."""
 
+import inspect
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from cocomix.concepts.next_token import linear_head
 from cocomix.evaluate.flops import model_flops
+from cocomix.kernels import linear_losses
+from cocomix.model import CoCoMixForCausalLM
 from cocomix.objectives.base import Objective
 
 
 class NtpObjective(Objective):
-    """Mean cross entropy of the next token over the `seq - 1` targets of each window."""
+    """Mean cross entropy of the next token over the `seq - 1` targets of each window.
+
+    A baseline gets the fast path, too: where a model's logits are one linear layer over its last hidden state they
+    are never held whole (`cocomix.kernels.losses`), so that comparing seconds is fair.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self._head = (_plain_head(model),)  # in a tuple: it is the model's, not this module's
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model(input_ids=batch["input_ids"], labels=batch["input_ids"], use_cache=False).loss
+        ids, head = batch["input_ids"], self._head[0]
+        if isinstance(self.model, CoCoMixForCausalLM):
+            return self.model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True).loss
+        if head is None:
+            return self.model(input_ids=ids, labels=ids, use_cache=False).loss
+        # The model itself is called, because FSDP2 gathers its weights only then.
+        output = self.model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+        hidden = output.hidden_states[-1]
+        targets = ids[:, 1:].reshape(-1, 1)
+        return linear_losses(hidden[:, :-1].flatten(0, 1), head.weight, head.bias, targets).total / len(targets)
 
     def trainable(self) -> PreTrainedModel:
         return self.model
@@ -27,3 +46,25 @@ class NtpObjective(Objective):
 
     def flops_per_token(self, seq_len: int) -> float:
         return model_flops(self.model.config, seq_len).training
+
+
+def _plain_head(model: PreTrainedModel) -> nn.Linear | None:
+    """The layer that alone makes the logits from the last of the hidden states the model returns, or None."""
+    if isinstance(model, CoCoMixForCausalLM) or model.device.type == "meta":
+        return None
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return None
+    training = model.training
+    model.eval()
+    try:
+        head = linear_head(model)
+        return head if head is not None and _returns_what_it_reads(model, head) else None
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def _returns_what_it_reads(model: PreTrainedModel, head: nn.Linear) -> bool:
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=head.weight.device)
+    found = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, output_hidden_states=True)
+    return torch.equal(head(found.hidden_states[-1]), found.logits)
