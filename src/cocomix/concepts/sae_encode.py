@@ -18,7 +18,7 @@ from cocomix.kernels import row_products, weighted_rows
 from cocomix.kernels.products import scores_into
 from cocomix.kernels.rows import rows_gradient
 
-CHUNK_BYTES = 1 << 24
+CHUNK_BYTES = 1 << 25
 """Pre-activations held at a time."""
 _CANDIDATES = 2
 """Latents looked at closely after screening, as a multiple of K."""
@@ -77,7 +77,7 @@ class _EncodeChosen(torch.autograd.Function):
         screen: torch.dtype | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         centred = x if pre_bias is None else x - pre_bias
-        values = x.new_empty(len(x), k)
+        values = centred.new_empty(len(x), k)  # a double pre_bias makes float hidden states double
         ids = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
         screened = [one if screen is None else one.to(screen) for one in (centred, weight, bias)]
         buffer = screened[0].new_empty(0, len(weight))
