@@ -12,7 +12,7 @@ from cocomix.pipeline.console import console
 def bench(
     json: Annotated[Path, typer.Option("--json", help="File for everything measured; saved after each group.")],
     shape: Annotated[str, typer.Option(help="69m, 386m, 1.38b, or tiny for a try.")] = "69m",
-    repeats: Annotated[int | None, typer.Option(min=1, help="Rounds of each group; default: 2 to 5.")] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Rounds of each group; default: 1 to 5.")] = None,
     only: Annotated[
         str | None,
         typer.Option(help="Only these, with commas: peak,step,memory,labelling,generate,sae,growth,gpu."),
@@ -22,8 +22,8 @@ def bench(
 ) -> None:
     """Measure our speed against Transformers' GPT-2, SAELens, sparsify and the reference's own arithmetic.
 
-    Contestants take turns, so the ratios hold on a machine that has other things to do, too; absolute times do not.
-    About 15 minutes at 69m on 2 CPU cores. What is measured stays, if you stop it.
+    Contestants take turns, so a slow spell hits all of them; still, give it the machine alone. 15 to 20 minutes at 69m
+    on 2 CPU cores. What is measured stays, if you stop it.
     """
     from cocomix.bench.command import run_bench
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from cocomix.bench.command import run_bench
+from cocomix.bench.command import MOST_BUSY, run_bench
 from cocomix.bench.groups import GROUPS
 from cocomix.bench.keys import KEYS
 from cocomix.bench.shapes import SHAPES
@@ -71,6 +71,14 @@ def test_only_some_of_it_from_the_command_line(tmp_path: Path) -> None:
     assert set(found["raw"]) == {"peak", "generate"} and set(found) & set(KEYS) == {"generate_vs_gpt2"}
     assert len(found["generate_vs_gpt2"]["runs"]) == 2
     assert "Generation" in done.stdout and "Labelling" not in done.stdout
+
+
+@pytest.mark.parametrize("load", [0.0, 1.0])
+def test_a_busy_machine_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float) -> None:
+    monkeypatch.setattr("cocomix.bench.command.busy_share", lambda: load)
+    printed = bench(tmp_path / "b.json", only=["peak"])
+    assert ("machine is busy" in printed) == (load > MOST_BUSY)
+    assert json.loads((tmp_path / "b.json").read_text())["busy"] == load
 
 
 def test_what_is_measured_stays_when_the_next_group_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """`cocomix bench`: measure group after group, print and save after each."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def run_bench(
     impossible = [name for name in only if not GROUPS[name].fits(setting)]
     if impossible:
         raise CocomixError(f"{impossible[0]} cannot be measured on {setting.device.type}; leave it out or use a GPU")
+    busy = busy_share()
+    if busy > MOST_BUSY:
+        console.print(f"This machine is busy ({busy:.0%} of its cores); the spreads will be wide.", highlight=False)
     raw: dict[str, Any] = {}
     for name in wanted:
         group = GROUPS[name]
@@ -57,9 +61,18 @@ def run_bench(
         with StageProgress(console, group.title) as progress:
             raw[name] = group.measure(setting, progress)
         console.print(group_table(name, raw))
-        write_json(path, report(setting, raw))
+        write_json(path, {"busy": busy} | report(setting, raw))
     console.print(ratios_table(all_keys(raw), shape=shape, device=setting.device.type))
     console.print(f"{path}", highlight=False, markup=False, soft_wrap=True)
+
+
+MOST_BUSY = 0.5
+"""Load above which it is said; this process's own start takes some."""
+
+
+def busy_share() -> float:
+    """The load average of the last minute, in shares of all cores."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 def choose_device(name: str) -> torch.device:

@@ -85,7 +85,7 @@ class Peak(Group):
 class Step(Group):
     """A training step; the dense labelling of its tokens takes turns with it, since the reference's step has both."""
 
-    title, rounds = "training step", 5
+    title, rounds = "training step", 4
 
     def measure(self, setting: Setting, progress: Progress) -> dict[str, Any]:
         data = StoredData(setting.shape, setting.seed)
@@ -103,7 +103,7 @@ class Step(Group):
 class Memory(Group):
     """Peak memory of a training step, each student in a process of its own."""
 
-    title, rounds = "memory of a step", 2
+    title, rounds = "memory of a step", 1
 
     def measure(self, setting: Setting, progress: Progress) -> dict[str, Any]:
         # The dense twin's memory is there for comparison, and once is enough.
