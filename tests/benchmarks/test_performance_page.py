@@ -1,0 +1,30 @@
+"""The tables of docs/performance.md are those of the committed reports."""
+
+import json
+from pathlib import Path
+
+from performance_tables import PAGE, page
+
+BENCH = Path(__file__).resolve().parents[2] / "results/bench"
+
+
+def test_the_page_says_what_was_measured() -> None:
+    reports = [json.loads((BENCH / f"{name}.json").read_text()) for name in ("cpu-2core", "hot_spots")]
+    text = PAGE.read_text(encoding="utf-8")
+    assert page(text, *reports) == text
+
+
+def test_all_keys_asked_for_were_measured() -> None:
+    found = json.loads((BENCH / "cpu-2core.json").read_text())
+    for name in (
+        "step_vs_gpt2",
+        "whole_step_vs_dense",
+        "step_memory_vs_gpt2",
+        "labelling_vs_dense",
+        "labelling_bf16_vs_dense",
+        "exact_vs_reference_rule",
+        "generate_vs_gpt2",
+        "sae_step_vs_saelens",
+    ):
+        assert {"value", "spread", "runs"} <= set(found[name])
+        assert min(found[name]["runs"]) <= found[name]["value"] <= max(found[name]["runs"])
