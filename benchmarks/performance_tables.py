@@ -1,4 +1,4 @@
-"""Write the measured tables of docs/performance.md from results/bench, so that no number there is typed.
+"""Write the measured tables of docs/performance.md and README.md from results/bench, so that no number is typed.
 
     python benchmarks/performance_tables.py
 """
@@ -11,11 +11,11 @@ from typing import Any
 from cocomix.bench.keys import KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs/performance.md"
+PAGES = (ROOT / "docs/performance.md", ROOT / "README.md")
 
 
 def page(text: str, bench: dict[str, Any], spots: dict[str, Any]) -> str:
-    """`text` with what stands between its marks replaced by the tables of the two reports."""
+    """`text` with what stands between its marks replaced by tables of the two reports."""
     tables = {
         "machine": machine(bench),
         "ratios": ratios(bench),
@@ -24,11 +24,11 @@ def page(text: str, bench: dict[str, Any], spots: dict[str, Any]) -> str:
         "slopes": slopes(bench),
         "spots": hot_spots(spots),
     }
-    for name, table in tables.items():
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
+    for name, content in tables.items():
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- end of {name} -->")
-        assert end, f"docs/performance.md has no place for {name}"
-        text = f"{before}<!-- {name} -->\n{table}\n{end}{after}"
+        if end:
+            text = f"{before}{start}{content}\n{end}{after}"
     return text
 
 
@@ -105,9 +105,10 @@ def hot_spots(spots: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Rewrite the page."""
+    """Rewrite the pages."""
     reports = [json.loads((ROOT / f"results/bench/{name}.json").read_text()) for name in ("cpu-2core", "hot_spots")]
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), *reports), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(page(path.read_text(encoding="utf-8"), *reports), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""The tables of docs/performance.md are those of the committed reports."""
+"""The tables of docs/performance.md and the README are those of the committed reports."""
 
 import json
 from pathlib import Path
 
-from performance_tables import PAGE, page
+import pytest
+from performance_tables import PAGES, page
 
 BENCH = Path(__file__).resolve().parents[2] / "results/bench"
 
 
-def test_the_page_says_what_was_measured() -> None:
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_page_says_what_was_measured(path: Path) -> None:
     reports = [json.loads((BENCH / f"{name}.json").read_text()) for name in ("cpu-2core", "hot_spots")]
-    text = PAGE.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- end of ratios -->" in text
     assert page(text, *reports) == text
 
 
