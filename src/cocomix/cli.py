@@ -13,6 +13,7 @@ import typer
 
 from cocomix.cli_bench import bench
 from cocomix.cli_evaluate import evaluate, perplexity
+from cocomix.cli_inspect import inspect, name
 from cocomix.cli_options import (
     DEFAULT_RUN,
     ConfigFile,
@@ -212,6 +213,8 @@ def generate(
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+app.command()(name)
+app.command()(inspect)
 app.command()(push)
 app.command()(bench)
 

@@ -4,6 +4,7 @@ It is started for each concept, never through a shell, and killed with whatever 
 goes wrong leaves the automatic name; after a few failures in a row it is not asked again.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -97,9 +98,9 @@ def _ask(arguments: list[str], asked: dict[str, Any], seconds: float) -> str:
     except subprocess.TimeoutExpired:
         raise _Failed(f"said nothing for {seconds:g} seconds") from None
     finally:
-        if process.poll() is None:  # its time is up, or the user stopped us
+        with contextlib.suppress(ProcessLookupError):  # what it started may outlive it
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
     if process.returncode:
         last = (complaint.strip().splitlines() or ["no message"])[-1]
         raise _Failed(f"ended with code {process.returncode} ({last[:LONGEST]})")
