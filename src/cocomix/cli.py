@@ -13,7 +13,7 @@ import typer
 
 from cocomix.cli_bench import bench
 from cocomix.cli_evaluate import evaluate, perplexity
-from cocomix.cli_inspect import inspect, name
+from cocomix.cli_inspect import inspect_command, name_command
 from cocomix.cli_options import (
     DEFAULT_RUN,
     ConfigFile,
@@ -213,8 +213,8 @@ def generate(
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-app.command()(name)
-app.command()(inspect)
+app.command("name")(name_command)
+app.command("inspect")(inspect_command)
 app.command()(push)
 app.command()(bench)
 

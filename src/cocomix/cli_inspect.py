@@ -8,11 +8,9 @@ from cocomix.cli_options import DEFAULT_RUN, RunDir, quiet_libraries
 from cocomix.pipeline.console import console
 
 
-def name(
+def name_command(
     run: RunDir = DEFAULT_RUN,
-    tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of the training split to look at, evenly spread.")
-    ] = 250_000,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the training split to read, evenly spread.")] = 250_000,
     llm: Annotated[
         str | None,
         typer.Option(help="Program that reads a concept's passages as JSON and prints a name; no shell is used."),
@@ -33,7 +31,7 @@ def name(
     print_names(edit_run(run, edit) if edit else name_run(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds))
 
 
-def inspect(
+def inspect_command(
     text: Annotated[str, typer.Argument(help="Text to look at.")],
     run: RunDir = DEFAULT_RUN,
     student: Annotated[str, typer.Option(help="Student of the run, one that predicts concepts.")] = "cocomix",

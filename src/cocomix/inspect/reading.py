@@ -96,13 +96,14 @@ def read_text(
         raise CocomixError(
             f"the text has {len(ids)} tokens and the model {positions} positions; shorten it by {len(ids) - positions}"
         )
-    if concept is not None and not 0 <= concept < n_concepts:
-        raise CocomixError(f"there is no concept {concept}; the student's are 0 to {n_concepts - 1}")
     tokens = torch.tensor([list(ids)], device=student.device)
     output = student(input_ids=tokens, use_cache=False)
-    if output.concept_logits is None:
+    logits = getattr(output, "concept_logits", None)
+    if logits is None:
         raise CocomixError("this student predicts no concepts; use one trained with the objective cocomix")
-    z = output.concept_logits[0].to(torch.promote_types(output.concept_logits.dtype, torch.float32))
+    if concept is not None and not 0 <= concept < n_concepts:
+        raise CocomixError(f"there is no concept {concept}; the student's are 0 to {n_concepts - 1}")
+    z = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
     strength = z / z.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
     log_p = _log_probabilities(output.logits)
     without = None

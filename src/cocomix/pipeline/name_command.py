@@ -5,7 +5,6 @@ names say what the concepts were when they were taught, and held-out text stays 
 """
 
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -89,9 +88,10 @@ def print_names(names: Names) -> None:
     unstable = len(all_names) - len(named) - silent - rare
     edited = sum(one.edited for one in named)
     table = Table(box=None, pad_edge=False)
-    columns: dict[str, Any] = {"concept": {"justify": "right"}, "name": {}, "share": {"justify": "right"}}
-    for column, options in (columns | {"stability": {"justify": "right"}}).items():
-        table.add_column(column, **options)
+    table.add_column("concept", justify="right")
+    table.add_column("name")
+    table.add_column("share", justify="right")
+    table.add_column("stability", justify="right")
     for one in named[:SHOWN]:
         stability = "–" if one.stability is None else f"{one.stability:.2f}"
         name = (one.name or "") + (" (edited)" if one.edited else "")
