@@ -20,7 +20,7 @@ from cocomix.names import (
     read_names,
     write_found,
 )
-from cocomix.names.automatic import AFTER, BEFORE, STABLE, spoken
+from cocomix.names.automatic import AFTER, BEFORE, STABLE, chosen_words
 from cocomix.names.record import EDITED, FOUND, TokenScore
 from cocomix.tokens import write_shards
 from concepts.labelled import SEQ, autoencoder, corpus, teacher
@@ -66,12 +66,18 @@ def test_planted_concepts_get_their_token_and_random_ones_get_none() -> None:
         assert names[concept].name is None and "disagree" in names[concept].why, names[concept]
 
 
-def test_occurrences_are_counted() -> None:
+def test_occurrences_and_coverage_are_counted() -> None:
     ids, concepts, values = planted()
+    values[..., PLANTED] += ids == 8
+    values[..., PLANTED] += (ids == 11) & (np.arange(T) < 2)
     names = name_concepts(seen(ids, concepts, values), decode)
     for concept, one in enumerate(names):
         assert one.concept == concept and one.occurrences == (values[..., concept] > 0).sum()
         assert one.share == pytest.approx((values[..., concept] > 0).mean())
+        assert (one.coverage is None) == (one.name is None)
+    assert names[PLANTED].name in ("w7, w8", "w8, w7")
+    covered = ((ids == 7) | (ids == 8)).sum() / (values[..., PLANTED] > 0).sum()
+    assert covered < 1 and names[PLANTED].coverage == pytest.approx(covered)
 
 
 @pytest.mark.parametrize("passages", [1, 3])
@@ -118,8 +124,8 @@ def test_one_window_cannot_be_checked(tmp_path: Path) -> None:
 
 def test_a_name_is_readable() -> None:
     listed = [TokenScore(token=token, score=score) for token, score in ((" war", 1.0), ("war", 0.9), ("\n", 0.5))]
-    assert spoken(listed, "token") == "war, \\n"
-    assert spoken([*listed, TokenScore(token=" rare", score=0.01)], "next") == "before war, \\n"
+    assert chosen_words(listed) == ["war", "\\n"]
+    assert chosen_words([*listed, TokenScore(token=" rare", score=0.01)]) == ["war", "\\n"]
 
 
 def found(sae: str, name: str) -> FoundNames:

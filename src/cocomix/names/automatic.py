@@ -31,9 +31,12 @@ def name_concepts(
     """
     n, texts = seen.n_concepts, _Texts(decode)
     counts = seen.counts()
-    tokens, scores, stable = {}, {}, {}
+    tokens, scores, stable, shares = {}, {}, {}, {}
     for kind, (first, second) in seen.halves.items():
-        tokens[kind], scores[kind] = best_tokens(contrasts(first + second), LISTED)
+        both = first + second
+        tokens[kind], scores[kind] = best_tokens(contrasts(both), LISTED)
+        met = both.at(np.arange(n)[:, None], tokens[kind].clip(min=0)) * (tokens[kind] >= 0)
+        shares[kind] = met / both.concepts().clip(min=1)[:, None]
         stable[kind] = agreement(contrasts(first), contrasts(second))
     by_next = scores[NEXT][:, :IN_A_NAME].sum(-1) > scores[ITSELF][:, :IN_A_NAME].sum(-1)
     passages = [[] for _ in range(n)] if shards is None else _passages(seen, decode, shards, seq_len)
@@ -51,10 +54,13 @@ def name_concepts(
         enough = int(counts[:, concept].min()) >= FEWEST
         stability = float(stable[kind][concept]) if enough else None
         why = _why_not(counts[:, concept], stability)
+        words = [] if why else chosen_words(listed[kind])
+        in_it = [visible(one.token) in words for one in listed[kind]]
         names.append(
             ConceptName(
                 concept=concept,
-                name=None if why else spoken(listed[kind], kind),
+                name=None if why else ("before " if kind == NEXT else "") + ", ".join(words),
+                coverage=None if why else float(shares[kind][concept, : len(in_it)][in_it].sum()),
                 source=None if why else "tokens",
                 why=why,
                 occurrences=int(counts[:, concept].sum()),
@@ -69,11 +75,10 @@ def name_concepts(
     return names
 
 
-def spoken(listed: Sequence[TokenScore], kind: str) -> str:
-    """A name of the best tokens: `war, wars`, or `before States` where it is the next token that tells."""
+def chosen_words(listed: Sequence[TokenScore]) -> list[str]:
+    """The words of a name: the best token, and those beside it that tell nearly as much."""
     kept = [one for one in listed if one.score >= OF_THE_BEST * listed[0].score]
-    words = list(dict.fromkeys(visible(one.token) for one in kept))
-    return ("before " if kind == NEXT else "") + ", ".join(words[:IN_A_NAME])
+    return list(dict.fromkeys(visible(one.token) for one in kept))[:IN_A_NAME]
 
 
 def visible(token: str) -> str:

@@ -36,6 +36,15 @@ class PairCounts:
         keys, counts = self.pairs()
         return _sums(keys // self.vocab_size, counts, self.n_concepts)
 
+    def at(self, concepts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Positions of pairs, int64 of any one shape; 0 for a pair that does not occur."""
+        keys, counts = self.pairs()
+        if not len(keys):
+            return np.zeros(tokens.shape, dtype=np.int64)
+        wanted = concepts * self.vocab_size + tokens
+        places = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        return np.where(keys[places] == wanted, counts[places], 0)
+
     def __add__(self, other: "PairCounts") -> "PairCounts":
         both = PairCounts(self.n_concepts, self.vocab_size)
         both.tokens = self.tokens + other.tokens

@@ -53,7 +53,7 @@ def name_with(
     for number, concept in enumerate(asked):
         one = named[at[concept]]
         try:
-            update = {"name": _ask(arguments, question(one), seconds), "source": "llm", "why": ""}
+            update = {"name": _ask(arguments, question(one), seconds), "source": "llm", "why": "", "coverage": None}
             named[at[concept]] = one.model_copy(update=update)
             in_a_row = 0
         except _Failed as failure:

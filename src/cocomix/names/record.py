@@ -44,6 +44,9 @@ class ConceptName(BaseModel):
     occurrences: int = Field(default=0, description="positions at which it is active")
     share: float = Field(default=0.0, description="of all positions seen")
     stability: float | None = Field(default=None, description="0 to 1: do two halves of the text name it alike")
+    coverage: float | None = Field(
+        default=None, description="share of its positions at which a token of an automatic name is"
+    )
     kind: Literal["token", "next"] = Field(default="token", description="which tokens tell it apart")
     tokens: list[TokenScore] = Field(default_factory=list, description="tokens it is active at, best first")
     next_tokens: list[TokenScore] = Field(default_factory=list, description="tokens after those, best first")
@@ -74,7 +77,8 @@ class Names:
         known = all_found[concept] if 0 <= concept < len(all_found) else ConceptName(concept=concept)
         if concept not in self.edits:
             return known
-        return known.model_copy(update={"name": self.edits[concept], "source": "edited", "edited": True, "why": ""})
+        edit = {"name": self.edits[concept], "source": "edited", "edited": True, "why": "", "coverage": None}
+        return known.model_copy(update=edit)
 
     def name(self, concept: int) -> str | None:
         """Its name, if it has one."""

@@ -76,13 +76,15 @@ def edit_run(folder: Path, edits: list[str]) -> Names:
 
 
 def print_names(names: Names) -> None:
-    """How many have a name and why others have none, and the most frequent names."""
+    """How many have a name and why others have none, and the names that cover most of their concept."""
     found = names.found
     if found is None:
         console.print("no names found yet; run `cocomix name`", highlight=False)
         return
     all_names = [names.of(concept) for concept in range(len(found.concepts))]
-    named = sorted((one for one in all_names if one.name is not None), key=lambda one: -one.occurrences)
+    named = sorted(
+        (one for one in all_names if one.name is not None), key=lambda one: (-(one.coverage or 0), one.concept)
+    )
     silent = sum(not one.occurrences and one.name is None for one in all_names)
     rare = sum(one.stability is None and one.name is None for one in all_names) - silent
     unstable = len(all_names) - len(named) - silent - rare
@@ -91,15 +93,18 @@ def print_names(names: Names) -> None:
     table.add_column("concept", justify="right")
     table.add_column("name")
     table.add_column("share", justify="right")
+    table.add_column("covers", justify="right")
     table.add_column("stability", justify="right")
     for one in named[:SHOWN]:
         stability = "–" if one.stability is None else f"{one.stability:.2f}"
+        covers = "–" if one.coverage is None else f"{one.coverage:.0%}"
         name = (one.name or "") + (" (edited)" if one.edited else "")
-        table.add_row(str(one.concept), Text(name), f"{one.share:.2%}", stability)
+        table.add_row(str(one.concept), Text(name), f"{one.share:.2%}", covers, stability)
     console.print(table)
     console.print(
         f"{len(named)} of {len(all_names)} concepts have a name ({edited} edited), {unstable} are unstable, {rare} too"
-        f" rare, {silent} never active; from {found.positions:,} tokens of the {found.split} split",
+        f" rare, {silent} never active; from {found.positions:,} tokens of the {found.split} split. share: of positions;"
+        " covers: of those, the share at which a token of the name is",
         highlight=False,
         soft_wrap=True,
     )
