@@ -51,7 +51,7 @@ def test_names_are_kept_with_the_run_and_edits_survive(run: Run, tmp_path: Path)
             assert one.stability is not None and one.stability >= STABLE and one.occurrences >= 2 * FEWEST
     edited = next(one.concept for one in found.concepts if one.name)
     done = cocomix("name", "-r", "run", "--edit", f"{edited}=what I call [it]", cwd=tmp_path)
-    assert "(1 edited)" in done.stdout
+    assert "(1 edited)" in done.stdout and "what I call [it] (edited)" in done.stdout
     before = (run.folder / EDITED).read_bytes()
     cocomix("name", "-r", "run", "--tokens", "20000", cwd=tmp_path)
     assert names_of(run) == found and (run.folder / EDITED).read_bytes() == before

@@ -76,15 +76,14 @@ def edit_run(folder: Path, edits: list[str]) -> Names:
 
 
 def print_names(names: Names) -> None:
-    """How many have a name and why others have none, and the names that cover most of their concept."""
+    """Names by hand and those that cover most of their concept; how many there are, and why others have none."""
     found = names.found
     if found is None:
         console.print("no names found yet; run `cocomix name`", highlight=False)
         return
     all_names = [names.of(concept) for concept in range(len(found.concepts))]
-    named = sorted(
-        (one for one in all_names if one.name is not None), key=lambda one: (-(one.coverage or 0), one.concept)
-    )
+    named = [one for one in all_names if one.name is not None]
+    named.sort(key=lambda one: (not one.edited, -(one.coverage or 0)))
     silent = sum(not one.occurrences and one.name is None for one in all_names)
     rare = sum(one.stability is None and one.name is None for one in all_names) - silent
     unstable = len(all_names) - len(named) - silent - rare
@@ -103,8 +102,8 @@ def print_names(names: Names) -> None:
     console.print(table)
     console.print(
         f"{len(named)} of {len(all_names)} concepts have a name ({edited} edited), {unstable} are unstable, {rare} too"
-        f" rare, {silent} never active; from {found.positions:,} tokens of the {found.split} split. share: of positions;"
-        " covers: of those, the share at which a token of the name is",
+        f" rare, {silent} never active; from {found.positions:,} tokens of the {found.split} split. share: of"
+        " positions; covers: of those, the share at which a token of the name is",
         highlight=False,
         soft_wrap=True,
     )
