@@ -19,6 +19,8 @@ from cocomix.kernels.topk import largest
 
 CHUNK_BYTES = 1 << 26
 """Scores held at a time, float32."""
+NARROW_CHUNKS = 4
+"""Under autocast chunks are so many times larger: its products are that much faster, reading the weights is not."""
 
 
 class LinearLosses(NamedTuple):
@@ -178,7 +180,8 @@ class _Chunks:
     ) -> None:
         self.x, self.weight, self.dtype, self.wide = x.to(dtype), weight.to(dtype), dtype, wide
         self.bias = None if bias is None else bias.to(dtype)
-        self.size = _chunk(len(x), max(1, CHUNK_BYTES // (4 * len(weight))))
+        most = CHUNK_BYTES * (1 if dtype == wide else NARROW_CHUNKS)
+        self.size = _chunk(len(x), max(1, most // (4 * len(weight))))
         n = min(self.size, len(x))
         self.buffer = torch.empty(n, len(weight), dtype=wide, device=x.device)
         self.narrow = self.buffer if dtype == wide else torch.empty_like(self.buffer, dtype=dtype)
