@@ -1,24 +1,22 @@
 """torch.compile changes no loss and no gradient beyond rounding, fused losses included."""
 
 import shutil
-from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.objectives import CoCoMixObjective, NtpObjective, Objective
+from cocomix.objectives import CoCoMixObjective
 
 IDS = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(1))
 LABELS = torch.randint(0, 40, (2, 12, 3), generator=torch.Generator().manual_seed(2))
 
 
-def student() -> Objective:
+def student() -> CoCoMixObjective:
     config = CoCoMixConfig(
         vocab_size=60,
         hidden_size=16,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=16,
         concept_layer=1,
@@ -28,21 +26,10 @@ def student() -> Objective:
     return CoCoMixObjective(CoCoMixForCausalLM(config))
 
 
-def plain() -> Objective:
-    return NtpObjective(
-        GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
-            )
-        )
-    )
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize("make", [student, plain])
-def test_compiled_training_steps_agree(make: Callable[[], Objective]) -> None:
+def test_a_compiled_training_step_agrees() -> None:
     torch.manual_seed(0)
-    objective = make().train()
+    objective = student().train()
     batch = {"input_ids": IDS, "concept_labels": LABELS}
     weights = [p for p in objective.parameters() if p.requires_grad]
     loss = objective(batch)

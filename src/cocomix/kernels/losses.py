@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from cocomix.kernels.eager import outside_graphs
 from cocomix.kernels.few_rows import Linear
 from cocomix.kernels.products import scores_into
 from cocomix.kernels.rows import rows_gradient, weighted_rows
@@ -36,7 +37,7 @@ class LinearLosses(NamedTuple):
     """their columns, int64 `[n, K]`"""
 
 
-@torch.compiler.disable  # a compiled model calls it between its graphs; its loops and buffers are not for tracing
+@outside_graphs
 def linear_losses(
     x: torch.Tensor,
     weight: torch.Tensor,
