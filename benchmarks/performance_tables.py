@@ -39,12 +39,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def machine(bench: dict[str, Any]) -> str:
     about = ", ".join(f"{key} {value}" for key, value in bench["machine"].items())
-    peak = ", ".join(f"{key} {value:.0f}" for key, value in peaks(bench).items())
-    return f"Machine: {about}. Commit {bench['commit'][:12]}, seed {bench['seed']}. Fastest product, GFLOP/s: {peak}."
-
-
-def peaks(bench: dict[str, Any]) -> dict[str, float]:
-    return {name: found["value"] for name, found in bench["matmul_peak"].items()}
+    peak = ", ".join(f"{key} {value / 1e9:.0f}" for key, value in bench["matmul_peak"].items())
+    return f"Machine: {about}. Commit {bench['commit']}, seed {bench['seed']}. Fastest product, GFLOP/s: {peak}."
 
 
 def ratios(bench: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from cocomix.kernels import row_products, weighted_rows
+from cocomix.kernels.eager import outside_graphs
 from cocomix.kernels.products import scores_into
 from cocomix.kernels.rows import rows_gradient
 
@@ -24,7 +25,7 @@ _CANDIDATES = 2
 """Latents looked at closely after screening, as a multiple of K."""
 
 
-@torch.compiler.disable  # loops and buffers that are not for tracing
+@outside_graphs
 def encode_chosen(
     x: torch.Tensor,
     pre_bias: torch.Tensor | None,

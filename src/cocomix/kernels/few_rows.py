@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-MOST_ROWS = 8
-"""Beyond it x W^T is as fast."""
+MOST_ROWS, MOST_ROWS_WIDE, WIDE = 4, 8, 8192
+"""Beyond so many rows x W^T is as fast; beyond a few more where W has at least `WIDE` rows."""
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`: `[..., d]`, `[out, d]` and `[out]` -> `[..., out]`, differentiable."""
     rows = x.numel() // x.shape[-1] if x.numel() else 0
-    if not 0 < rows <= MOST_ROWS or not _suits(x, weight):
+    if not 0 < rows <= (MOST_ROWS_WIDE if len(weight) >= WIDE else MOST_ROWS) or not _suits(x, weight):
         return F.linear(x, weight, bias)
-    columns = x.reshape(rows, -1).T
-    if rows == 1:
-        columns = columns.expand(-1, 2)
+    flat = x.reshape(rows, -1)
+    # A single column would be a matrix-vector product, and columns that are no transpose another slow way.
+    columns = (flat.repeat(2, 1) if rows == 1 else flat).T
     out = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)
     return out[:, :rows].T.reshape(*x.shape[:-1], len(weight))
 

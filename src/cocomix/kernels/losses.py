@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from cocomix.kernels.eager import outside_graphs
 from cocomix.kernels.few_rows import Linear
 from cocomix.kernels.products import scores_into
 from cocomix.kernels.rows import rows_gradient, weighted_rows
@@ -19,6 +20,8 @@ from cocomix.kernels.topk import largest
 
 CHUNK_BYTES = 1 << 26
 """Scores held at a time, float32."""
+NARROW_CHUNKS = 4
+"""Under autocast chunks are so many times larger: its products are that much faster, reading the weights is not."""
 
 
 class LinearLosses(NamedTuple):
@@ -34,7 +37,7 @@ class LinearLosses(NamedTuple):
     """their columns, int64 `[n, K]`"""
 
 
-@torch.compiler.disable  # a compiled model calls it between its graphs; its loops and buffers are not for tracing
+@outside_graphs
 def linear_losses(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -178,7 +181,8 @@ class _Chunks:
     ) -> None:
         self.x, self.weight, self.dtype, self.wide = x.to(dtype), weight.to(dtype), dtype, wide
         self.bias = None if bias is None else bias.to(dtype)
-        self.size = _chunk(len(x), max(1, CHUNK_BYTES // (4 * len(weight))))
+        most = CHUNK_BYTES * (1 if dtype == wide else NARROW_CHUNKS)
+        self.size = _chunk(len(x), max(1, most // (4 * len(weight))))
         n = min(self.size, len(x))
         self.buffer = torch.empty(n, len(weight), dtype=wide, device=x.device)
         self.narrow = self.buffer if dtype == wide else torch.empty_like(self.buffer, dtype=dtype)
