@@ -1,6 +1,6 @@
 """Write the measured tables of docs/performance.md and README.md from results/bench, so that no number is typed.
 
-    python benchmarks/performance_tables.py
+python benchmarks/performance_tables.py
 """
 
 import json

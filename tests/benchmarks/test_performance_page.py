@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from performance_tables import PAGES, page
 
 BENCH = Path(__file__).resolve().parents[2] / "results/bench"
