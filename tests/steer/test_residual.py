@@ -1,5 +1,6 @@
 """Residual steering of plain models against a hand-written loop: one row, one token, one latent at a time, float64."""
 
+import inspect
 from functools import cache
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.concepts import TopKSAE, hidden_at
-from cocomix.concepts.teacher import check_layer
+from cocomix.concepts.teacher import check_layer, model_inputs
 from cocomix.errors import CocomixError
 from cocomix.steer import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Intervention, Setting, steer_residual
 
 C, K, WIDTH, LAYER = 20, 6, 16, 1
+CACHE = "cache" if "cache" in inspect.signature(hf.LlamaForCausalLM.forward).parameters else "past_key_values"
 ENDLESS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 SHARED = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4} | ENDLESS
 
@@ -138,6 +140,7 @@ one_setting = st.dictionaries(st.integers(0, C - 1), interventions, max_size=4)
 )
 @torch.no_grad()
 def test_it_equals_the_loop_whatever_the_padding(rows: list[Setting], side: Any, family: str, norm: str) -> None:
+    side = None if (family, side) == ("bloom", "left") else side  # Transformers' Bloom is NaN there, steered or not
     lm, asked = model(family), numbers(tokens(), side)
     mask = asked["attention_mask"]
     x = hidden_at(lm, asked["input_ids"], LAYER, mask)
@@ -146,8 +149,7 @@ def test_it_equals_the_loop_whatever_the_padding(rows: list[Setting], side: Any,
     real = mask.bool()
     with steer_residual(lm, sae(norm), LAYER, rows):
         close(hidden_at(lm, asked["input_ids"], LAYER, mask)[real], expected[real])
-    if "position_ids" in lm.forward.__code__.co_varnames:
-        asked["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+    asked = model_inputs(lm, asked["input_ids"], mask)
     base = lm(**asked).logits
     wanted = logits_by_hand(lm, asked, by_hand(hidden_at(lm, asked["input_ids"], LAYER, mask), rows, places, norm))
     with steer_residual(lm, sae(norm), LAYER, rows):
@@ -176,8 +178,8 @@ def test_each_changes_the_output_and_amplify_adds_the_row(done: Intervention) ->
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_cached_equals_uncached_and_rows_equal_rows_alone(family: str) -> None:
     lm, ids = model(family), tokens(3, 6)
-    mask = padded(ids, "left")
-    rows: list[Setting] = [{3: Amplify(20.0, start=4)}, {}, {5: Amplify(30.0), 9: Clamp(-8.0, start=7)}]
+    mask = padded(ids, None if family == "bloom" else "left")
+    rows: list[Setting] = [{3: Amplify(200.0, start=4)}, {}, {5: Amplify(300.0), 9: Clamp(-80.0, start=7)}]
     asked = {"max_new_tokens": 9, "do_sample": False}
     plain = lm.generate(ids, attention_mask=mask, **asked)
     for extra in ({}, {"num_beams": 3}):
@@ -199,10 +201,13 @@ def test_a_cache_without_a_mask_and_one_of_fixed_size_are_counted_right() -> Non
     with steer_residual(lm, sae(), LAYER, setting):
         whole = lm(ids).logits
         first = lm(ids[:, :4], use_cache=True)
-        rest = lm(ids[:, 4:], past_key_values=first.past_key_values).logits
+        rest = lm(ids[:, 4:], **{CACHE: first[CACHE]}).logits
+        again = lm.model(ids[:, :4], use_cache=True)  # the stack alone
+        above = lm.model(ids[:, 4:], **{CACHE: again[CACHE]})[0]
         fixed = lm.generate(ids, max_new_tokens=6, do_sample=False, cache_implementation="static", disable_compile=True)
         grown = lm.generate(ids, max_new_tokens=6, do_sample=False)
     close(torch.cat([first.logits, rest], 1), whole)
+    close(lm.lm_head(above), whole[:, 4:])
     assert torch.equal(fixed, grown)
 
 

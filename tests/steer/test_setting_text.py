@@ -109,7 +109,7 @@ def test_json_that_does_not_fit(change: dict, words: str) -> None:
 
 
 def test_json_of_another_kind() -> None:
-    with pytest.raises(CocomixError, match="is not JSON .*copy the whole file"):
+    with pytest.raises(CocomixError, match=r"is not JSON .*copy the whole file"):
         from_json('{"steering": [')
     with pytest.raises(CocomixError, match="no object"):
         from_json("[]")

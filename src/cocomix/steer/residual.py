@@ -50,7 +50,7 @@ def steer_residual(model: PreTrainedModel, sae: TopKSAE, layer: int, steering: S
     signature = inspect.signature(inner.forward)
 
     def note_places(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        places[:] = [own_places(signature.bind_partial(*given, **named).arguments)]
+        places[:] = [own_places(signature.bind_partial(*given).arguments | named)]
 
     def change(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -93,7 +93,7 @@ def own_places(given: dict[str, Any]) -> torch.Tensor:
         return (mask.long().cumsum(-1) - 1)[:, -new:]
     if given.get("position_ids") is not None:  # with a cache of fixed size the mask has four dimensions by now
         return given["position_ids"][:, -new:]
-    cache = given.get("past_key_values")
+    cache = given.get("cache", given.get("past_key_values"))  # the newer name and the older
     past = 0 if cache is None else int(cache.get_seq_length())
     return torch.arange(past, past + new, device=tokens.device)[None]
 
