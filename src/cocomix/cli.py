@@ -203,13 +203,19 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.8,
     sample_seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    steer: Annotated[
+        str | None,
+        typer.Option(help="Concepts to turn, e.g. c123=+4,c7:off,c9=clamp:2@10 (@: from which token of the text on)."),
+    ] = None,
 ) -> None:
     """Continue a text with a trained model."""
     from cocomix.pipeline.generate import continue_text, locate
 
     quiet_libraries()
     source = model or str(locate(run, student, seed))
-    text = continue_text(source, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=sample_seed)
+    text = continue_text(
+        source, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=sample_seed, steer=steer
+    )
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

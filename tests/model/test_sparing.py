@@ -5,7 +5,7 @@ import torch
 from test_mixings import CASES, build, close, tokens
 
 from cocomix import CoCoMixForCausalLM
-from cocomix.steer import Amplify, steered
+from cocomix.steer import Amplify, Clamp, steered
 
 
 def gradients(model: CoCoMixForCausalLM, loss: torch.Tensor) -> list[torch.Tensor]:
@@ -74,9 +74,13 @@ def test_steering_reaches_a_training_step_that_skips_its_logits() -> None:
     model = build()
     ids = tokens()
     given = {"input_ids": ids, "labels": ids, "concept_labels": labels(model, ids)}
-    with steered(model, Amplify([3], 4.0)):
+    with steered(model, {3: Clamp(4.0), 5: Amplify(-1.0, start=2)}):
         full, sparing = model(**given), model(**given, skip_logits=True)
     close(sparing.loss, full.loss)
+    for mine, theirs in zip(gradients(model, sparing.loss), gradients(model, full.loss), strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            close(mine, theirs)
     assert abs(float(sparing.lm_loss.detach() - model(**given).lm_loss.detach())) > 1e-9
 
 

@@ -64,6 +64,19 @@ def test_generate_continues_a_prompt(tiny: Path) -> None:
     refused(cocomix("generate", "x", "--model", "./nowhere", cwd=tiny, check=False), "nowhere")
 
 
+def test_generate_steers(tiny: Path) -> None:
+    asked = ("generate", "Fellow citizens", "--run", "runs/tiny", "--max-new-tokens", "24", "--temperature", "2")
+    plain = cocomix(*asked, cwd=tiny).stdout
+    found = {
+        text: cocomix(*asked, "--steer", text, cwd=tiny).stdout for text in ("c1=+0", "c3=+1000,c7:off", "c3=+1000@99")
+    }
+    assert found["c1=+0"] == plain and found["c3=+1000@99"] == plain
+    assert found["c3=+1000,c7:off"].startswith("Fellow citizens") and found["c3=+1000,c7:off"] != plain
+    refused(cocomix(*asked, "--steer", "c3", cwd=tiny, check=False), "the steering item 'c3' cannot be read")
+    refused(cocomix(*asked, "--steer", "c99999:off", cwd=tiny, check=False), "concept 99999 is outside")
+    refused(cocomix(*asked, "--student", "ntp", "--steer", "c3:off", cwd=tiny, check=False), "predicts no concepts")
+
+
 def test_labels_made_for_other_tokens_are_refused(tiny: Path) -> None:
     run = tiny / "runs" / "tiny"
     manifest = run / "labels/exact/train/helpful/manifest.json"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from cocomix.concepts import ConceptLabels
 from cocomix.errors import CocomixError
-from cocomix.steer import Suppress, steered
+from cocomix.steer import Ablate, steered
 
 
 class PredictedConcept(BaseModel):
@@ -60,7 +60,7 @@ class Reading(BaseModel):
 @contextmanager
 def ablated(student: Any, concept: int) -> Iterator[None]:
     """Within: `concept` is kept out of what the student mixes in, at every position."""
-    with steered(student, Suppress([concept])):
+    with steered(student, {concept: Ablate()}):
         yield
 
 

@@ -24,9 +24,10 @@ from cocomix.model.loss import concept_loss
 from cocomix.model.mixers import MIXERS
 from cocomix.model.output import CoCoMixOutput
 from cocomix.model.own_init import OwnInit
+from cocomix.model.steerable import Steerable
 
 
-class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
+class CoCoMixForCausalLM(Steerable, PreTrainedModel, GenerationMixin):
     """A language model that predicts concepts mid-stack and mixes them back in (the paper's equations 4 to 6)."""
 
     config_class = CoCoMixConfig

@@ -1,10 +1,12 @@
 """Continue a text with a trained model, a run's or any other."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from cocomix.errors import CocomixError
+from cocomix.steer import parse_steering, steered
 from cocomix.students import load_causal_lm
 from cocomix.tokens import load_tokenizer
 
@@ -28,12 +30,18 @@ def locate(run_dir: Path, student: str, seed: int) -> Path:
     return folder
 
 
-def continue_text(source: str, prompt: str, *, max_new_tokens: int, temperature: float, seed: int) -> str:
+def continue_text(
+    source: str, prompt: str, *, max_new_tokens: int, temperature: float, seed: int, steer: str | None = None
+) -> str:
     """Prompt and continuation as text; `temperature` 0 is greedy decoding.
 
+    With `steer`, such as `c123=+4,c7:off`, the model's concepts are steered; see `cocomix.steer.text`.
+
     Raises:
-        CocomixError: the model or its tokenizer cannot be loaded, or prompt and continuation exceed its positions.
+        CocomixError: the model or its tokenizer cannot be loaded, prompt and continuation exceed its positions, or the
+            steering cannot be read or is of concepts that the model does not have.
     """
+    setting = parse_steering(steer) if steer else {}  # before the model is loaded, which takes a while
     tokenizer = load_tokenizer(source)
     model = load_causal_lm(source, "the model")
     ids = torch.tensor([tokenizer.encode(prompt) or [tokenizer.bos_token_id]])
@@ -45,7 +53,7 @@ def continue_text(source: str, prompt: str, *, max_new_tokens: int, temperature:
         )
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    with torch.inference_mode():
+    with torch.inference_mode(), steered(model, setting) if setting else nullcontext():
         output = model.generate(  # pyright: ignore
             ids,
             attention_mask=torch.ones_like(ids),

@@ -1,132 +1,177 @@
-"""Change a student's concept logits on their way to TopK.
+"""What can be done to a concept: small frozen dataclasses, one registry.
 
-An intervention maps the logits z `[batch, seq, C]` to others of the same shape; `steered` puts it between the
-concept head's projection and its TopK, so every forward pass within sees it, and so does generation, with or without
-a cache. Prompts are steered like what follows them, and the model's output carries the changed logits. Strengths
-count in multiples of the position's own largest logit, so that one number means the same in every model and place.
+An intervention maps the values of the concepts it is given to others. It knows nothing of where they come from: on a
+student's concept logits and on an SAE's latents it is the same, and `Scale` says what a unit is there and where a
+concept is off.
 """
 
 import math
+import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch import nn
 
 from cocomix.errors import CocomixError
-from cocomix.model.concept_head import ConceptHead
 
 
+class Scale(NamedTuple):
+    """What strengths are measured by at each position, `[rows, seq, 1]` each, in the values' dtype."""
+
+    unit: torch.Tensor
+    """of concept logits z: max_j |z_j|; of SAE latents: 1"""
+    off: torch.Tensor
+    """of concept logits: just below min_j z_j, so that TopK takes any other first; of SAE latents: 0"""
+
+    def of(self, rows: slice) -> "Scale":
+        """The scale of some rows of the batch."""
+        return Scale(self.unit[rows], self.off[rows])
+
+
+@dataclass(frozen=True)
 class Intervention(ABC):
-    """Interface of all interventions.
+    """Interface of all interventions; their equations are for a value v, with `Scale`'s `unit` and `off`.
 
     Args:
-        concepts: ids of the concepts changed, 0 to C - 1.
+        start: the first token at which it acts, counted from 0 in the row's own tokens, padding aside.
 
     Raises:
-        CocomixError: no concept, or a negative id.
+        CocomixError: a number that cannot be used.
     """
 
-    def __init__(self, concepts: Iterable[int]) -> None:
-        self.concepts = [int(concept) for concept in concepts]
-        if not self.concepts:
-            raise CocomixError("an intervention needs at least one concept; name the ids to steer")
-        if min(self.concepts) < 0:
-            raise CocomixError(f"concept {min(self.concepts)} does not exist; concept ids start at 0")
+    start: int = field(default=0, kw_only=True)
+    example: ClassVar[float]
+    """an amount that error messages can propose"""
 
-    @abstractmethod
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """The changed logits; `logits` `[batch, seq, C]` stays as it is."""
-
-    def check(self, n_concepts: int) -> None:
-        """Refuse ids that a model of `n_concepts` concepts does not have.
-
-        Raises:
-            CocomixError: there is one.
-        """
-        if max(self.concepts) >= n_concepts:
+    def __post_init__(self) -> None:
+        if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 0:
             raise CocomixError(
-                f"concept {max(self.concepts)} is outside the model's {n_concepts} concepts;"
-                f" choose from 0 to {n_concepts - 1}"
+                f"steering cannot start at token {self.start!r}; choose a whole number, 0 is the text's first token"
+            )
+        if self.amount is not None:
+            self._check(self.amount)
+
+    def _check(self, amount: float) -> None:
+        if isinstance(amount, bool) or not isinstance(amount, numbers.Real) or not math.isfinite(amount):
+            raise CocomixError(
+                f"a steering strength of {amount} cannot be used; choose a finite number such as {self.example:g}"
             )
 
-    def _replaced(self, logits: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """`logits` with the chosen columns set to `value` `[batch, seq, 1]`."""
-        changed = logits.clone()
-        changed[..., self.concepts] = value
-        return changed
+    @abstractmethod
+    def __call__(self, values: torch.Tensor, scale: Scale) -> torch.Tensor:
+        """The changed values; `values` `[rows, seq, concepts]` stay as they are."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing whatever the values; such a one is left out altogether."""
+        return False
+
+    @classmethod
+    def amount_name(cls) -> str | None:
+        """Name of the one number it takes; None if it takes none."""
+        return next((one.name for one in fields(cls) if one.name != "start"), None)
+
+    @property
+    def amount(self) -> float | None:
+        """The one number it takes; None if it takes none."""
+        name = self.amount_name()
+        return None if name is None else getattr(self, name)
+
+    @classmethod
+    def of(cls, amount: float | None, start: int) -> "Intervention":
+        """One made from what a text or a file says.
+
+        Raises:
+            CocomixError: an amount where none belongs or none where one does, or one that cannot be used.
+        """
+        name = cls.amount_name()
+        if name is None and amount is not None:
+            raise CocomixError(f"{word(cls)} takes no number and was given {amount}; leave it out")
+        if name is not None and amount is None:
+            raise CocomixError(f"{word(cls)} needs a number; write one, such as {cls.example:g}")
+        return cls(start=start) if name is None else cls(**{name: amount}, start=start)  # pyright: ignore[reportCallIssue]
 
 
+@dataclass(frozen=True)
 class Amplify(Intervention):
-    """z_i = strength * max_j |z_j| at every position.
+    """v + strength * unit: turned up from where it stands, or down if the strength is negative; 0 changes nothing.
 
-    Args:
-        strength: multiple of the position's largest logit magnitude; from 1 up the concept leads TopK, below 0 it
-            pushes the other way and TopK drops it.
-
-    Raises:
-        CocomixError: the strength is not a finite number.
+    Of concept logits: from 2 up the concept leads TopK wherever it stood.
     """
 
-    def __init__(self, concepts: Iterable[int], strength: float) -> None:
-        super().__init__(concepts)
-        if not math.isfinite(strength):
-            raise CocomixError(f"a steering strength of {strength} cannot be used; choose a finite number such as 4")
-        self.strength = strength
+    strength: float
+    example = 4.0
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        return self._replaced(logits, self.strength * logits.abs().amax(-1, keepdim=True))
+    def __call__(self, values: torch.Tensor, scale: Scale) -> torch.Tensor:
+        return values + self.strength * scale.unit
 
-
-class Suppress(Intervention):
-    """z_i = min_j z_j at every position, so that TopK drops it as long as K others are left."""
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        return self._replaced(logits, logits.amin(-1, keepdim=True))
+    @property
+    def idle(self) -> bool:
+        return self.strength == 0
 
 
-INTERVENTIONS: dict[str, type[Intervention]] = {"amplify": Amplify, "suppress": Suppress}
+@dataclass(frozen=True)
+class Dampen(Intervention):
+    """(1 - share) * v + share * off: part of the way to off; share 0 changes nothing, 1 is `Ablate`."""
+
+    share: float
+    example = 0.5
+
+    def _check(self, amount: float) -> None:
+        super()._check(amount)
+        if not 0 <= amount <= 1:
+            raise CocomixError(f"a concept cannot be dampened by {amount:g}; choose a share from 0 to 1, such as 0.5")
+
+    def __call__(self, values: torch.Tensor, scale: Scale) -> torch.Tensor:
+        return torch.lerp(values, scale.off.expand_as(values), float(self.share))
+
+    @property
+    def idle(self) -> bool:
+        return self.share == 0
 
 
-def concept_head(model: nn.Module) -> ConceptHead:
-    """The model's concept head.
+@dataclass(frozen=True)
+class Ablate(Intervention):
+    """off: never in TopK as long as K others are left."""
+
+    def __call__(self, values: torch.Tensor, scale: Scale) -> torch.Tensor:
+        return scale.off.expand_as(values)
+
+
+@dataclass(frozen=True)
+class Clamp(Intervention):
+    """value * unit, whatever v was.
+
+    Of concept logits: above 1 the concept leads TopK; below -1 it is the last.
+    """
+
+    value: float
+    example = 2.0
+
+    def __call__(self, values: torch.Tensor, scale: Scale) -> torch.Tensor:
+        return (self.value * scale.unit).expand_as(values)
+
+
+INTERVENTIONS: dict[str, type[Intervention]] = {
+    "amplify": Amplify,
+    "dampen": Dampen,
+    "ablate": Ablate,
+    "clamp": Clamp,
+}
+
+
+def word(kind: type[Intervention]) -> str:
+    """The name `kind` is registered under."""
+    return next(name for name, one in INTERVENTIONS.items() if one is kind)
+
+
+def named(name: str) -> type[Intervention]:
+    """The intervention registered as `name`.
 
     Raises:
-        CocomixError: it has none, or does not use what the head predicts.
+        CocomixError: there is none.
     """
-    head = next((module for module in model.modules() if isinstance(module, ConceptHead)), None)
-    if head is None:
-        raise CocomixError(
-            f"{type(model).__name__} predicts no concepts that could be steered; use a student trained with the"
-            " objective cocomix"
-        )
-    if not getattr(getattr(model, "mixer", None), "uses_vector", True):
-        raise CocomixError(
-            "this student predicts concepts but does not mix them in, so steering them changes nothing; use a student"
-            " with a mixer such as interleave"
-        )
-    return head
-
-
-@contextmanager
-def steered(model: nn.Module, intervention: Intervention) -> Iterator[None]:
-    """Within: every forward pass of `model` has its concept logits changed by `intervention` before TopK.
-
-    Nested uses compose: the inner one reads what the outer one made. Nothing is left on exit, however that comes.
-
-    Raises:
-        CocomixError: the model has no concepts, or not these.
-    """
-    projection = concept_head(model).proj
-    intervention.check(projection.out_features)
-
-    def changed(_module: nn.Module, _inputs: Any, logits: Any) -> torch.Tensor:
-        return intervention(logits)
-
-    handle = projection.register_forward_hook(changed)
-    try:
-        yield
-    finally:
-        handle.remove()
+    if name not in INTERVENTIONS:
+        raise CocomixError(f"there is no intervention {name!r}; choose one of {', '.join(INTERVENTIONS)}")
+    return INTERVENTIONS[name]

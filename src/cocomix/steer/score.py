@@ -9,7 +9,6 @@ little. End-of-text is a token like any other here, so all texts have one length
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,9 @@ from transformers import PreTrainedModel
 from cocomix.concepts import SparseLatents, TopKSAE, hidden_at
 from cocomix.errors import CocomixError
 from cocomix.evaluate.perplexity import window_subset
-from cocomix.steer.intervene import Amplify, Intervention, concept_head, steered
+from cocomix.steer.concept_logits import concept_head, steered
+from cocomix.steer.intervene import Clamp
+from cocomix.steer.plan import Setting
 from cocomix.tokens import TokenShards
 
 RAREST, MOST_FREQUENT = 0.002, 0.1
@@ -76,7 +77,7 @@ def steering_score(
         layer: the teacher's block (0-based) after which the SAE reads.
         concepts: how many are amplified, one at a time; fewer where fewer qualify.
         prompts: texts generated for each, all at once.
-        strength: see `Amplify`.
+        strength: the concept's logit as a multiple of the position's largest magnitude; see `Clamp`.
         seed: of the sampling (temperature 1); concepts and prompts do not depend on it.
         watch: called after each concept.
 
@@ -99,15 +100,15 @@ def steering_score(
     chosen = choose_concepts(teacher, sae, shards, layer=layer, wanted=concepts, seq_len=seq_len)
     prompt = _windows(shards, prompts, seq_len)[:, :prompt_tokens].to(student.device)
 
-    def measured(intervention: Intervention | None) -> tuple[torch.Tensor, list[float], float]:
-        text = _continued(student, prompt, new_tokens, seed, intervention)
+    def measured(setting: Setting) -> tuple[torch.Tensor, list[float], float]:
+        text = _continued(student, prompt, new_tokens, seed, setting)
         return text, _presence(teacher, sae, text, chosen, layer, prompt_tokens), _loss(teacher, text, prompt_tokens)
 
-    unsteered, base, base_loss = measured(None)
+    unsteered, base, base_loss = measured({})
     found: list[list[float]] = []
     losses: list[float] = []
     for number, concept in enumerate(chosen):
-        text, presence, loss = measured(Amplify([concept], strength))
+        text, presence, loss = measured({concept: Clamp(strength)})
         found.append(presence)
         losses.append(loss)
         if watch is not None:
@@ -203,12 +204,10 @@ def _windows(shards: TokenShards, wanted: int, seq_len: int) -> torch.Tensor:
     return torch.from_numpy(shards.windows(indices, seq_len))
 
 
-def _continued(
-    student: Any, prompt: torch.Tensor, new_tokens: int, seed: int, intervention: Intervention | None
-) -> torch.Tensor:
+def _continued(student: Any, prompt: torch.Tensor, new_tokens: int, seed: int, setting: Setting) -> torch.Tensor:
     """Prompts `[batch, seq]` with `new_tokens` sampled ones; torch's own generators are left as they were."""
     devices = [prompt.device] if prompt.is_cuda else []
-    with steered(student, intervention) if intervention else nullcontext(), torch.random.fork_rng(devices):
+    with steered(student, setting), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return student.generate(
             input_ids=prompt,

@@ -1,0 +1,59 @@
+"""Steering as a small JSON file, to be shared.
+
+{"steering": [{"concept": 123, "do": "amplify", "amount": 4.0, "start": 0}]}
+"""
+
+import json
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cocomix.config.load import validate
+from cocomix.errors import CocomixError
+from cocomix.steer.intervene import Intervention, named, word
+from cocomix.steer.plan import Setting
+
+
+class SharedItem(BaseModel):
+    """What is done to one concept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    concept: int = Field(ge=0, description="its number")
+    do: str = Field(description="an intervention's name, a key of `INTERVENTIONS`")
+    amount: float | None = Field(default=None, description="the number it takes, if it takes one")
+    start: int = Field(default=0, ge=0, description="first token at which it acts")
+
+
+class SharedSetting(BaseModel):
+    """A setting as it lies in the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    steering: list[SharedItem] = Field(description="one item a concept")
+
+
+def to_json(setting: Setting) -> str:
+    """`setting` as JSON, for `from_json`."""
+    items = [
+        SharedItem(concept=concept, do=word(type(one)), amount=one.amount, start=one.start)
+        for concept, one in setting.items()
+    ]
+    return SharedSetting(steering=items).model_dump_json(exclude_none=True)
+
+
+def from_json(text: str) -> dict[int, Intervention]:
+    """The setting in `text`.
+
+    Raises:
+        CocomixError: it is not JSON of this form, names no intervention, or names a concept twice.
+    """
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CocomixError(f"the steering setting is not JSON ({error}); copy the whole file") from None
+    if not isinstance(raw, dict):
+        raise CocomixError('the steering setting is JSON but no object; it must start with {"steering": [')
+    setting: dict[int, Intervention] = {}
+    for item in validate(SharedSetting, raw, "the steering setting").steering:
+        if item.concept in setting:
+            raise CocomixError(f"concept {item.concept} is steered twice in the setting; keep one of the two")
+        setting[item.concept] = named(item.do).of(item.amount, item.start)
+    return setting
