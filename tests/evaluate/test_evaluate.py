@@ -171,6 +171,7 @@ class NoModules:
 def test_labelling_flops_are_near_pytorchs_counter(rule: str) -> None:
     model, sae = gpt2(layers=4), TopKSAE(16, 64, 4)
     ids = torch.zeros(2, 16, dtype=torch.long)
+    attribute_active(model, sae, ids[:, :2], layer=1, rule=rule)  # a model is tried out once before its first pass
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = NoModules()
     with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):

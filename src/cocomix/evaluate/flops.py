@@ -81,7 +81,7 @@ def labelling_flops(config: PretrainedConfig, *, n_latents: int, k: int, layer: 
     """Operations per token of labelling with `rule`.
 
     Below the SAE: one forward pass. Above, `reference`: forward and backward for activations only; `exact`: the
-    same, plus the plain stream's forward pass without the LM head. `activation`: nothing above.
+    same, plus the plain stream's forward pass up to the last block's keys and values. `activation`: nothing above.
     """
     parts = _parts(config, seq_len)
     lower, upper = (layer + 1) * parts.block, (parts.layers - layer - 1) * parts.block
@@ -89,10 +89,11 @@ def labelling_flops(config: PretrainedConfig, *, n_latents: int, k: int, layer: 
     sparse = 2 * k * config.hidden_size
     # The activation gradient of attention costs twice its forward pass, that of a matrix product once.
     backward = upper + (parts.layers - layer - 1) * parts.attention + parts.head
+    plain = max(0.0, upper - parts.block + parts.keys_values)
     above = {
         "activation": 0.0,
         "reference": upper + parts.head + backward + sparse,
-        "exact": 2 * upper + parts.head + backward + 2 * sparse,
+        "exact": plain + upper + parts.head + backward + 2 * sparse,
     }
     return lower + encode + above[rule]
 

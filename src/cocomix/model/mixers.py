@@ -76,8 +76,7 @@ class InterleaveMixer(Mixer):
         return [2] * blocks
 
     def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
-        # Two queries a token, each over twice as many keys.
-        return blocks * (2 * cost.linear + 4 * cost.attention)
+        return _interleaved_flops(blocks, cost)
 
 
 class AddMixer(Mixer):
@@ -176,7 +175,7 @@ class DropTokensMixer(Mixer):
 
     def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
         both = min(self.blocks, blocks)
-        return both * (2 * cost.linear + 4 * cost.attention) + (blocks - both) * (cost.linear + cost.attention)
+        return _interleaved_flops(both, cost) + (blocks - both) * (cost.linear + cost.attention)
 
 
 class NoMixer(Mixer):
@@ -186,6 +185,13 @@ class NoMixer(Mixer):
 
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
         return upper.run(hidden)
+
+
+def _interleaved_flops(blocks: int, cost: BlockCost) -> float:
+    """Forward operations per token of `blocks` blocks over both slots, of which the vectors' are then read."""
+    whole = 2 * cost.linear + 4 * cost.attention  # two queries a token, each over twice as many keys
+    last = cost.linear + cost.keys_values + 2 * cost.attention  # the token's slot gives keys and values only
+    return (blocks - 1) * whole + last
 
 
 def _given(vector: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
