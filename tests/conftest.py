@@ -3,8 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from command import cocomix
+
+# A busy machine is no failure, and a suite that gates a merge tries the same examples each time.
+settings.register_profile(
+    "cocomix", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.load_profile("cocomix")
 
 
 @pytest.fixture(scope="session")
