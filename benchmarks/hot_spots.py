@@ -176,8 +176,7 @@ def encoder() -> list[Way]:
 
     def fused() -> None:
         normed, _, _ = sae.preprocess(x)
-        pre, ids = sae.chosen(normed)
-        out = sae.combine(sae.activation.at(pre, ids), ids) + sae.pre_bias
+        out = sae.combine(*sae.chosen(normed)) + sae.pre_bias
         backward((out - normed).square().mean(), *sae.parameters())
 
     return [Way("dense", dense), Way("chosen latents only", fused)]

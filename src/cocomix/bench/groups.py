@@ -187,11 +187,10 @@ def _growing(small: Setting) -> Sequence[Contestant]:
     fixed = small.shape.model_copy(update={"label_windows": small.shape.batch, "label_batches": (small.shape.batch,)})
     data, one = StoredData(small.shape, small.seed), Setting(fixed, None, small.device, small.seed)
     steps = [TrainingStep(Trainee(name, small, data), "fp32") for name in ("cocomix", "dense")]
-    labels = [OurLabels(one, concept_model(one), autoencoder(one), "reference", "fp32")]
-    labels[0].name = "cocomix labels"
-    dense = DenseLabels(one, concept_model(one), autoencoder(one))
-    dense.name = "dense labels"
-    return [*steps, *labels, dense]
+    teacher, sae = concept_model(one), autoencoder(one)
+    ours, dense = OurLabels(one, teacher, sae, "reference", "fp32"), DenseLabels(one, teacher, sae)
+    ours.name, dense.name = "cocomix labels", "dense labels"
+    return [*steps, ours, dense]
 
 
 class Gpu(Group):

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.concepts.teacher import in_autocast_dtype, model_inputs
-from cocomix.kernels import linear_losses
+from cocomix.kernels import is_wrapped, linear_losses
 
 _heads: WeakKeyDictionary[nn.Module, tuple[nn.Module, bool]] = WeakKeyDictionary()
 """The output embedding a model was seen with, and whether its logits are that layer's and nothing else."""
@@ -56,18 +56,13 @@ def linear_head(model: PreTrainedModel) -> nn.Linear | None:
     Tried out once for each model, on a few tokens.
     """
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or model.base_model is model or _is_wrapped(head):
+    if type(head) is not nn.Linear or model.base_model is model or is_wrapped(head):
         return None
     seen, alone = _heads.get(model, (None, False))
     if seen is not head:
         alone = _is_alone(model, head)
         _heads[model] = (head, alone)
     return head if alone else None
-
-
-def _is_wrapped(module: nn.Module) -> bool:
-    """Whether somebody (Accelerate's offloading, say) does more in the module's forward pass than the module."""
-    return "forward" in module.__dict__ or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ class TopKSAE(nn.Module):
         return self.activation.select(pre, self.k)
 
     def chosen(self, normed: torch.Tensor, screen: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pre-activations of the K latents with the largest activations, and their int64 ids, `[..., K]`.
+        """The K largest activations of normalised inputs `[..., d_model]`, and their int64 ids, `[..., K]`.
 
         With `screen` the product over C is in that dtype and only says where to look; see `sae_encode`.
         """
@@ -100,7 +100,7 @@ class TopKSAE(nn.Module):
         weights = self.encoder_weight, self.latent_bias
         pre, ids = encode_chosen(flat, pre_bias, *weights, self.k, self.activation.choose, screen)
         shape = (*normed.shape[:-1], self.k)
-        return pre.view(shape), ids.view(shape)
+        return self.activation.at(pre, ids).view(shape), ids.view(shape)
 
     def encode(self, x: torch.Tensor) -> SparseLatents:
         """Active latents of hidden states `x` `[..., d_model]`, in the SAE's own precision.
@@ -112,8 +112,7 @@ class TopKSAE(nn.Module):
         screen = torch.get_autocast_dtype(kind) if lower else None
         with torch.autocast(x.device.type, enabled=False):
             normed, mean, std = self.preprocess(x.to(self.encoder_weight.dtype))
-            pre, ids = self.chosen(normed, screen)
-            return SparseLatents(self.activation.at(pre, ids), ids, mean, std)
+            return SparseLatents(*self.chosen(normed, screen), mean, std)
 
     def encode_dense(self, x: torch.Tensor) -> torch.Tensor:
         """Latents of `x` with all C columns, `[..., C]`."""
@@ -134,10 +133,7 @@ class TopKSAE(nn.Module):
         return self.decode(self.encode(x))
 
     def active_directional_derivative(self, gradient: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """<gradient, decoder row> for the latents `ids`: `[..., d_model]`, `[..., K]` -> `[..., K]`.
-
-        Only the K rows named are read, in chunks that bound the gathered copy.
-        """
+        """<gradient, decoder row> for the latents `ids`: `[..., d_model]`, `[..., K]` -> `[..., K]`."""
         return row_products(gradient, ids, self.decoder_weight)
 
     @torch.no_grad()

@@ -42,8 +42,7 @@ class SaeTraining(nn.Module):
         """Loss of hidden states `x` `[n, d_model]`, a scalar; counts who fired when in training mode."""
         sae = self.sae
         normed, _, _ = sae.preprocess(x)
-        pre, ids = sae.chosen(normed)
-        values = sae.activation.at(pre, ids)
+        values, ids = sae.chosen(normed)
         residual = normed - (sae.combine(values, ids) + sae.pre_bias)
         scale, left = self._scales(normed.detach(), residual.detach())
         loss = residual.square().mean() / scale

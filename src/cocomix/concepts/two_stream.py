@@ -134,13 +134,15 @@ def _mask(*arguments: Any, **options: Any) -> torch.Tensor:
     """
     if not options.pop("allow_is_causal_skip", True):
         return sdpa_mask(*arguments, **options, allow_is_causal_skip=False)  # pyright: ignore[reportReturnType]
-    skipped = sdpa_mask(*arguments, **options) is None
-    made = sdpa_mask(*arguments, **options, allow_is_causal_skip=False)
-    assert made is not None
+    needed = sdpa_mask(*arguments, **options)
+    if needed is not None:
+        return needed
+    causal = sdpa_mask(*arguments, **options, allow_is_causal_skip=False)
+    assert causal is not None
     streams = _streams.get()
-    if skipped and streams is not None:
-        streams.causal.append(made)
-    return made
+    if streams is not None:
+        streams.causal.append(causal)
+    return causal
 
 
 AttentionInterface.register(NAME, _attention)

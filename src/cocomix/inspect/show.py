@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cocomix.inspect.reading import Odds, PredictedConcept, Reading, TokenReading
-from cocomix.names.automatic import visible
+from cocomix.names.automatic import printable, visible
 
 BARS = " ▁▂▃▄▅▆▇█"
 COLOUR = (255, 170, 0)
@@ -69,7 +69,7 @@ def _shaded(token: TokenReading) -> Text:
     assert token.chosen is not None
     share = max(0.0, min(1.0, token.chosen.strength)) if token.chosen.used else 0.0
     red, green, blue = (round(part * share) for part in COLOUR)
-    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token.token)
+    text = printable(token.token)
     if share == 0:
         return Text(text)
     return Text(text, style=f"{'black' if share > 0.5 else 'white'} on rgb({red},{green},{blue})")

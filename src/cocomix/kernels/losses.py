@@ -36,6 +36,11 @@ class LinearLosses(NamedTuple):
     ids: torch.Tensor | None
     """their columns, int64 `[n, K]`"""
 
+    @property
+    def mean(self) -> torch.Tensor:
+        """Mean cross entropy of the targets, a scalar; 0 where all were ignored."""
+        return self.total / self.count.clamp_min(1)
+
 
 @outside_graphs
 def linear_losses(
@@ -67,7 +72,12 @@ def linear_losses(
 
 def plain_linear(module: nn.Module) -> bool:
     """Whether `linear_losses` may stand for `module`: a linear layer with nothing hooked to its forward pass."""
-    return type(module) in (nn.Linear, Linear) and not (module._forward_hooks or module._forward_pre_hooks)
+    return type(module) in (nn.Linear, Linear) and not is_wrapped(module)
+
+
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether somebody (a hook, Accelerate's offloading) does more in the module's forward pass than the module."""
+    return "forward" in module.__dict__ or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class _LinearLosses(torch.autograd.Function):

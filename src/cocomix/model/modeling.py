@@ -232,12 +232,11 @@ class CoCoMixForCausalLM(Steerable, PreTrainedModel, GenerationMixin):
         targets = labels[:, 1:].reshape(-1, 1)
         weight: Any = self.lm_head.weight  # a module of another type would not have come here
         bias: Any = self.lm_head.bias
-        found = linear_losses(hidden.flatten(0, 1), weight, bias, targets)
-        return found.total / found.count.clamp_min(1)
+        return linear_losses(hidden.flatten(0, 1), weight, bias, targets).mean
 
     def _concept_loss(self, predicted: Predicted, labels: torch.Tensor) -> torch.Tensor:
         if predicted.concept_losses is not None:
-            return predicted.concept_losses.total / predicted.concept_losses.count.clamp_min(1)
+            return predicted.concept_losses.mean
         if predicted.concept_logits is None:
             raise ConfigError(f"the channel {self.config.channel} predicts no concepts; leave concept_labels out")
         return concept_loss(predicted.concept_logits, labels)

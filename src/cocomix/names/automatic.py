@@ -84,7 +84,12 @@ def chosen_words(listed: Sequence[TokenScore]) -> list[str]:
 def visible(token: str) -> str:
     """A token as it can stand in a line: no outer spaces, what cannot be printed as its escape."""
     bare = token.strip(" ") or token
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in bare).replace(" ", "␣")
+    return printable(bare).replace(" ", "␣")
+
+
+def printable(text: str) -> str:
+    """`text` with what cannot be printed as its escape."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _why_not(counts: np.ndarray, stability: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cocomix.names.counts import PairCounts
+from cocomix.names.counts import PairCounts, looked_up
 
 PRIOR = 20.0
 """Positions with the tokens of the whole text that each concept is given in advance."""
@@ -30,10 +30,7 @@ class Contrasts(NamedTuple):
 
     def at(self, keys: np.ndarray) -> np.ndarray:
         """Scores of `keys` `[n]`, 0 for a pair that does not occur, float64 `[n]`."""
-        if not len(self.keys):
-            return np.zeros(len(keys))
-        places = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[places] == keys, self.scores[places], 0.0)
+        return looked_up(self.keys, self.scores, keys)
 
 
 def contrasts(pairs: PairCounts) -> Contrasts:

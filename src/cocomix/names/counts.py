@@ -38,12 +38,7 @@ class PairCounts:
 
     def at(self, concepts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Positions of pairs, int64 of any one shape; 0 for a pair that does not occur."""
-        keys, counts = self.pairs()
-        if not len(keys):
-            return np.zeros(tokens.shape, dtype=np.int64)
-        wanted = concepts * self.vocab_size + tokens
-        places = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-        return np.where(keys[places] == wanted, counts[places], 0)
+        return looked_up(*self.pairs(), concepts * self.vocab_size + tokens)
 
     def __add__(self, other: "PairCounts") -> "PairCounts":
         both = PairCounts(self.n_concepts, self.vocab_size)
@@ -56,6 +51,14 @@ class PairCounts:
             new = np.unique(np.concatenate(self._pending), return_counts=True)
             self._keys, self._counts = _merged(self._keys, self._counts, *new)
             self._pending = []
+
+
+def looked_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """`values` of the `wanted` among ascending `keys`, in the shape of `wanted`; 0 for what is not there."""
+    if not len(keys):
+        return np.zeros(wanted.shape, dtype=values.dtype)
+    places = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], 0)
 
 
 def _merged(*keys_and_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -36,7 +36,7 @@ class NtpObjective(Objective):
         output = self.model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
         hidden = output.hidden_states[-1]
         targets = ids[:, 1:].reshape(-1, 1)
-        return linear_losses(hidden[:, :-1].flatten(0, 1), head.weight, head.bias, targets).total / len(targets)
+        return linear_losses(hidden[:, :-1].flatten(0, 1), head.weight, head.bias, targets).mean
 
     def trainable(self) -> PreTrainedModel:
         return self.model
