@@ -38,7 +38,7 @@ def gradients(total, values, given, seed=1):
     return torch.autograd.grad(out, wanted, allow_unused=True)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 1000])
+@pytest.mark.parametrize(("chunk", "part"), [(1, 1), (3, 2), (1000, 4), (1000, 1000)])
 @settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(1, 9),
@@ -49,11 +49,12 @@ def gradients(total, values, given, seed=1):
     k=st.integers(0, 5),
     seed=st.integers(0, 1000),
 )
-def test_it_equals_plain_cross_entropies_and_topk(chunk, n, v, d, j, bias, k, seed):
+def test_it_equals_plain_cross_entropies_and_topk(chunk, part, n, v, d, j, bias, k, seed):
     k = min(k, v)
     inputs = made(n, v, d, j, bias, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cocomix.kernels.losses.CHUNK_BYTES", 4 * v * chunk)
+        patch.setattr("cocomix.kernels.losses.PART_BYTES", 4 * v * part)
         found = linear_losses(*inputs, top_k=k)
         got = gradients(found.total, found.values, inputs[:3])
     total, values, ids = plain(*inputs, k)
@@ -121,7 +122,9 @@ def test_without_gradients_the_same_loss():
     assert not quiet.total.requires_grad
 
 
-def test_autocast_agrees_with_the_plain_autocast_within_its_precision():
+@pytest.mark.parametrize("part", [7, 1000])
+def test_autocast_agrees_with_the_plain_autocast_within_its_precision(part, monkeypatch):
+    monkeypatch.setattr("cocomix.kernels.losses.PART_BYTES", 4 * 500 * part)
     inputs = made(64, 500, 32, 4, True, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = linear_losses(*inputs, top_k=8)

@@ -5,7 +5,7 @@ Here positions are taken a chunk at a time through one buffer: product, TopK, so
 wanted, both gradient products while the chunk is at hand. What is kept is the size of the inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +14,16 @@ from torch.autograd.function import once_differentiable
 
 from cocomix.kernels.eager import outside_graphs
 from cocomix.kernels.few_rows import Linear
-from cocomix.kernels.products import scores_into
+from cocomix.kernels.products import add_product, scores_into
 from cocomix.kernels.rows import rows_gradient, weighted_rows
 from cocomix.kernels.topk import largest
 
 CHUNK_BYTES = 1 << 26
-"""Scores held at a time, float32."""
+"""Scores held at a time."""
 NARROW_CHUNKS = 4
 """Under autocast chunks are so many times larger: its products are that much faster, reading the weights is not."""
+PART_BYTES = 1 << 23
+"""Scores a softmax works on at a time, float32: what several passes find in the cache."""
 
 
 class LinearLosses(NamedTuple):
@@ -151,22 +153,24 @@ def _through(
     values = torch.empty(len(x), top_k, dtype=wide, device=x.device)
     ids = torch.empty(len(x), top_k, dtype=torch.int64, device=x.device)
     work = _Chunks(x, weight, bias, dtype, wide, wanted)
-    for rows in work.chunks():
-        scores = work.scores(rows)
-        if top_k:
-            values[rows], ids[rows] = largest(scores, top_k)
-            peak, place = values[rows, :1], ids[rows, :1]
-        else:
-            peak, place = scores.max(-1, keepdim=True)
-        chosen, real = targets[rows].masked_fill(~used[rows], 0), used[rows]
-        at_targets = scores.gather(-1, chosen)
-        odds = torch.softmax(scores, -1, out=scores)
-        log_sum = peak - odds.gather(-1, place).log()  # the largest score's odds are never too small for a logarithm
-        total += ((log_sum - at_targets) * real).sum()
+    for chunk in work.chunks():
+        work.score(chunk)
+        for rows, scores in work.parts(chunk):
+            if top_k:
+                values[rows], ids[rows] = largest(scores, top_k)
+                peak, place = values[rows, :1], ids[rows, :1]
+            else:
+                peak, place = scores.max(-1, keepdim=True)
+            chosen, real = targets[rows].masked_fill(~used[rows], 0), used[rows]
+            at_targets = scores.gather(-1, chosen)
+            odds = torch.softmax(scores, -1, out=scores)
+            log_sum = peak - odds.gather(-1, place).log()  # the largest score's odds are never too small for a log
+            total += ((log_sum - at_targets) * real).sum()
+            if work.gradients:
+                odds.scatter_add_(-1, chosen, -(real / counts[rows].clamp_min(1)))
+                work.give_back(chunk, rows, odds)
         if work.gradients:
-            share = counts[rows]
-            odds.scatter_add_(-1, chosen, -(real / share.clamp_min(1)))
-            work.add_gradients(rows, odds, share)
+            work.add_gradients(chunk, counts[chunk])
     return total, values, ids, work.gradients
 
 
@@ -191,11 +195,13 @@ class _Chunks:
     ) -> None:
         self.x, self.weight, self.dtype, self.wide = x.to(dtype), weight.to(dtype), dtype, wide
         self.bias = None if bias is None else bias.to(dtype)
-        most = CHUNK_BYTES * (1 if dtype == wide else NARROW_CHUNKS)
+        exact = dtype == wide
+        most = CHUNK_BYTES * (1 if exact else NARROW_CHUNKS)
         self.size = _chunk(len(x), max(1, most // (4 * len(weight))))
+        self.part = max(1, PART_BYTES // (4 * len(weight)))
         n = min(self.size, len(x))
-        self.buffer = torch.empty(n, len(weight), dtype=wide, device=x.device)
-        self.narrow = self.buffer if dtype == wide else torch.empty_like(self.buffer, dtype=dtype)
+        self.buffer = torch.empty(n, len(weight), dtype=dtype, device=x.device)
+        self.wide_part = None if exact else torch.empty(min(self.part, n), len(weight), dtype=wide, device=x.device)
         self.gradients: list[torch.Tensor | None] | None = None
         if any(wanted):
             self.gradients = [
@@ -203,30 +209,38 @@ class _Chunks:
                 for one, asked in zip((x, weight, bias), wanted, strict=True)
             ]
 
-    def chunks(self):
+    def chunks(self) -> Iterator[slice]:
         """Slices of positions."""
-        for first in range(0, len(self.x), self.size):
-            yield slice(first, min(first + self.size, len(self.x)))
+        return _slices(0, len(self.x), self.size)
 
-    def scores(self, rows: slice) -> torch.Tensor:
-        """Scores of a chunk in the buffer, `[rows, V]`."""
-        n = rows.stop - rows.start
-        into = scores_into(self.narrow[:n], self.x[rows], self.weight, self.bias)
-        return into if self.narrow is self.buffer else self.buffer[:n].copy_(into)
+    def score(self, chunk: slice) -> None:
+        """Scores of a chunk into the buffer, `[rows, V]`."""
+        scores_into(self.buffer[: chunk.stop - chunk.start], self.x[chunk], self.weight, self.bias)
 
-    def add_gradients(self, rows: slice, into_scores: torch.Tensor, share: torch.Tensor) -> None:
-        """Carry `into_scores` `[rows, V]`, times `share` `[rows, 1]`, into the inputs."""
+    def parts(self, chunk: slice) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Slices of positions of a chunk with their scores, to be worked on in place, `[rows, V]`."""
+        for rows in _slices(chunk.start, chunk.stop, self.part):
+            scores = self.buffer[rows.start - chunk.start : rows.stop - chunk.start]
+            yield rows, scores if self.wide_part is None else self.wide_part[: len(scores)].copy_(scores)
+
+    def give_back(self, chunk: slice, rows: slice, into_scores: torch.Tensor) -> None:
+        """Put a part's gradient `[rows, V]` in place of its scores."""
+        if self.wide_part is not None:
+            self.buffer[rows.start - chunk.start : rows.stop - chunk.start].copy_(into_scores)
+
+    def add_gradients(self, chunk: slice, share: torch.Tensor) -> None:
+        """Carry the gradient of a chunk's scores, times `share` `[rows, 1]`, into the inputs."""
         assert self.gradients is not None
         into_x, into_weight, into_bias = self.gradients
+        into_scores = self.buffer[: len(share)]
         if into_bias is not None:
-            into_bias.addmv_(into_scores.T, share.squeeze(-1))
-        exact = self.narrow is self.buffer
-        narrow = into_scores if exact else self.narrow[: len(share)].copy_(into_scores)
+            into_bias += (into_scores.T @ share.to(self.dtype)).squeeze(-1)
         if into_x is not None:
-            torch.mul(narrow @ self.weight, share, out=into_x[rows])
+            torch.mul(into_scores @ self.weight, share, out=into_x[chunk])
         if into_weight is not None:
-            x = self.x[rows] * share.to(self.dtype)
-            if exact:
-                into_weight.addmm_(narrow.T, x)
-            else:
-                into_weight += narrow.T @ x
+            add_product(into_weight, into_scores.T, self.x[chunk] * share.to(self.dtype))
+
+
+def _slices(first: int, last: int, size: int) -> Iterator[slice]:
+    for start in range(first, last, size):
+        yield slice(start, min(start + size, last))

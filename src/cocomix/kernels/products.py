@@ -23,3 +23,21 @@ def scores_into(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: 
         else:
             torch.addmm(bias[columns], x, weight[columns].T, out=out[:, columns])
     return out
+
+
+_BLOCK = 4096
+"""Rows of a narrow product made at a time: what is added from the cache needs no pages of its own."""
+
+
+def add_product(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left right to `into` `[V, d]` in place, which may be of a wider dtype; no gradient.
+
+    Args:
+        left: `[V, n]`.
+        right: `[n, d]`, of the dtype of `left`.
+    """
+    if into.dtype == left.dtype:
+        into.addmm_(left, right)
+        return
+    for first in range(0, len(left), _BLOCK):
+        into[first : first + _BLOCK] += left[first : first + _BLOCK] @ right

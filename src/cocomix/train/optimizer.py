@@ -7,11 +7,15 @@ from torch import nn
 
 from cocomix.train.config import TrainConfig
 
+_FUSED = ("cpu", "cuda")
+
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """The optimiser of `model`'s trainable parameters."""
     groups = parameter_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    # One pass over parameters and moments in place of a dozen, where torch has it.
+    fused = all(parameter.device.type in _FUSED for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
