@@ -76,7 +76,7 @@ def test_checkpoint_bytes_are_the_files(tmp_path: Path) -> None:
 
 
 def test_memory(tmp_path: Path) -> None:
-    """By hand: 2 GPUs share 8 windows, 4 each; 64 d bytes a slot and block; logits thrice, twice for distillation.
+    """By hand: 2 GPUs share 8 windows, 4 each; 64 d bytes a slot and block; logits thrice, twice for distillation; others a chunk.
 
     Of the last block's two slots one gives keys and values only: 24 d bytes.
     """
@@ -86,14 +86,14 @@ def test_memory(tmp_path: Path) -> None:
     tokens, parameters = 4 * 16, found["ntp"]["parameters"]
     assert ntp["activations_gib"] * GIB == tokens * 3 * 64 * 32
     assert cocomix["activations_gib"] * GIB == tokens * ((1 + 2 * 2 - 1) * 64 + 24) * 32
-    assert ntp["logits_gib"] * GIB == tokens * 300 * 12 and kd["logits_gib"] * GIB == tokens * 600 * 12
-    assert cocomix["logits_gib"] * GIB == tokens * (300 + 64) * 12
-    assert ntp["ddp_gib"] * GIB == pytest.approx(16 * parameters + tokens * (3 * 64 * 32 + 300 * 12))
-    assert ntp["sharded_gib"] * GIB == pytest.approx(8 * parameters + tokens * (3 * 64 * 32 + 300 * 12))
+    assert ntp["logits_gib"] * GIB == tokens * 300 * 4 and kd["logits_gib"] * GIB == tokens * 600 * 12
+    assert cocomix["logits_gib"] * GIB == tokens * 300 * 4
+    assert ntp["ddp_gib"] * GIB == pytest.approx(16 * parameters + tokens * (3 * 64 * 32 + 300 * 4))
+    assert ntp["sharded_gib"] * GIB == pytest.approx(8 * parameters + tokens * (3 * 64 * 32 + 300 * 4))
     assert kd["kept_gib"] * GIB == 4 * gpt2_parameters(300, 16, 48, 4)
     small = {"base": {"students_train": {"micro_batch_size": 1, "precision": "bf16"}}}
     half = rows(planned(tmp_path, small, gpus=2))["ntp"]["memory"]
-    assert half["activations_gib"] * GIB == 16 * 3 * 36 * 32 and half["logits_gib"] * GIB == 16 * 300 * 10
+    assert half["activations_gib"] * GIB == 16 * 3 * 36 * 32 and half["logits_gib"] * GIB == 16 * 300 * (2 + 4)
     assert half["copies_gib"] * GIB == 2 * parameters and ntp["copies_gib"] == 0
     less = {"base": {"students_train": {"micro_batch_size": 1, "gradient_checkpointing": True}}}
     recomputed = rows(planned(tmp_path, less))["ntp"]["memory"]["activations_gib"]

@@ -161,3 +161,12 @@ def test_chunks_are_about_equal_and_no_larger_than_allowed(most: int) -> None:
         assert 1 <= size <= most
         assert number <= max(1, 2 * -(-n // most))  # rounding down costs no more than one in two
         assert most < 64 or n < 64 or size % 64 == 0
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_what_is_held_is_what_is_said(dtype, width, monkeypatch):
+    monkeypatch.setattr("cocomix.kernels.losses.CHUNK_BYTES", 4 * 500 * 64)
+    monkeypatch.setattr("cocomix.kernels.losses.PART_BYTES", 4 * 500 * 16)
+    work = losses._Chunks(torch.randn(1000, 8), torch.randn(500, 8), None, dtype, torch.float32, [False] * 3)
+    held = [work.buffer, *([] if work.wide_part is None else [work.wide_part])]
+    assert losses.held_bytes(1000, 500, width) == sum(one.nbytes for one in held)

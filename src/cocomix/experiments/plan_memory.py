@@ -11,10 +11,10 @@ Memory, in bytes:
   in fp32, and what autograd keeps to within 3 %; Llama's blocks keep up to a third more, for norms in several steps.
   Attention scores are not kept (fused attention). With gradient checkpointing: one fp32 input a block, and one block
   whole.
-- logits: next-token and concept logits in the training's precision, in fp32, and their gradient; distillation holds
-  the teacher's beside them.
+- logits: training goes through them a chunk at a time (`kernels/losses.py`). Objectives that hold them whole do so in
+  the training's precision, in fp32, and their gradient; distillation holds the teacher's beside them.
 
-Left out: buffers in flight, the allocator's slack, a channel's own activations. Leave a tenth of the GPU free.
+Left out: the heads' weight gradients, which wait for the backward pass, buffers in flight, the allocator's slack, a channel's own activations. Leave a tenth of the GPU free.
 
 Disk: token shards, label stores, checkpoints and models as their modules write them.
 """
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
+from cocomix.kernels.losses import held_bytes
 from cocomix.model.mixers import BlockCost
 from cocomix.objectives import KdObjective, Objective
 from cocomix.train import TrainConfig
@@ -75,16 +76,23 @@ def training_memory(
     windows = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // gpus))
     tokens = windows * seq_len
     width = FLOAT_BYTES[train.precision]
-    rows = model.config.vocab_size + getattr(model.config, "num_concepts", 0)
-    if isinstance(objective, KdObjective):
-        rows += model.config.vocab_size
     return Memory(
         trained=TRAINED * trained,
         kept=KEPT * kept,
         copies=COPY_BYTES[train.precision] * trained,
         activations=tokens * token_activations(model, width, train.gradient_checkpointing),
-        logits=tokens * rows * (width + 8),
+        logits=logits_bytes(objective, tokens, width),
     )
+
+
+def logits_bytes(objective: Objective, tokens: int, width: int) -> float:
+    """Bytes of the logits of `tokens` tokens that are there at a time; `width` is an activation's."""
+    config: Any = objective.evaluated().config
+    heads = [config.vocab_size, getattr(config, "num_concepts", 0)]
+    if not objective.holds_logits:
+        return max(held_bytes(tokens, columns, width) for columns in heads)
+    teachers = config.vocab_size if isinstance(objective, KdObjective) else 0
+    return tokens * (sum(heads) + teachers) * (width + 8)
 
 
 def token_activations(model: Any, width: int, checkpointing: bool = False) -> float:

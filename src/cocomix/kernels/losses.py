@@ -181,6 +181,23 @@ def _chunk(n: int, most: int) -> int:
     return max(1, min(most, -(-even // 64) * 64))
 
 
+def held_bytes(n: int, columns: int, width: int) -> int:
+    """Bytes of the scores `[n, columns]` that `linear_losses` holds at a time, where products take `width` bytes each."""
+    if not columns:
+        return 0
+    narrow = width < 4
+    size = min(n, _chunk(n, _most(columns, narrow)))
+    return columns * (size * width + (min(size, _part(columns)) * 4 if narrow else 0))
+
+
+def _most(columns: int, narrow: bool) -> int:
+    return max(1, CHUNK_BYTES * (NARROW_CHUNKS if narrow else 1) // (4 * columns))
+
+
+def _part(columns: int) -> int:
+    return max(1, PART_BYTES // (4 * columns))
+
+
 class _Chunks:
     """The buffers and products of a pass over chunks of positions."""
 
@@ -196,9 +213,8 @@ class _Chunks:
         self.x, self.weight, self.dtype, self.wide = x.to(dtype), weight.to(dtype), dtype, wide
         self.bias = None if bias is None else bias.to(dtype)
         exact = dtype == wide
-        most = CHUNK_BYTES * (1 if exact else NARROW_CHUNKS)
-        self.size = _chunk(len(x), max(1, most // (4 * len(weight))))
-        self.part = max(1, PART_BYTES // (4 * len(weight)))
+        self.size = _chunk(len(x), _most(len(weight), not exact))
+        self.part = _part(len(weight))
         n = min(self.size, len(x))
         self.buffer = torch.empty(n, len(weight), dtype=dtype, device=x.device)
         self.wide_part = None if exact else torch.empty(min(self.part, n), len(weight), dtype=wide, device=x.device)

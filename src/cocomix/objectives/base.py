@@ -3,13 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 
 class Objective(nn.Module, ABC):
-    """A model and the loss it is trained on; calling it with a batch returns the mean loss, a scalar."""
+    """A model and the loss it is trained on; calling it with a batch returns the mean loss, a scalar.
+
+    Attributes:
+        holds_logits: whether a step holds the logits of all its tokens, and their gradient.
+    """
+
+    holds_logits: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

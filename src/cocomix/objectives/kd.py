@@ -62,6 +62,8 @@ class KdObjective(NtpObjective):
         weight: 0.1 in the paper.
     """
 
+    holds_logits = True
+
     def __init__(self, model: PreTrainedModel, source: TeacherDistribution, weight: float) -> None:
         super().__init__(model)
         self.source, self.weight = source, weight

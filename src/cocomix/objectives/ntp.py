@@ -21,6 +21,8 @@ class NtpObjective(Objective):
     are never held whole (`cocomix.kernels.losses`), so that comparing seconds is fair.
     """
 
+    holds_logits = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
