@@ -76,7 +76,8 @@ def test_checkpoint_bytes_are_the_files(tmp_path: Path) -> None:
 
 
 def test_memory(tmp_path: Path) -> None:
-    """By hand: 2 GPUs share 8 windows, 4 each; 64 d bytes a slot and block; logits thrice, twice for distillation; others a chunk.
+    """By hand: 2 GPUs share 8 windows, 4 each; 64 d bytes a slot and block; a chunk of logits,
+    for distillation all of them thrice, twice as many.
 
     Of the last block's two slots one gives keys and values only: 24 d bytes.
     """

@@ -14,7 +14,8 @@ Memory, in bytes:
 - logits: training goes through them a chunk at a time (`kernels/losses.py`). Objectives that hold them whole do so in
   the training's precision, in fp32, and their gradient; distillation holds the teacher's beside them.
 
-Left out: the heads' weight gradients, which wait for the backward pass, buffers in flight, the allocator's slack, a channel's own activations. Leave a tenth of the GPU free.
+Left out: the heads' weight gradients, which wait for the backward pass, buffers in flight, the allocator's slack, a
+channel's own activations. Leave a tenth of the GPU free.
 
 Disk: token shards, label stores, checkpoints and models as their modules write them.
 """

@@ -182,7 +182,7 @@ def _chunk(n: int, most: int) -> int:
 
 
 def held_bytes(n: int, columns: int, width: int) -> int:
-    """Bytes of the scores `[n, columns]` that `linear_losses` holds at a time, where products take `width` bytes each."""
+    """Bytes of the scores `[n, columns]` that `linear_losses` holds at a time; `width`: of a product's element."""
     if not columns:
         return 0
     narrow = width < 4
