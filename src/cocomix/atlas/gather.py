@@ -135,7 +135,8 @@ def build(
         taught = None if labels is None else labels.read(windows, seq_len)
         ids = torch.from_numpy(shards.windows(windows, seq_len)).to(student.device)
         parts = [predictions(student, part) for part in ids.split(at_once)]
-        tally.add(windows, *(np.concatenate(one) for one in zip(*parts, strict=True)), taught)
+        concepts, logits, strengths = (np.concatenate(one) for one in zip(*parts, strict=True))
+        tally.add(windows, concepts, logits, strengths, taught)
         if progress is not None:
             progress(tally.windows, len(chosen), {})
     return tally.atlas(key, None if labels is None else truth)
