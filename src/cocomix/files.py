@@ -11,13 +11,18 @@ from cocomix.errors import CocomixError
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write `text` beside `path`, then rename: a reader sees the old file or the new one, never half of one.
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode("utf-8"), durable=durable)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write `content` beside `path`, then rename: a reader sees the old file or the new one, never half of one.
 
     With `durable` that holds after a power cut, too, and the new file is on the disk when this returns.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same file
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         if durable:
             _sync(temporary)
         os.replace(temporary, path)

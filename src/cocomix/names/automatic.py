@@ -124,13 +124,12 @@ def _passages(seen: Occurrences, decode: Callable[..., Any], shards: TokenShards
     for concept, position, line, strength in zip(
         places[0].tolist(), places[2].tolist(), row.tolist(), strengths.tolist(), strict=True
     ):
-        line_ids = ids[line].tolist()
-        passages[concept].append(
-            Passage(
-                before=decode(line_ids[max(0, position - BEFORE) : position]),
-                token=decode([line_ids[position]]),
-                after=decode(line_ids[position + 1 : position + 1 + AFTER]),
-                activation=round(strength, 6),
-            )
-        )
+        before, token, after = around(decode, ids[line].tolist(), position)
+        passages[concept].append(Passage(before=before, token=token, after=after, activation=round(strength, 6)))
     return passages
+
+
+def around(decode: Callable[[Sequence[int]], str], ids: Sequence[int], position: int) -> tuple[str, str, str]:
+    """Text before the token at `position` of `ids`, the token, and the text after it."""
+    before, after = ids[max(0, position - BEFORE) : position], ids[position + 1 : position + 1 + AFTER]
+    return decode(before), decode([ids[position]]), decode(after)

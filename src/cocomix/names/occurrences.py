@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from cocomix.concepts import TopKSAE, hidden_at
 from cocomix.errors import CocomixError
 from cocomix.evaluate.perplexity import window_subset
-from cocomix.names.contrast import ranked
 from cocomix.names.counts import PairCounts
+from cocomix.names.strongest import StrongestPlaces
 from cocomix.tokens import TokenShards
 
 BATCH = 16
@@ -33,9 +33,7 @@ class Occurrences:
         kinds = (ITSELF, NEXT)
         self.halves = {kind: (PairCounts(n_concepts, vocab_size), PairCounts(n_concepts, vocab_size)) for kind in kinds}
         self.windows = self.positions = 0
-        self._passages = passages
-        self._places = np.empty((3, 0), dtype=np.int64)  # concept, window, position
-        self._strengths = np.empty(0)
+        self._strongest = StrongestPlaces(passages)
 
     def add(self, windows: np.ndarray, ids: np.ndarray, concepts: np.ndarray, values: np.ndarray) -> None:
         """Take in some windows.
@@ -58,7 +56,7 @@ class Occurrences:
         self.windows += len(ids)
         self.positions += ids.size
         row, position, _ = np.nonzero(active)
-        self._keep(np.stack([concepts[active], windows[row], position]), values[active])
+        self._strongest.add(np.stack([concepts[active], windows[row], position]), values[active])
 
     def counts(self) -> np.ndarray:
         """Positions at which each concept is active in either half, int64 `[2, C]`."""
@@ -69,19 +67,7 @@ class Occurrences:
 
         The rows are concept, window and position; places are in order of concept, strongest first.
         """
-        return self._places, self._strengths
-
-    def _keep(self, places: np.ndarray, strengths: np.ndarray) -> None:
-        places = np.concatenate([self._places, places], axis=1)
-        strengths = np.concatenate([self._strengths, strengths])
-        order = np.lexsort((-strengths, places[1], places[0]))
-        places, strengths = places[:, order], strengths[order]
-        first = np.ones(len(strengths), dtype=bool)
-        first[1:] = (places[:2, 1:] != places[:2, :-1]).any(0)
-        places, strengths = places[:, first], strengths[first]
-        order, rank = ranked(places[0], strengths)
-        kept = order[rank < self._passages]
-        self._places, self._strengths = places[:, kept], strengths[kept]
+        return self._strongest.found()
 
 
 @torch.no_grad()

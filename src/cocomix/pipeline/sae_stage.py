@@ -13,11 +13,10 @@ from cocomix.concepts.quality import Reconstruction
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
 from cocomix.evaluate.perplexity import window_subset
-from cocomix.files import sha256
 from cocomix.objectives import SaeObjective
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.lent import Lending, borrowed, known_as
-from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.stage import ModelStage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.training import recipe, train_objective, training_figures
 from cocomix.report.sae_page import write_sae_page
@@ -30,7 +29,7 @@ MOST_SPLICED_WINDOWS = 256
 """Validation windows the reconstruction is spliced into."""
 
 
-class SaeStage(Stage):
+class SaeStage(ModelStage):
     """A TopK autoencoder on the concept model's residual stream, with its quality on validation text."""
 
     distributed = True
@@ -142,7 +141,3 @@ class SaeStage(Stage):
         """The finished autoencoder."""
         _ = self.figures
         return TopKSAE.from_pretrained(self.folder / "model").eval().requires_grad_(False).to(device())
-
-    def checksum(self) -> str:
-        """sha256 over the weight files."""
-        return sha256(*sorted((self.folder / "model").glob("*.safetensors")))

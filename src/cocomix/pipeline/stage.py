@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from cocomix.clock import Stopwatch
 from cocomix.errors import CocomixError
-from cocomix.files import write_json
+from cocomix.files import sha256, write_json
 from cocomix.pipeline.machine import git_commit, machine
 from cocomix.train.distributed import barrier, is_main
 
@@ -213,6 +213,14 @@ class Stage(ABC):
                 shutil.rmtree(stale, ignore_errors=True)
             elif re.fullmatch(rf"{stem}-[0-9a-f]{{12}}\.lock", stale.name):
                 stale.unlink(missing_ok=True)
+
+
+class ModelStage(Stage):
+    """A stage that leaves a model in its folder `model`."""
+
+    def checksum(self) -> str:
+        """sha256 over the weight files."""
+        return sha256(*sorted((self.folder / "model").glob("*.safetensors")))
 
 
 @contextmanager

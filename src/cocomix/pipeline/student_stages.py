@@ -13,7 +13,7 @@ from cocomix.objectives import Objective
 from cocomix.pipeline.label_sets import LabelSet
 from cocomix.pipeline.logits_stage import LogitsStage
 from cocomix.pipeline.sae_stage import SaeStage
-from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.stage import ModelStage, Stage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
 from cocomix.students import VARIANTS, Sizes, build_student, load_causal_lm, special_ids
 from cocomix.train import TrainConfig
@@ -21,7 +21,7 @@ from cocomix.train.data import BatchSource
 from cocomix.train.distributed import device, is_main
 
 
-class StudentStage(Stage):
+class StudentStage(ModelStage):
     """One student trained with one seed; the seed sets initialisation and data order.
 
     Args:

@@ -8,11 +8,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
-from cocomix.files import sha256
 from cocomix.objectives import NtpObjective
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.lent import Lending, borrowed, known_as
-from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.stage import ModelStage
 from cocomix.pipeline.training import describe_curve, recipe, train_objective, training_figures, validation_curve
 from cocomix.students import build_plain, load_causal_lm, special_ids
 from cocomix.train.data import BatchSource
@@ -22,7 +21,7 @@ SPARE_IDS = 1024
 """Embedding rows a published model may have beyond its tokenizer's vocabulary, as padding for alignment."""
 
 
-class TeacherStage(Stage):
+class TeacherStage(ModelStage):
     """The concept model: trained here on the same shards, or loaded and copied into the run."""
 
     distributed = True
@@ -103,10 +102,6 @@ class TeacherStage(Stage):
         """Width of the finished concept model's hidden states."""
         _ = self.figures
         return AutoConfig.from_pretrained(self.folder / "model", trust_remote_code=False).hidden_size
-
-    def checksum(self) -> str:
-        """sha256 over the weight files."""
-        return sha256(*sorted((self.folder / "model").glob("*.safetensors")))
 
 
 def _describe(model: PreTrainedModel) -> str:

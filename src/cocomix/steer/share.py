@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,20 +31,38 @@ class SharedSetting(BaseModel):
     steering: list[SharedItem] = Field(description="one item a concept")
 
 
-def to_json(setting: Setting) -> str:
-    """`setting` as JSON, for `from_json`."""
-    items = [
+def to_items(setting: Setting) -> list[SharedItem]:
+    """`setting` as items, for `from_items`."""
+    return [
         SharedItem(concept=concept, do=word(type(one)), amount=one.amount, start=one.start)
         for concept, one in setting.items()
     ]
-    return SharedSetting(steering=items).model_dump_json(exclude_none=True)
+
+
+def from_items(items: Sequence[SharedItem]) -> dict[int, Intervention]:
+    """The setting that `items` are.
+
+    Raises:
+        CocomixError: one names no intervention, gives it a number it cannot use, or names a concept a second time.
+    """
+    setting: dict[int, Intervention] = {}
+    for item in items:
+        if item.concept in setting:
+            raise CocomixError(f"concept {item.concept} is steered twice in the setting; keep one of the two")
+        setting[item.concept] = named(item.do).of(item.amount, item.start)
+    return setting
+
+
+def to_json(setting: Setting) -> str:
+    """`setting` as JSON, for `from_json`."""
+    return SharedSetting(steering=to_items(setting)).model_dump_json(exclude_none=True)
 
 
 def from_json(text: str) -> dict[int, Intervention]:
     """The setting in `text`.
 
     Raises:
-        CocomixError: it is not JSON of this form, names no intervention, or names a concept twice.
+        CocomixError: it is not JSON of this form, or as `from_items`.
     """
     try:
         raw = json.loads(text)
@@ -51,9 +70,4 @@ def from_json(text: str) -> dict[int, Intervention]:
         raise CocomixError(f"the steering setting is not JSON ({error}); copy the whole file") from None
     if not isinstance(raw, dict):
         raise CocomixError('the steering setting is JSON but no object; it must start with {"steering": [')
-    setting: dict[int, Intervention] = {}
-    for item in validate(SharedSetting, raw, "the steering setting").steering:
-        if item.concept in setting:
-            raise CocomixError(f"concept {item.concept} is steered twice in the setting; keep one of the two")
-        setting[item.concept] = named(item.do).of(item.amount, item.start)
-    return setting
+    return from_items(validate(SharedSetting, raw, "the steering setting").steering)

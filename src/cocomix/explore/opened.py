@@ -1,0 +1,94 @@
+"""A run that is being explored: its teacher and autoencoder, loaded when first needed and shared by its students."""
+
+import threading
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from cocomix.concepts import ConceptLabels, TopKSAE
+from cocomix.evaluate.perplexity import window_subset
+from cocomix.files import sha256
+from cocomix.explore.namebook import NameBook
+from cocomix.pipeline.inspect_command import has_teacher_labels, labels_of
+from cocomix.pipeline.student_stages import StudentStage
+from cocomix.pipeline.trained import existing_run
+
+EXAMPLES, EXAMPLE_TOKENS = 3, 48
+"""Starts of held-out text that are offered, and tokens of each."""
+
+
+class OpenedRun:
+    """One run.
+
+    Args:
+        folder: as the user gave it; command lines name it so.
+        number: its place among the runs explored.
+
+    Attributes:
+        lock: held by whoever runs the teacher.
+
+    Raises:
+        CocomixError: there is no run.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.number = folder, number
+        self.name = folder.resolve().name
+        self.run = existing_run(folder)
+        self.lock = threading.RLock()
+        self._books: dict[str, NameBook] = {}
+
+    @cached_property
+    def has_teacher(self) -> bool:
+        """Whether the teacher is there, to judge text."""
+        return self.run.teacher.done()
+
+    @cached_property
+    def has_sae(self) -> bool:
+        """Whether its autoencoder is there, too."""
+        return self.has_teacher and self.run.sae.done()
+
+    def teacher(self) -> PreTrainedModel:
+        """The teacher; run it under `lock`."""
+        with self.lock:
+            return self._teacher
+
+    def sae(self) -> TopKSAE:
+        """The teacher's autoencoder."""
+        with self.lock:
+            return self._sae
+
+    @cached_property
+    def _teacher(self) -> PreTrainedModel:
+        return self.run.teacher.model()
+
+    @cached_property
+    def _sae(self) -> TopKSAE:
+        return self.run.sae.model()
+
+    def labelled(self, stage: StudentStage) -> bool:
+        """Whether the teacher can say which concepts a student should have predicted."""
+        return stage.variant.recall and has_teacher_labels(stage)
+
+    def labels(self, stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
+        """The teacher's labels of a text, `[1, seq, K_attr]`; only of a student that is `labelled`."""
+        with self.lock:
+            return labels_of(stage, ids, self._teacher, self._sae)
+
+    def book(self, stage: StudentStage) -> NameBook:
+        """Names of a student's concepts; all students that learn the autoencoder's share them."""
+        with self.lock:
+            shared = stage.variant.recall and self.run.sae.done()
+            owner = "sae" if shared else stage.name
+            if owner not in self._books:
+                own = sorted((stage.folder / "model").glob("*.safetensors"))
+                self._books[owner] = NameBook(self.folder, self.run.sae.checksum() if shared else sha256(*own))
+            return self._books[owner]
+
+    def examples(self) -> list[str]:
+        """Starts of held-out windows, spread over the validation split."""
+        shards, tokenizer = self.run.tokens.shards("val"), self.run.tokens.tokenizer()
+        seq_len = self.run.config.seq_len
+        chosen = window_subset(shards.n_windows(seq_len), EXAMPLES + 2)[1:-1]
+        return [str(tokenizer.decode(ids[:EXAMPLE_TOKENS].tolist())).strip() for ids in shards.windows(chosen, seq_len)]
