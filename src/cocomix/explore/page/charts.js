@@ -25,8 +25,8 @@ export function effects(rows, unit) {
     rows.map((row) =>
       el(
         "li",
-        { title: `${signed(row.effect, 3)} ${unit}` },
-        el("code", null, alone(row.token)),
+        { title: `token ${row.id}: ${signed(row.effect, 3)} ${unit}` },
+        el("code", null, alone(row.token, row.id)),
         bar(Math.abs(row.effect), most, row.effect >= 0 ? "more" : "less"),
         el("span", { class: "value" }, signed(row.effect, Math.abs(row.effect) < 0.1 ? 3 : 2)),
       ),

@@ -9,7 +9,7 @@ import { examples, textBox } from "./textbox.js";
 import { Latest, later } from "./timing.js";
 
 const TOP = 5;
-const MOST_APART = 3; // nats of difference at which the shade is full
+const SCALES = [0.1, 0.2, 0.5, 1, 2, 5, 10]; // nats of difference at which the shade is full: the first that few exceed
 const MOST_SURPRISE = 8; // as in Read
 const SIDES = ["left", "right"];
 
@@ -101,12 +101,13 @@ export function compareView(app) {
   /** One strip, shaded by how much better either predicts each token. */
   function together() {
     strips.left.show(answer.left.tokens.map((token) => token.token));
+    const most = scale();
     answer.left.tokens.forEach((token, at) => {
       const other = answer.right.tokens[at];
       if (token.loss === null) return strips.left.paint(at, { title: "the first token" });
       const gain = token.loss - other.loss;
       strips.left.paint(at, {
-        level: Math.abs(gain) / MOST_APART,
+        level: Math.abs(gain) / most,
         tone: gain > 0 ? "right" : "left",
         title: `left ${decimal(token.loss)}, right ${decimal(other.loss)} nats; ${gain > 0 ? "right" : "left"} is better by ${decimal(Math.abs(gain))}`,
       });
@@ -117,10 +118,17 @@ export function compareView(app) {
       el(
         "div",
         { class: "legend" },
-        el("span", { class: "scale" }, `left better by ${MOST_APART}`, el("span", { class: "ramp diverging" }), `right better by ${MOST_APART}`),
+        el("span", { class: "scale" }, `left better by ${most}`, el("span", { class: "ramp diverging" }), `right better by ${most}`),
         el("span", { class: "soft" }, "difference in surprise at each token, nats"),
       ),
     );
+  }
+
+  /** The shade's scale on this text: nine tokens in ten are within it. */
+  function scale() {
+    const gains = answer.left.tokens.slice(1).map((token, at) => Math.abs(token.loss - answer.right.tokens[at + 1].loss));
+    const large = gains.sort((one, other) => one - other)[Math.floor(gains.length * 0.9)] ?? 0;
+    return SCALES.find((one) => one >= large) ?? SCALES.at(-1);
   }
 
   /** Tokens differ: each text on its own, by its own surprise. */
@@ -154,7 +162,7 @@ export function compareView(app) {
           { class: `card total ${side}` },
           el("h3", { class: `key ${side}` }, label(side)),
           el("div", { class: "big" }, decimal(Math.exp(means[side]), 1), el("span", { class: "soft" }, " perplexity")),
-          el("div", { class: "soft" }, `mean surprise ${decimal(means[side])} nats`),
+          el("div", { class: "soft" }, `mean surprise ${decimal(means[side], 3)} nats`),
         ),
       ),
       el(

@@ -30,13 +30,19 @@ export function conceptsView(app) {
     "aria-label": "Search concepts",
     spellcheck: "false",
     oninput: () => state.set({ q: search.value }),
+    onkeydown: (event) => {
+      if (event.key !== "ArrowDown" && event.key !== "Enter") return;
+      event.preventDefault();
+      list.node.focus();
+      list.go(0);
+    },
   });
   const sort = el(
     "select",
     { "aria-label": "Sort concepts by", onchange: () => state.set({ sort: sort.value }) },
     SORTS.map(([key, label]) => el("option", { value: key }, label)),
   );
-  const total = el("p", { class: "soft list-total" });
+  const total = el("p", { class: "soft" });
   const below = el("div", { class: "list-below" });
   const list = new VirtualList({
     label: "Concepts",
@@ -51,7 +57,7 @@ export function conceptsView(app) {
   const node = el(
     "div",
     { class: "concepts" },
-    el("div", { class: "card list" }, el("div", { class: "list-head" }, search, sort), total, list.node, below),
+    el("div", { class: "card list" }, el("div", { class: "list-head" }, search, total, sort), list.node, below),
     board,
   );
   const relist = later(200, () => list.reset());

@@ -129,14 +129,14 @@ function strengths(predicted) {
 function passage(before, token, after, level, value, mark = null) {
   const shaded = el("mark", { class: "token strength" }, seen(token));
   setVars(shaded, { "--level": Math.max(0, Math.min(1, level)).toFixed(3) });
-  return el("li", null, el("span", { class: "value" }, value), el("span", { class: "passage" }, seen(before), shaded, seen(after)), mark);
+  return el("li", null, el("span", { class: "value" }, value), el("span", { class: "passage", title: `${before}${token}${after}` }, el("span", { class: "before" }, el("span", null, seen(before))), shaded, el("span", { class: "after" }, seen(after))), mark);
 }
 
 function studentPassages({ passages }) {
   if (passages.length === 0) return empty("No passage", "It is never among the mixed-in concepts here.");
   const marks = new Map([
-    [true, el("span", { class: "agreed yes", title: "the teacher has it there too" }, "✓")],
-    [false, el("span", { class: "agreed no", title: "the teacher does not have it there" }, "·")],
+    [true, el("span", { class: "tick yes", title: "the teacher has it there too" }, "✓")],
+    [false, el("span", { class: "tick no", title: "the teacher does not have it there" }, "·")],
   ]);
   return [
     el("p", { class: "soft small-text" }, "Strongest first; ✓ the teacher has it there too"),

@@ -16,7 +16,7 @@ export class Duet {
     this.name = name;
     this.strips = Object.fromEntries(SIDES.map((side) => [side, new Strip({ label: `${TITLES[side]} continuation` })]));
     this.meters = el("div", { class: "meters" });
-    this.note = el("p", { class: "soft summary" });
+    this.note = el("p", { class: "soft" });
     this.node = el(
       "div",
       { class: "duet" },
@@ -25,7 +25,14 @@ export class Duet {
         { class: "columns" },
         SIDES.map((side) => el("section", { class: `card column ${side}` }, el("h3", null, TITLES[side]), this.strips[side].node)),
       ),
-      this.note,
+      el(
+        "div",
+        { class: "legend" },
+        el("span", { class: "sample first" }, "where they part"),
+        el("span", { class: "sample differs" }, "differs from the other"),
+        el("span", { class: "sample present" }, "a steered concept is there, by the teacher"),
+        this.note,
+      ),
       this.meters,
     );
     this.rest();
@@ -35,6 +42,11 @@ export class Duet {
   rest() {
     this.#heard = null;
     for (const side of SIDES) put(this.strips[side].node, empty("Nothing yet", side === "base" ? "Press Run: the model continues the prompt." : "The same, with the dials turned."));
+  }
+
+  /** A run of so many tokens was asked for. */
+  begin(asked) {
+    this.asked = asked;
   }
 
   /** Takes in one event. */
@@ -90,7 +102,8 @@ export class Duet {
     this.#measure({ base, steered });
     const { first } = this.#heard;
     const apart = first === null ? "never part" : `part at token ${first + 1}`;
-    put(this.note, `${tokens} tokens in ${(milliseconds / 1000).toFixed(1)} s, the same noise for both; the two ${apart}.`);
+    const room = tokens < this.asked ? ", all that the model has room for," : "";
+    put(this.note, `${tokens} tokens${room} in ${(milliseconds / 1000).toFixed(1)} s, the same noise for both; the two ${apart}.`);
   }
 
   /** No more tokens come: it ended, was stopped or broke. */
@@ -104,10 +117,10 @@ export class Duet {
     const most = Math.max(base.perplexity ?? 0, steered.perplexity ?? 0, 1);
     put(
       this.meters,
-      pair("Fluency: perplexity", `as ${judge} reads it; lower is more fluent`, base.perplexity, steered.perplexity, most, (value) => decimal(value, value < 100 ? 1 : 0)),
+      pair("Fluency: perplexity", `as ${judge === "teacher" ? "the teacher" : judge} reads it; lower is more fluent`, base.perplexity, steered.perplexity, most, (value) => decimal(value, value < 100 ? 1 : 0)),
       concepts.map((id) =>
         pair(
-          `Presence: ${called(id, this.name(id))} ${this.name(id) ? concept(id) : ""}`,
+          ["Presence: ", called(id, this.name(id)), " ", this.name(id) && el("span", { class: "number" }, concept(id))],
           "share of new tokens at which the teacher's autoencoder has it",
           base.presence?.[id],
           steered.presence?.[id],

@@ -36,8 +36,12 @@ export function seen(token) {
   return token === "" ? "∅" : token.replaceAll("\n", "↵").replaceAll("\r", "␍").replaceAll("\t", "⇥");
 }
 
-/** The same for a lone token in a table: a space at its edge is shown too. */
-export function alone(token) {
+// part of a character, and control characters but tab and line ends
+const UNSHOWN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\ufffd]/;
+
+/** The same for a lone token in a table: a space at its edge is shown too, and what has no sign goes by its number. */
+export function alone(token, id = null) {
+  if (id !== null && UNSHOWN.test(token)) return `#${id}`;
   return seen(token).replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
 }
 

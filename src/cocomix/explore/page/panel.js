@@ -20,7 +20,7 @@ export function tokenPanel(reading, at, { choose = null, chosen = null, heading 
     el(
       "div",
       { class: "panel-head" },
-      el("code", { class: "panel-token" }, alone(token.token)),
+      el("code", { class: "panel-token" }, alone(token.token, token.id)),
       el("span", { class: "soft" }, `token ${at + 1} of ${reading.tokens.length} · id ${token.id}`),
     ),
     surprise(token, reading),
@@ -78,7 +78,7 @@ function conceptRow(one, choose, chosenNow, extra = "") {
     el("span", { class: "concept-name" }, one.name ?? el("span", { class: "soft" }, "no name")),
     bar(Math.abs(one.strength), 1, one.strength < 0 ? "against" : one.used ? "strength" : "strength faint"),
     el("span", { class: "value" }, decimal(one.strength)),
-    el("span", { class: `agreed ${tone}`, title: agreed }, mark),
+    el("span", { class: `tick ${tone}`, title: agreed }, mark),
   ];
   return el(
     "li",
@@ -117,7 +117,7 @@ function nextTokens(token, reading) {
         el(
           "li",
           null,
-          el("code", null, alone(one.token)),
+          el("code", null, alone(one.token, one.id)),
           el("span", { class: "bars" }, bar(one.probability, most, "with"), paired && bar(one.without ?? 0, most, "without")),
           el(
             "span",

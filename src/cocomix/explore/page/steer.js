@@ -41,10 +41,15 @@ export function steerView(app) {
       { class: "controls" },
       el("section", { class: "card" }, el("h3", null, "Prompt"), box.node, examples(app.examples.map(beginning), (prompt) => state.set({ prompt }))),
       el("section", { class: "card" }, el("h3", null, "Dials"), picker.node, hint, board.node),
-      el("section", { class: "card" }, el("div", { class: "settings" }, Object.values(fields).map(({ node: one }) => one)), el("div", { class: "actions" }, run, stop)),
+    ),
+    el(
+      "div",
+      { class: "output" },
+      el("section", { class: "card toolbar", "aria-label": "Run" }, Object.values(fields).map(({ node: one }) => one), el("div", { class: "actions" }, stop, run)),
+      error,
+      duet.node,
       el("section", { class: "card" }, el("h3", null, "Take it along"), sharing.node),
     ),
-    el("div", { class: "output" }, error, duet.node),
   );
 
   function number(label, props) {
@@ -89,6 +94,7 @@ export function steerView(app) {
     run.disabled = true;
     stop.hidden = false;
     put(error);
+    duet.begin(state.now.tokens);
     announce("running");
     try {
       for await (const event of lines("/api/steer", asked(), mine.signal)) {
