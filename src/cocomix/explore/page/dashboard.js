@@ -58,7 +58,7 @@ function nameplate({ concept: id, about: first }, model, onname) {
   }
 
   function edit() {
-    const box = el("input", { type: "text", value: about.name ?? "", "aria-label": `Name of concept ${id}`, maxlength: "200" });
+    const box = el("input", { type: "text", value: about.name ?? "", "aria-label": `Name of concept ${id}`, maxlength: "120" });
     const said = el("p", { class: "soft why" }, about.edited ? "Leave it empty to take the found name back." : "");
     const leave = () => {
       shown();
