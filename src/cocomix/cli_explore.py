@@ -14,7 +14,7 @@ def explore(
     others: Annotated[
         list[Path] | None, typer.Option("--with", help="A further run, to compare with; may be repeated.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback a token is asked for.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback a token is needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any that is free.")] = 7860,
     token: Annotated[
         str | None,

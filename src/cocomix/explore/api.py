@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from cocomix import __version__
 from cocomix.config.load import validate
 from cocomix.errors import CocomixError
 from cocomix.explore.asked import (
+    AskedForModels,
     AskedForSteering,
     AskedOfConcept,
     AskedToCompare,
@@ -47,7 +48,7 @@ class Api:
         """Every route below /api."""
         get, post = self._get, self._post
         return [
-            Route("/api/models", get(BaseModel, lambda _: self.models())),
+            Route("/api/models", get(AskedForModels, self.models)),
             Route("/api/concepts", get(AskedToList, self.concepts)),
             Route("/api/concept", get(AskedOfConcept, self.concept)),
             Route("/api/read", post(AskedToRead, self.read), methods=["POST"]),
@@ -58,7 +59,7 @@ class Api:
             Route("/api/steer", self.steer, methods=["POST"]),
         ]
 
-    def models(self) -> BaseModel:
+    def models(self, _asked: AskedForModels) -> BaseModel:
         return Models(models=self.catalog.models(), examples=self.catalog.examples, version=__version__)
 
     def concepts(self, asked: AskedToList) -> BaseModel:
@@ -147,7 +148,7 @@ class EventStream(StreamingResponse):
             with anyio.CancelScope(shield=True):
                 await self._limits.run(getattr(self._events, "close", lambda: None))
 
-    async def _lines(self) -> Any:
+    async def _lines(self) -> AsyncIterator[str]:
         try:
             while (event := await self._limits.run(lambda: next(self._events, None))) is not None:
                 yield event.model_dump_json() + "\n"

@@ -59,10 +59,15 @@ class AskedForSteering(Asked):
     text: str = Field(max_length=100_000)
 
 
-class AskedToList(BaseModel):
-    """`GET /api/concepts`."""
+class AskedForModels(BaseModel):
+    """`GET /api/models`; the queries of addresses are text, to be read as what they stand for."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class AskedToList(AskedForModels):
+    """`GET /api/concepts`."""
+
     model: Key
     q: str = Field(default="", max_length=200)
     sort: str = "predicted"
@@ -70,9 +75,8 @@ class AskedToList(BaseModel):
     limit: int = Field(default=50, ge=1, le=500)
 
 
-class AskedOfConcept(BaseModel):
+class AskedOfConcept(AskedForModels):
     """`GET /api/concept`."""
 
-    model_config = ConfigDict(extra="forbid")
     model: Key
     id: int

@@ -4,8 +4,17 @@ import shlex
 
 from cocomix.explore.asked import AskedToSteer
 from cocomix.explore.catalog import Entry
-from cocomix.explore.told import Copies, SteeringItems
-from cocomix.steer import Setting, format_steering, from_items, from_json, parse_steering, to_items, to_json
+from cocomix.explore.told import Copies
+from cocomix.steer import (
+    Setting,
+    SharedSetting,
+    format_steering,
+    from_items,
+    from_json,
+    parse_steering,
+    to_items,
+    to_json,
+)
 
 
 def copies(entry: Entry, asked: AskedToSteer) -> Copies:
@@ -18,14 +27,14 @@ def copies(entry: Entry, asked: AskedToSteer) -> Copies:
     return Copies(cli=_command(entry, asked, setting), python=_python(entry, asked, setting), json_=to_json(setting))
 
 
-def read_setting(text: str) -> SteeringItems:
-    """A setting from a JSON file's text, or from a line such as c12=+4,c7:off.
+def read_setting(text: str) -> SharedSetting:
+    """A setting, as it lies in a file, from a JSON file's text, or from a line such as c12=+4,c7:off.
 
     Raises:
         CocomixError: it is neither.
     """
     setting = from_json(text) if text.lstrip().startswith("{") else parse_steering(text.strip())
-    return SteeringItems(steering=to_items(setting))
+    return SharedSetting(steering=to_items(setting))
 
 
 def _command(entry: Entry, asked: AskedToSteer, setting: Setting) -> str:

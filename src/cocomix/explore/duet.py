@@ -7,8 +7,8 @@ there is none. End-of-text is a token like any other here.
 """
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,8 @@ from cocomix.steer import Setting, Steering, steered
 
 ROWS = 2
 """Base and steered."""
+Lock = AbstractContextManager[Any]
+"""One that a thread may take again while it has it."""
 
 
 class PromptToken(BaseModel):
@@ -29,7 +31,7 @@ class PromptToken(BaseModel):
     token: str
 
 
-class Sung(BaseModel):
+class Written(BaseModel):
     """A generated token of one of the two."""
 
     id: int
@@ -52,8 +54,8 @@ class Step(BaseModel):
 
     event: Literal["token"] = "token"
     at: int
-    base: Sung
-    steered: Sung
+    base: Written
+    steered: Written
     same: bool = Field(description="whether it is the same token")
 
 
@@ -75,16 +77,16 @@ class End(BaseModel):
     tokens: int
 
 
-class Voice:
+class CachedReader:
     """A causal LM that reads rows of one length with a cache, some tokens at a time.
 
     Args:
         model: in evaluation mode.
-        lock: held while it runs, and at no other time.
+        lock: held while it runs.
         steering: of its concepts; None: it is left alone.
     """
 
-    def __init__(self, model: Any, lock: threading.Lock | threading.RLock, steering: Steering | None = None) -> None:
+    def __init__(self, model: Any, lock: Lock, steering: Steering | None = None) -> None:
         self.model, self.lock, self._steering = model, lock, steering
         self._past: dict[str, Any] = {}
 
@@ -98,8 +100,8 @@ class Voice:
             else:
                 with steered(self.model, self._steering):
                     output = self._pass(ids)
-        # Whichever name this Transformers version gives it.
-        self._past = {name: output[name] for name in ("cache", "past_key_values") if name in output}
+        name = "cache" if "cache" in output else "past_key_values"  # the newer name and the older
+        self._past = {name: output[name]}
         return output.logits[:, -1].double().cpu()
 
     def _pass(self, ids: torch.Tensor) -> Any:
@@ -111,15 +113,15 @@ class Judge:
 
     Args:
         name: as people read it.
-        voice: a voice of its own.
+        reader: one of its own.
         sae: autoencoder of its residual stream after block `layer` (0-based).
         concepts: whose activations are wanted; none without an autoencoder.
     """
 
     def __init__(
-        self, name: str, voice: Voice, concepts: Sequence[int], sae: TopKSAE | None = None, layer: int = 0
+        self, name: str, reader: CachedReader, concepts: Sequence[int], sae: TopKSAE | None = None, layer: int = 0
     ) -> None:
-        self.name, self._voice, self._sae, self._layer = name, voice, sae, layer
+        self.name, self._reader, self._sae, self._layer = name, reader, sae, layer
         self.concepts = [] if sae is None else list(concepts)
         self._logits: torch.Tensor | None = None
 
@@ -130,15 +132,17 @@ class Judge:
         else:
             losses = (-self._logits.log_softmax(-1).gather(-1, ids)[:, 0]).tolist()
         if self._sae is None:
-            self._logits = self._voice.read(ids)
+            self._logits = self._reader.read(ids)
             return losses, [{} for _ in ids]
-        with self._voice.lock:
+        with self._reader.lock:
             hidden: list[torch.Tensor] = []
-            catch = check_layer(self._voice.model, self._layer).register_forward_hook(
-                lambda _block, _inputs, output: hidden.append(output[0] if isinstance(output, tuple) else output)
-            )
+
+            def keep(_block: Any, _inputs: Any, output: Any) -> None:
+                hidden.append(output[0] if isinstance(output, tuple) else output)
+
+            catch = check_layer(self._reader.model, self._layer).register_forward_hook(keep)
             try:
-                self._logits = self._voice.read(ids)
+                self._logits = self._reader.read(ids)
             finally:
                 catch.remove()
         return losses, self._activations(self._sae, hidden[0][:, -1])
@@ -153,7 +157,7 @@ class Judge:
 
 def duet(
     student: Any,
-    lock: threading.Lock | threading.RLock,
+    lock: Lock,
     judge: Judge,
     prompt: Sequence[int],
     setting: Setting,
@@ -176,7 +180,7 @@ def duet(
         clock: seconds.
     """
     began = clock()
-    voice = Voice(student, lock, [{}, setting])
+    reader = CachedReader(student, lock, [{}, setting])
     noise = torch.Generator().manual_seed(seed)
     ids = torch.tensor([list(prompt)] * ROWS)
     concepts = list(setting)
@@ -184,13 +188,13 @@ def duet(
     judge.read(ids)
     scores: tuple[_Score, ...] = tuple(_Score(judge.concepts) for _ in range(ROWS))
     for at in range(tokens):
-        ids = draw(voice.read(ids), temperature, noise)
+        ids = draw(reader.read(ids), temperature, noise)
         losses, active = judge.read(ids)
-        sung = [
-            score.add(Sung(id=one, token=decode([one]), loss=loss, concepts=found))
+        written = [
+            score.add(Written(id=one, token=decode([one]), loss=loss, concepts=found))
             for score, one, loss, found in zip(scores, ids[:, 0].tolist(), losses, active, strict=True)
         ]
-        yield Step(at=at, base=sung[0], steered=sung[1], same=sung[0].id == sung[1].id)
+        yield Step(at=at, base=written[0], steered=written[1], same=written[0].id == written[1].id)
     base, turned = (score.total() for score in scores)
     yield End(base=base, steered=turned, milliseconds=1000 * (clock() - began), tokens=tokens)
 
@@ -200,7 +204,9 @@ def draw(logits: torch.Tensor, temperature: float, noise: torch.Generator) -> to
     uniform = torch.rand(logits.shape[-1], dtype=torch.float64, generator=noise)
     if temperature > 0:
         tiny = torch.finfo(torch.float64).tiny
-        logits = logits / temperature - (-uniform.clamp_min(tiny).log()).clamp_min(tiny).log()
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature - (-uniform.clamp_min(tiny).log()).clamp_min(
+            tiny
+        ).log()
     return logits.argmax(-1, keepdim=True)
 
 
@@ -212,13 +218,13 @@ class _Score:
         self._losses: list[float] = []
         self._present = dict.fromkeys(concepts, 0)
 
-    def add(self, sung: Sung) -> Sung:
+    def add(self, written: Written) -> Written:
         """Take in a token; returns it."""
-        self._ids.append(sung.id)
-        self._losses += [] if sung.loss is None else [sung.loss]
-        for concept, activation in sung.concepts.items():
+        self._ids.append(written.id)
+        self._losses += [] if written.loss is None else [written.loss]
+        for concept, activation in written.concepts.items():
             self._present[concept] += activation > 0
-        return sung
+        return written
 
     def total(self) -> Total:
         """Of what was taken in."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from cocomix.atlas import Catalogue, Dashboard, Dashboards, Listing
 from cocomix.errors import CocomixError
-from cocomix.explore.duet import End, Judge, Start, Step, Voice, duet
+from cocomix.explore.duet import CachedReader, End, Judge, Start, Step, duet
 from cocomix.explore.namebook import NameBook
 from cocomix.explore.opened import OpenedRun
 from cocomix.explore.refusals import NotThere
@@ -75,9 +75,7 @@ class Instrument:
         labels = self.run.labels(self.stage, ids) if labelled else None
         names = self.book.names() if self.predicts else Names(None, {})
         with self.lock:
-            return read_text(
-                self.model, ids, self.decode, top=top, concept=concept, labels=labels, name=names.name
-            )
+            return read_text(self.model, ids, self.decode, top=top, concept=concept, labels=labels, name=names.name)
 
     @cached_property
     def book(self) -> NameBook:
@@ -126,7 +124,8 @@ class Instrument:
 
     @cached_property
     def _dashboards(self) -> Dashboards:
-        atlas = student_atlas(self.stage, self.model)
+        snapshot = None if self.folder.name == "model" else self.folder.name
+        atlas = student_atlas(self.stage, self.model, snapshot=snapshot)
         return Dashboards(atlas, self.model, self.stage.tokens.shards(SPLIT), self.decode)
 
     def duet(
@@ -160,11 +159,11 @@ class Instrument:
 
     def _judge(self, concepts: Sequence[int]) -> Judge:
         if not self.run.has_teacher:
-            return Judge("the unsteered student", Voice(self.model, self.lock), [])
-        voice = Voice(self.run.teacher(), self.run.lock)
+            return Judge("the unsteered student", CachedReader(self.model, self.lock), [])
+        reader = CachedReader(self.run.teacher(), self.run.lock)
         if not (self.run.has_sae and self.stage.variant.recall):
-            return Judge("teacher", voice, [])
-        return Judge("teacher", voice, concepts, self.run.sae(), self.stage.sae.config.layer)
+            return Judge("teacher", reader, [])
+        return Judge("teacher", reader, concepts, self.run.sae(), self.stage.sae.config.layer)
 
     def _check(self, concept: int) -> None:
         if not 0 <= concept < self.n_concepts:

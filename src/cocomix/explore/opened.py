@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from cocomix.concepts import ConceptLabels, TopKSAE
 from cocomix.evaluate.perplexity import window_subset
-from cocomix.files import sha256
 from cocomix.explore.namebook import NameBook
+from cocomix.files import sha256
 from cocomix.pipeline.inspect_command import has_teacher_labels, labels_of
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run
@@ -48,6 +48,11 @@ class OpenedRun:
     def has_sae(self) -> bool:
         """Whether its autoencoder is there, too."""
         return self.has_teacher and self.run.sae.done()
+
+    def load(self) -> None:
+        """Load teacher and autoencoder now, so that nobody waits for them later."""
+        with self.lock:
+            _ = self._teacher, self._sae
 
     def teacher(self) -> PreTrainedModel:
         """The teacher; run it under `lock`."""

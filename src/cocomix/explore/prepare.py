@@ -10,16 +10,16 @@ NAME_TOKENS = 250_000
 """Of the training split, as `cocomix name` reads."""
 
 
-def prepare(catalog: Catalog) -> None:
+def prepare(catalog: Catalog, *, name_tokens: int = NAME_TOKENS) -> None:
     """Name the concepts of every run, look through every finished student, and load what the first question needs.
 
     What cannot be made is said, and does without: a run may lack its teacher.
     """
     for run in catalog.runs:
         if run.has_sae and read_names(run.folder, run.run.sae.checksum()).found is None:
-            name_run(run.folder, tokens=NAME_TOKENS)
+            name_run(run.folder, tokens=name_tokens)
         if run.has_sae:
-            run.teacher(), run.sae()
+            run.load()
     for info in reversed(catalog.models()):
         if info.predicts and catalog.entry(info.key).whole:
             try:

@@ -4,7 +4,6 @@ from pydantic import BaseModel, Field
 
 from cocomix.explore.catalog import ModelInfo
 from cocomix.inspect import Reading
-from cocomix.steer import SharedItem
 
 
 class Models(BaseModel):
@@ -36,12 +35,6 @@ class Copies(BaseModel):
     cli: str
     python: str
     json_: str = Field(serialization_alias="json")
-
-
-class SteeringItems(BaseModel):
-    """To `POST /api/steering/read`."""
-
-    steering: list[SharedItem]
 
 
 class Problem(BaseModel):
