@@ -39,13 +39,22 @@ class Tally:
         self._strongest = StrongestPlaces(PLACES, carried=1)
 
     def add(
-        self, windows: np.ndarray, concepts: np.ndarray, strengths: np.ndarray, labels: np.ndarray | None = None
+        self,
+        windows: np.ndarray,
+        concepts: np.ndarray,
+        logits: np.ndarray,
+        strengths: np.ndarray,
+        labels: np.ndarray | None = None,
     ) -> None:
         """Take in some windows, in ascending order.
+
+        Wherever a concept's logit is the largest of all in magnitude its strength is 1, so logits decide between
+        places of equal strength.
 
         Args:
             windows: their numbers in the shards, int64 `[windows]`.
             concepts: what is predicted, int64 `[windows, seq, K]`.
+            logits: of these, `[windows, seq, K]`.
             strengths: of these, -1 to 1, `[windows, seq, K]`.
             labels: the teacher's, int64 `[windows, seq, K_attr]`, -100 where there are none; None: no labels at all.
         """
@@ -53,8 +62,8 @@ class Tally:
         self.windows += len(windows)
         self.positions += shape[0] * shape[1]
         self.predicted += self._count(concepts)
-        places = np.clip(((strengths.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64), 0, BINS - 1)
-        bins, counts = np.unique(concepts * BINS + places, return_counts=True)
+        bin_of = np.clip(((strengths.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64), 0, BINS - 1)
+        bins, counts = np.unique(concepts * BINS + bin_of, return_counts=True)
         self._histogram[bins] += counts.astype(np.int32)
         truth = np.full(shape, UNLABELLED)
         if labels is not None:
@@ -67,7 +76,8 @@ class Tally:
             self.both += self._count(concepts[truth == 1])
         window = np.broadcast_to(windows[:, None, None], shape)
         position = np.broadcast_to(np.arange(shape[1])[:, None], shape)
-        self._strongest.add(np.stack([one.ravel() for one in (concepts, window, position, truth)]), strengths.ravel())
+        places = np.stack([one.ravel() for one in (concepts, window, position, truth)])
+        self._strongest.add(places, strengths.ravel(), logits.ravel())
 
     def atlas(self, key: AtlasKey, truth: str | None) -> Atlas:
         """All of it; see `Atlas`."""
@@ -125,24 +135,25 @@ def build(
         taught = None if labels is None else labels.read(windows, seq_len)
         ids = torch.from_numpy(shards.windows(windows, seq_len)).to(student.device)
         parts = [predictions(student, part) for part in ids.split(at_once)]
-        concepts, strengths = (np.concatenate(one) for one in zip(*parts, strict=True))
-        tally.add(windows, concepts, strengths, taught)
+        concepts, logits, strengths = (np.concatenate(one) for one in zip(*parts, strict=True))
+        tally.add(windows, concepts, logits, strengths, taught)
         if progress is not None:
             progress(tally.windows, len(chosen), {})
     return tally.atlas(key, None if labels is None else truth)
 
 
 @torch.no_grad()
-def predictions(student: Any, ids: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The K concepts that each position of `ids` `[batch, seq]` mixes in, and their strengths, `[batch, seq, K]`.
+def predictions(student: Any, ids: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The K concepts that each position of `ids` `[batch, seq]` mixes in, their logits and strengths.
 
-    A strength is the logit over the position's largest logit magnitude, float32. Nothing above concept_layer runs.
+    A strength is the logit over the position's largest logit magnitude. All are `[batch, seq, K]`, the latter two
+    float32. Nothing above concept_layer runs.
     """
     made = concept_channel(student).head(student.hidden_state(ids, top=False))
     assert made.logits is not None
     largest = torch.maximum(made.values.amax(-1), -made.logits.amin(-1))
     scale = largest.clamp_min(torch.finfo(largest.dtype).tiny).unsqueeze(-1)
-    return made.ids.cpu().numpy(), (made.values / scale).float().cpu().numpy()
+    return made.ids.cpu().numpy(), made.values.float().cpu().numpy(), (made.values / scale).float().cpu().numpy()
 
 
 def concept_channel(student: Any) -> ConceptChannel:

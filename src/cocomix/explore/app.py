@@ -5,12 +5,11 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from cocomix.errors import CocomixError
 from cocomix.explore.access import Access
@@ -23,14 +22,14 @@ PAGE = Path(__file__).parent / "page"
 _log = logging.getLogger(__name__)
 
 
-def create_app(catalog: Catalog, access: Access, limits: Limits | None = None) -> Starlette:
+def create_app(catalog: Catalog, access: Access, limits: Limits | None = None) -> ASGIApp:
     """The explorer of `catalog`, for whoever `access` lets in."""
     api = Api(catalog, limits or Limits())
-    return Starlette(
+    app = Starlette(
         routes=[Route("/", _page), *api.routes(), Mount("/page", _PageFiles(directory=PAGE, check_dir=False))],
-        middleware=[Middleware(Guard, access=access)],
         exception_handlers={CocomixError: _refused, HTTPException: _not_served, Exception: _broken},
     )
+    return Guard(app, access)  # outermost: what broke is answered with the headers, too
 
 
 class _PageFiles(StaticFiles):

@@ -2,10 +2,19 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cocomix.steer import SharedItem
 
+
+def _whole_characters(text: str) -> str:
+    """JSON can hold halves of characters, which no encoding can."""
+    if any("\ud800" <= one <= "\udfff" for one in text):
+        raise ValueError("it holds half a character; type that one again")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
 Key = Annotated[str, Field(description="a model's key, of /api/models")]
 Top = Annotated[int, Field(ge=1, le=50, description="concepts and next tokens of each position")]
 
@@ -20,7 +29,7 @@ class AskedToRead(Asked):
     """`POST /api/read`."""
 
     model: Key
-    text: str
+    text: Text
     concept: int | None = None
     top: Top = 8
 
@@ -30,7 +39,7 @@ class AskedToCompare(Asked):
 
     left: Key
     right: Key
-    text: str
+    text: Text
     top: Top = 5
 
 
@@ -39,14 +48,14 @@ class AskedToName(Asked):
 
     model: Key
     concept: int
-    name: str = Field(max_length=120)
+    name: Text = Field(max_length=120)
 
 
 class AskedToSteer(Asked):
     """`POST /api/steer` and `/api/steering`."""
 
     model: Key
-    prompt: str
+    prompt: Text
     steering: list[SharedItem] = Field(max_length=64)
     tokens: int = Field(default=48, ge=1, le=4096)
     temperature: float = Field(default=0.8, ge=0, le=10, allow_inf_nan=False)
@@ -56,7 +65,7 @@ class AskedToSteer(Asked):
 class AskedForSteering(Asked):
     """`POST /api/steering/read`."""
 
-    text: str = Field(max_length=100_000)
+    text: Text = Field(max_length=100_000)
 
 
 class AskedForModels(BaseModel):

@@ -204,9 +204,8 @@ def draw(logits: torch.Tensor, temperature: float, noise: torch.Generator) -> to
     uniform = torch.rand(logits.shape[-1], dtype=torch.float64, generator=noise)
     if temperature > 0:
         tiny = torch.finfo(torch.float64).tiny
-        logits = (logits - logits.amax(-1, keepdim=True)) / temperature - (-uniform.clamp_min(tiny).log()).clamp_min(
-            tiny
-        ).log()
+        gumbel = -(-uniform.clamp_min(tiny).log()).log()
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature + gumbel
     return logits.argmax(-1, keepdim=True)
 
 

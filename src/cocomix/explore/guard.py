@@ -31,7 +31,7 @@ HEADERS: Mapping[str, str] = {
 
 
 class Guard:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application; bodies are read here, and so they come whole or not at all."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app, self.access = app, access
@@ -43,12 +43,10 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        headers, started = Headers(scope=scope), False
+        headers = Headers(scope=scope)
 
         async def guarded(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 sent = MutableHeaders(scope=message)
                 sent.update(HEADERS)
                 sent.setdefault("Cache-Control", "no-store")
@@ -58,11 +56,11 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, guarded)
             return
-        try:
-            await self.app(scope, _limited(receive), guarded)
-        except _TooLarge:
-            if not started:
-                await too_large()(scope, receive, guarded)
+        body = await _body(receive)
+        if body is None:
+            await too_large()(scope, receive, guarded)
+        else:
+            await self.app(scope, _first(body, receive), guarded)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """The answer to what must not go further; None: it may."""
@@ -117,23 +115,25 @@ def _of_another_kind(scope: Scope, headers: Headers, host: str) -> Response | No
     return None
 
 
-class _TooLarge(Exception):
-    """A body went over `LARGEST` while it was read."""
-
-
-def _limited(receive: Receive) -> Receive:
-    """`receive`, until too much has come."""
+async def _body(receive: Receive) -> list[Message] | None:
+    """All messages of a body; None where it is larger than it said."""
+    messages: list[Message] = []
     total = 0
-
-    async def limited() -> Message:
-        nonlocal total
-        message = await receive()
-        total += len(message.get("body", b""))
+    while not messages or messages[-1].get("more_body", False):
+        messages.append(await receive())
+        total += len(messages[-1].get("body", b""))
         if total > LARGEST:
-            raise _TooLarge
-        return message
+            return None
+    return messages
 
-    return limited
+
+def _first(messages: list[Message], receive: Receive) -> Receive:
+    """`receive`, after `messages`."""
+
+    async def following() -> Message:
+        return messages.pop(0) if messages else await receive()
+
+    return following
 
 
 def _welcome(access: Access) -> Response:

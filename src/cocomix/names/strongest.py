@@ -9,7 +9,7 @@ PENDING = 500_000
 
 
 class StrongestPlaces:
-    """The strongest places of each concept, at most one a window; of equal ones the earlier.
+    """The strongest places of each concept, at most one a window; of equal ones the better by ties, then the earlier.
 
     Args:
         per_concept: places kept of each.
@@ -19,12 +19,19 @@ class StrongestPlaces:
     def __init__(self, per_concept: int, carried: int = 0) -> None:
         self._per_concept = per_concept
         self._places = [np.empty((3 + carried, 0), dtype=np.int64)]
-        self._strengths = [np.empty(0)]
+        self._strengths, self._ties = [np.empty(0)], [np.empty(0)]
 
-    def add(self, places: np.ndarray, strengths: np.ndarray) -> None:
-        """Take in places: int64 `[3 + carried, n]`, whose first rows are concept, window and position; and `[n]`."""
+    def add(self, places: np.ndarray, strengths: np.ndarray, ties: np.ndarray | None = None) -> None:
+        """Take in places.
+
+        Args:
+            places: int64 `[3 + carried, n]`, whose first rows are concept, window and position.
+            strengths: `[n]`.
+            ties: what decides between equal strengths, larger first, `[n]`; None: nothing does.
+        """
         self._places.append(places)
         self._strengths.append(strengths)
+        self._ties.append(np.zeros(len(strengths)) if ties is None else ties)
         if sum(map(len, self._strengths[1:])) > PENDING:
             self._drop()
 
@@ -39,12 +46,14 @@ class StrongestPlaces:
     def _drop(self) -> None:
         if len(self._strengths) == 1:
             return
-        places, strengths = np.concatenate(self._places, axis=1), np.concatenate(self._strengths)
-        order = np.lexsort((-strengths, places[1], places[0]))
-        places, strengths = places[:, order], strengths[order]
-        first = np.ones(len(strengths), dtype=bool)
-        first[1:] = (places[:2, 1:] != places[:2, :-1]).any(0)
-        places, strengths = places[:, first], strengths[first]
-        order, rank = ranked(places[0], strengths)
-        kept = order[rank < self._per_concept]
-        self._places, self._strengths = [places[:, kept]], [strengths[kept]]
+        places = np.concatenate(self._places, axis=1)
+        strengths, ties = np.concatenate(self._strengths), np.concatenate(self._ties)
+        order = np.lexsort((-ties, -strengths, places[1], places[0]))
+        of = places[:2, order]
+        first = np.ones(len(order), dtype=bool)
+        first[1:] = (of[:, 1:] != of[:, :-1]).any(0)
+        order = order[first]
+        order = order[np.argsort(-ties[order], kind="stable")]
+        by_strength, rank = ranked(places[0, order], strengths[order])
+        kept = order[by_strength[rank < self._per_concept]]
+        self._places, self._strengths, self._ties = [places[:, kept]], [strengths[kept]], [ties[kept]]

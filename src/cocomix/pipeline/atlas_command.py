@@ -61,13 +61,11 @@ def atlas_path(stage: StudentStage, snapshot: str | None = None) -> Path:
 def _labels(stage: StudentStage) -> LabelReader | None:
     """Validation labels by the rule and sign the student was taught with: stored ones, else made anew, else none."""
     labels = stage.labels
-    if labels is None or not stage.variant.recall:
+    if labels is None or not stage.variant.recall or not (labels.teacher.done() and labels.sae.done()):
         return None
     if all(needed.done() for needed in labels.needed):
         return labels.reader(SPLIT, stage.sign)
-    if labels.teacher.done() and labels.sae.done():
-        return LiveLabels(stage.tokens.shards(SPLIT), labels.labeller((stage.sign,)), seq_len=labels.seq_len)
-    return None
+    return LiveLabels(stage.tokens.shards(SPLIT), labels.labeller((stage.sign,)), seq_len=labels.seq_len)
 
 
 def _depend_on(stage: StudentStage) -> str:

@@ -5,8 +5,9 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from cocomix.config.load import validate
 from cocomix.errors import CocomixError
@@ -22,6 +23,10 @@ class SharedItem(BaseModel):
     do: str = Field(description="an intervention's name, a key of `INTERVENTIONS`")
     amount: float | None = Field(default=None, description="the number it takes, if it takes one")
     start: int = Field(default=0, ge=0, description="first token at which it acts")
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_lacks(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in written(self).items() if value is not None}
 
 
 class SharedSetting(BaseModel):
@@ -55,7 +60,7 @@ def from_items(items: Sequence[SharedItem]) -> dict[int, Intervention]:
 
 def to_json(setting: Setting) -> str:
     """`setting` as JSON, for `from_json`."""
-    return SharedSetting(steering=to_items(setting)).model_dump_json(exclude_none=True)
+    return SharedSetting(steering=to_items(setting)).model_dump_json()
 
 
 def from_json(text: str) -> dict[int, Intervention]:
