@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from explore.explored import COCOMIX, NTP, TEXT, served
 
 from cocomix.explore.access import access_for
 from cocomix.explore.app import create_app
 from cocomix.explore.catalog import Catalog
 from cocomix.steer import Ablate, Amplify, Clamp, format_steering, from_json
 from explore.browsing import Watched, chromium, watched
+from explore.explored import COCOMIX, NTP, TEXT, served
 
 pytestmark = pytest.mark.slow
 CHIPS = "#view-read .strip .token"
@@ -185,7 +185,8 @@ def test_a_name_given_in_the_page_stays(watch: Watched, catalog: Catalog) -> Non
         page.get_by_role("button", name="Rename").click()
         page.get_by_label("Name of concept 5").fill("")
         page.keyboard.press("Enter")
-        page.locator(".nameplate .badge").wait_for(state="hidden")
+        page.get_by_role("button", name="Rename").wait_for()
+        assert page.locator(".nameplate .badge").count() == 0
         assert catalog.open(COCOMIX).book.names().of(5) == before
     finally:
         catalog.open(COCOMIX).rename(5, "")

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from explore.explored import COCOMIX, TEXT, served
 
 from cocomix.explore.access import access_for
 from cocomix.explore.app import create_app
 from cocomix.explore.catalog import Catalog
 from explore.browsing import CONTRASTS, REFUSED, chromium, watched
+from explore.explored import COCOMIX, TEXT, served
 from explore.wide import WideCatalog
 
 pytestmark = pytest.mark.slow
