@@ -2,43 +2,18 @@
 
 import json
 import math
-import re
-import shlex
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cocomix.explore.access import access_for
-from cocomix.explore.app import create_app
 from cocomix.explore.catalog import Catalog
-from cocomix.steer import Ablate, Amplify, Clamp, format_steering, from_json
-from explore.browsing import Watched, chromium, watched
-from explore.explored import COCOMIX, NTP, TEXT, served
+from explore.browsing import REFUSED, Watched
+from explore.explored import COCOMIX, NTP, TEXT
 
 pytestmark = pytest.mark.slow
 CHIPS = "#view-read .strip .token"
 QUICK = 100
 """Milliseconds to a token's panel."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def home(catalog: Catalog) -> Iterator[str]:
-    with served(create_app(catalog, access_for("127.0.0.1", 0, None))) as port:
-        yield f"http://127.0.0.1:{port}/"
-
-
-@pytest.fixture
-def watch(browser: Any, home: str) -> Iterator[Watched]:
-    with watched(browser, home) as one:
-        yield one
 
 
 def written(page: Any, text: str, chips: str = CHIPS) -> list[str]:
@@ -192,108 +167,6 @@ def test_a_name_given_in_the_page_stays(watch: Watched, catalog: Catalog) -> Non
         catalog.open(COCOMIX).rename(5, "")
 
 
-def add_concept(page: Any, concept: int) -> Any:
-    page.get_by_label("Add a concept to steer").fill(f"c{concept}")
-    page.locator(".picker-row", has_text=re.compile(rf"c{concept} ")).click()
-    return page.locator(f".dial[data-concept='{concept}']")
-
-
-def run(page: Any) -> None:
-    page.get_by_role("button", name="Run").click()
-    page.get_by_text(re.compile(r"tokens.* in [\d.]+ s")).wait_for()
-
-
-def test_steering_streams_both_sides_and_marks_where_they_part(watch: Watched, catalog: Catalog) -> None:
-    page = watch.open("#steer?tokens=30&temperature=1&seed=3")
-    page.get_by_label("Prompt").fill("Fellow citizens")
-    run(page)
-    base, steered = (page.locator(f".column.{side} .token:not(.prompt)") for side in ("base", "steered"))
-    plain = base.all_text_contents()
-    assert len(plain) == 30 and steered.all_text_contents() == plain and page.locator(".column .differs").count() == 0
-    dial = add_concept(page, 3)
-    dial.get_by_label("Amplify c3 by, as a number").fill("1000")
-    other = add_concept(page, 7)
-    other.get_by_role("radio", name="Ablate").check()
-    other.get_by_label("c7 from token").fill("2")
-    setting = {3: Amplify(1000.0), 7: Ablate(start=2)}
-    quoted = shlex.quote(format_steering(setting))
-    page.wait_for_function(
-        "(line) => document.querySelector('.share .line').textContent.endsWith(`--steer ${line}`)", arg=quoted
-    )
-    run(page)
-    assert base.all_text_contents() == plain and steered.all_text_contents() != plain
-    differ = [one != other for one, other in zip(plain, steered.all_text_contents(), strict=True)]
-    marked = base.evaluate_all("(all) => all.map((one) => one.classList.contains('differs'))")
-    assert marked == differ and page.locator(".column.steered .first").count() == 1
-    assert f"part at token {differ.index(True) + 1}" in page.locator(".output").inner_text()
-    meters = page.locator(".meter").all_inner_texts()
-    assert [one.split(":")[0] for one in meters] == ["Fluency", "Presence", "Presence", "Variety"]
-    page.reload()
-    page.locator(".dial").nth(1).wait_for()
-    assert page.get_by_label("Amplify c3 by, as a number").input_value() == "1000"
-
-
-def test_a_setting_is_taken_along_and_brought_back(watch: Watched, tmp_path: Path) -> None:
-    page = watch.open("#steer")
-    line = "c3=+4,c9=clamp:2@10"
-    page.get_by_label("Steering line").fill(line)
-    page.get_by_role("button", name="Use line").click()
-    page.locator(".dial").nth(1).wait_for()
-    page.get_by_label("Clamp c9 by, as a number").fill("-1.5")
-    page.wait_for_function("() => document.querySelector('.share .line').textContent.includes('clamp:-1.5@10')")
-    with page.expect_download() as coming:
-        page.get_by_role("button", name="Save file").click()
-    coming.value.save_as(tmp_path / "steering.json")
-    saved = (tmp_path / "steering.json").read_text()
-    assert from_json(saved) == {3: Amplify(4.0), 9: Clamp(-1.5, start=10)}
-    page.get_by_label("Remove c3").click()
-    page.get_by_label("Remove c9").click()
-    page.locator(".dials-hint").wait_for()
-    page.locator("input[type=file]").set_input_files(tmp_path / "steering.json")
-    page.locator(".dial").nth(1).wait_for()
-    page.wait_for_function("() => decodeURIComponent(location.hash).includes('clamp')")
-    page.get_by_label("Steering line").fill("c3=loud")
-    page.get_by_role("button", name="Use line").click()
-    page.locator(".share .bad").wait_for()
-    assert page.locator(".dial").count() == 2
-    watch.allowed.append("Failed to load resource")
-
-
-def test_stop_ends_a_stream(watch: Watched) -> None:
-    page = watch.open("#steer")
-    page.get_by_label("Prompt").fill("Fellow")
-    page.evaluate(
-        """() => {
-          const real = window.fetch;
-          window.fetch = (path, options) => {
-            if (path !== "/api/steer") return real(path, options);
-            const token = { id: 1, token: " on", loss: 1, concepts: {} };
-            const lines = [{ event: "start", prompt: [], judge: "teacher", concepts: [] },
-              { event: "token", at: 0, base: token, steered: token, same: true }];
-            const text = lines.map((one) => JSON.stringify(one) + "\\n").join("");
-            const body = new ReadableStream({
-              start(out) {
-                out.enqueue(new TextEncoder().encode(text));
-                options.signal.addEventListener("abort", () => {
-                  window.stopped = true;
-                  out.error(new DOMException("stopped", "AbortError"));
-                });
-              },
-            });
-            return Promise.resolve(new Response(body));
-          };
-        }"""
-    )
-    page.get_by_role("button", name="Run").click()
-    page.locator(".column.base .token").wait_for()
-    page.get_by_role("button", name="Stop").click()
-    page.get_by_text("Stopped.").wait_for()
-    assert page.evaluate("() => window.stopped") is True
-    assert (
-        page.get_by_role("button", name="Run").is_enabled() and not page.get_by_role("button", name="Stop").is_visible()
-    )
-
-
 def test_two_students_are_compared(watch: Watched, catalog: Catalog) -> None:
     page = watch.open("#compare")
     page.get_by_label("Left model").select_option(NTP)
@@ -329,4 +202,4 @@ def test_markup_in_a_text_is_text(watch: Watched) -> None:
     ]
     page.goto(f"{watch.home}#steer?steering={json.dumps([{'concept': 'x'}, {'concept': 3, 'do': '<b>'}, None])}")
     page.locator("#view-steer").wait_for()
-    watch.allowed.append("Failed to load resource")
+    watch.allowed.append(REFUSED)

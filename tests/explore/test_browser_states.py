@@ -1,6 +1,5 @@
 """The page in a real browser where things are large, small, dark, wrong or gone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from cocomix.explore.access import access_for
 from cocomix.explore.app import create_app
 from cocomix.explore.catalog import Catalog
-from explore.browsing import CONTRASTS, REFUSED, chromium, watched
+from explore.browsing import CONTRASTS, REFUSED, watched
 from explore.explored import COCOMIX, TEXT, served
 from explore.wide import WideCatalog
 
@@ -17,18 +16,6 @@ pytestmark = pytest.mark.slow
 CHIPS = "#view-read .strip .token"
 LEAST_CONTRAST = 4.5
 """WCAG AA for text."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def home(catalog: Catalog) -> Iterator[str]:
-    with served(create_app(catalog, access_for("127.0.0.1", 0, None))) as port:
-        yield f"http://127.0.0.1:{port}/"
 
 
 def test_what_the_server_refuses_is_said_and_can_be_tried_again(browser: Any, home: str) -> None:
