@@ -1,14 +1,19 @@
 """An explorer that several tests may ask."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from cocomix.explore.access import access_for
+from cocomix.explore.app import create_app
 from cocomix.explore.catalog import Catalog
 from cocomix.explore.prepare import prepare
-from explore.explored import client_of
+from explore.browsing import Watched, chromium, watched
+from explore.explored import client_of, served
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +36,23 @@ def catalog(folder: Path) -> Catalog:
 @pytest.fixture(scope="session")
 def client(catalog: Catalog) -> TestClient:
     return client_of(catalog)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    # no longer than a module: playwright's event loop runs in this thread meanwhile
+    with chromium() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def home(catalog: Catalog) -> Iterator[str]:
+    """Address of a server."""
+    with served(create_app(catalog, access_for("127.0.0.1", 0, None))) as port:
+        yield f"http://127.0.0.1:{port}/"
+
+
+@pytest.fixture
+def watch(browser: Any, home: str) -> Iterator[Watched]:
+    with watched(browser, home) as one:
+        yield one

@@ -33,6 +33,7 @@ export function conceptsView(app) {
     onkeydown: (event) => {
       if (event.key !== "ArrowDown" && event.key !== "Enter") return;
       event.preventDefault();
+      if (relist.soon) relist.now();
       list.node.focus();
       list.go(0);
     },

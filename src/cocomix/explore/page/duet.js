@@ -47,6 +47,7 @@ export class Duet {
   /** A run of so many tokens was asked for. */
   begin(asked) {
     this.asked = asked;
+    put(this.note, "Starting…");
   }
 
   /** Takes in one event. */

@@ -14,6 +14,7 @@ export function conceptPicker({ label, model, onpick }) {
   const asking = new Latest();
   let rows = [];
   let active = -1;
+  let taking = false; // Enter was pressed before the answer was there
 
   const list = el("div", { id, class: "picker-list", role: "listbox", "aria-label": "Concepts found", hidden: true });
   const box = el("input", {
@@ -27,7 +28,10 @@ export function conceptPicker({ label, model, onpick }) {
     "aria-controls": id,
     autocomplete: "off",
     spellcheck: "false",
-    oninput: () => search(),
+    oninput: () => {
+      taking = false;
+      search();
+    },
     onfocus: () => search.now(),
     onblur: () => close(),
     onkeydown: pressed,
@@ -38,6 +42,7 @@ export function conceptPicker({ label, model, onpick }) {
       (answer) => {
         rows = answer.concepts;
         active = rows.length ? 0 : -1;
+        if (taking && rows.length) return take(rows[0]);
         draw(rows.length ? null : "No concept found; try a name, a token, or a number such as c12.");
       },
       (error) => {
@@ -83,6 +88,7 @@ export function conceptPicker({ label, model, onpick }) {
   }
 
   function close() {
+    taking = false;
     search.stop();
     asking.stop();
     list.hidden = true;
@@ -97,9 +103,13 @@ export function conceptPicker({ label, model, onpick }) {
       return close();
     }
     if (event.key === "ArrowDown" && list.hidden) return search.now();
-    if (event.key === "Enter" && !list.hidden && active >= 0) {
+    if (event.key === "Enter") {
       event.preventDefault();
-      return take(rows[active]);
+      if (search.soon || asking.busy) {
+        taking = true;
+        if (search.soon) search.now();
+      } else if (!list.hidden && active >= 0) take(rows[active]);
+      return;
     }
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step === undefined || rows.length === 0) return;

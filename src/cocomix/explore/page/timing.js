@@ -1,17 +1,24 @@
 // When to ask, and whose answer still counts.
 
-/** `work` after `ms` without another call; `.now(...)` at once, `.stop()` not at all. */
+/** `work` after `ms` without another call; `.now(...)` at once, `.stop()` not at all, `.soon` says whether it will be. */
 export function later(ms, work) {
   let timer = 0;
   const call = (...args) => {
     clearTimeout(timer);
-    timer = setTimeout(() => work(...args), ms);
+    timer = setTimeout(() => {
+      timer = 0;
+      work(...args);
+    }, ms);
   };
-  call.stop = () => clearTimeout(timer);
-  call.now = (...args) => {
+  call.stop = () => {
     clearTimeout(timer);
+    timer = 0;
+  };
+  call.now = (...args) => {
+    call.stop();
     return work(...args);
   };
+  Object.defineProperty(call, "soon", { get: () => timer !== 0 });
   return call;
 }
 

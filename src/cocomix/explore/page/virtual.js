@@ -9,6 +9,7 @@ export class VirtualList {
   #pages = new Map(); // page -> rows, or null while it is on its way
   #total = 0;
   #active = -1;
+  #picking = false; // the active row was chosen before it was there
   #turn = 0;
 
   /**
@@ -33,6 +34,7 @@ export class VirtualList {
     const turn = ++this.#turn;
     this.#pages.clear();
     this.#active = -1;
+    this.#picking = false;
     this.node.scrollTop = 0;
     this.node.setAttribute("aria-busy", "true");
     try {
@@ -40,8 +42,8 @@ export class VirtualList {
       if (turn !== this.#turn) return;
       this.#total = total;
       this.#pages.set(0, rows);
-      this.draw();
       this.onload(total);
+      this.#arrived();
     } catch (error) {
       if (turn === this.#turn) this.onfail(error);
     } finally {
@@ -62,6 +64,7 @@ export class VirtualList {
 
   /** Marks the row for which `which(item)` holds, without choosing it. */
   mark(which) {
+    if (this.#picking) return;
     this.#active = -1;
     for (const [page, rows] of this.#pages) {
       const found = rows?.findIndex(which) ?? -1;
@@ -78,9 +81,18 @@ export class VirtualList {
     const [top, bottom] = [to * this.height, (to + 1) * this.height];
     if (top < this.node.scrollTop) this.node.scrollTop = top;
     else if (bottom > this.node.scrollTop + this.node.clientHeight) this.node.scrollTop = bottom - this.node.clientHeight;
+    this.#picking = true;
+    this.#arrived();
+  }
+
+  /** Draws what came in, and chooses the row that waited for it. */
+  #arrived() {
+    this.#active = Math.min(this.#active, this.#total - 1);
     this.draw();
-    const item = this.at(to);
-    if (item) this.onpick(item);
+    const item = this.at(this.#active);
+    if (!this.#picking || item === undefined) return;
+    this.#picking = false;
+    this.onpick(item);
   }
 
   #pressed(event) {
@@ -108,7 +120,7 @@ export class VirtualList {
       const { rows } = await this.fetch(page * PAGE, PAGE);
       if (turn !== this.#turn) return;
       this.#pages.set(page, rows);
-      this.draw();
+      this.#arrived();
     } catch {
       // scrolling there again asks again
       if (turn === this.#turn) this.#pages.delete(page);
