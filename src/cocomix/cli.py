@@ -13,6 +13,7 @@ import typer
 
 from cocomix.cli_bench import bench
 from cocomix.cli_evaluate import evaluate, perplexity
+from cocomix.cli_explore import explore
 from cocomix.cli_inspect import inspect_command, name_command
 from cocomix.cli_options import (
     DEFAULT_RUN,
@@ -221,6 +222,7 @@ def generate(
 
 app.command("name")(name_command)
 app.command("inspect")(inspect_command)
+app.command()(explore)
 app.command()(push)
 app.command()(bench)
 

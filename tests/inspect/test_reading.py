@@ -122,13 +122,26 @@ def test_what_cannot_be_read_is_refused() -> None:
         (model, [], None, "the text is empty"),
         (model, [1] * (POSITIONS + 3), None, f"{POSITIONS + 3} tokens and the model {POSITIONS} positions"),
         (model, IDS, C, f"no concept {C}; the student's are 0 to {C - 1}"),
-        (plain, IDS, None, "predicts no concepts"),
+        (plain, IDS, 2, "predicts no concepts"),
         (build("none"), IDS, 2, "does not mix them in"),
     ):
         with pytest.raises(CocomixError, match=words):
             read_text(student, ids, decode, concept=concept)
     assert len(read_text(build("none"), IDS, decode).tokens) == len(IDS)
     assert len(read_text(model, IDS[:1], decode).tokens) == 1
+
+
+def test_a_student_without_concepts_is_read_as_far_as_it_goes() -> None:
+    torch.manual_seed(1)
+    plain = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=20, n_embd=16, n_layer=1, n_head=2)).double()
+    odds = plain.eval()(torch.tensor([IDS])).logits[0].softmax(-1).tolist()
+    reading = read_text(plain, IDS, decode, top=TOP)
+    assert reading.n_concepts == 0
+    for place, one in enumerate(reading.tokens):
+        assert one.concepts == [] and one.chosen is None
+        assert [found.id for found in one.next] == sorted(range(VOCAB), key=lambda v: -odds[place][v])[:TOP]
+        if place:
+            assert one.loss == pytest.approx(-math.log(odds[place - 1][IDS[place]]), rel=1e-9)
 
 
 def printed(reading: Reading, **how: object) -> str:

@@ -5,6 +5,7 @@ Strengths are logits in multiples of the position's largest logit magnitude, the
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,6 +65,20 @@ def ablated(student: Any, concept: int) -> Iterator[None]:
         yield
 
 
+def check_length(ids: Sequence[int], positions: int) -> None:
+    """Refuse a text that a model of so many positions cannot read.
+
+    Raises:
+        CocomixError: no token, or too many.
+    """
+    if not ids:
+        raise CocomixError("the text is empty; give some words")
+    if len(ids) > positions:
+        raise CocomixError(
+            f"the text has {len(ids)} tokens and the model {positions} positions; shorten it by {len(ids) - positions}"
+        )
+
+
 @torch.no_grad()
 def read_text(
     student: Any,
@@ -75,10 +90,10 @@ def read_text(
     labels: ConceptLabels | None = None,
     name: Callable[[int], str | None] = lambda _: None,
 ) -> Reading:
-    """Concepts, losses and next-token odds of every token.
+    """Concepts, losses and next-token odds of every token; of a student without concepts, the last two.
 
     Args:
-        student: a model that predicts concepts, in evaluation mode.
+        student: a causal LM in evaluation mode.
         ids: the text's tokens.
         decode: text of token ids.
         top: concepts and next tokens of each position.
@@ -87,52 +102,34 @@ def read_text(
         name: a concept's name, if it has one.
 
     Raises:
-        CocomixError: no token, more than the model has positions, no such concept, or a student without concepts.
+        CocomixError: no token, more than the model has positions, or a concept that the student does not have.
     """
-    positions, n_concepts = student.config.max_position_embeddings, getattr(student.config, "num_concepts", 0)
-    if not ids:
-        raise CocomixError("the text is empty; give some words")
-    if len(ids) > positions:
-        raise CocomixError(
-            f"the text has {len(ids)} tokens and the model {positions} positions; shorten it by {len(ids) - positions}"
-        )
+    check_length(ids, student.config.max_position_embeddings)
     tokens = torch.tensor([list(ids)], device=student.device)
     output = student(input_ids=tokens, use_cache=False)
     logits = getattr(output, "concept_logits", None)
-    if logits is None:
-        raise CocomixError("this student predicts no concepts; use one trained with the objective cocomix")
+    n_concepts = 0 if logits is None else logits.shape[-1]
     if concept is not None and not 0 <= concept < n_concepts:
-        raise CocomixError(f"there is no concept {concept}; the student's are 0 to {n_concepts - 1}")
-    z = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
-    strength = z / z.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
+        raise CocomixError(
+            f"there is no concept {concept}; the student's are 0 to {n_concepts - 1}"
+            if n_concepts
+            else "this student predicts no concepts; use one trained with the objective cocomix"
+        )
     log_p = _log_probabilities(output.logits)
     without = None
     if concept is not None:
         with ablated(student, concept):
             without = _log_probabilities(student(input_ids=tokens, use_cache=False).logits)
-    used = z.topk(student.config.concept_top_k).indices
-    largest = z.topk(min(top, n_concepts)).indices.tolist()
-    likeliest = log_p.topk(min(top, log_p.shape[-1])).indices.tolist()
-    taught = None if labels is None else labels.targets()[0].tolist()
-
-    def predicted(place: int, which: int) -> PredictedConcept:
-        here = _labels_at(taught, place)
-        return PredictedConcept(
-            concept=which,
-            name=name(which),
-            logit=float(z[place, which]),
-            strength=float(strength[place, which]),
-            used=bool((used[place] == which).any()),
-            agreed=None if here is None else which in here,
-        )
-
-    def odds(place: int, token: int) -> Odds:
-        other = None if without is None else float(without[place, token].exp())
-        return Odds(id=token, token=decode([token]), probability=float(log_p[place, token].exp()), without=other)
-
-    def loss(of: torch.Tensor | None, place: int) -> float | None:
-        return None if of is None or place == 0 else -float(of[place - 1, ids[place]])
-
+    taught: Sequence[list[int] | None] = [None] * len(ids)
+    if labels is not None:
+        taught = [None if min(here) < 0 else here for here in labels.targets()[0].tolist()]
+    concepts: list[list[PredictedConcept]] = [[] for _ in ids]
+    if logits is not None:
+        concepts = _predicted(logits[0], student.config.concept_top_k, top, concept, taught, name)
+    chosen = [None if concept is None else here.pop() for here in concepts]
+    text = cache(lambda token: decode([token]))
+    odds = _odds(log_p, without, top, text)
+    losses, losses_without = _losses(log_p, ids), _losses(without, ids)
     return Reading(
         concept=concept,
         name=None if concept is None else name(concept),
@@ -140,22 +137,69 @@ def read_text(
         tokens=[
             TokenReading(
                 id=token,
-                token=decode([token]),
-                loss=loss(log_p, place),
-                loss_without=loss(without, place),
-                concepts=[predicted(place, which) for which in largest[place]],
-                labels=_labels_at(taught, place),
-                next=[odds(place, one) for one in likeliest[place]],
-                chosen=None if concept is None else predicted(place, concept),
+                token=text(token),
+                loss=losses[place],
+                loss_without=losses_without[place],
+                concepts=concepts[place],
+                labels=taught[place],
+                next=odds[place],
+                chosen=chosen[place],
             )
             for place, token in enumerate(ids)
         ],
     )
 
 
-def _labels_at(taught: list[list[int]] | None, place: int) -> list[int] | None:
-    """The labels of a position, where it carries any."""
-    return None if taught is None or min(taught[place]) < 0 else taught[place]
+def _predicted(
+    logits: torch.Tensor,
+    top_k: int,
+    top: int,
+    concept: int | None,
+    taught: Sequence[list[int] | None],
+    name: Callable[[int], str | None],
+) -> list[list[PredictedConcept]]:
+    """The `top` largest of `logits` `[seq, C]` at each position and, last, `concept`, if one is chosen."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    ids = z.topk(min(top, z.shape[-1])).indices
+    if concept is not None:
+        ids = torch.cat([ids, torch.full_like(ids[:, :1], concept)], dim=-1)
+    mixed = torch.zeros_like(z, dtype=torch.bool).scatter(-1, z.topk(top_k).indices, True)
+    values, used = z.gather(-1, ids), mixed.gather(-1, ids)
+    strengths = values / z.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
+    rows = zip(ids.tolist(), values.tolist(), strengths.tolist(), used.tolist(), taught, strict=True)
+    return [
+        [
+            PredictedConcept(
+                concept=which,
+                name=name(which),
+                logit=logit,
+                strength=strength,
+                used=is_used,
+                agreed=None if here is None else which in here,
+            )
+            for which, logit, strength, is_used in zip(*row, strict=True)
+        ]
+        for *row, here in rows
+    ]
+
+
+def _odds(log_p: torch.Tensor, without: torch.Tensor | None, top: int, text: Callable[[int], str]) -> list[list[Odds]]:
+    """The likeliest next tokens at each position, by log-probabilities `[seq, vocab]`."""
+    ids = log_p.topk(min(top, log_p.shape[-1])).indices
+    likely = log_p.gather(-1, ids).exp().tolist()
+    other = [[None] * ids.shape[-1]] * len(ids) if without is None else without.gather(-1, ids).exp().tolist()
+    return [
+        [Odds(id=one, token=text(one), probability=p, without=q) for one, p, q in zip(*row, strict=True)]
+        for row in zip(ids.tolist(), likely, other, strict=True)
+    ]
+
+
+def _losses(log_p: torch.Tensor | None, ids: Sequence[int]) -> list[float | None]:
+    """-log of the probability each token had, by log-probabilities `[seq, vocab]`; none of the first."""
+    if log_p is None:
+        return [None] * len(ids)
+    after = torch.tensor(ids[1:], dtype=torch.long, device=log_p.device)
+    return [None, *(-log_p[:-1].gather(-1, after[:, None])[:, 0]).tolist()]
 
 
 def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:

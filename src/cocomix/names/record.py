@@ -98,7 +98,16 @@ def read_names(folder: Path, sae: str) -> Names:
         except (ValidationError, UnicodeDecodeError) as error:
             raise CocomixError(f"{path} is damaged; delete it and run `cocomix name` again") from error
     mine = found if found is not None and found.sae == sae else None
-    return Names(mine, {int(concept): name for concept, name in _edits(folder).get(sae, {}).items()})
+    return with_edits(folder, sae, mine)
+
+
+def with_edits(folder: Path, sae: str, found: FoundNames | None) -> Names:
+    """`read_names` where what was found is known already.
+
+    Raises:
+        CocomixError: the file of edits is damaged.
+    """
+    return Names(found, {int(concept): name for concept, name in _edits(folder).get(sae, {}).items()})
 
 
 def write_found(folder: Path, found: FoundNames) -> None:

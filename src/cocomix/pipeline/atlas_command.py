@@ -8,21 +8,25 @@ from typing import Any
 
 from cocomix.atlas import TOKENS, Atlas, AtlasKey, build, read_atlas, write_atlas
 from cocomix.concepts import LabelReader, LiveLabels
-from cocomix.files import combined
+from cocomix.files import combined, sha256
 from cocomix.pipeline.console import console
 from cocomix.pipeline.progress import StageProgress
+from cocomix.pipeline.snapshot_stage import snapshot_weights
 from cocomix.pipeline.student_stages import StudentStage
 
 SPLIT = "val"
 
 
-def student_atlas(stage: StudentStage, student: Any = None, *, tokens: int = TOKENS) -> Atlas:
+def student_atlas(
+    stage: StudentStage, student: Any = None, *, snapshot: str | None = None, tokens: int = TOKENS
+) -> Atlas:
     """The atlas of a finished student, from about `tokens` tokens; made, with progress in the terminal, if need be.
 
     It is made anew when the student was trained again, or the text or what its labels depend on is another.
 
     Args:
-        student: the model of `stage`, if it is loaded already.
+        student: the model, if it is loaded already.
+        snapshot: name of one saved during training, to look at in place of the finished student; with `student`.
 
     Raises:
         CocomixError: the student is not finished or predicts no concepts, or there is too little validation text.
@@ -30,13 +34,13 @@ def student_atlas(stage: StudentStage, student: Any = None, *, tokens: int = TOK
     _ = stage.figures
     shards, labels = stage.tokens.shards(SPLIT), _labels(stage)
     key = AtlasKey(
-        student=stage.checksum(),
+        student=stage.checksum() if snapshot is None else sha256(*snapshot_weights(stage, snapshot)),
         shards=shards.fingerprint,
         labels=None if labels is None else _depend_on(stage),
         seq_len=stage.run_config.seq_len,
         tokens=tokens,
     )
-    path = atlas_path(stage)
+    path = atlas_path(stage, snapshot)
     kept = read_atlas(path, key)
     if kept is not None:
         return kept
@@ -48,9 +52,10 @@ def student_atlas(stage: StudentStage, student: Any = None, *, tokens: int = TOK
     return made
 
 
-def atlas_path(stage: StudentStage) -> Path:
-    """Where the student's atlas lies."""
-    return stage.run_dir / "atlas" / f"{stage.student}-seed{stage.seed}.safetensors"
+def atlas_path(stage: StudentStage, snapshot: str | None = None) -> Path:
+    """Where the atlas of the student, or of a snapshot of it, lies."""
+    name = f"{stage.student}-seed{stage.seed}" + ("" if snapshot is None else f"-{snapshot}")
+    return stage.run_dir / "atlas" / f"{name}.safetensors"
 
 
 def _labels(stage: StudentStage) -> LabelReader | None:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from cocomix.concepts import ConceptLabels, attribute_active, select_active
+from cocomix.concepts import ConceptLabels, TopKSAE, attribute_active, select_active
 from cocomix.errors import CocomixError
 from cocomix.inspect import Reading, read_text
 from cocomix.names import Names, read_names
@@ -43,16 +44,21 @@ def teacher_labels(stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
 
     None where it was taught without labels, the teacher is not there, or there is no next token.
     """
-    if stage.labels is None or not stage.sae.teacher.done() or len(ids) < 2:
+    if not has_teacher_labels(stage):
+        return None
+    return labels_of(stage, ids, stage.sae.teacher.model(), stage.sae.model())
+
+
+def has_teacher_labels(stage: StudentStage) -> bool:
+    """Whether it was taught with labels whose teacher and autoencoder are there."""
+    return stage.labels is not None and stage.sae.teacher.done() and stage.sae.done()
+
+
+def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae: TopKSAE) -> ConceptLabels | None:
+    """`teacher_labels` with the models at hand; only of a student that has them."""
+    if stage.labels is None or len(ids) < 2:
         return None
     config = stage.labels.config
-    sae = stage.sae.model()
-    active = attribute_active(
-        stage.sae.teacher.model(),
-        sae,
-        torch.tensor([ids], device=sae.encoder_weight.device),
-        layer=stage.sae.config.layer,
-        rule=config.rule,
-        sign=stage.sign,
-    )
+    tokens = torch.tensor([ids], device=sae.encoder_weight.device)
+    active = attribute_active(teacher, sae, tokens, layer=stage.sae.config.layer, rule=config.rule, sign=stage.sign)
     return select_active(active, config.k)

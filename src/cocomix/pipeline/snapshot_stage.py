@@ -26,6 +26,11 @@ def snapshots_of(student: StudentStage) -> list[str]:
     return sorted((path.name for path in folders if step_of(path.name) >= 0), key=step_of)
 
 
+def snapshot_weights(student: StudentStage, snapshot: str) -> list[Path]:
+    """The weight files of a snapshot."""
+    return sorted((student.folder / "snapshots" / snapshot).glob("*.safetensors"))
+
+
 def step_of(name: str) -> int:
     """The training step in a snapshot's name; -1 where there is none."""
     found = re.fullmatch(r"step-(\d+)", name)

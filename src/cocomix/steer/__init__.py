@@ -5,7 +5,7 @@ from cocomix.steer.intervene import INTERVENTIONS, Ablate, Amplify, Clamp, Dampe
 from cocomix.steer.plan import Setting, Steering
 from cocomix.steer.residual import steer_residual
 from cocomix.steer.score import Place, Trial, choose_concepts, steering_score, strongest_places
-from cocomix.steer.share import from_json, to_json
+from cocomix.steer.share import SharedItem, SharedSetting, from_items, from_json, to_items, to_json
 from cocomix.steer.text import format_steering, parse_steering
 
 __all__ = [
@@ -17,16 +17,20 @@ __all__ = [
     "Intervention",
     "Place",
     "Setting",
+    "SharedItem",
+    "SharedSetting",
     "Steering",
     "Trial",
     "choose_concepts",
     "concept_head",
     "format_steering",
+    "from_items",
     "from_json",
     "parse_steering",
     "steer_residual",
     "steered",
     "steering_score",
     "strongest_places",
+    "to_items",
     "to_json",
 ]

@@ -1,0 +1,59 @@
+"""The application: routes, the page's files, and one shape for every problem."""
+
+import logging
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Scope
+
+from cocomix.errors import CocomixError
+from cocomix.explore.access import Access
+from cocomix.explore.api import BROKEN, Api
+from cocomix.explore.catalog import Catalog
+from cocomix.explore.guard import Guard, problem
+from cocomix.explore.limits import Limits
+
+PAGE = Path(__file__).parent / "page"
+_log = logging.getLogger(__name__)
+
+
+def create_app(catalog: Catalog, access: Access, limits: Limits | None = None) -> ASGIApp:
+    """The explorer of `catalog`, for whoever `access` lets in."""
+    api = Api(catalog, limits or Limits())
+    app = Starlette(
+        routes=[Route("/", _page), *api.routes(), Mount("/page", _PageFiles(directory=PAGE, check_dir=False))],
+        exception_handlers={CocomixError: _refused, HTTPException: _not_served, Exception: _broken},
+    )
+    return Guard(app, access)  # outermost: what broke is answered with the headers, too
+
+
+class _PageFiles(StaticFiles):
+    """The page's files; a browser asks each time whether its copy is still the right one."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        answer = await super().get_response(path, scope)
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
+
+
+async def _page(_request: Request) -> Response:
+    return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    return problem(getattr(error, "status", 400), str(error))
+
+
+async def _not_served(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 400)
+    return problem(status, f"{request.method} {request.url.path} is nothing that is served here; open / instead")
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return problem(500, BROKEN)

@@ -1,0 +1,55 @@
+"""An explorer of a finished tiny run, in this process and over a real socket."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp
+
+from cocomix.explore.access import Access, access_for
+from cocomix.explore.app import create_app
+from cocomix.explore.catalog import Catalog
+from cocomix.explore.limits import Limits
+from cocomix.explore.serve import listen
+
+COCOMIX, NTP = "0/cocomix/0", "0/ntp/0"
+TEXT = "Fellow citizens of the Senate and of the House of Representatives"
+STEERING = [{"concept": 3, "do": "amplify", "amount": 4.0}, {"concept": 7, "do": "ablate", "start": 2}]
+
+
+def client_of(catalog: Catalog, access: Access | None = None, limits: Limits | None = None) -> TestClient:
+    """A client in this process that asks as our page would."""
+    app = create_app(catalog, access or access_for("127.0.0.1", 7860, None), limits)
+    return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+
+
+@contextmanager
+def served(app: ASGIApp) -> Iterator[int]:
+    """Within: uvicorn serves `app` on the port."""
+    with listen("127.0.0.1", 0) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def wait_until(true, seconds: float = 20) -> None:
+    """Waits for what must become true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "this did not come true in time"
+        time.sleep(0.01)
+
+
+def hooked(catalog: Catalog, key: str) -> bool:
+    """Whether anything is left hooked to a model."""
+    model = catalog.open(key).model
+    return any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())

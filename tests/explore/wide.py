@@ -1,0 +1,107 @@
+"""An explorer of as many concepts as one likes: a random student, a real atlas, and names for every second concept."""
+
+import threading
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from cocomix import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.atlas import AtlasKey, Dashboards, build
+from cocomix.explore.catalog import Entry, ModelInfo
+from cocomix.explore.instrument import Instrument
+from cocomix.explore.namebook import NameBook
+from cocomix.names import ConceptName, FoundNames, write_found
+from cocomix.tokens import write_shards
+
+VOCAB, SEQ, K = 60, 32, 6
+KEY = "0/wide/0"
+LABEL = "wide, seed 0"
+
+
+class _Words:
+    """A tokenizer: each word is a token of its own."""
+
+    def encode(self, text: str) -> list[int]:
+        return [1 + zlib.crc32(word.encode()) % (VOCAB - 1) for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(f" w{one}" for one in ids)
+
+
+class _WideInstrument(Instrument):
+    """An instrument whose parts were made here instead of loaded."""
+
+    def __init__(self, n_concepts: int, folder: Path) -> None:
+        torch.manual_seed(0)
+        config = CoCoMixConfig(
+            vocab_size=VOCAB,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            mixer="interleave",
+            concept_layer=1,
+            num_concepts=n_concepts,
+            concept_top_k=K,
+            initializer_range=0.2,
+        )
+        self.model: Any = CoCoMixForCausalLM(config).eval()
+        self.tokenizer: Any = _Words()
+        self.predicts, self.lock, self._listed = True, threading.RLock(), None
+        self.run: Any = SimpleNamespace(labelled=lambda _: False, has_teacher=False, lock=self.lock)
+        self.stage: Any = None
+        named = [
+            ConceptName(concept=one, name=f"number {one}", source="tokens", stability=0.9)
+            if one % 2 == 0
+            else ConceptName(concept=one, why="its two halves disagree")
+            for one in range(n_concepts)
+        ]
+        write_found(
+            folder, FoundNames(sae="wide", tokens="wide", split="train", windows=1, positions=1, concepts=named)
+        )
+        documents = np.random.default_rng(0).integers(1, VOCAB, (8, 4 * SEQ))
+        shards = write_shards(folder / "tokens", documents, vocab_size=VOCAB, eos_id=0)
+        key = AtlasKey(student="wide", shards=shards.fingerprint, seq_len=SEQ, tokens=16 * SEQ)
+        atlas = build(self.model, shards, key)
+        self.__dict__["book"] = NameBook(folder, "wide")
+        self.__dict__["_dashboards"] = Dashboards(atlas, self.model, shards, self.decode)
+
+
+class WideCatalog:
+    """The one student, as a catalog."""
+
+    def __init__(self, n_concepts: int, folder: Path) -> None:
+        self.instrument = _WideInstrument(n_concepts, folder)
+        self.examples = ["one two three", "four five six seven"]
+
+    def models(self) -> list[ModelInfo]:
+        info = ModelInfo(
+            key=KEY,
+            label=LABEL,
+            run="wide",
+            student="wide",
+            seed=0,
+            predicts=True,
+            steerable=True,
+            n_concepts=self.instrument.n_concepts,
+            top_k=K,
+            positions=64,
+            parameters=1,
+            has_labels=False,
+        )
+        return [info]
+
+    def entry(self, key: str) -> Entry:
+        assert key == KEY
+        run: Any = SimpleNamespace(folder=Path("wide"))
+        stage: Any = SimpleNamespace(student="wide", seed=0, folder=Path("wide"))
+        return Entry(self.models()[0], run, stage, stage.folder / "model")
+
+    def open(self, key: str) -> Instrument:
+        assert key == KEY
+        return self.instrument
