@@ -50,12 +50,14 @@ def continued(model: Any, prompts: torch.Tensor, new_tokens: int, noise: Noise) 
             f"prompt and continuation make {length} tokens and the model has {positions} positions; lower --tokens by"
             f" {length - positions}"
         )
-    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    takes = inspect.signature(model.forward).parameters
+    name = "cache" if "cache" in takes else "past_key_values"  # the newer name and the older
+    last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
     text, cache = prompts.to(model.device), None
     for step in range(new_tokens):
         given = text if cache is None else text[:, -1:]
-        output = model(input_ids=given, past_key_values=cache, use_cache=True, **last)
-        cache = output.past_key_values
+        output = model(input_ids=given, use_cache=True, **{name: cache}, **last)
+        cache = getattr(output, name)
         logits = output.logits[:, -1, : noise.vocab_size].float()
         draws = noise.at(step).to(logits.device).clamp_min(torch.finfo(torch.float32).tiny)
         text = torch.cat([text, (logits - draws.log()).argmax(-1, keepdim=True)], 1)

@@ -21,6 +21,17 @@ COLUMNS = (
     "repeated-4",
     "leak",
 )
+TERMINAL = {
+    "method": "method",
+    "area, SAE": "area, SAE",
+    "area, tokens": "area, tokens",
+    "best dose": "dose",
+    "gain, SAE": "gain",
+    "nats lost": "nats",
+    "repeated-4": "rep-4",
+    "leak": "leak",
+}
+"""The columns that fit 80 characters, and their short headings there."""
 
 
 def rows(report: dict[str, Any]) -> list[list[str]]:
@@ -51,16 +62,19 @@ def legend(report: dict[str, Any]) -> str:
     return (
         "Gains are positions of 100 that carry the concept, more than unsteered, with 95 % intervals. area: mean of the"
         f" best gain over fluency budgets from 0 to {report['bound']:g} nat a token. best dose: of those within that"
-        f" budget, and what it does. leak: how far all other concepts move, as a share of what they are{leak}."
+        f" budget, and what it does; repeated-4: share of 4-grams that came before in their text; leak: how"
+        f" far all other concepts move, as a share of what they are{leak}."
         f" Unsteered:{base}"
     )
 
 
 def steering_table(report: dict[str, Any]) -> Group:
     """Table, legend and headline for a terminal."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=report["title"], title_justify="left")
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if number else "left")
+    table = Table(title=report["title"], title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column, heading in TERMINAL.items():
+        table.add_column(heading, justify="left" if column == "method" else "right", no_wrap=True)
     for row in rows(report):
-        table.add_row(*map(Text, row))
+        cells: dict[str, str] = dict(zip(COLUMNS, row, strict=True))
+        cells["gain, SAE"] = cells["gain, SAE"].partition(" ")[0]  # its interval is on the page
+        table.add_row(*(Text(cells[column].replace(" to ", "–")) for column in TERMINAL))
     return Group(table, Text(legend(report), style="dim"), *(Text(one) for one in report["headline"]))

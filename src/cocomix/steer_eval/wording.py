@@ -29,8 +29,8 @@ def headline(report: dict[str, Any]) -> list[str]:
         if MAIN in methods:
             own = methods[MAIN]["area"][gain]
             sentences.append(
-                f"{BY[gain].capitalize()}, {report['student']} brings a concept to {between(own)} more of 100 generated"
-                f" positions, on average over fluency budgets up to {report['bound']:g} nat a token."
+                f"{report['student']} brings a concept, {BY[gain]}, to {between(own)} more of 100 generated positions,"
+                f" on average over fluency budgets up to {report['bound']:g} nat a token."
             )
         ranking = sorted(methods, key=lambda name: -methods[name]["area"][gain]["mean"])
         listed = ", ".join(f"{name} {percent(methods[name]['area'][gain]['mean'])}" for name in ranking)
