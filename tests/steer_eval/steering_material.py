@@ -62,9 +62,9 @@ def material(folder: Path) -> Material:
         layer=LAYER,
         reader=made["reader"],
         concepts=[
-            Concept(3, "three", [5, 9], 0.1, 0.7),
-            Concept(17, "seventeen", [11], 0.05, 1.3),
-            Concept(8, "eight", [2, 30, 31], 0.02, 0.4),
+            Concept(3, "three", [5, 9], [1], 0.1, 0.7),
+            Concept(17, "seventeen", [11], [], 0.05, 1.3),
+            Concept(8, "eight", [2, 30, 31], [11, 4], 0.02, 0.4),
         ],
         prompts=torch.from_numpy(rng.integers(1, VOCAB, (2, 5))),
         new_tokens=NEW,

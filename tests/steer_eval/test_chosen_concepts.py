@@ -50,6 +50,7 @@ def test_words_are_those_near_the_best_of_the_kind_that_tells_it_apart() -> None
     records = [named(0, 1.0, tokens="abcabcabc"), named(1, 1.0, "next", "cb"), named(2, 1.0, tokens="�c")]
     chosen = chosen_concepts(activity([0.09, 0.05, 0.01]), names(records, {1: "mine"}), decode, vocab_size=6, wanted=3)
     assert [one.words for one in chosen] == [[0, 1, 2, 0, 1], [2, 1], [2]]
+    assert [one.follow for one in chosen] == [[5], [2, 1], [5]]
     assert [one.name for one in chosen] == ["x", "mine", "x"]
 
 

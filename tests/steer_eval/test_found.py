@@ -59,6 +59,8 @@ def test_the_judge_reads_token_by_token(tmp_path: Path, monkeypatch: pytest.Monk
         for place, one in enumerate(given.concepts):
             share = sum(token in one.words for token in written) / len(written)
             assert found.words[group, place] == pytest.approx(share)
+            share = sum(token in one.follow for token in written) / len(written)
+            assert found.follow[group, place] == pytest.approx(share)
         losses = []
         for row in rows:
             for at in range(start, len(row)):

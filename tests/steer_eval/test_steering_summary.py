@@ -41,6 +41,7 @@ def test_a_part_holds_what_the_judge_found(tmp_path: Path) -> None:
     found, kept = given.judge.read(texts), part.at[4]
     for group in range(3):
         assert kept.presence[group] == pytest.approx(found.shares[group, own].tolist(), abs=1e-6)
+        assert kept.follow[group] == pytest.approx(found.follow[group].tolist(), abs=1e-6)
         assert kept.words[group] == pytest.approx(found.words[group].tolist(), abs=1e-6)
     moved = leak(found.shares, base.shares.mean(0), given.own)
     assert kept.leak == pytest.approx(moved.tolist(), abs=1e-6)
@@ -63,6 +64,7 @@ def test_the_control_reads_the_texts_of_another_concept(parts: dict[str, dict[in
         for mine, other in zip(control.at, own.at, strict=True):
             for i, j in enumerate(order):
                 assert mine.presence[i][i] == other.presence[j][i] and mine.words[i][i] == other.words[j][i]
+                assert mine.follow[i][i] == other.follow[j][i]
                 assert mine.loss[i] == other.loss[j] and mine.leak[i] == other.leak[j]
         assert control.unsteered == own.unsteered and not control.examples
 
@@ -77,6 +79,8 @@ def test_gains_and_costs_are_against_unsteered_text(parts: dict[str, dict[int, P
                 gain = dose.presence[i][i] - part.unsteered.presence[i]
                 words = dose.words[i][i] - part.unsteered.words[i]
                 assert found["presence"][s, i, d] == pytest.approx(gain)
+                follow = dose.follow[i][i] - part.unsteered.follow[i]
+                assert found["follow"][s, i, d] == pytest.approx(follow)
                 assert found["words"][s, i, d] == pytest.approx(words)
                 assert found["fluency_loss"][s, i, d] == pytest.approx(dose.loss[i] - part.unsteered.loss)
                 assert found["leak"][s, i, d] == dose.leak[i]
@@ -116,7 +120,7 @@ def test_summary_is_made_of_mean_curves(parts: dict[str, dict[int, Part]]) -> No
             assert one["mean"] == pytest.approx(by_name["concept"] - by_name[one["than"]])
         verdict = "better" if one["low"] > 0 else "worse" if one["high"] < 0 else "undecided"
         assert one["verdict"] == verdict
-    assert len(report["differences"]) == 6
+    assert len(report["differences"]) == 9
 
 
 def test_differences_are_of_paired_draws(parts: dict[str, dict[int, Part]]) -> None:

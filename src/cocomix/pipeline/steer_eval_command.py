@@ -157,12 +157,13 @@ def _about(
 
 
 def _concept(one: Concept, names: Names, tokenizer: Any) -> dict[str, Any]:
-    words = [str(tokenizer.decode([token])) for token in one.words]
+    words, follow = ([str(tokenizer.decode([token])) for token in listed] for listed in (one.words, one.follow))
     about = names.of(one.concept)
     return {
         "concept": one.concept,
         "name": one.name,
         "words": words,
+        "follow": follow,
         "kind": about.kind,
         "stability": about.stability,
         "share": one.share,

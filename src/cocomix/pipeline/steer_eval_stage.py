@@ -99,7 +99,9 @@ class SteerEvalStage(Stage):
             "prompt_tokens": PROMPT_TOKENS,
             "contrast_windows": CONTRAST_WINDOWS,
             "student_seed": self.measured.student.seed,
-            "concepts": [[one.concept, one.words, round(one.strength, 4)] for one in self.measured.concepts],
+            "concepts": [
+                [one.concept, one.words, one.follow, round(one.strength, 4)] for one in self.measured.concepts
+            ],
         }
 
     def describe(self, figures: dict[str, Any]) -> str:

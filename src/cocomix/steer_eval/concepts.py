@@ -7,7 +7,7 @@ import torch
 
 from cocomix.errors import CocomixError
 from cocomix.evaluate.perplexity import window_subset
-from cocomix.names import ConceptName, Names
+from cocomix.names import ConceptName, Names, TokenScore
 from cocomix.names.automatic import OF_THE_BEST, STABLE
 from cocomix.steer.score import Activity, ranked_concepts
 
@@ -22,6 +22,8 @@ class Concept(NamedTuple):
     name: str
     words: list[int]
     """its distinguishing tokens, best first: those with at least OF_THE_BEST of the best one's score"""
+    follow: list[int]
+    """the same of the tokens after those it is active at; may be none"""
     share: float
     """of validation positions at which it is active"""
     strength: float
@@ -58,6 +60,7 @@ def chosen_concepts(
             number,
             names.name(number) or f"concept {number}",
             usable[number],
+            _ids(names.of(number).next_tokens, ids),
             float(found.share[number]),
             float(found.strength[number]),
         )
@@ -77,7 +80,11 @@ def _words(about: ConceptName, ids: dict[str, list[int]]) -> list[int]:
     """Ids of a concept's distinguishing tokens; none where the halves of the text disagree on them."""
     if about.stability is None or about.stability < STABLE:
         return []
-    listed = about.next_tokens if about.kind == "next" else about.tokens
+    return _ids(about.next_tokens if about.kind == "next" else about.tokens, ids)
+
+
+def _ids(listed: Sequence[TokenScore], ids: dict[str, list[int]]) -> list[int]:
+    """Ids of the tokens that tell nearly as much as the best one."""
     kept = [one.token for one in listed if one.score >= OF_THE_BEST * listed[0].score]
     return [token for text in kept for token in ids.get(text, [])]
 

@@ -26,6 +26,8 @@ class Found(NamedTuple):
     """of a group's positions at which the SAE has each concept active, `[groups, C]`"""
     words: torch.Tensor
     """of a group's positions at which a distinguishing token of each chosen concept stands, `[groups, concepts]`"""
+    follow: torch.Tensor
+    """the same of the tokens that follow it, `[groups, concepts]`"""
     loss: torch.Tensor
     """mean next-token loss under the independent model, nats, `[groups]`"""
     distinct1: torch.Tensor
@@ -72,7 +74,8 @@ class Judge:
         written = texts[:, self.prompt_tokens :].cpu()
         return Found(
             shares=counts / (each * new),
-            words=self._words(written.reshape(groups, -1)),
+            words=_shares(written.reshape(groups, -1), [one.words for one in self.concepts]),
+            follow=_shares(written.reshape(groups, -1), [one.follow for one in self.concepts]),
             loss=losses.view(groups, each).mean(-1),
             distinct1=distinct(written, 1).view(groups, each).mean(-1),
             distinct2=distinct(written, 2).view(groups, each).mean(-1),
@@ -97,11 +100,11 @@ class Judge:
         losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return losses.double().view_as(targets).mean(-1).cpu()
 
-    def _words(self, written: torch.Tensor) -> torch.Tensor:
-        """Share of tokens `[groups, tokens]` that are among each concept's, `[groups, concepts]`."""
-        return torch.stack(
-            [torch.isin(written, torch.tensor(one.words)).double().mean(-1) for one in self.concepts], dim=-1
-        )
+
+def _shares(written: torch.Tensor, sets: list[list[int]]) -> torch.Tensor:
+    """Share of tokens `[groups, tokens]` that are in each set, `[groups, sets]`."""
+    members = [torch.isin(written, torch.tensor(one, dtype=torch.long)) for one in sets]
+    return torch.stack([one.double().mean(-1) for one in members], dim=-1)
 
 
 def leak(shares: torch.Tensor, unsteered: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

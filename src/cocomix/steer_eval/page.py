@@ -10,9 +10,9 @@ from markupsafe import Markup
 from cocomix.evaluate.perplexity import window_subset
 from cocomix.files import write_json, write_text
 from cocomix.steer_eval.charts import dose_charts, frontier_chart, leak_chart
-from cocomix.steer_eval.summary import GAINS
-from cocomix.steer_eval.table import COLUMNS, legend, rows
-from cocomix.steer_eval.wording import between, caveats, headline, percent
+from cocomix.steer_eval.part import GAINS
+from cocomix.steer_eval.table import COLUMNS, costs_legend, legend, rows
+from cocomix.steer_eval.wording import BY, between, caveats, headline, percent
 
 EXAMPLES = 4
 """Concepts whose texts are shown: evenly spread over the chosen ones, of the first seed."""
@@ -30,9 +30,10 @@ def write_steering_report(report: dict[str, Any], folder: Path) -> dict[str, Any
     environment.filters |= {"between": between, "percent": percent}
     page = environment.get_template("page.html.j2").render(
         report=complete,
+        by=BY,
         columns=COLUMNS,
         rows=rows(report),
-        legend=legend(report),
+        legends=(legend(report), costs_legend(report)),
         doses=Markup(dose_charts(report)),
         frontiers=[Markup(frontier_chart(report, gain)) for gain in GAINS],
         leaks=Markup(leak_chart(report)),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 DIGITS = 6
 """Decimals kept."""
+GAINS = ("presence", "words", "follow")
+"""Figures of a concept looked for in texts: by the teacher's SAE, by its tokens, by the tokens that follow it."""
 QUALITY = ("loss", "distinct1", "distinct2", "repeated4", "leak")
 """Figures of a group of texts that have nothing to do with the concept that is looked for in them."""
 
@@ -22,6 +24,7 @@ class Dose(BaseModel):
     dose: float
     presence: list[list[float]] = Field(description="[steered][judged]: share of positions, by the teacher's SAE")
     words: list[list[float]] = Field(description="[steered][judged]: share of tokens that are the judged concept's")
+    follow: list[list[float]] = Field(description="[steered][judged]: share of tokens that follow the judged concept")
     loss: list[float] = Field(description="[steered]: nats a token, under the independent model")
     distinct1: list[float]
     distinct2: list[float]
@@ -34,6 +37,7 @@ class Unsteered(BaseModel):
 
     presence: list[float] = Field(description="[judged]")
     words: list[float] = Field(description="[judged]")
+    follow: list[float] = Field(description="[judged]")
     loss: float
     distinct1: float
     distinct2: float
@@ -61,24 +65,26 @@ class Part(BaseModel):
         """The same texts, those of concept order[i] judged on concept i."""
         at = []
         for one in self.at:
-            moved: dict[str, Any] = {name: [getattr(one, name)[i] for i in order] for name in QUALITY}
-            moved |= {name: [getattr(one, name)[i] for i in order] for name in ("presence", "words")}
+            moved: dict[str, Any] = {name: [getattr(one, name)[i] for i in order] for name in (*GAINS, *QUALITY)}
             at.append(one.model_copy(update=moved))
         return self.model_copy(update={"at": at, "examples": []})
 
 
 def part_of(unsteered: Found, own: torch.Tensor, at: list[Dose], examples: list[Example]) -> Part:
     """What is kept, from what was found in the unsteered text and at each dose."""
-    means = {name: float(getattr(unsteered, name).mean()) for name in ("loss", "distinct1", "distinct2", "repeated4")}
-    shares, words = unsteered.shares.mean(0)[own], unsteered.words.mean(0)
-    base = Unsteered(presence=_rounded(shares), words=_rounded(words), **means)
-    return Part(unsteered=base, at=at, examples=examples)
+    base: dict[str, Any] = {
+        name: float(getattr(unsteered, name).mean()) for name in ("loss", "distinct1", "distinct2", "repeated4")
+    }
+    base |= {name: _rounded(getattr(unsteered, name).mean(0)) for name in ("words", "follow")}
+    base |= {"presence": _rounded(unsteered.shares.mean(0)[own])}
+    return Part(unsteered=Unsteered.model_validate(base), at=at, examples=examples)
 
 
 def dose_of(dose: float, found: Found, unsteered: Found, own: torch.Tensor) -> Dose:
     """What is kept of one dose; `own` are the concepts' numbers, int64 `[concepts]`."""
     moved = leak(found.shares, unsteered.shares.mean(0), own)
-    rest = {name: _rounded(getattr(found, name)) for name in ("words", "loss", "distinct1", "distinct2", "repeated4")}
+    kept = ("words", "follow", "loss", "distinct1", "distinct2", "repeated4")
+    rest = {name: _rounded(getattr(found, name)) for name in kept}
     return Dose(dose=dose, presence=_rounded(found.shares[:, own]), leak=_rounded(moved), **rest)
 
 

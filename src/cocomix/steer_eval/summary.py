@@ -3,7 +3,7 @@
 Of a method at dose d, for concept i and seed s:
 
     gain  g = share of positions with concept i in texts steered towards i, less that in unsteered text
-    words w = the same of its distinguishing tokens
+          or the same of its distinguishing tokens, or of those that distinguish what follows it
     cost  c = mean loss of the steered texts under the independent model, less that of unsteered text (nats a token)
 
 Unsteered text is the same model's, from all rows of the same seed. Curves are means over concepts and seeds; the one
@@ -19,9 +19,8 @@ import numpy as np
 
 from cocomix.steer_eval.area import BOUND, best_dose, bounded_area
 from cocomix.steer_eval.bootstrap import Resampling, interval
-from cocomix.steer_eval.part import Part
+from cocomix.steer_eval.part import GAINS, Part
 
-GAINS = ("presence", "words")
 COSTS = ("fluency_loss",)
 FIGURES = ("distinct1", "distinct2", "repeated4", "leak")
 MAIN = "concept"
@@ -87,7 +86,7 @@ def _method(
         ],
         "unsteered": {
             figure: float(np.mean([np.mean(getattr(one.unsteered, figure)) for one in parts]))
-            for figure in ("presence", "words", "loss", "distinct1", "distinct2", "repeated4")
+            for figure in (*GAINS, "loss", "distinct1", "distinct2", "repeated4")
         },
         "by_concept": {figure: values[figure].mean(0).round(6).tolist() for figure in (*GAINS, *COSTS)},
         "by_seed": {

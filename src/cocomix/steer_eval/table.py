@@ -7,15 +7,18 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cocomix.steer_eval.wording import between, percent
+from cocomix.steer_eval.part import GAINS
+from cocomix.steer_eval.wording import BY, between, percent
 
 COLUMNS = (
     "method",
     "area, SAE",
     "area, tokens",
+    "area, next",
     "best dose",
     "gain, SAE",
     "gain, tokens",
+    "gain, next",
     "nats lost",
     "distinct-2",
     "repeated-4",
@@ -25,11 +28,10 @@ TERMINAL = {
     "method": "method",
     "area, SAE": "area, SAE",
     "area, tokens": "area, tokens",
+    "area, next": "area, next",
     "best dose": "dose",
     "gain, SAE": "gain",
     "nats lost": "nats",
-    "repeated-4": "rep-4",
-    "leak": "leak",
 }
 """The columns that fit 80 characters, and their short headings there."""
 
@@ -40,31 +42,39 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def _cells(one: dict[str, Any]) -> list[str]:
-    areas = [between(one["area"][gain]) for gain in ("presence", "words")]
+    areas = [between(one["area"][gain]) for gain in GAINS]
     at = next((dose for dose in one["doses"] if dose["dose"] == one["best"]), None)
     if at is None:
-        return [*areas, *["–"] * (len(COLUMNS) - 3)]
-    gains = [between(at[gain]) for gain in ("presence", "words")]
+        return [*areas, *["–"] * (len(COLUMNS) - 1 - len(areas))]
+    gains = [between(at[gain]) for gain in GAINS]
     rest = [f"{at[figure]['mean']:.2f}" for figure in ("distinct2", "repeated4", "leak")]
     return [*areas, f"{at['dose']:g}", *gains, f"{at['fluency_loss']['mean']:+.2f}", *rest]
 
 
 def legend(report: dict[str, Any]) -> str:
-    """What the columns are."""
-    floor = report["methods"].get("none")
-    leak = "" if floor is None else f" ({floor['doses'][0]['leak']['mean']:.2f} for a second unsteered sample)"
-    base = "".join(
-        f" {name}: {percent(one['unsteered']['presence'])} by the SAE, {percent(one['unsteered']['words'])} by tokens,"
-        f" distinct-2 {one['unsteered']['distinct2']:.2f}."
-        for name, one in report["methods"].items()
-        if one["subject"] != "student" or name == "none"
+    """What the columns of gains are."""
+    subjects = {one["subject"]: one["unsteered"] for one in report["methods"].values()}
+    base = "; ".join(
+        f"{subject}: " + ", ".join(f"{percent(found[gain])} {BY[gain]}" for gain in GAINS)
+        for subject, found in subjects.items()
     )
     return (
-        "Gains are positions of 100 that carry the concept, more than unsteered, with 95 % intervals. area: mean of the"
-        f" best gain over fluency budgets from 0 to {report['bound']:g} nat a token. best dose: of those within that"
-        f" budget, and what it does; repeated-4: share of 4-grams that came before in their text; leak: how"
-        f" far all other concepts move, as a share of what they are{leak}."
-        f" Unsteered:{base}"
+        "Gains are generated positions of 100 that carry the concept, more than unsteered, with 95 % intervals: SAE, by"
+        " the teacher's SAE; tokens, by tokens that distinguish the concept; next, by tokens that distinguish what"
+        " follows it. area: mean of the best gain over all fluency budgets from 0 to"
+        f" {report['bound']:g} nat a token. best dose: the one of the largest gain by the SAE within that budget, and"
+        f" what it does. Unsteered text has it at, of 100 positions, {base}."
+    )
+
+
+def costs_legend(report: dict[str, Any]) -> str:
+    """What the columns of costs are."""
+    floor = report["methods"].get("none")
+    leak = "" if floor is None else f"; {floor['doses'][0]['leak']['mean']:.2f} for a second unsteered sample"
+    return (
+        "nats lost: a token, under the independent model. distinct-2: different pairs of tokens, as a share of all in a"
+        " text. repeated-4: share of 4-grams that came before in their text. leak: how far all other concepts move, as"
+        f" a share of what they are{leak}."
     )
 
 

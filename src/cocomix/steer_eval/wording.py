@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from cocomix.steer_eval.summary import GAINS, MAIN
+from cocomix.steer_eval.part import GAINS
+from cocomix.steer_eval.summary import MAIN
 
 BY = {
     "presence": "by the teacher's SAE",
     "words": "by its distinguishing tokens",
+    "follow": "by the tokens that follow it",
 }
 """What a gain is measured by."""
 
@@ -48,6 +50,9 @@ def caveats(report: dict[str, Any]) -> list[str]:
         "So the residual method's gain by the SAE is an upper bound of what that direction does to text: it is pushed"
         " along the direction that the judge looks along. Distinguishing tokens are a second judge, and that one is"
         " nearest to the prompt method.",
+        "Most concepts of a small autoencoder tell which token stands there, and tokens seldom follow themselves:"
+        " steering that says `this was such a token` at every position need not bring more such tokens. What it should"
+        " bring is what follows them: tokens that distinguish the positions after the concept are the third judge.",
         "Gains and losses are against the same model unsteered. The models differ: residual steers the teacher, "
         "which is larger than the students and has other fluency to lose; its figures are no comparison at equal size."
         " residual_ntp steers a student without concepts instead.",
