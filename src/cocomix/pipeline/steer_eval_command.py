@@ -13,7 +13,7 @@ from cocomix.pipeline.machine import git_commit, machine
 from cocomix.pipeline.name_command import name_run
 from cocomix.pipeline.steer_eval_stage import Measured, SteerEvalStage, Writer
 from cocomix.pipeline.student_stages import StudentStage
-from cocomix.pipeline.trained import existing_run, student_stage, with_concepts
+from cocomix.pipeline.trained import existing_run, student_stage
 from cocomix.steer.score import activity
 from cocomix.steer_eval import METHODS, summary
 from cocomix.steer_eval.concepts import Concept, chosen_concepts
@@ -42,9 +42,8 @@ def steer_eval(
 
     run = existing_run(folder)
     stages = [stage for stage in run.students if stage.student == student]
-    first = student_stage(run, student, run.config.seeds[0])
+    student_stage(run, student, run.config.seeds[0])  # says what there is if there is none
     _check(run, stages, tokens)
-    with_concepts(run, first)
     chosen = _concepts(run, concepts)
     asked = {"prompts": prompts, "tokens": tokens, "seed": seed}
     measured = [Measured(one, baseline(run, one), reader(run, one), chosen, asked) for one in stages]
