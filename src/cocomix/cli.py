@@ -26,6 +26,7 @@ from cocomix.cli_options import (
     recipe_file,
 )
 from cocomix.cli_push import push
+from cocomix.cli_steer_eval import steer_eval_command
 from cocomix.errors import CocomixError
 from cocomix.pipeline.console import console, errors
 
@@ -225,6 +226,7 @@ app.command("inspect")(inspect_command)
 app.command()(explore)
 app.command()(push)
 app.command()(bench)
+app.command("steer-eval")(steer_eval_command)
 
 
 def main() -> None:

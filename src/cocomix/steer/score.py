@@ -41,6 +41,15 @@ class Trial(NamedTuple):
     amplified: torch.Tensor
 
 
+class Activity(NamedTuple):
+    """How active concepts are in validation text, float64 `[C]`."""
+
+    share: torch.Tensor
+    """of positions at which each is active"""
+    strength: torch.Tensor
+    """mean of the latent over those positions; 0 where there are none"""
+
+
 class Place(NamedTuple):
     """Where in validation text a concept is active."""
 
@@ -98,7 +107,7 @@ def steering_score(
             " labels were made with"
         )
     chosen = choose_concepts(teacher, sae, shards, layer=layer, wanted=concepts, seq_len=seq_len)
-    prompt = _windows(shards, prompts, seq_len)[:, :prompt_tokens].to(student.device)
+    prompt = spread_windows(shards, prompts, seq_len)[:, :prompt_tokens].to(student.device)
 
     def measured(setting: Setting) -> tuple[torch.Tensor, list[float], float]:
         text = _continued(student, prompt, new_tokens, seed, setting)
@@ -141,23 +150,38 @@ def choose_concepts(
     """
     if wanted < 2:
         raise CocomixError("steering needs at least 2 concepts, each is the other's control; raise steering.concepts")
-    counts, positions = torch.zeros(sae.n_latents, dtype=torch.long), 0
-    for ids, latents in _latents(teacher, sae, shards, layer, seq_len):
-        active = latents.ids[latents.values > 0].cpu()
-        counts += torch.bincount(active, minlength=sae.n_latents)
-        positions += ids.numel()
-    share = counts.double() / positions
-    ranking = [
-        concept
-        for concept in share.argsort(descending=True, stable=True).tolist()
-        if RAREST <= share[concept] <= MOST_FREQUENT
-    ]
+    ranking = ranked_concepts(activity(teacher, sae, shards, layer=layer, seq_len=seq_len))
     if len(ranking) < 2:
         raise CocomixError(
             f"{len(ranking)} of the SAE's {sae.n_latents} concepts are active in {RAREST:.1%} to {MOST_FREQUENT:.0%} of"
             " the validation positions, too few to compare; use an SAE with more latents or fewer dead ones"
         )
     return [ranking[place] for place in window_subset(len(ranking), wanted)]
+
+
+@torch.no_grad()
+def activity(teacher: PreTrainedModel, sae: TopKSAE, shards: TokenShards, *, layer: int, seq_len: int) -> Activity:
+    """How often and how strongly each concept is active, on WINDOWS windows spread evenly over the shards.
+
+    Raises:
+        CocomixError: the shards hold no whole window.
+    """
+    counts, positions = torch.zeros(sae.n_latents, dtype=torch.long), 0
+    sums = torch.zeros(sae.n_latents, dtype=torch.double)
+    for ids, latents in _latents(teacher, sae, shards, layer, seq_len):
+        on = latents.values > 0
+        active, values = latents.ids[on].cpu(), latents.values[on].double().cpu()
+        counts += torch.bincount(active, minlength=sae.n_latents)
+        sums += torch.bincount(active, values, minlength=sae.n_latents)
+        positions += ids.numel()
+    return Activity(counts.double() / positions, sums / counts.clamp_min(1))
+
+
+def ranked_concepts(found: Activity) -> list[int]:
+    """Concepts that are neither rarer than RAREST nor more frequent than MOST_FREQUENT, the most frequent first."""
+    share = found.share
+    order = share.argsort(descending=True, stable=True).tolist()
+    return [concept for concept in order if RAREST <= share[concept] <= MOST_FREQUENT]
 
 
 @torch.no_grad()
@@ -191,11 +215,16 @@ def _latents(
     teacher: PreTrainedModel, sae: TopKSAE, shards: TokenShards, layer: int, seq_len: int
 ) -> Iterator[tuple[torch.Tensor, SparseLatents]]:
     """Token ids `[windows, seq]` and their latents, batch by batch, on windows spread evenly over the shards."""
-    for ids in _windows(shards, WINDOWS, seq_len).split(BATCH):
+    for ids in spread_windows(shards, WINDOWS, seq_len).split(BATCH):
         yield ids, sae.encode(hidden_at(teacher, ids.to(teacher.device), layer))
 
 
-def _windows(shards: TokenShards, wanted: int, seq_len: int) -> torch.Tensor:
+def spread_windows(shards: TokenShards, wanted: int, seq_len: int) -> torch.Tensor:
+    """Up to `wanted` windows spread evenly over the shards, int64 `[windows, seq_len]`.
+
+    Raises:
+        CocomixError: there is no whole window.
+    """
     indices = window_subset(shards.n_windows(seq_len), wanted)
     if not len(indices):
         raise CocomixError(
