@@ -65,6 +65,20 @@ READ = {
 }
 
 
+def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog: Catalog) -> None:
+    plain = [one.model_dump() for one in catalog.models() if not one.predicts]
+    with watched(browser, home) as watch:
+        listed = {"models": plain, "examples": catalog.examples, "version": "0"}
+        watch.page.route("**/api/models*", lambda route: route.fulfill(json=listed))
+        page = watch.open()
+        for view in ("read", "concepts", "steer"):
+            page.goto(f"{home}#{view}")
+            page.locator(f"#view-{view}").get_by_text("No student here predicts concepts").wait_for()
+        page.keyboard.press("Control+Enter")
+        page.keyboard.press("4")
+        page.locator("#view-compare .total").first.wait_for()
+
+
 @pytest.mark.parametrize("n_concepts", [400, 32_768])
 def test_any_number_of_concepts(browser: Any, tmp_path: Path, n_concepts: int) -> None:
     with (
@@ -148,8 +162,7 @@ def test_the_keyboard_is_enough(browser: Any, home: str) -> None:
         assert page.evaluate("() => document.activeElement.id") == "tab-read"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [380, 1280])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 380), ("dark", 1280)])
 def test_every_view_is_legible_and_fits(browser: Any, home: str, scheme: str, width: int, tmp_path: Path) -> None:
     settings = {"viewport": {"width": width, "height": 780}, "color_scheme": scheme, "reduced_motion": "reduce"}
     with watched(browser, home, **settings) as watch:

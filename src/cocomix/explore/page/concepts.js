@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { dashboard } from "./dashboard.js";
-import { announce, el, empty, put, skeleton, trouble } from "./dom.js";
+import { announce, el, empty, noConcepts, put, skeleton, trouble } from "./dom.js";
 import { concept, count, decimal, percent } from "./format.js";
 import { Latest, later } from "./timing.js";
 import { VirtualList } from "./virtual.js";
@@ -72,9 +72,9 @@ export function conceptsView(app) {
   function conceptLine(row) {
     const [, label, show] = SORTS.find(([key]) => key === state.now.sort) ?? SORTS[0];
     return [
-      el("span", { class: "line-name" }, row.name ?? el("span", { class: "soft" }, "no name"), row.edited && el("span", { class: "badge", title: "named by a person" }, "edited")),
+      el("span", { class: "line-name" }, row.name ?? el("span", { class: "soft" }, "no name")),
       el("span", { class: "line-value", title: label }, show(row)),
-      el("span", { class: "line-soft" }, `${concept(row.concept)} · predicted ${percent(row.predicted)} · true ${percent(row.true)}`),
+      el("span", { class: "line-soft" }, `${concept(row.concept)}${row.edited ? " · edited" : ""} · predicted ${percent(row.predicted)} · true ${percent(row.true)}`),
     ];
   }
 
@@ -147,7 +147,7 @@ export function conceptsView(app) {
     node,
     show() {
       if (!app.predicting.length) {
-        return put(board, empty("No student here predicts concepts", "Train one with the objective cocomix; Compare works with any student."));
+        return put(board, el("div", { class: "card" }, noConcepts()));
       }
       relook({ atOnce: true });
       open();

@@ -60,6 +60,14 @@ export function empty(title, hint, ...more) {
   return el("div", { class: "empty" }, el("p", { class: "empty-title" }, title), el("p", null, hint), more);
 }
 
+/** What to do where a run has no student that predicts concepts. */
+export function noConcepts() {
+  return empty(
+    "No student here predicts concepts",
+    "Train one with the objective cocomix, or open another run with `cocomix explore RUN`; Compare works with any student.",
+  );
+}
+
 /** An error's own sentence, and a way to try again. */
 export function trouble(error, retry) {
   return el(

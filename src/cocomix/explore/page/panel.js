@@ -24,7 +24,7 @@ export function tokenPanel(reading, at, { choose = null, chosen = null, heading 
       el("span", { class: "soft" }, `token ${at + 1} of ${reading.tokens.length} · id ${token.id}`),
     ),
     surprise(token, reading),
-    reading.n_concepts > 0 && concepts(token, choose, chosen),
+    reading.n_concepts > 0 && concepts(token, reading, choose, chosen),
     nextTokens(token, reading),
   );
 }
@@ -40,13 +40,14 @@ function surprise(token, reading) {
     el("b", null, odds),
     el("span", { class: "soft" }, ` (it had ${percent(Math.exp(-token.loss))})`),
     without &&
-      el("span", { class: "soft" }, `; ${decimal(token.loss_without)} without ${called(reading.concept, reading.name)}`),
+      el("span", { class: "soft" }, `; ${decimal(token.loss_without)} without ${concept(reading.concept)}`),
   );
 }
 
-function concepts(token, choose, chosen) {
+function concepts(token, reading, choose, chosen) {
   const rows = token.concepts.map((one) => conceptRow(one, choose, chosen));
   const apart = token.chosen && !token.concepts.some((one) => one.concept === token.chosen.concept);
+  const names = new Map(reading.tokens.flatMap((other) => other.concepts.map((one) => [one.concept, one.name])));
   const there = new Set(token.concepts.map((one) => one.concept));
   const missed = (token.labels ?? []).filter((one) => !there.has(one));
   return el(
@@ -59,7 +60,7 @@ function concepts(token, choose, chosen) {
         "p",
         { class: "missed" },
         el("span", { class: "soft" }, "The teacher also has "),
-        missed.map((one) => [el("a", { href: link("concepts", { open: one }) }, concept(one)), " "]),
+        missed.map((one, at) => [at > 0 && ", ", el("a", { href: link("concepts", { open: one }) }, called(one, names.get(one)))]),
       ),
   );
 }
@@ -75,7 +76,7 @@ function conceptRow(one, choose, chosenNow, extra = "") {
   const [mark, tone, agreed] = AGREED.get(one.agreed ?? null);
   const words = `${called(one.concept, one.name)}, strength ${decimal(one.strength)}, ${one.used ? "mixed in" : "not mixed in"}, ${agreed}`;
   const inside = [
-    el("span", { class: "concept-name" }, one.name ?? el("span", { class: "soft" }, "no name")),
+    el("span", { class: "concept-name", title: one.name }, one.name ?? el("span", { class: "soft" }, "no name")),
     bar(Math.abs(one.strength), 1, one.strength < 0 ? "against" : one.used ? "strength" : "strength faint"),
     el("span", { class: "value" }, decimal(one.strength)),
     el("span", { class: `tick ${tone}`, title: agreed }, mark),

@@ -1,7 +1,7 @@
 // Read: a text as the student sees it, read anew while one types.
 
 import { post } from "./api.js";
-import { announce, button, el, empty, put, skeleton, trouble } from "./dom.js";
+import { announce, button, el, empty, noConcepts, put, skeleton, trouble } from "./dom.js";
 import { called, concept, decimal, mean } from "./format.js";
 import { tokenPanel } from "./panel.js";
 import { Strip } from "./strip.js";
@@ -80,13 +80,7 @@ export function readView(app) {
   }
 
   function nothingPredicts() {
-    put(
-      board,
-      empty(
-        "No student here predicts concepts",
-        "Train one with the objective cocomix, or open another run with `cocomix explore RUN`; Compare works with any student.",
-      ),
-    );
+    put(board, noConcepts());
     put(panel);
   }
 

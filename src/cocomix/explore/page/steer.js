@@ -1,7 +1,7 @@
 // Steer: turn concepts while the model writes, beside what it would have written anyway.
 
 import { lines, post } from "./api.js";
-import { announce, button, el, put, trouble } from "./dom.js";
+import { announce, button, el, noConcepts, put, trouble } from "./dom.js";
 import { dials, fresh } from "./dials.js";
 import { Duet } from "./duet.js";
 import { namesOf } from "./names.js";
@@ -9,6 +9,8 @@ import { conceptPicker } from "./picker.js";
 import { share } from "./share.js";
 import { examples, textBox } from "./textbox.js";
 
+const HINT = "Add a concept and turn its dial; without one both sides are the same.";
+const FIXED = "This student predicts concepts but does not mix them in, so there is nothing to turn; choose another above.";
 const PROMPT = 60; // characters of an example that make a first prompt
 
 export function steerView(app) {
@@ -18,10 +20,10 @@ export function steerView(app) {
   });
   let running = null; // an AbortController while tokens stream
 
-  const box = textBox({ label: "Prompt", placeholder: "A beginning for the model to go on with", rows: 2, oninput: (prompt) => state.set({ prompt }) });
+  const box = textBox({ label: "Prompt", placeholder: "A beginning for the model to go on with", oninput: (prompt) => state.set({ prompt }) });
   const board = dials({ items: () => state.now.steering, change: (steering) => state.set({ steering }, { step: true }), name: names.of });
   const picker = conceptPicker({ label: "Add a concept to steer", model: () => state.now.model, onpick: add });
-  const hint = el("p", { class: "soft small-text dials-hint" }, "Add a concept and turn its dial; without one both sides are the same.");
+  const hint = el("p", { class: "soft small-text dials-hint" });
   const duet = new Duet({ name: names.of });
   const error = el("div");
   const run = button("Run", start, { class: "primary", title: "Ctrl+Enter" });
@@ -76,18 +78,21 @@ export function steerView(app) {
   }
 
   function draw() {
-    if (state.now.view !== "steer") return;
+    if (state.now.view !== "steer" || !app.predicting.length) return;
     box.show(state.now.prompt ?? "");
     for (const { field, key } of Object.values(fields)) {
       if (Number(field.value) !== state.now[key] || field.value === "") field.value = state.now[key];
     }
-    hint.hidden = state.now.steering.length > 0;
+    const steerable = app.models.find((model) => model.key === state.now.model)?.steerable;
+    hint.hidden = steerable && state.now.steering.length > 0;
+    hint.textContent = steerable ? HINT : FIXED;
     state.now.steering.forEach((item) => names.want(item.concept));
     board.draw();
     sharing.refresh();
   }
 
   async function start() {
+    if (!app.predicting.length) return;
     halt();
     const mine = new AbortController();
     running = mine;
@@ -138,6 +143,7 @@ export function steerView(app) {
   return {
     node,
     show() {
+      if (!app.predicting.length) return put(node, el("div", { class: "card" }, noConcepts()));
       if (state.now.prompt === null && app.examples.length) state.set({ prompt: beginning(app.examples[0]) });
       draw();
     },

@@ -3,7 +3,7 @@
 import { button, el } from "./dom.js";
 
 /** `oninput(text)` at every change a person makes; `show(text)` puts one there. */
-export function textBox({ label, placeholder, oninput, rows = 3 }) {
+export function textBox({ label, placeholder, oninput, rows = 2 }) {
   const area = el("textarea", {
     rows,
     placeholder,
