@@ -103,9 +103,10 @@ class OpenedRun:
             return self._books[owner]
 
     def examples(self) -> list[str]:
-        """Starts of held-out windows, spread over the validation split."""
+        """Starts of held-out windows, spread over the validation split, without the word that the cut may have halved."""
         shards, tokenizer = self.run.tokens.shards("val"), self.run.tokens.tokenizer()
         seq_len = self.run.config.seq_len
         chosen = window_subset(shards.n_windows(seq_len), EXAMPLES)
         length = min(EXAMPLE_TOKENS, seq_len // 2)  # so that there is room to go on writing
-        return [str(tokenizer.decode(ids[:length].tolist())).strip() for ids in shards.windows(chosen, seq_len)]
+        texts = [str(tokenizer.decode(ids[:length].tolist())).strip() for ids in shards.windows(chosen, seq_len)]
+        return [text.rsplit(maxsplit=1)[0] if text else text for text in texts]
