@@ -1,6 +1,7 @@
 """Parts and their summary, against loops over seeds, concepts and doses."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from cocomix.steer_eval import METHODS, Part, bounded_area, summary
 from cocomix.steer_eval.bootstrap import DRAWS, Resampling
 from cocomix.steer_eval.judge import leak
 from cocomix.steer_eval.methods import Writing
+from cocomix.steer_eval.part import GAINS
 from cocomix.steer_eval.summary import arrays
+from cocomix.steer_eval.wording import headline
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,7 @@ def test_a_part_holds_what_the_judge_found(tmp_path: Path) -> None:
     ticks = []
     part = method.measure(given, None, lambda *step: ticks.append(step))
     base = given.judge.read(given.subject("teacher").unsteered)
+    assert all(4.0 in METHODS[name].doses for name in METHODS if name != "none")
     assert [one.dose for one in part.at] == list(method.doses) and ticks[-1] == (7, 7)
     own = [one.concept for one in given.concepts]
     assert part.unsteered.presence == pytest.approx(base.shares.mean(0)[own].tolist(), abs=1e-6)
@@ -45,11 +49,10 @@ def test_a_part_holds_what_the_judge_found(tmp_path: Path) -> None:
         assert kept.words[group] == pytest.approx(found.words[group].tolist(), abs=1e-6)
     moved = leak(found.shares, base.shares.mean(0), given.own)
     assert kept.leak == pytest.approx(moved.tolist(), abs=1e-6)
-    middle = method.texts(given)(2.0)
     for place, example in enumerate(part.examples):
         row = 2 * place + place % 2
-        assert example.concept == own[place] and example.dose == 2.0
-        assert example.steered == given.decode(middle[row, 5:].tolist())
+        assert example.concept == own[place] and example.dose == 4.0
+        assert example.steered == given.decode(texts[row, 5:].tolist())
         assert example.unsteered == given.decode(given.subject("teacher").unsteered[row, 5:].tolist())
         assert example.prompt == given.decode(given.prompts[place % 2].tolist())
 
@@ -132,3 +135,18 @@ def test_differences_are_of_paired_draws(parts: dict[str, dict[int, Part]]) -> N
 def test_one_concept_and_seed_have_no_spread() -> None:
     draws = Resampling(1, 1)
     assert torch.equal(torch.tensor(draws.seeds), torch.ones(1 + DRAWS, 1, dtype=torch.double))
+
+
+def test_what_is_said_of_a_difference() -> None:
+    report: dict[str, Any] = {"student": "s", "bound": 1.0, "methods": {}, "differences": []}
+    for place, name in enumerate(("concept", "prompt", "residual", "random")):
+        area = {"mean": 0.01 * place, "low": 0.0, "high": 0.05}
+        report["methods"][name] = {"area": dict.fromkeys(GAINS, area)}
+    for than, ends in {"prompt": (0.01, 0.02), "residual": (-0.05, -0.01), "random": (-0.0001, 0.02)}.items():
+        verdict = "better" if ends[0] > 0 else "worse" if ends[1] < 0 else "undecided"
+        stats = {"mean": sum(ends) / 2, "low": ends[0], "high": ends[1], "verdict": verdict}
+        report["differences"].append({"method": "concept", "than": than, "figure": "presence"} | stats)
+    said = headline(report)
+    assert "Order by the teacher's SAE: random 3.0, residual 2.0, prompt 1.0, concept 0.0." in said[1]
+    assert "ahead of prompt by 1.5 (1.0 to 2.0)" in said[1] and "behind residual by 3.0 (1.0 to 5.0)" in said[1]
+    assert "not told apart from random, 1.0 (0.0 to 2.0)" in said[1]

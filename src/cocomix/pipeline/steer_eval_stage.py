@@ -11,7 +11,7 @@ from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.steer.score import spread_windows
 from cocomix.steer_eval.concepts import Concept
 from cocomix.steer_eval.material import CONTRAST_WINDOWS, PROMPT_TOKENS, Material
-from cocomix.steer_eval.methods import METHODS
+from cocomix.steer_eval.methods import METHODS, SHOWN
 from cocomix.steer_eval.part import Part
 
 Writer = StudentStage | TeacherStage
@@ -96,6 +96,7 @@ class SteerEvalStage(Stage):
     def settings(self) -> dict[str, Any]:
         return self.measured.asked | {
             "doses": list(self.method.doses),
+            "shown": SHOWN,
             "prompt_tokens": PROMPT_TOKENS,
             "contrast_windows": CONTRAST_WINDOWS,
             "student_seed": self.measured.student.seed,

@@ -1,6 +1,7 @@
 """Ways to bring a concept into a text: small classes, one registry, each with doses fixed before anything is measured.
 
-Doses go up in fixed steps and were not tuned on results; where a unit means something else, the steps differ.
+All but the prompt method have the same doses, each twice the one before, and were not tuned on results; what a unit is
+differs.
 """
 
 from abc import ABC, abstractmethod
@@ -14,9 +15,11 @@ from cocomix.steer import Amplify, steer_residual, steered
 from cocomix.steer_eval.concepts import derangement
 from cocomix.steer_eval.contrast import contrast_vectors, middle_block, shifted
 from cocomix.steer_eval.material import Material
-from cocomix.steer_eval.part import Part, dose_of, examples_of, part_of
+from cocomix.steer_eval.part import Dose, Example, Part, dose_of, examples_of, part_of
 
 DOUBLING = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SHOWN = 4.0
+"""The dose whose texts are kept to look at, one that all have."""
 Tick = Callable[[int, int], Any]
 """Told of doses done, and how many there are."""
 
@@ -54,12 +57,12 @@ class Writing(Method):
 
     def measure(self, material: Material, read: Part | None, tick: Tick) -> Part:
         write, subject = self.texts(material), material.subject(self.subject)
-        at, shown = [], self.doses[len(self.doses) // 2]
-        examples = []
+        at: list[Dose] = []
+        examples: list[Example] = []
         for number, dose in enumerate(self.doses):
             texts = write(dose)
             at.append(dose_of(dose, material.judge.read(texts), subject.unsteered_found, material.own))
-            if dose == shown:
+            if dose == SHOWN:
                 examples = examples_of(material, dose, subject.unsteered, texts)
             tick(number + 1, len(self.doses))
         return part_of(subject.unsteered_found, material.own, at, examples)
@@ -82,7 +85,7 @@ class OwnConcept(Writing):
     name, about = "concept", "CoCoMix: the student's own predicted concept amplified"
     unit = "added to the concept's logit, in multiples of the position's largest; from 2 up it leads"
     ties = "the student learned to predict this SAE's concepts, from labels made with the teacher"
-    doses = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+    doses = DOUBLING
 
     def texts(self, material: Material) -> Callable[[float], torch.Tensor]:
         subject = material.subject("student")

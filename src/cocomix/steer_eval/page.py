@@ -49,7 +49,6 @@ def examples(report: dict[str, Any]) -> list[dict[str, Any]]:
     shown = []
     for place in window_subset(len(report["concepts"]), EXAMPLES).tolist():
         texts = {name: one["examples"][place] for name, one in report["methods"].items() if one["examples"]}
-        steered = {name: one for name, one in texts.items() if name != "none"}
         prompt = next((one["prompt"] for one in texts.values()), "")
-        shown.append({"concept": report["concepts"][place], "prompt": prompt, "steered": steered})
+        shown.append({"concept": report["concepts"][place], "prompt": prompt, "steered": texts})
     return shown

@@ -59,7 +59,7 @@ class Part(BaseModel):
 
     unsteered: Unsteered
     at: list[Dose]
-    examples: list[Example] = Field(description="at the middle dose, one for each concept")
+    examples: list[Example] = Field(description="at one dose, one for each concept; of some methods none")
 
     def judged_on_others(self, order: list[int]) -> "Part":
         """The same texts, those of concept order[i] judged on concept i."""

@@ -15,7 +15,7 @@ BY = {
 
 def percent(value: float) -> str:
     """A share of positions, in points; `0.0123` is 1.2."""
-    return f"{100 * value:.1f}"
+    return f"{round(100 * value, 1) + 0.0:.1f}"  # no minus before 0
 
 
 def between(stats: dict[str, Any]) -> str:
@@ -57,8 +57,8 @@ def caveats(report: dict[str, Any]) -> list[str]:
         "which is larger than the students and has other fluency to lose; its figures are no comparison at equal size."
         " residual_ntp steers a student without concepts instead.",
         "A budget's gain is the best of several noisy means and so a little too large; by how much, `none` and"
-        " `random` show. Doses were fixed before measuring and are not the same in number or unit for all methods; more"
-        " of them can only help a method.",
+        " `random` show. Doses were fixed before measuring; their units differ, and prompt has"
+        " fewer of them. More doses can only help a method.",
         "What a word repeated without end costs is not seen by a language model, which finds it likely: read the"
         " fluency loss together with distinct-2 and repeated 4-grams.",
         "Concepts are those with distinguishing tokens that two halves of the training text agree on, neither rare nor"
@@ -84,10 +84,10 @@ def caveats(report: dict[str, Any]) -> list[str]:
 
 
 def _verdict(one: dict[str, Any]) -> str:
-    difference = f"{percent(one['mean'])} ({percent(one['low'])} to {percent(one['high'])})"
+    turned = {"mean": -one["mean"], "low": -one["high"], "high": -one["low"]}
     words = {
-        "better": f"ahead of {one['than']} by {difference}",
-        "worse": f"behind {one['than']} by {difference.replace('-', '−')}",
-        "undecided": f"not told apart from {one['than']}, {difference}",
+        "better": f"ahead of {one['than']} by {between(one)}",
+        "worse": f"behind {one['than']} by {between(turned)}",
+        "undecided": f"not told apart from {one['than']}, {between(one)}",
     }
     return words[one["verdict"]]
