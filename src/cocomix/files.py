@@ -1,5 +1,6 @@
 """Small files written whole or not at all, checksums, and a look at a path before a hub is asked for it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -68,3 +69,8 @@ def sha256(*paths: Path) -> str:
 def combined(checksums: Sequence[str]) -> str:
     """Checksum of several files from theirs, 64 hex digits; that of a single file is its own."""
     return checksums[0] if len(checksums) == 1 else hashlib.sha256("".join(checksums).encode()).hexdigest()
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an exception means a full disk; safetensors and torch raise types of their own for it."""
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
