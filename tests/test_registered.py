@@ -29,7 +29,9 @@ def test_neither_the_package_nor_any_help_loads_torch_or_transformers() -> None:
 
 FIRST = {
     "theirs": "import transformers, cocomix",
-    "ours, then a look whether theirs is installed": "import importlib.util, cocomix; importlib.util.find_spec('transformers')",
+    "ours, then a look whether theirs is installed": (
+        "import importlib.util, cocomix; importlib.util.find_spec('transformers')"
+    ),
     "one of ours that imports theirs": "import cocomix.steer.residual",
 }
 
@@ -54,7 +56,8 @@ def test_what_the_model_imports_outside_of_its_package_leaves_transformers_alone
         "import ast, sys\n"
         "from pathlib import Path\n"
         "import cocomix.model\n"
-        "ours = [name for name in sys.modules if name.startswith('cocomix.') and not name.startswith('cocomix.model')]\n"
+        "ours = [name for name in sys.modules if name.startswith('cocomix.')]\n"
+        "ours = [name for name in ours if not name.startswith('cocomix.model')]\n"
         "print(len(ours))\n"
         "for name in ours:\n"
         "    for node in ast.walk(ast.parse(Path(sys.modules[name].__file__).read_text())):\n"
