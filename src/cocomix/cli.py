@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cocomix.cli_bench import bench
+from cocomix.cli_doctor import doctor
 from cocomix.cli_evaluate import evaluate, perplexity
 from cocomix.cli_inspect import inspect_command, name_command
 from cocomix.cli_options import (
@@ -226,6 +227,7 @@ app.command("name")(name_command)
 app.command("inspect")(inspect_command)
 app.command()(push)
 app.command()(bench)
+app.command()(doctor)
 
 
 def _session() -> AbstractContextManager[None]:

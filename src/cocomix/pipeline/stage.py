@@ -66,6 +66,14 @@ class Stage(ABC):
         """What the progress bar calls it."""
         return self.name
 
+    def verify(self) -> None:
+        """Compare the finished stage's files with the checksums there are of them, or see that they can be read.
+
+        Raises:
+            CocomixError: a damaged one, by name.
+        """
+        return  # a stage that keeps figures only has its record alone, which is read whole or not at all
+
     def describe(self, figures: dict[str, Any]) -> str:
         """The figures a user wants to see when the stage ends, in a few words."""
         return ""
