@@ -28,8 +28,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages, and what pages link to outside of docs/."""
     files.append(File.generated(config, "reference/cli.md", content=commands()))
     packages = dict(public_packages())
-    for name, sentence in packages.items():
-        page = f"# cocomix.{name}\n\n{sentence}\n\n::: cocomix.{name}\n"
+    for name in packages:
+        page = f"# cocomix.{name}\n\n::: cocomix.{name}\n"
         files.append(File.generated(config, f"reference/python/{name}.md", content=page))
     rows = "\n".join(f"| [cocomix.{name}]({name}.md) | {sentence} |" for name, sentence in packages.items())
     index = f"# Python\n\nWhat each package makes public.\n\n| package | |\n|---|---|\n{rows}\n"
