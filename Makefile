@@ -6,7 +6,7 @@ TO_RUN := $(VENV)/.ready-to-run
 TO_TEST := $(VENV)/.ready-to-test
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types setup clean
+.PHONY: demo test lint types docs audit setup clean
 
 demo: $(TO_RUN)
 	$(BIN)/cocomix demo $(ARGS)
@@ -21,6 +21,15 @@ lint: $(TO_TEST)
 types: $(TO_TEST)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The site, in build/site; a dead link or anchor is an error (not with --quiet, which hides warnings from --strict, too).
+docs: $(TO_TEST)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+	@echo "The documentation is in build/site/index.html"
+
+# Bill of materials in build/sbom.json, then known vulnerabilities; the latter needs the network.
+audit: $(TO_TEST)
+	$(BIN)/python tools/audit.py $(ARGS)
+
 setup: $(TO_TEST)
 
 # torch comes first and exactly pinned: a looser request can pull gigabytes of another build.
@@ -34,7 +43,7 @@ $(TO_RUN): pyproject.toml constraints.txt
 	@touch $@
 
 $(TO_TEST): $(TO_RUN)
-	$(PIP) -c constraints.txt -e '.[dev,hub,eval,track,interop]'
+	$(PIP) -c constraints.txt -e '.[dev,hub,eval,track,interop,docs,audit]'
 	@touch $@
 
 clean:

@@ -13,14 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
-import typer
 import yaml
 
-from cocomix.cli import app
 from cocomix.config import load_config
 from cocomix.config.load import read_yaml, validate, validate_config
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.plan import plan
+from doc_blocks import after_cocomix, parsed
 from launched import checkpoints, ended, half_way, prepare, start, wait_until, weights
 
 ROOT = Path(__file__).parents[1]
@@ -37,25 +36,20 @@ def commands() -> list[list[str]]:
     lines = [line for text in (*blocks("sh"), *blocks("yaml")) for line in text.splitlines() if "cocomix" in line]
     prose = re.sub(r"```.*?```", "", DOC, flags=re.DOTALL)
     lines += [" ".join(code.split()) for code in re.findall(r"`([^`]*cocomix [^`]*)`", prose)]
-    typed = [shlex.split(line.rstrip("& ")) for line in lines]
-    starts = [words.index("cocomix") if "cocomix" in words else None for words in typed]
-    found = zip(typed, starts, strict=True)
-    return [words[at + 1 :] for words, at in found if at is not None and (at == 0 or words[at - 1] == "-m")]
+    found = (after_cocomix(shlex.split(line.rstrip("& "))) for line in lines)
+    return [words for words in found if words is not None]
 
 
 def test_every_command_parses() -> None:
-    group: Any = typer.main.get_command(app)
     seen = set()
     for words in commands():
-        name, *arguments = words
-        assert name in group.commands, words
-        context = group.commands[name].make_context(name, arguments)
+        context = parsed(words)
         overrides = context.params.get("overrides") or []
-        if name != "experiment" and overrides:
+        if words[0] != "experiment" and overrides:
             load_config(OWT, overrides)
         for option in ("config", "recipe"):
             assert context.params.get(option) is None or (ROOT / context.params[option]).exists(), words
-        seen.add(name)
+        seen.add(words[0])
     assert seen == {"corpus", "tokenize", "train", "sae", "label", "evaluate", "report", "experiment"}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cocomix.concepts import LabelStore
-from cocomix.pipeline.stage import disk_full
+from cocomix.files import disk_full
 from cocomix.tokens import write_shards
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
 

@@ -6,12 +6,14 @@ inside the commands, so `--help` stays quick.
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cocomix.cli_bench import bench
+from cocomix.cli_doctor import doctor
 from cocomix.cli_evaluate import evaluate, perplexity
 from cocomix.cli_explore import explore
 from cocomix.cli_inspect import inspect_command, name_command
@@ -27,8 +29,10 @@ from cocomix.cli_options import (
 )
 from cocomix.cli_push import push
 from cocomix.cli_steer_eval import steer_eval_command
-from cocomix.errors import CocomixError
+from cocomix.errors import CocomixError, Interrupted
+from cocomix.files import disk_full
 from cocomix.pipeline.console import console, errors
+from cocomix.processes import wait_for_main_to_say_it, world_size
 
 app = typer.Typer(
     name="cocomix",
@@ -227,15 +231,22 @@ app.command()(explore)
 app.command()(push)
 app.command()(bench)
 app.command("steer-eval")(steer_eval_command)
+app.command()(doctor)
+
+
+def _session() -> AbstractContextManager[None]:
+    """The process group of a launch, if this is one process of several."""
+    if world_size() == 1:
+        return nullcontext()
+    from cocomix.train.distributed import distributed_session
+
+    return distributed_session()
 
 
 def main() -> None:
     """Entry point of the `cocomix` command."""
-    from cocomix.pipeline.stage import disk_full
-    from cocomix.train.distributed import Interrupted, distributed_session, wait_for_main_to_say_it
-
     try:
-        with distributed_session():
+        with _session():
             app(standalone_mode=True)
     except CocomixError as error:
         wait_for_main_to_say_it()

@@ -11,3 +11,15 @@ class CocomixError(Exception):
 
 class ConfigError(CocomixError, ValueError):
     """A value that does not fit; also a ValueError, which Transformers' users expect of a config."""
+
+
+class Interrupted(Exception):
+    """Work was asked to stop and has been saved; the message says how to go on.
+
+    Args:
+        by_user: whether it was Ctrl-C, so that a script of several commands stops, too.
+    """
+
+    def __init__(self, message: str, *, by_user: bool = False) -> None:
+        super().__init__(message)
+        self.by_user = by_user

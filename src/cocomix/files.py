@@ -1,5 +1,6 @@
 """Small files written whole or not at all, checksums, and a look at a path before a hub is asked for it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -70,6 +71,30 @@ def sha256(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def check_weights(folder: Path, mend: str) -> None:
+    """See that every safetensors file of a model folder has a whole header and as many bytes as it promises.
+
+    Raises:
+        CocomixError: there is none, or a damaged one; `mend` says what the user does about it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CocomixError(f"{folder} holds no weights; {mend}")
+    for path in files:
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise CocomixError(f"the weights {path} are damaged ({error}); {mend}") from error
+
+
 def combined(checksums: Sequence[str]) -> str:
     """Checksum of several files from theirs, 64 hex digits; that of a single file is its own."""
     return checksums[0] if len(checksums) == 1 else hashlib.sha256("".join(checksums).encode()).hexdigest()
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an exception means a full disk; safetensors and torch raise types of their own for it."""
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)

@@ -68,6 +68,13 @@ def note_verified(folder: Path, files: Sequence[FileEntry]) -> None:
         write_json(folder / NOTE, {entry["file"]: _seen(folder, entry) for entry in files})
 
 
+def forget_verified(folder: Path) -> None:
+    """Let the files of `folder`, and of all folders below, be read again when they are next opened."""
+    for note in folder.rglob(NOTE):
+        with contextlib.suppress(OSError):
+            note.unlink()
+
+
 def _unknown(folder: Path, files: Sequence[FileEntry]) -> list[FileEntry]:
     """Those of `files` that the note does not vouch for."""
     try:

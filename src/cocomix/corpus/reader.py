@@ -54,6 +54,16 @@ class Corpus:
         sums = [entry["sha256"] for split in sorted(self.splits) for entry in self.splits[split]]
         return hashlib.sha256("".join(sums).encode()).hexdigest()
 
+    def check(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            CocomixError: one is missing or was altered.
+        """
+        for entries in self.splits.values():
+            for entry in entries:
+                check_file(self.folder / entry["file"], entry["sha256"])
+
     def documents(self, split: str) -> Iterator[Document]:
         """Documents of `split` in their order; each file is checked before its first one is given out."""
         for entry in self.files(split):
@@ -64,7 +74,15 @@ _ENTRY = ("file", "documents", "chars", "sha256")
 
 
 def read_file(path: Path, checksum: str) -> Iterator[Document]:
-    """Documents of one corpus file, in their order, after checking it; in memory is one document.
+    """Documents of one corpus file, in their order, after checking it as `check_file` does; in memory is one."""
+    check_file(path, checksum)
+    with path.open(encoding="utf-8", newline="\n") as stream:
+        for line in stream:
+            yield Document(**json.loads(line))
+
+
+def check_file(path: Path, checksum: str) -> None:
+    """Compare a corpus file with its checksum.
 
     Raises:
         CocomixError: the file is missing or was altered.
@@ -76,6 +94,3 @@ def read_file(path: Path, checksum: str) -> Iterator[Document]:
         raise CocomixError(f"the corpus file {path} is missing; {mend}") from None
     if not same:
         raise CocomixError(f"the corpus file {path} was altered; {mend}")
-    with path.open(encoding="utf-8", newline="\n") as stream:
-        for line in stream:
-            yield Document(**json.loads(line))

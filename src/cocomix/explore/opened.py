@@ -103,7 +103,7 @@ class OpenedRun:
             return self._books[owner]
 
     def examples(self) -> list[str]:
-        """Starts of held-out windows, spread over the validation split, without the word that the cut may have halved."""
+        """Starts of held-out windows, spread over the validation split, up to the last whole word."""
         shards, tokenizer = self.run.tokens.shards("val"), self.run.tokens.tokenizer()
         seq_len = self.run.config.seq_len
         chosen = window_subset(shards.n_windows(seq_len), EXAMPLES)

@@ -34,6 +34,9 @@ class CorpusStage(Stage):
     def outputs(self) -> list[str]:
         return ["text/corpus.json"]
 
+    def verify(self) -> None:
+        Corpus(self.folder / "text").check()
+
     def describe(self, figures: dict[str, Any]) -> str:
         found = ", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())
         skipped = figures.get("skipped", 0)
@@ -72,6 +75,10 @@ class TokensStage(Stage):
 
     def outputs(self) -> list[str]:
         return ["tokenizer/tokenizer_config.json", *(f"{split}/manifest.json" for split in SPLITS)]
+
+    def verify(self) -> None:
+        for split in SPLITS:
+            self.shards(split)
 
     def describe(self, figures: dict[str, Any]) -> str:
         return ", ".join(f"{split} {count:,} tokens" for split, count in figures["tokens"].items())

@@ -32,6 +32,11 @@ class LabelStage(Stage, LabelSet):
     def outputs(self) -> list[str]:
         return [f"{split}/{sign}/manifest.json" for split in self.splits for sign in self.config.signs]
 
+    def verify(self) -> None:
+        for split in self.splits:
+            for sign in self.config.signs:
+                self.reader(split, sign)
+
     def describe(self, figures: dict[str, Any]) -> str:
         shares = ", ".join(f"{sign} {share:.1%}" for sign, share in figures["train"]["valid_share"].items())
         return f"positions labelled: {shares}; {figures['train']['tokens_per_second']:,.0f} tokens/s"

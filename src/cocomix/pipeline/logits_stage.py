@@ -31,6 +31,9 @@ class LogitsStage(Stage):
     def outputs(self) -> list[str]:
         return ["top/manifest.json"]
 
+    def verify(self) -> None:
+        self.store()
+
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{self.k} tokens a position; {figures['tokens_per_second']:,.0f} tokens/s"
 

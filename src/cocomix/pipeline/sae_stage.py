@@ -13,6 +13,7 @@ from cocomix.concepts.quality import Reconstruction
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
 from cocomix.evaluate.perplexity import window_subset
+from cocomix.files import check_weights
 from cocomix.objectives import SaeObjective
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.lent import Lending, borrowed, known_as
@@ -53,6 +54,9 @@ class SaeStage(ModelStage):
 
     def outputs(self) -> list[str]:
         return ["model/sae.safetensors", "model/sae.json"]
+
+    def verify(self) -> None:
+        check_weights(self.folder / "model", self.again)
 
     def describe(self, figures: dict[str, Any]) -> str:
         recovered = figures.get("loss_recovered")

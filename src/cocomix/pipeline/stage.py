@@ -6,7 +6,6 @@ into place when complete: a finished stage is never half overwritten, and an int
 partial folder (checkpoints included) again.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -22,7 +21,7 @@ from typing import Any, ClassVar
 
 from cocomix.clock import Stopwatch
 from cocomix.errors import CocomixError
-from cocomix.files import sha256, write_json
+from cocomix.files import disk_full, sha256, write_json
 from cocomix.pipeline.machine import git_commit, machine
 from cocomix.train.distributed import barrier, is_main
 
@@ -66,6 +65,14 @@ class Stage(ABC):
     def title(self) -> str:
         """What the progress bar calls it."""
         return self.name
+
+    def verify(self) -> None:
+        """Compare the finished stage's files with the checksums there are of them, or see that they can be read.
+
+        Raises:
+            CocomixError: a damaged one, by name.
+        """
+        return  # a stage that keeps figures only has its record alone, which is read whole or not at all
 
     def describe(self, figures: dict[str, Any]) -> str:
         """The figures a user wants to see when the stage ends, in a few words."""
@@ -235,8 +242,3 @@ def _only_one(partial: Path, title: str) -> Iterator[None]:
         except BlockingIOError:
             raise CocomixError(f"another command is working on {title} right now; wait until it is done") from None
         yield
-
-
-def disk_full(error: BaseException) -> bool:
-    """Whether an exception means a full disk; safetensors and torch raise types of their own for it."""
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from cocomix.config import RunConfig
 from cocomix.evaluate.perplexity import perplexity
 from cocomix.evaluate.recall import concept_recall
+from cocomix.files import check_weights
 from cocomix.objectives import Objective
 from cocomix.pipeline.label_sets import LabelSet
 from cocomix.pipeline.logits_stage import LogitsStage
@@ -75,6 +76,9 @@ class StudentStage(ModelStage):
 
     def outputs(self) -> list[str]:
         return ["model/config.json"]
+
+    def verify(self) -> None:
+        check_weights(self.folder / "model", self.again)
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['parameters']:,} parameters{describe_curve(figures)}"

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
+from cocomix.files import check_weights
 from cocomix.objectives import NtpObjective
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.lent import Lending, borrowed, known_as
@@ -40,6 +41,9 @@ class TeacherStage(ModelStage):
 
     def outputs(self) -> list[str]:
         return ["model/config.json"]
+
+    def verify(self) -> None:
+        check_weights(self.folder / "model", self.again)
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['description']}{describe_curve(figures)}"

@@ -7,7 +7,6 @@ no-op, so the same code runs on a laptop.
 import os
 import pickle
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,35 +16,27 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from cocomix.errors import Interrupted
+from cocomix.processes import is_main, rank, world_size
+
+__all__ = [
+    "Interrupted",
+    "StopRequest",
+    "anywhere",
+    "barrier",
+    "device",
+    "distributed_session",
+    "gathered",
+    "is_main",
+    "mean_over_processes",
+    "on_main",
+    "rank",
+    "sum_over_processes",
+    "world_size",
+]
+
 LONGEST_WAIT = timedelta(hours=6)
 """Some stages are one process's work (tokenizing, evaluating) while the others wait at a barrier."""
-
-
-class Interrupted(Exception):
-    """Training was asked to stop and has saved a checkpoint; the message says how to go on.
-
-    Args:
-        by_user: whether it was Ctrl-C, so that a script of several commands stops, too.
-    """
-
-    def __init__(self, message: str, *, by_user: bool = False) -> None:
-        super().__init__(message)
-        self.by_user = by_user
-
-
-def rank() -> int:
-    """This process's number, 0 alone."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """How many processes take part, 1 alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main() -> bool:
-    """Whether this process writes files and talks to the user."""
-    return rank() == 0
 
 
 def barrier() -> None:
@@ -125,12 +116,6 @@ def anywhere(mine: bool) -> bool:
     flag = torch.tensor([float(mine)], device=device())
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())
-
-
-def wait_for_main_to_say_it() -> None:
-    """Give the main process time to report an error that all have; a launcher then ends the others unheard."""
-    if not is_main():
-        time.sleep(3)
 
 
 @contextmanager
