@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 from starlette.testclient import TestClient
@@ -54,8 +53,3 @@ def hooked(catalog: Catalog, key: str) -> bool:
     """Whether anything is left hooked to a model."""
     model = catalog.open(key).model
     return any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
-
-
-def files_of(folder: Path) -> set[str]:
-    """Names of all files below."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

@@ -9,6 +9,7 @@ import torch
 from starlette.testclient import TestClient
 
 from cocomix import __version__
+from cocomix.explore.app import PAGE
 from cocomix.explore.catalog import Catalog
 from cocomix.names.record import EDITED
 from cocomix.pipeline.inspect_command import inspect_text
@@ -17,6 +18,16 @@ from explore.explored import COCOMIX, NTP, STEERING, TEXT, client_of, hooked
 
 pytestmark = pytest.mark.slow
 SNAPSHOT = f"{COCOMIX}/step-00000030"
+
+
+def test_the_page_and_its_files(client: TestClient) -> None:
+    page, script = client.get("/"), client.get("/page/main.js")
+    assert page.headers["content-type"].startswith("text/html") and "/page/main.js" in page.text
+    assert "javascript" in script.headers["content-type"] and script.text == (PAGE / "main.js").read_text()
+    for answer in (page, script):
+        assert answer.headers["Cache-Control"] == "no-cache"
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    assert client.get("/page/main.js", headers={"If-None-Match": script.headers["ETag"]}).status_code == 304
 
 
 def test_models(client: TestClient, catalog: Catalog, folder: Path) -> None:

@@ -15,7 +15,8 @@ from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run
 
 EXAMPLES, EXAMPLE_TOKENS = 3, 48
-"""Starts of held-out text that are offered, and tokens of each."""
+"""Starts of held-out text that are offered, and tokens of each at most."""
+KEPT_LABELS = 16
 
 
 class OpenedRun:
@@ -38,6 +39,7 @@ class OpenedRun:
         self.run = existing_run(folder)
         self.lock = threading.RLock()
         self._books: dict[str, NameBook] = {}
+        self._labels: dict[tuple[str, tuple[int, ...]], ConceptLabels | None] = {}
 
     @cached_property
     def has_teacher(self) -> bool:
@@ -77,9 +79,18 @@ class OpenedRun:
         return stage.variant.recall and has_teacher_labels(stage)
 
     def labels(self, stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
-        """The teacher's labels of a text, `[1, seq, K_attr]`; only of a student that is `labelled`."""
+        """The teacher's labels of a text, `[1, seq, K_attr]`; only of a student that is `labelled`.
+
+        Those of the last few texts are kept: one text is read again for every concept that is chosen in it.
+        """
+        asked = stage.name, tuple(ids)
         with self.lock:
-            return labels_of(stage, ids, self._teacher, self._sae)
+            if asked not in self._labels:
+                self._labels[asked] = labels_of(stage, ids, self._teacher, self._sae)
+            labels = self._labels[asked] = self._labels.pop(asked)  # now the youngest
+            if len(self._labels) > KEPT_LABELS:
+                del self._labels[next(iter(self._labels))]
+            return labels
 
     def book(self, stage: StudentStage) -> NameBook:
         """Names of a student's concepts; all students that learn the autoencoder's share them."""
@@ -95,5 +106,6 @@ class OpenedRun:
         """Starts of held-out windows, spread over the validation split."""
         shards, tokenizer = self.run.tokens.shards("val"), self.run.tokens.tokenizer()
         seq_len = self.run.config.seq_len
-        chosen = window_subset(shards.n_windows(seq_len), EXAMPLES + 2)[1:-1]
-        return [str(tokenizer.decode(ids[:EXAMPLE_TOKENS].tolist())).strip() for ids in shards.windows(chosen, seq_len)]
+        chosen = window_subset(shards.n_windows(seq_len), EXAMPLES)
+        length = min(EXAMPLE_TOKENS, seq_len // 2)  # so that there is room to go on writing
+        return [str(tokenizer.decode(ids[:length].tolist())).strip() for ids in shards.windows(chosen, seq_len)]

@@ -23,6 +23,9 @@ def prepare(catalog: Catalog, *, name_tokens: int = NAME_TOKENS) -> None:
     for info in reversed(catalog.models()):
         if info.predicts and catalog.entry(info.key).whole:
             try:
-                catalog.open(info.key).look()
+                opened = catalog.open(info.key)
+                opened.look()
+                for text in catalog.examples[:1]:  # the first passes of a process are slow
+                    opened.read(text, concept=None, top=1)
             except CocomixError as error:
                 console.print(f"{info.label}: {error}", style="yellow", highlight=False, markup=False, soft_wrap=True)
