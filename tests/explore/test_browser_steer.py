@@ -72,6 +72,7 @@ def test_a_setting_is_taken_along_and_brought_back(watch: Watched, tmp_path: Pat
     page.locator(".dials-hint").wait_for()
     page.locator("input[type=file]").set_input_files(tmp_path / "steering.json")
     page.locator(".dial").nth(1).wait_for()
+    page.get_by_text("Opened steering.json.").wait_for()
     page.wait_for_function("() => decodeURIComponent(location.hash).includes('clamp')")
     page.get_by_label("Steering line").fill("c3=loud")
     page.get_by_role("button", name="Use line").click()

@@ -10,12 +10,6 @@ export function bar(value, most, tone = "") {
   return el("span", { class: `bar ${tone}`, vars: { "--w": share(value, most) }, "aria-hidden": "true" });
 }
 
-/** A bar that grows from the middle, to the right of it when positive. */
-export function divergingBar(value, most, tones = ["more", "less"]) {
-  const side = value >= 0 ? `right ${tones[0]}` : `left ${tones[1]}`;
-  return el("span", { class: `bar diverging ${side}`, vars: { "--w": share(Math.abs(value), most) }, "aria-hidden": "true" });
-}
-
 /** Tokens and their effects, largest first, as rows of bars. */
 export function effects(rows, unit) {
   const most = Math.max(...rows.map((row) => Math.abs(row.effect)), 1e-9);
@@ -58,6 +52,8 @@ export function histogram(whole) {
   });
   const tick = (at, anchor) =>
     svg("text", { x: (at / counts.length) * width, y: height + 13, "text-anchor": anchor }, decimal(edges[at]));
+  const range = `${decimal(edges[0])} to ${decimal(edges.at(-1))}`;
+  const words = `Strengths of ${count(total)} predictions, from ${range}; the tallest column has ${count(most)}`;
   const middle = Math.floor(counts.length / 2);
   return svg(
     "svg",
@@ -65,7 +61,7 @@ export function histogram(whole) {
       viewBox: `0 0 ${width} ${height + foot}`,
       class: "histogram",
       role: "img",
-      "aria-label": `Strengths of ${count(total)} predictions, from ${decimal(edges[0])} to ${decimal(edges.at(-1))}; the tallest column has ${count(most)}`,
+      "aria-label": words,
     },
     svg("line", { x1: 0, x2: width, y1: height, y2: height, class: "axis" }),
     bars,
@@ -82,7 +78,8 @@ export function overlap(agreement) {
   const width = 320;
   const scale = all > 0 ? width / all : 0;
   const from = (predicted - both) * scale;
-  const band = (y, x, wide, tone) => svg("rect", { x, y, width: Math.max(wide, wide > 0 ? 1.5 : 0), height: 16, rx: 2, class: tone });
+  const band = (y, x, wide, tone) =>
+    svg("rect", { x, y, width: Math.max(wide, wide > 0 ? 1.5 : 0), height: 16, rx: 2, class: tone });
   const words = `Predicted at ${count(predicted)} places, true at ${count(real)}, both at ${count(both)}`;
   return el(
     "figure",

@@ -34,7 +34,13 @@ export function compareView(app) {
     el(
       "div",
       { class: "card" },
-      el("div", { class: "versus" }, pickers.left.node, button("⇄", swap, { class: "icon", "aria-label": "Swap the two", title: "Swap" }), pickers.right.node),
+      el(
+        "div",
+        { class: "versus" },
+        pickers.left.node,
+        button("⇄", swap, { class: "icon", "aria-label": "Swap the two", title: "Swap" }),
+        pickers.right.node,
+      ),
       box.node,
       examples(app.examples, (text) => state.set({ text, at: null })),
     ),
@@ -106,10 +112,11 @@ export function compareView(app) {
       const other = answer.right.tokens[at];
       if (token.loss === null) return strips.left.paint(at, { title: "the first token" });
       const gain = token.loss - other.loss;
+      const better = gain > 0 ? "right" : "left";
       strips.left.paint(at, {
         level: Math.abs(gain) / most,
-        tone: gain > 0 ? "right" : "left",
-        title: `left ${decimal(token.loss)}, right ${decimal(other.loss)} nats; ${gain > 0 ? "right" : "left"} is better by ${decimal(Math.abs(gain))}`,
+        tone: better,
+        title: `left ${decimal(token.loss)}, right ${decimal(other.loss)} nats: ${better} is better`,
       });
     });
     put(
@@ -118,7 +125,13 @@ export function compareView(app) {
       el(
         "div",
         { class: "legend" },
-        el("span", { class: "scale" }, `left better by ${most}`, el("span", { class: "ramp diverging" }), `right better by ${most}`),
+        el(
+          "span",
+          { class: "scale" },
+          `left better by ${most}`,
+          el("span", { class: "ramp diverging" }),
+          `right better by ${most}`,
+        ),
         el("span", { class: "soft" }, "difference in surprise at each token, nats"),
       ),
     );
@@ -126,7 +139,9 @@ export function compareView(app) {
 
   /** The shade's scale on this text: nine tokens in ten are within it. */
   function scale() {
-    const gains = answer.left.tokens.slice(1).map((token, at) => Math.abs(token.loss - answer.right.tokens[at + 1].loss));
+    const gains = answer.left.tokens
+      .slice(1)
+      .map((token, at) => Math.abs(token.loss - answer.right.tokens[at + 1].loss));
     const large = gains.sort((one, other) => one - other)[Math.floor(gains.length * 0.9)] ?? 0;
     return SCALES.find((one) => one >= large) ?? SCALES.at(-1);
   }
@@ -137,24 +152,42 @@ export function compareView(app) {
       const { tokens } = answer[side];
       strips[side].show(tokens.map((token) => token.token));
       tokens.forEach((token, at) =>
-        strips[side].paint(at, token.loss === null ? {} : { level: token.loss / MOST_SURPRISE, tone: "loss", title: `surprise ${decimal(token.loss)} nats` }),
+        strips[side].paint(
+          at,
+          token.loss === null
+            ? {}
+            : { level: token.loss / MOST_SURPRISE, tone: "loss", title: `surprise ${decimal(token.loss)} nats` },
+        ),
       );
     }
     put(
       board,
-      el("p", { class: "soft" }, "The two cut the text into different tokens, so each is shown apart, shaded by its own surprise."),
-      el("div", { class: "columns" }, SIDES.map((side) => el("section", null, el("h3", { class: `key ${side}` }, label(side)), strips[side].node))),
+      el(
+        "p",
+        { class: "soft" },
+        "The two cut the text into different tokens, so each is shown apart, shaded by its own surprise.",
+      ),
+      el(
+        "div",
+        { class: "columns" },
+        SIDES.map((side) => el("section", null, el("h3", { class: `key ${side}` }, label(side)), strips[side].node)),
+      ),
     );
   }
 
   function sums() {
-    const losses = Object.fromEntries(SIDES.map((side) => [side, answer[side].tokens.map((one) => one.loss).filter((one) => one !== null)]));
-    if (losses.left.length === 0) return empty("One token", "The first token is predicted from nothing; type more to compare.");
+    const losses = Object.fromEntries(
+      SIDES.map((side) => [side, answer[side].tokens.map((one) => one.loss).filter((one) => one !== null)]),
+    );
+    if (losses.left.length === 0)
+      return empty("One token", "The first token is predicted from nothing; type more to compare.");
     const means = { left: mean(losses.left), right: mean(losses.right) };
     const gain = means.left - means.right;
     const won = losses.left.filter((one, at) => one > losses.right[at]).length;
     const verdict =
-      Math.abs(gain) < 0.005 ? "The two are alike on this text" : `${gain > 0 ? "Right" : "Left"} is better by ${decimal(Math.abs(gain))} nats a token`;
+      Math.abs(gain) < 0.005
+        ? "The two are alike on this text"
+        : `${gain > 0 ? "Right" : "Left"} is better by ${decimal(Math.abs(gain))} nats a token`;
     return [
       SIDES.map((side) =>
         el(
@@ -181,7 +214,11 @@ export function compareView(app) {
       const last = answer[side].tokens.length - 1;
       const at = Math.min(state.now.at ?? last, last);
       strips[side].select(at);
-      return el("aside", { class: `card side ${side}`, "aria-label": `The token in ${label(side)}` }, tokenPanel(answer[side], at, { heading: label(side) }));
+      return el(
+        "aside",
+        { class: `card side ${side}`, "aria-label": `The token in ${label(side)}` },
+        tokenPanel(answer[side], at, { heading: label(side) }),
+      );
     });
     put(panels, shown);
   }

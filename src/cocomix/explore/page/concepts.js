@@ -52,7 +52,11 @@ export function conceptsView(app) {
     row: conceptLine,
     onpick: (row) => state.set({ open: row.concept }),
     onload: loaded,
-    onfail: (error) => put(below, trouble(error, () => list.reset())),
+    onfail: (error) =>
+      put(
+        below,
+        trouble(error, () => list.reset()),
+      ),
   });
   const board = el("div", { class: "dashboard", "aria-live": "off" });
   const node = el(
@@ -74,7 +78,18 @@ export function conceptsView(app) {
     return [
       el("span", { class: "line-name" }, row.name ?? el("span", { class: "soft" }, "no name")),
       el("span", { class: "line-value", title: label }, show(row)),
-      el("span", { class: "line-soft" }, `${concept(row.concept)}${row.edited ? " · edited" : ""} · predicted ${percent(row.predicted)} · true ${percent(row.true)}`),
+      el(
+        "span",
+        { class: "line-soft" },
+        [
+          concept(row.concept),
+          row.edited && "edited",
+          `predicted ${percent(row.predicted)}`,
+          `true ${percent(row.true)}`,
+        ]
+          .filter(Boolean)
+          .join(" · "),
+      ),
     ];
   }
 
@@ -133,7 +148,10 @@ export function conceptsView(app) {
   function steer(id) {
     const already = state.now.steering.some((item) => item.concept === id);
     const item = { concept: id, do: "amplify", amount: 4, start: 0 };
-    state.set({ view: "steer", steering: already ? state.now.steering : [...state.now.steering, item] }, { step: true });
+    state.set(
+      { view: "steer", steering: already ? state.now.steering : [...state.now.steering, item] },
+      { step: true },
+    );
   }
 
   state.on(["q", "sort"], relook);

@@ -1,9 +1,9 @@
 // One concept on a page: what it is called, where it is predicted and true, and what it does to the next token.
 
-import { post } from "./api.js";
 import { bar, effects, histogram, overlap } from "./charts.js";
-import { announce, button, el, empty, put, setVars } from "./dom.js";
+import { button, el, empty, setVars } from "./dom.js";
 import { alone, called, concept, count, decimal, percent, seen } from "./format.js";
+import { nameplate } from "./nameplate.js";
 import { link } from "./state.js";
 
 /** `onname(about)` after it was renamed; `shade(concept)` and `steer(concept)` go to the other views. */
@@ -28,7 +28,12 @@ export function dashboard(answer, { model, onname, shade, steer }) {
       "div",
       { class: "dash-grid" },
       part("Predicted against true", agreement(answer)),
-      part("How strongly", predicted.count > 0 ? strengths(predicted) : empty("Never predicted", "It was not among the mixed-in concepts anywhere here.")),
+      part(
+        "How strongly",
+        predicted.count > 0
+          ? strengths(predicted)
+          : empty("Never predicted", "It was not among the mixed-in concepts anywhere here."),
+      ),
       part("Where the student predicts it", studentPassages(predicted), "wide"),
       part("Where the teacher has it", teacherPassages(about), "wide"),
       part("What it does to the next token", pushes(answer), "wide"),
@@ -42,73 +47,17 @@ function part(title, content, extra = "") {
   return el("section", { class: `card part ${extra}` }, el("h3", null, title), content);
 }
 
-function nameplate({ concept: id, about: first }, model, onname) {
-  let about = first;
-  const plate = el("div", { class: "nameplate" });
-
-  function shown() {
-    put(
-      plate,
-      el("span", { class: "number" }, concept(id)),
-      el("h2", null, about.name ?? el("span", { class: "soft" }, "no name")),
-      about.edited && el("span", { class: "badge" }, "edited"),
-      button("Rename", edit, { class: "small", "aria-label": `Rename ${called(id, about.name)}` }),
-      !about.name && about.why && el("p", { class: "soft why" }, about.why),
-    );
-  }
-
-  function edit() {
-    const box = el("input", { type: "text", value: about.name ?? "", "aria-label": `Name of concept ${id}`, maxlength: "120" });
-    const said = el("p", { class: "soft why" }, about.edited ? "Leave it empty to take the found name back." : "");
-    const leave = () => {
-      shown();
-      plate.querySelector("button").focus();
-    };
-    const keep = async () => {
-      try {
-        about = await post("/api/name", { model, concept: id, name: box.value.trim() });
-        onname(about);
-        announce(`named ${about.name ?? "nothing"}`);
-        leave();
-      } catch (error) {
-        put(said, error.message);
-        said.classList.add("bad");
-      }
-    };
-    const form = el(
-      "form",
-      {
-        class: "rename",
-        onsubmit: (event) => {
-          event.preventDefault();
-          keep();
-        },
-        onkeydown: (event) => {
-          if (event.key !== "Escape") return;
-          event.stopPropagation();
-          leave();
-        },
-      },
-      box,
-      el("button", { type: "submit", class: "small primary" }, "Keep"),
-      button("Cancel", leave, { class: "small" }),
-    );
-    put(plate, el("span", { class: "number" }, concept(id)), form, said);
-    box.select();
-    box.focus();
-  }
-
-  shown();
-  return plate;
-}
-
 function facts({ about, predicted, agreement: agreed, positions, split }) {
   const fact = (name, value, hint) => el("div", { title: hint }, el("dt", null, name), el("dd", null, value));
   return el(
     "dl",
     { class: "facts row" },
     fact("predicted", percent(predicted.share), `share of ${count(positions)} ${split} positions where it is mixed in`),
-    fact("true", agreed && agreed.positions ? percent(agreed.true / agreed.positions) : "–", "share of labelled positions where the teacher has it"),
+    fact(
+      "true",
+      agreed && agreed.positions ? percent(agreed.true / agreed.positions) : "–",
+      "share of labelled positions where the teacher has it",
+    ),
     fact("name's stability", decimal(about.stability), "do two halves of the text name it alike, 0 to 1"),
     fact("name's coverage", percent(about.coverage), "share of its places at which a token of the name is"),
   );
@@ -116,7 +65,10 @@ function facts({ about, predicted, agreement: agreed, positions, split }) {
 
 function agreement({ agreement: agreed }) {
   if (!agreed) return empty("Not known", "The run keeps no teacher's labels for this text; label it to compare.");
-  return [el("p", { class: "soft small-text" }, `${count(agreed.positions)} positions, by the labels ${agreed.truth}`), overlap(agreed)];
+  return [
+    el("p", { class: "soft small-text" }, `${count(agreed.positions)} positions, by the labels ${agreed.truth}`),
+    overlap(agreed),
+  ];
 }
 
 function strengths(predicted) {
@@ -129,7 +81,19 @@ function strengths(predicted) {
 function passage(before, token, after, level, value, mark = null) {
   const shaded = el("mark", { class: "token strength" }, seen(token));
   setVars(shaded, { "--level": Math.max(0, Math.min(1, level)).toFixed(3) });
-  return el("li", null, el("span", { class: "value" }, value), el("span", { class: "passage", title: `${before}${token}${after}` }, el("span", { class: "before" }, el("span", null, seen(before))), shaded, el("span", { class: "after" }, seen(after))), mark);
+  return el(
+    "li",
+    null,
+    el("span", { class: "value" }, value),
+    el(
+      "span",
+      { class: "passage", title: `${before}${token}${after}` },
+      el("span", { class: "before" }, el("span", null, seen(before))),
+      shaded,
+      el("span", { class: "after" }, seen(after)),
+    ),
+    mark,
+  );
 }
 
 function studentPassages({ passages }) {
@@ -144,7 +108,14 @@ function studentPassages({ passages }) {
       "ol",
       { class: "passages" },
       passages.map((one) =>
-        passage(one.before, one.token, one.after, one.strength, decimal(one.strength), marks.get(one.true ?? null)?.cloneNode(true)),
+        passage(
+          one.before,
+          one.token,
+          one.after,
+          one.strength,
+          decimal(one.strength),
+          marks.get(one.true ?? null)?.cloneNode(true),
+        ),
       ),
     ),
   ];
@@ -155,7 +126,11 @@ function teacherPassages({ passages }) {
   const most = Math.max(...passages.map((one) => one.activation));
   return [
     el("p", { class: "soft small-text" }, "Activation of the teacher's autoencoder, strongest first"),
-    el("ol", { class: "passages" }, passages.map((one) => passage(one.before, one.token, one.after, one.activation / most, decimal(one.activation)))),
+    el(
+      "ol",
+      { class: "passages" },
+      passages.map((one) => passage(one.before, one.token, one.after, one.activation / most, decimal(one.activation))),
+    ),
   ];
 }
 
@@ -171,10 +146,27 @@ function pushes({ promotes, suppresses, measured }) {
   return el(
     "div",
     { class: "pushes" },
-    block("By its weights", "its vector through the mixer and the head: centred logits", promotes, suppresses, "logits"),
+    block(
+      "By its weights",
+      "its vector through the mixer and the head: centred logits",
+      promotes,
+      suppresses,
+      "logits",
+    ),
     measured
-      ? block("Measured", `change of log-probability with it against without, mean of its ${count(measured.places)} strongest places, nats`, measured.promotes, measured.suppresses, "nats")
-      : el("div", null, el("h4", null, "Measured"), empty("Not measured", "It is predicted nowhere here, so taking it away changes nothing.")),
+      ? block(
+          "Measured",
+          `log-probability with it less without, mean of its ${count(measured.places)} strongest places, nats`,
+          measured.promotes,
+          measured.suppresses,
+          "nats",
+        )
+      : el(
+          "div",
+          null,
+          el("h4", null, "Measured"),
+          empty("Not measured", "It is predicted nowhere here, so taking it away changes nothing."),
+        ),
   );
 }
 
@@ -184,9 +176,28 @@ function distinguishing({ tokens, next_tokens: next }) {
   const list = (title, rows) =>
     rows.length > 0 && [
       el("h4", null, title),
-      el("ol", { class: "effects" }, rows.slice(0, 8).map((one) => el("li", null, el("code", null, alone(one.token)), bar(one.score, most, "more"), el("span", { class: "value" }, decimal(one.score, 3))))),
+      el(
+        "ol",
+        { class: "effects" },
+        rows
+          .slice(0, 8)
+          .map((one) =>
+            el(
+              "li",
+              null,
+              el("code", null, alone(one.token)),
+              bar(one.score, most, "more"),
+              el("span", { class: "value" }, decimal(one.score, 3)),
+            ),
+          ),
+      ),
     ];
-  return el("div", { class: "two" }, el("div", null, list("It is on", tokens)), el("div", null, list("It comes before", next)));
+  return el(
+    "div",
+    { class: "two" },
+    el("div", null, list("It is on", tokens)),
+    el("div", null, list("It comes before", next)),
+  );
 }
 
 function similar({ similar: others }) {

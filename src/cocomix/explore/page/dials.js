@@ -5,11 +5,25 @@ import { concept, decimal } from "./format.js";
 import { link } from "./state.js";
 
 /** What can be done: label, hint, and the slider where there is an amount (the number field takes any). */
-export const ACTIONS = {
-  amplify: { label: "Amplify", hint: "its logit, plus this many times the token's largest", min: -8, max: 8, step: 0.25, first: 4 },
+const ACTIONS = {
+  amplify: {
+    label: "Amplify",
+    hint: "its logit, plus this many times the token's largest",
+    min: -8,
+    max: 8,
+    step: 0.25,
+    first: 4,
+  },
   dampen: { label: "Dampen", hint: "this share of the way to off", min: 0, max: 1, step: 0.05, first: 0.5 },
   ablate: { label: "Ablate", hint: "never mixed in" },
-  clamp: { label: "Clamp", hint: "its logit, set to this many times the token's largest", min: -4, max: 4, step: 0.1, first: 2 },
+  clamp: {
+    label: "Clamp",
+    hint: "its logit, set to this many times the token's largest",
+    min: -4,
+    max: 4,
+    step: 0.1,
+    first: 2,
+  },
 };
 
 /** A new item with the action's first amount. */
@@ -41,8 +55,15 @@ export function dials({ items, change, name }) {
         "div",
         { class: "dial-head" },
         el("span", { class: "concept-name" }, name(item.concept) ?? el("span", { class: "soft" }, "no name")),
-        el("a", { class: "number", href: link("concepts", { open: item.concept }), title: "open its dashboard" }, concept(item.concept)),
-        button("×", () => change(items().filter((_, place) => place !== at)), { class: "cross", "aria-label": `Remove ${concept(item.concept)}` }),
+        el(
+          "a",
+          { class: "number", href: link("concepts", { open: item.concept }), title: "open its dashboard" },
+          concept(item.concept),
+        ),
+        button("×", () => change(items().filter((_, place) => place !== at)), {
+          class: "cross",
+          "aria-label": `Remove ${concept(item.concept)}`,
+        }),
       ),
       el(
         "div",
@@ -56,7 +77,8 @@ export function dials({ items, change, name }) {
               name: `do-${item.concept}`,
               value: key,
               checked: key === item.do,
-              onchange: () => change(items().map((one, place) => (place === at ? fresh(one.concept, key, one.start ?? 0) : one))),
+              onchange: () =>
+                change(items().map((one, place) => (place === at ? fresh(one.concept, key, one.start ?? 0) : one))),
             }),
             el("span", null, label),
           ),

@@ -3,7 +3,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const AS_PROPERTY = new Set(["value", "checked", "disabled", "hidden", "tabIndex", "selected"]);
 
-/** An element. Props: `onclick` and such listen, `vars` sets CSS properties, the rest are attributes; nullish are left out. */
+/** An element. Props: `onclick` and such listen, `vars` sets CSS properties; the rest are attributes. */
 export function el(tag, props, ...children) {
   return filled(document.createElement(tag), props, children);
 }
@@ -64,7 +64,7 @@ export function empty(title, hint, ...more) {
 export function noConcepts() {
   return empty(
     "No student here predicts concepts",
-    "Train one with the objective cocomix, or open another run with `cocomix explore RUN`; Compare works with any student.",
+    "Train one with the objective cocomix, or open another run with `cocomix explore RUN`; Compare takes any student.",
   );
 }
 

@@ -23,7 +23,9 @@ export class Duet {
       el(
         "div",
         { class: "columns" },
-        SIDES.map((side) => el("section", { class: `card column ${side}` }, el("h3", null, TITLES[side]), this.strips[side].node)),
+        SIDES.map((side) =>
+          el("section", { class: `card column ${side}` }, el("h3", null, TITLES[side]), this.strips[side].node),
+        ),
       ),
       el(
         "div",
@@ -41,7 +43,14 @@ export class Duet {
   /** As before the first run. */
   rest() {
     this.#heard = null;
-    for (const side of SIDES) put(this.strips[side].node, empty("Nothing yet", side === "base" ? "Press Run: the model continues the prompt." : "The same, with the dials turned."));
+    for (const side of SIDES)
+      put(
+        this.strips[side].node,
+        empty(
+          "Nothing yet",
+          side === "base" ? "Press Run: the model continues the prompt." : "The same, with the dials turned.",
+        ),
+      );
   }
 
   /** A run of so many tokens was asked for. */
@@ -57,7 +66,14 @@ export class Duet {
   }
 
   #start({ prompt, judge, concepts }) {
-    this.#heard = { judge, concepts, first: null, losses: { base: [], steered: [] }, present: { base: {}, steered: {} }, n: 0 };
+    this.#heard = {
+      judge,
+      concepts,
+      first: null,
+      losses: { base: [], steered: [] },
+      present: { base: {}, steered: {} },
+      n: 0,
+    };
     put(this.note);
     put(this.meters);
     for (const side of SIDES) {
@@ -72,10 +88,14 @@ export class Duet {
     const heard = this.#heard;
     heard.n += 1;
     if (!same && heard.first === null) heard.first = at;
-    for (const [side, token] of [["base", base], ["steered", steered]]) {
+    for (const [side, token] of [
+      ["base", base],
+      ["steered", steered],
+    ]) {
       if (token.loss !== null && token.loss !== undefined) heard.losses[side].push(token.loss);
       const strengths = Object.entries(token.concepts ?? {});
-      for (const [id, value] of strengths) heard.present[side][id] = (heard.present[side][id] ?? 0) + (value > 0 ? 1 : 0);
+      for (const [id, value] of strengths)
+        heard.present[side][id] = (heard.present[side][id] ?? 0) + (value > 0 ? 1 : 0);
       const active = strengths.filter(([, value]) => value > 0);
       const marks = [!same && "differs", heard.first === at && "first", active.length > 0 && "present"].filter(Boolean);
       const words = [
@@ -104,7 +124,10 @@ export class Duet {
     const { first } = this.#heard;
     const apart = first === null ? "never part" : `part at token ${first + 1}`;
     const room = tokens < this.asked ? ", all that the model has room for," : "";
-    put(this.note, `${tokens} tokens${room} in ${(milliseconds / 1000).toFixed(1)} s, the same noise for both; the two ${apart}.`);
+    put(
+      this.note,
+      `${tokens} tokens${room} in ${(milliseconds / 1000).toFixed(1)} s, the same noise for both; the two ${apart}.`,
+    );
   }
 
   /** No more tokens come: it ended, was stopped or broke. */
@@ -118,7 +141,14 @@ export class Duet {
     const most = Math.max(base.perplexity ?? 0, steered.perplexity ?? 0, 1);
     put(
       this.meters,
-      pair("Fluency: perplexity", `as ${judge === "teacher" ? "the teacher" : judge} reads it; lower is more fluent`, base.perplexity, steered.perplexity, most, (value) => decimal(value, value < 100 ? 1 : 0)),
+      pair(
+        "Fluency: perplexity",
+        `as ${judge === "teacher" ? "the teacher" : judge} reads it; lower is more fluent`,
+        base.perplexity,
+        steered.perplexity,
+        most,
+        (value) => decimal(value, value < 100 ? 1 : 0),
+      ),
       concepts.map((id) =>
         pair(
           ["Presence: ", called(id, this.name(id)), " ", this.name(id) && el("span", { class: "number" }, concept(id))],
@@ -130,7 +160,14 @@ export class Duet {
         ),
       ),
       base.distinct !== undefined &&
-        pair("Variety: distinct pairs", "different pairs of neighbouring tokens over all pairs", base.distinct, steered.distinct, 1, percent),
+        pair(
+          "Variety: distinct pairs",
+          "different pairs of neighbouring tokens over all pairs",
+          base.distinct,
+          steered.distinct,
+          1,
+          percent,
+        ),
     );
   }
 }

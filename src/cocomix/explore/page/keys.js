@@ -26,7 +26,11 @@ const UNITS = [
 
 /** Whether the keys that write text belong to this element. */
 function writes(node) {
-  return node instanceof HTMLTextAreaElement || node instanceof HTMLSelectElement || (node instanceof HTMLInputElement && !["radio", "range", "checkbox", "button"].includes(node.type));
+  return (
+    node instanceof HTMLTextAreaElement ||
+    node instanceof HTMLSelectElement ||
+    (node instanceof HTMLInputElement && !["radio", "range", "checkbox", "button"].includes(node.type))
+  );
 }
 
 /** Listens; `views` in order, `current()` the view shown, `go(name)` shows one, `help` the dialog. */
@@ -63,7 +67,11 @@ export function listen({ views, current, go, help }) {
 export function helpDialog(version) {
   const table = (title, rows, term) => [
     el("h3", null, title),
-    el("dl", { class: "help-list" }, rows.map(([name, words]) => el("div", null, el("dt", null, term(name)), el("dd", null, words)))),
+    el(
+      "dl",
+      { class: "help-list" },
+      rows.map(([name, words]) => el("div", null, el("dt", null, term(name)), el("dd", null, words))),
+    ),
   ];
   const dialog = el(
     "dialog",

@@ -39,7 +39,11 @@ function build({ models, examples, version }) {
   settle(models, predicting);
   const made = new Map(VIEWS.map(([name, , make]) => [name, make(app)]));
   const frames = VIEWS.map(([name]) =>
-    el("section", { id: `view-${name}`, class: "view", role: "tabpanel", "aria-labelledby": `tab-${name}`, hidden: true }, made.get(name).node),
+    el(
+      "section",
+      { id: `view-${name}`, class: "view", role: "tabpanel", "aria-labelledby": `tab-${name}`, hidden: true },
+      made.get(name).node,
+    ),
   );
   const go = (name) => state.set({ view: name, at: null }, { step: true });
   const buttons = VIEWS.map(([name, label], at) =>
@@ -85,13 +89,18 @@ function settle(models, predicting) {
   const chosen = predicting.find((one) => one.key === state.now.model) ?? predicting[0];
   const model = chosen?.key ?? null;
   const known = (id) => (id !== null && id < (chosen?.n_concepts ?? 0) ? id : null);
-  const left = here(state.now.left) ? state.now.left : (models.find((one) => !one.predicts) ?? models[0])?.key ?? null;
+  const left = here(state.now.left)
+    ? state.now.left
+    : ((models.find((one) => !one.predicts) ?? models[0])?.key ?? null);
   const right = here(state.now.right) ? state.now.right : (model ?? models.at(-1)?.key ?? null);
   state.set({ model, left, right, concept: known(state.now.concept), open: known(state.now.open) });
 }
 
 function chooseModel(predicting) {
-  put(select, predicting.map((model) => el("option", { value: model.key }, model.label)));
+  put(
+    select,
+    predicting.map((model) => el("option", { value: model.key }, model.label)),
+  );
   select.disabled = predicting.length < 2;
   select.addEventListener("change", () => state.set({ model: select.value }, { step: true }));
 }

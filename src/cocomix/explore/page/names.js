@@ -19,7 +19,13 @@ export function namesOf(model, onnew) {
       wanted.add(id);
       const of = model();
       try {
-        const { concepts } = await get("/api/concepts", { model: of, q: `c${id}`, sort: "number", offset: 0, limit: 1 });
+        const { concepts } = await get("/api/concepts", {
+          model: of,
+          q: `c${id}`,
+          sort: "number",
+          offset: 0,
+          limit: 1,
+        });
         if (of !== model() || concepts[0]?.concept !== id) return;
         known.set(id, concepts[0].name);
         onnew();

@@ -30,7 +30,8 @@ export function tokenPanel(reading, at, { choose = null, chosen = null, heading 
 }
 
 function surprise(token, reading) {
-  if (token.loss === null) return el("p", { class: "soft" }, "The first token: nothing came before it to predict it from.");
+  if (token.loss === null)
+    return el("p", { class: "soft" }, "The first token: nothing came before it to predict it from.");
   const odds = `${decimal(token.loss)} nats`;
   const without = token.loss_without !== null && token.loss_without !== undefined;
   return el(
@@ -39,8 +40,7 @@ function surprise(token, reading) {
     el("span", { class: "soft" }, "surprise "),
     el("b", null, odds),
     el("span", { class: "soft" }, ` (it had ${percent(Math.exp(-token.loss))})`),
-    without &&
-      el("span", { class: "soft" }, `; ${decimal(token.loss_without)} without ${concept(reading.concept)}`),
+    without && el("span", { class: "soft" }, `; ${decimal(token.loss_without)} without ${concept(reading.concept)}`),
   );
 }
 
@@ -60,7 +60,10 @@ function concepts(token, reading, choose, chosen) {
         "p",
         { class: "missed" },
         el("span", { class: "soft" }, "The teacher also has "),
-        missed.map((one, at) => [at > 0 && ", ", el("a", { href: link("concepts", { open: one }) }, called(one, names.get(one)))]),
+        missed.map((one, at) => [
+          at > 0 && ", ",
+          el("a", { href: link("concepts", { open: one }) }, called(one, names.get(one))),
+        ]),
       ),
   );
 }
@@ -74,7 +77,8 @@ const AGREED = new Map([
 function conceptRow(one, choose, chosenNow, extra = "") {
   const chosen = one.concept === chosenNow;
   const [mark, tone, agreed] = AGREED.get(one.agreed ?? null);
-  const words = `${called(one.concept, one.name)}, strength ${decimal(one.strength)}, ${one.used ? "mixed in" : "not mixed in"}, ${agreed}`;
+  const used = one.used ? "mixed in" : "not mixed in";
+  const words = `${called(one.concept, one.name)}, strength ${decimal(one.strength)}, ${used}, ${agreed}`;
   const inside = [
     el("span", { class: "concept-name", title: one.name }, one.name ?? el("span", { class: "soft" }, "no name")),
     bar(Math.abs(one.strength), 1, one.strength < 0 ? "against" : one.used ? "strength" : "strength faint"),
@@ -90,10 +94,16 @@ function conceptRow(one, choose, chosenNow, extra = "") {
           "aria-pressed": String(chosen),
           "aria-label": words,
           "data-concept": one.concept,
-          title: one.used ? "mixed in; click to shade the text by it" : "not among the mixed in; click to shade the text by it",
+          title: one.used
+            ? "mixed in; click to shade the text by it"
+            : "not among the mixed in; click to shade the text by it",
         })
       : el("div", { class: "concept-row", title: words }, inside),
-    el("a", { class: "number", href: link("concepts", { open: one.concept }), title: "open its dashboard" }, concept(one.concept)),
+    el(
+      "a",
+      { class: "number", href: link("concepts", { open: one.concept }), title: "open its dashboard" },
+      concept(one.concept),
+    ),
   );
 }
 
@@ -119,12 +129,18 @@ function nextTokens(token, reading) {
           "li",
           null,
           el("code", null, alone(one.token, one.id)),
-          el("span", { class: "bars" }, bar(one.probability, most, "with"), paired && bar(one.without ?? 0, most, "without")),
+          el(
+            "span",
+            { class: "bars" },
+            bar(one.probability, most, "with"),
+            paired && bar(one.without ?? 0, most, "without"),
+          ),
           el(
             "span",
             { class: "value" },
             percent(one.probability),
-            paired && el("span", { class: "soft" }, el("span", { class: "unseen" }, ", without it "), percent(one.without)),
+            paired &&
+              el("span", { class: "soft" }, el("span", { class: "unseen" }, ", without it "), percent(one.without)),
           ),
         ),
       ),

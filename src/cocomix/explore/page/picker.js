@@ -38,7 +38,12 @@ export function conceptPicker({ label, model, onpick }) {
   });
   const search = later(150, () => {
     asking.run(
-      (signal) => get("/api/concepts", { model: model(), q: box.value.trim(), sort: "predicted", offset: 0, limit: SHOWN }, signal),
+      (signal) =>
+        get(
+          "/api/concepts",
+          { model: model(), q: box.value.trim(), sort: "predicted", offset: 0, limit: SHOWN },
+          signal,
+        ),
       (answer) => {
         rows = answer.concepts;
         active = rows.length ? 0 : -1;

@@ -84,7 +84,7 @@ export function readView(app) {
     put(panel);
   }
 
-  /** Shades every token: by the chosen concept, from the lists at hand until its own reading is there, or by surprise. */
+  /** Shades every token by surprise, or by the chosen concept: from the lists at hand until its reading is there. */
   function paint() {
     const chosen = state.now.concept;
     reading.tokens.forEach((token, at) => {
@@ -109,8 +109,18 @@ export function readView(app) {
 
   function conceptLegend(chosen) {
     return [
-      el("span", { class: "chip" }, el("b", null, called(chosen, nameOf(chosen))), " ", el("a", { href: link("concepts", { open: chosen }) }, concept(chosen)),
-        button("×", () => choose(null), { class: "cross", "aria-label": "Shade by surprise again", title: "Shade by surprise again (Esc)" })),
+      el(
+        "span",
+        { class: "chip" },
+        el("b", null, called(chosen, nameOf(chosen))),
+        " ",
+        el("a", { href: link("concepts", { open: chosen }) }, concept(chosen)),
+        button("×", () => choose(null), {
+          class: "cross",
+          "aria-label": "Shade by surprise again",
+          title: "Shade by surprise again (Esc)",
+        }),
+      ),
       el("span", { class: "scale" }, "−1", el("span", { class: "ramp strength" }), "+1"),
       el("span", { class: "soft" }, "strength: its logit over the token's largest"),
       el("span", { class: "sample used" }, "mixed in"),
@@ -170,7 +180,8 @@ function bySurprise(token) {
 function byConcept(one) {
   if (one === null) return { title: "" };
   const marks = [one.used && "used", one.agreed && "agreed"].filter(Boolean);
-  const title = `strength ${decimal(one.strength)}${one.used ? ", mixed in" : ""}${one.agreed ? ", the teacher agrees" : ""}`;
+  const words = [`strength ${decimal(one.strength)}`, one.used && "mixed in", one.agreed && "the teacher agrees"];
+  const title = words.filter(Boolean).join(", ");
   return { level: Math.abs(one.strength), tone: one.strength < 0 ? "against" : "strength", marks, title };
 }
 

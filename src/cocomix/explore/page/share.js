@@ -9,11 +9,17 @@ const FILE = "steering.json";
 /** `ask()` is the setting as the server wants it; `take(steering)` gets one that was opened or typed. */
 export function share({ ask, take }) {
   const asking = new Latest();
+  let refused = false; // what is said is why the setting has no words
   let words = null; // the server's {cli, python, json}
   const cli = el("code", { class: "line", tabindex: "0", "aria-label": "Command line" });
   const said = el("p", { class: "small-text soft", role: "status" });
   const file = el("input", { type: "file", accept: ".json,application/json", hidden: true, onchange: opened });
-  const typed = el("input", { type: "text", placeholder: "c12=+4,c7:off", "aria-label": "Steering line", spellcheck: "false" });
+  const typed = el("input", {
+    type: "text",
+    placeholder: "c12=+4,c7:off",
+    "aria-label": "Steering line",
+    spellcheck: "false",
+  });
 
   const refresh = later(120, () => {
     asking.run(
@@ -21,10 +27,12 @@ export function share({ ask, take }) {
       (answer) => {
         words = answer;
         cli.textContent = answer.cli;
-        tell("");
+        if (refused) tell("");
+        refused = false;
       },
       (error) => {
         words = null;
+        refused = true;
         cli.textContent = "";
         tell(error.message, true);
       },

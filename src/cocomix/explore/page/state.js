@@ -18,11 +18,18 @@ const DEFAULTS = {
   right: null,
 };
 
-/** Of each view: parameter in the address -> what it holds. `concept` is the shaded one in Read, the open one in Concepts. */
+/** Of each view: parameter in the address -> what it holds; `concept` is the shaded one in Read, else the open one. */
 const SHOWN = {
   read: { model: "model", text: "text", at: "at", concept: "concept" },
   concepts: { model: "model", concept: "open", q: "q", sort: "sort" },
-  steer: { model: "model", prompt: "prompt", steering: "steering", tokens: "tokens", temperature: "temperature", seed: "seed" },
+  steer: {
+    model: "model",
+    prompt: "prompt",
+    steering: "steering",
+    tokens: "tokens",
+    temperature: "temperature",
+    seed: "seed",
+  },
   compare: { left: "left", right: "right", text: "text", at: "at" },
 };
 const DROPPED = new Set(["at", "concept", "open", "q"]); // an address without these means that there is none
@@ -49,7 +56,7 @@ const READERS = {
 };
 
 /** Whether it has a steering item's form; the server judges its numbers. */
-export function isItem(item) {
+function isItem(item) {
   return item !== null && typeof item === "object" && Number.isInteger(item.concept) && typeof item.do === "string";
 }
 

@@ -1,6 +1,6 @@
 // Steer: turn concepts while the model writes, beside what it would have written anyway.
 
-import { lines, post } from "./api.js";
+import { lines } from "./api.js";
 import { announce, button, el, noConcepts, put, trouble } from "./dom.js";
 import { dials, fresh } from "./dials.js";
 import { Duet } from "./duet.js";
@@ -10,18 +10,30 @@ import { share } from "./share.js";
 import { examples, textBox } from "./textbox.js";
 
 const HINT = "Add a concept and turn its dial; without one both sides are the same.";
-const FIXED = "This student predicts concepts but does not mix them in, so there is nothing to turn; choose another above.";
+const FIXED =
+  "This student predicts concepts but does not mix them in, so there is nothing to turn; choose another above.";
 const PROMPT = 60; // characters of an example that make a first prompt
 
 export function steerView(app) {
   const { state } = app;
-  const names = namesOf(() => state.now.model, () => {
-    board.redraw();
-  });
+  const names = namesOf(
+    () => state.now.model,
+    () => {
+      board.redraw();
+    },
+  );
   let running = null; // an AbortController while tokens stream
 
-  const box = textBox({ label: "Prompt", placeholder: "A beginning for the model to go on with", oninput: (prompt) => state.set({ prompt }) });
-  const board = dials({ items: () => state.now.steering, change: (steering) => state.set({ steering }, { step: true }), name: names.of });
+  const box = textBox({
+    label: "Prompt",
+    placeholder: "A beginning for the model to go on with",
+    oninput: (prompt) => state.set({ prompt }),
+  });
+  const board = dials({
+    items: () => state.now.steering,
+    change: (steering) => state.set({ steering }, { step: true }),
+    name: names.of,
+  });
   const picker = conceptPicker({ label: "Add a concept to steer", model: () => state.now.model, onpick: add });
   const hint = el("p", { class: "soft small-text dials-hint" });
   const duet = new Duet({ name: names.of });
@@ -41,13 +53,24 @@ export function steerView(app) {
     el(
       "div",
       { class: "controls" },
-      el("section", { class: "card" }, el("h3", null, "Prompt"), box.node, examples(app.examples.map(beginning), (prompt) => state.set({ prompt }))),
+      el(
+        "section",
+        { class: "card" },
+        el("h3", null, "Prompt"),
+        box.node,
+        examples(app.examples.map(beginning), (prompt) => state.set({ prompt })),
+      ),
       el("section", { class: "card" }, el("h3", null, "Dials"), picker.node, hint, board.node),
     ),
     el(
       "div",
       { class: "output" },
-      el("section", { class: "card toolbar", "aria-label": "Run" }, Object.values(fields).map(({ node: one }) => one), el("div", { class: "actions" }, stop, run)),
+      el(
+        "section",
+        { class: "card toolbar", "aria-label": "Run" },
+        Object.values(fields).map(({ node: one }) => one),
+        el("div", { class: "actions" }, stop, run),
+      ),
       error,
       duet.node,
       el("section", { class: "card" }, el("h3", null, "Take it along"), sharing.node),

@@ -26,7 +26,12 @@ export class Strip {
 
   /** Shows these tokens (texts), keeping the chips where they are the same as before. */
   show(texts) {
-    if (this.#texts !== null && texts.length === this.#texts.length && texts.every((one, at) => one === this.#texts[at])) return;
+    if (
+      this.#texts !== null &&
+      texts.length === this.#texts.length &&
+      texts.every((one, at) => one === this.#texts[at])
+    )
+      return;
     this.clear();
     texts.forEach((one) => this.add(one));
   }
@@ -59,7 +64,8 @@ export class Strip {
     chip.className = ["token", tone, ...marks].filter(Boolean).join(" ");
     setVars(chip, { "--level": Math.max(0, Math.min(1, level)).toFixed(3) });
     chip.title = title;
-    if (this.#onselect) chip.setAttribute("aria-label", title ? `${seen(this.#texts[at])}, ${title}` : seen(this.#texts[at]));
+    if (this.#onselect)
+      chip.setAttribute("aria-label", title ? `${seen(this.#texts[at])}, ${title}` : seen(this.#texts[at]));
   }
 
   /** Marks a token as the one looked at; with `focus` the keyboard goes there. */

@@ -43,7 +43,10 @@ export function examples(texts, take) {
     { class: "examples" },
     el("span", { class: "soft" }, "Examples"),
     texts.map((text) =>
-      button(text.length > SHOWN ? `${text.slice(0, SHOWN).trimEnd()}…` : text, () => take(text), { class: "example", title: text }),
+      button(text.length > SHOWN ? `${text.slice(0, SHOWN).trimEnd()}…` : text, () => take(text), {
+        class: "example",
+        title: text,
+      }),
     ),
   );
 }

@@ -1,6 +1,6 @@
 // When to ask, and whose answer still counts.
 
-/** `work` after `ms` without another call; `.now(...)` at once, `.stop()` not at all, `.soon` says whether it will be. */
+/** `work` after `ms` without another call; `.now(...)` at once, `.stop()` not at all; `.soon` says whether it waits. */
 export function later(ms, work) {
   let timer = 0;
   const call = (...args) => {

@@ -80,7 +80,8 @@ export class VirtualList {
     this.#active = to;
     const [top, bottom] = [to * this.height, (to + 1) * this.height];
     if (top < this.node.scrollTop) this.node.scrollTop = top;
-    else if (bottom > this.node.scrollTop + this.node.clientHeight) this.node.scrollTop = bottom - this.node.clientHeight;
+    else if (bottom > this.node.scrollTop + this.node.clientHeight)
+      this.node.scrollTop = bottom - this.node.clientHeight;
     this.#picking = true;
     this.#arrived();
   }
