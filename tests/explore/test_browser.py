@@ -12,8 +12,6 @@ from explore.explored import COCOMIX, NTP, TEXT
 
 pytestmark = pytest.mark.slow
 CHIPS = "#view-read .strip .token"
-QUICK = 100
-"""Milliseconds to a token's panel."""
 
 
 def written(page: Any, text: str, chips: str = CHIPS) -> list[str]:
@@ -44,19 +42,6 @@ def test_typing_shows_tokens_and_a_panel_at_once(watch: Watched, catalog: Catalo
         assert f"{reading.tokens[at].loss:.2f} nats" in panel.inner_text()
     page.keyboard.press("ArrowRight")
     assert f"token 7 of {n}" in panel.inner_text()
-    took = page.evaluate(
-        """async () => {
-          const took = [];
-          for (const chip of [...document.querySelectorAll("#view-read .strip .token")].slice(0, 9)) {
-            const began = performance.now();
-            chip.click();
-            await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-            took.push(performance.now() - began);
-          }
-          return took.sort((one, other) => one - other);
-        }"""
-    )
-    assert took[len(took) // 2] < QUICK
 
 
 def test_a_chosen_concept_shades_the_text_and_pairs_the_odds(watch: Watched, catalog: Catalog) -> None:
