@@ -85,7 +85,7 @@ def waits(page: Page, home: str, model: str, concept: int) -> dict[str, Any]:
     return {name: {"median": round(median(ms), 1), "runs": [round(one, 1) for one in ms]} for name, ms in found.items()}
 
 
-def pictures(browser: Any, home: str, model: str, concept: int, steer: str, folder: Path) -> None:
+def pictures(browser: Any, home: str, model: str, concept: int, at: int, steer: str, folder: Path) -> None:
     """Each view as PNG, dark and light in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     items = [
@@ -93,7 +93,7 @@ def pictures(browser: Any, home: str, model: str, concept: int, steer: str, fold
         for one in steer.split(",")
     ]
     views = {
-        "read": ("light", {"model": model, "text": TEXT, "concept": concept}, "#view-read .strip .token"),
+        "read": ("light", {"model": model, "text": TEXT, "concept": concept, "at": at}, "#view-read .strip .token"),
         "concepts": ("dark", {"model": model, "concept": concept}, "#view-concepts h2"),
         "steer": (
             "light",
@@ -143,7 +143,7 @@ def main() -> None:
                     print(f"{one['median']:8.1f} ms  {name}")
             if given.pictures:
                 steer = given.steer or f"c{given.concept}=4"
-                pictures(browser, home, given.model, given.concept, steer, given.pictures)
+                pictures(browser, home, given.model, given.concept, given.at, steer, given.pictures)
             browser.close()
     finally:
         process.terminate()
