@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cocomix.experiments.report import console_summary
 from cocomix.report import summary_table
+from cocomix.steer_eval.table import steering_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +28,14 @@ def test_the_claims_are_the_ones_printed() -> None:
     report = json.loads((ROOT / "results" / "cpu" / "report.json").read_text(encoding="utf-8"))
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(console_summary(report))
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")
+    assert f"```text\n{printed}\n```" in README
+
+
+def test_the_steering_table_is_the_one_printed() -> None:
+    report = json.loads((ROOT / "results" / "steering" / "report.json").read_text(encoding="utf-8"))
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(steering_table(report).renderables[0])
     printed = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")
     assert f"```text\n{printed}\n```" in README
 
