@@ -17,7 +17,7 @@ from same_bits import CLOCK, contents, differences
 from victims import POLL, Command, Watch
 
 STEPS = 12
-BEGINNING = 1500
+BEGINNING = 400
 """Characters of each address."""
 MADE_AGAIN = {"inputs_outcome", "files", "seal"}
 """Of a record: what hashes seconds, which differ where a stage was made again."""

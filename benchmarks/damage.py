@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from arena import FROM_RECIPE, WHOLE_RUN, Arena, everything, files, pick, stage_command
 from forked import Forked, without_privilege
@@ -30,7 +30,7 @@ class Struck:
         about: the fault in words.
         arguments: the command that has to cope.
         outputs: what must be the undisturbed run's in the end.
-        cure: what a person does who is told to free space or to mend permissions.
+        cure: what a person does who is told to free space, to mend permissions or to restore the settings.
         before: done in the command's process before it begins.
         processes: more than one: under torchrun.
         close: done when all is over.
@@ -40,7 +40,7 @@ class Struck:
     about: str
     arguments: list[str]
     outputs: list[str]
-    cure: Callable[[], None] | None = None
+    cure: Callable[[], Any] | None = None
     before: Callable[[], None] | None = None
     processes: int = 1
     close: list[Callable[[], None]] = field(default_factory=list)
@@ -177,8 +177,10 @@ class AlteredSettings(Fault):
 
     def strike(self, arena: Arena, target: Target, rng: random.Random) -> Struck:
         home = arena.home(target.name, done=False)
-        about = f"config.yaml: {spoil(home / 'run' / 'config.yaml', rng)}"
-        return Struck(home, about, WHOLE_RUN, everything())
+        saved = home / "run" / "config.yaml"
+        about = f"config.yaml: {spoil(saved, rng)}"
+        cure = lambda: shutil.copy2(arena.whole / "run" / "config.yaml", saved)  # noqa: E731
+        return Struck(home, about, WHOLE_RUN, everything(), cure=cure)
 
 
 class Revoked(Fault):

@@ -18,6 +18,7 @@ import random
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -46,9 +47,7 @@ def suffer(arena: Arena, number: int, seed: int) -> dict[str, Any]:
     said, why = _until_done(struck)
     if why is None:
         outputs = struck.outputs
-        wrong = (
-            arena.wrong_together(struck.home, target) if struck.processes > 1 else arena.wrong(struck.home, outputs)
-        )
+        wrong = arena.wrong_together(struck.home, target) if struck.processes > 1 else arena.wrong(struck.home, outputs)
         why = f"not as undisturbed: {', '.join(wrong[:8])}" if wrong else None
     found = {
         "number": number,
@@ -67,6 +66,7 @@ def suffer(arena: Arena, number: int, seed: int) -> dict[str, Any]:
     shutil.rmtree(struck.home, ignore_errors=True)
     for close in struck.close:
         close()
+    (Path(tempfile.gettempdir()) / f"{struck.home.name}.log").unlink(missing_ok=True)
     return found
 
 
@@ -154,9 +154,7 @@ def main() -> None:
     arena.prepare()
     chosen.output.mkdir(parents=True, exist_ok=True)
     over = {
-        number
-        for number, entry in finished(chosen.output).items()
-        if not chosen.again or entry["outcome"] != "wrong"
+        number for number, entry in finished(chosen.output).items() if not chosen.again or entry["outcome"] != "wrong"
     }
     drawn = plan()
     numbers = [

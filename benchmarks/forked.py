@@ -7,6 +7,7 @@ import ctypes
 import importlib
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,9 @@ class Forked(Command):
     def __init__(self, arguments: list[str], home: Path, before: Callable[[], None] | None = None) -> None:
         self.before = before
         super().__init__(arguments, home)
+
+    def _log(self) -> Path:
+        return Path(tempfile.gettempdir()) / f"{self.home.name}.log"  # the home's own disk may be full
 
     def _start(self, stream: BinaryIO, environment: dict[str, str]) -> Child:
         sys.stdout.flush()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from victims import Command
 
-CURED = ("free some", "permissions")
+CURED = ("free some", "permissions", "config.yaml")
 """Words of the sentences whose mend lies outside the run; a fault brings the cure with it."""
 DELETE = re.compile(r"delete (/?[\w./+-]*[/.][\w./+-]*\w)")
 DELETE_THE = re.compile(r"delete (?:the|its) folder")

@@ -49,7 +49,7 @@ class Command:
 
     def __init__(self, arguments: list[str], home: Path, processes: int = 1) -> None:
         self.home, self.processes, self.arguments = home, processes, arguments
-        self.log = home / "log.txt"
+        self.log = self._log()
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "RAYON_NUM_THREADS": "1",
@@ -61,6 +61,9 @@ class Command:
             self.popen = self._start(stream, environment)
         self.process = psutil.Process(self.popen.pid)
         self.seen: dict[int, psutil.Process] = {self.process.pid: self.process}
+
+    def _log(self) -> Path:
+        return self.home / "log.txt"
 
     def _start(self, stream: BinaryIO, environment: dict[str, str]) -> "Started":
         launcher = [sys.executable, "-m"]
