@@ -267,7 +267,7 @@ WORKING = ("corpus", "tokens", "teacher", "sae", "labels", "ntp", "cocomix", "ev
 
 
 def plan() -> list[tuple[str, str]]:
-    """(fault, stage) of a round of 108, mixed so that its beginning is a sample of it all."""
+    """(fault, stage) of a round of 112, mixed so that its beginning is a sample of it all."""
     rounds = {
         "killed": (list(TARGETS), 3),
         "full disk": (list(TARGETS), 2),

@@ -1,6 +1,6 @@
 """Break a run in every way a machine can, run the same command again, and see what it makes of it.
 
-    python benchmarks/faults.py --faults 216 -o results/faults
+    python benchmarks/faults.py --faults 224 -o results/faults
 
 Each fault spoils a fresh copy of one finished run. A command may refuse: with one sentence and exit code 2; the
 harness then does what the sentence says, and nothing else, and runs the command again. In the end every file must be
@@ -119,12 +119,12 @@ def work(arena: Arena, numbers: list[int], seed: int, output: Path) -> None:
         print(number, found["outcome"], found["stage"], found["fault"], found.get("why", ""), flush=True)
 
 
-def report(output: Path, seed: int) -> dict[str, Any]:
+def report(output: Path, seed: int, commit: str | None) -> dict[str, Any]:
     """What is over so far, written to `report.json`."""
     faults = [entry for _, entry in sorted(finished(output).items())]
     content = {
         "machine": machine() | {"threads": 1},
-        "commit": git_commit(),
+        "commit": commit,
         "command": shlex.join(["python", "benchmarks/faults.py", *sys.argv[1:]]),
         "seed": seed,
         "counts": dict(Counter(entry["outcome"] for entry in faults)),
@@ -140,7 +140,7 @@ def report(output: Path, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, share the faults among workers, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=216, help="how many")
+    parser.add_argument("--faults", type=int, default=224, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of moments, files and places")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/faults"), help="folder of the report")
     parser.add_argument("--only", nargs="*", help="kinds of faults or stages; default: all")
@@ -150,6 +150,7 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     preload()
+    commit = git_commit()
     arena = Arena(chosen.folder.resolve())
     arena.prepare()
     chosen.output.mkdir(parents=True, exist_ok=True)
@@ -171,7 +172,7 @@ def main() -> None:
         workers.append(pid)
     for pid in workers:
         os.waitpid(pid, 0)
-    content = report(chosen.output, chosen.seed)
+    content = report(chosen.output, chosen.seed, commit)
     print(content["counts"])
     if content["counts"].get("wrong"):
         sys.exit("not all is as it should be")
