@@ -104,12 +104,16 @@ CASES = [
 """Gone through in this order, and again from the start if more kills are asked for."""
 
 
-def recipes() -> dict[str, dict[str, Any]]:
-    """The two runs, as resolved mappings: one with much text for corpus and tokens, one with models for the rest."""
+def recipes(steps: int = 300) -> dict[str, dict[str, Any]]:
+    """The two runs, as resolved mappings: one with much text for corpus and tokens, one with models for the rest.
+
+    Args:
+        steps: of every training.
+    """
     tiny = yaml.safe_load((resources.files("cocomix") / "recipes" / "tiny.yaml").read_text(encoding="utf-8"))
     del tiny["students"]["ntp_wide"]
     training = {"batch_size": 8, "precision": "fp32", "checkpoint_seconds": 0.5}
-    for section, steps in ((tiny["teacher"]["train"], 300), (tiny["sae"]["train"], 300), (tiny["students_train"], 300)):
+    for section in (tiny["teacher"]["train"], tiny["sae"]["train"], tiny["students_train"]):
         section |= training | {"steps": steps}
     models = json.loads(json.dumps(tiny))  # a copy without YAML's aliases
     models["corpus"] = {"source": "jsonl", "options": {"path": "../texts/some.jsonl"}}

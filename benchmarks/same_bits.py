@@ -7,6 +7,7 @@ left out, as are stopwatches (`seconds.json`). Everything else, and which files 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,25 @@ def without(value: Any, keys: set[str]) -> Any:
     return [without(item, keys) for item in value] if isinstance(value, list) else value
 
 
-def contents(*paths: Path) -> dict[str, str]:
-    """sha256 of every file at or below `paths` by name; of records, of what is not a clock's reading."""
+def contents(*paths: Path, clock: Mapping[str, set[str]] = CLOCK) -> dict[str, str]:
+    """sha256 of every file at or below `paths` by name; of records, of what is not a clock's reading.
+
+    Args:
+        clock: keys left out, by the name of the record.
+    """
     found: dict[str, str] = {}
     for root in paths:
         files = sorted(root.rglob("*")) if root.is_dir() else [root]
         for file in files:
             if file.is_file() and file.name not in STOPWATCHES | ABOUT_FILES:
-                found[str(file.relative_to(root.parent))] = hashlib.sha256(_comparable(file)).hexdigest()
+                found[str(file.relative_to(root.parent))] = hashlib.sha256(_comparable(file, clock)).hexdigest()
     return found
 
 
-def _comparable(file: Path) -> bytes:
+def _comparable(file: Path, clock: Mapping[str, set[str]]) -> bytes:
     content = file.read_bytes()
-    if file.name in CLOCK:
-        return json.dumps(without(json.loads(content), CLOCK[file.name]), sort_keys=True).encode()
+    if file.name in clock:
+        return json.dumps(without(json.loads(content), clock[file.name]), sort_keys=True).encode()
     return STAMP.sub(b"", content) if file.suffix == ".html" else content
 
 

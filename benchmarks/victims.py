@@ -14,13 +14,28 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import psutil
 
 POLL = 0.003
 LONGEST = 300.0
 """seconds any one command may take"""
+
+
+class Started(Protocol):
+    """A process that was started."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> Any:
+        """Its exit status once `poll` has seen its end."""
+        ...
+
+    def poll(self) -> int | None:
+        """Its exit status, minus the signal's number where one ended it; None while it runs."""
+        ...
 
 
 class Command:
@@ -33,11 +48,8 @@ class Command:
     """
 
     def __init__(self, arguments: list[str], home: Path, processes: int = 1) -> None:
-        launcher = [sys.executable, "-m"]
-        if processes > 1:
-            launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
         self.home, self.processes, self.arguments = home, processes, arguments
-        self.log = home / "log.txt"
+        self.log = self._log()
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "RAYON_NUM_THREADS": "1",
@@ -46,17 +58,26 @@ class Command:
         }
         with self.log.open("wb") as stream:
             self.started = time.monotonic()
-            self.popen = subprocess.Popen(
-                [*launcher, "cocomix", *arguments],
-                cwd=home,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self.popen = self._start(stream, environment)
         self.process = psutil.Process(self.popen.pid)
         self.seen: dict[int, psutil.Process] = {self.process.pid: self.process}
+
+    def _log(self) -> Path:
+        return self.home / "log.txt"
+
+    def _start(self, stream: BinaryIO, environment: dict[str, str]) -> "Started":
+        launcher = [sys.executable, "-m"]
+        if self.processes > 1:
+            launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
+        return subprocess.Popen(
+            [*launcher, "cocomix", *self.arguments],
+            cwd=self.home,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     @property
     def seconds(self) -> float:

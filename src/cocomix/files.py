@@ -60,6 +60,22 @@ def check_source(source: str | Path, what: str) -> None:
     local = path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2
     if not path.exists() and (local or (len(path.parts) == 2 and path.parent.is_dir())):
         raise CocomixError(f"{what} cannot be loaded from {source}: there is no such folder; check the path")
+    check_readable(path)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a file, or a folder with one in it, that may not be read, before a library calls it missing or damaged.
+
+    Raises:
+        CocomixError: nothing is wrong with it but its permissions.
+    """
+    folder = path if path.is_dir() else path.parent
+    # Of a folder that may not be entered not even the names are known.
+    closed = folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
+    inside = [] if closed else [*path.iterdir()] if path.is_dir() else [path] if path.exists() else []
+    for one in [folder] if closed else inside:
+        if not os.access(one, os.R_OK):
+            raise CocomixError(f"{one} may not be read; mend its permissions")
 
 
 def sha256(*paths: Path) -> str:
@@ -69,6 +85,11 @@ def sha256(*paths: Path) -> str:
         with path.open("rb") as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
+
+
+def sha256_of(text: str) -> str:
+    """Checksum of a text in UTF-8, 64 hex digits."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def check_weights(folder: Path, mend: str) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
 from cocomix.errors import CocomixError
@@ -27,7 +27,7 @@ class FileEntry(TypedDict):
     """One file, as a manifest lists it."""
 
     file: str
-    """name inside the folder"""
+    """name inside the folder, or path below it"""
     bytes: int
     sha256: str
 
@@ -44,7 +44,7 @@ def check_files(folder: Path, files: Sequence[FileEntry], *, what: str, mend: st
     """
     for entry in files:
         path = folder / entry["file"]
-        if path.name != entry["file"]:
+        if not _inside(entry["file"]):
             raise CocomixError(f"the manifest of {folder} names {entry['file']!r}, which is outside the folder; {mend}")
         size = path.stat().st_size if path.exists() else None
         if size != entry["bytes"]:
@@ -73,6 +73,11 @@ def forget_verified(folder: Path) -> None:
     for note in folder.rglob(NOTE):
         with contextlib.suppress(OSError):
             note.unlink()
+
+
+def _inside(name: str) -> bool:
+    pure = PurePosixPath(name)
+    return not pure.is_absolute() and ".." not in pure.parts and str(pure) == name
 
 
 def _unknown(folder: Path, files: Sequence[FileEntry]) -> list[FileEntry]:

@@ -102,3 +102,16 @@ def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "object.yaml").write_text("!!python/object/apply:os.system ['echo hi']")
     with pytest.raises(CocomixError, match="cannot be read as YAML"):
         load_config(tmp_path / "object.yaml")
+
+
+def test_saved_settings_notice_what_nobody_meant(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save_config(load_config(DEMO.with_name("tiny.yaml")), path)
+    sound = path.read_text()
+    seal, settings = sound.split("\n", 1)
+    for spoilt in (sound.replace("n_latents: 128", "n_latents: 129"), sound[: sound.index("students_train")]):
+        path.write_text(spoilt)
+        with pytest.raises(CocomixError, match=r"not as cocomix wrote it; if you edited it, delete its first line"):
+            load_config(path)
+    path.write_text(settings.replace("n_latents: 128", "n_latents: 256"))
+    assert load_config(path).sae.n_latents == 256 and seal.startswith("#")

@@ -48,15 +48,21 @@ DAMAGE: dict[str, tuple[str, str, Callable[[Path], None], str]] = {
     "a bit of the tokens": ("tokens", "tokens/val/*.bin", flip, "altered"),
     "a cut token file": ("tokens", "tokens/test/*.bin", truncate, "truncated"),
     "a bit of the labels": ("labels/exact", "labels/exact/train/helpful/ids-00000.bin", flip, "altered"),
-    "a cut teacher": ("teacher", "teacher/model/model.safetensors", truncate, "damaged"),
-    "a cut autoencoder": ("sae", "sae/model/sae.safetensors", truncate, "damaged"),
+    "a cut teacher": ("teacher", "teacher/model/model.safetensors", truncate, "truncated"),
+    "a cut autoencoder": ("sae", "sae/model/sae.safetensors", truncate, "truncated"),
     "a student without weights": (
         "students/ntp/seed0",
         "students/ntp/seed0/model/model.safetensors",
         Path.unlink,
-        "no",
+        "missing",
     ),
-    "a cut student": ("students/cocomix/seed0", "students/cocomix/seed0/model/model.safetensors", truncate, "damaged"),
+    "a bit of a teacher": ("teacher", "teacher/model/model.safetensors", flip, "altered"),
+    "a cut student": (
+        "students/cocomix/seed0",
+        "students/cocomix/seed0/model/model.safetensors",
+        truncate,
+        "truncated",
+    ),
     "a garbled record": ("students/ntp/seed0", "students/ntp/seed0/stage.json", truncate, "cannot be read"),
     "a missing output": ("students/ntp/seed0", "students/ntp/seed0/model/config.json", Path.unlink, "is missing"),
 }
@@ -94,6 +100,9 @@ def test_a_bad_config_is_said_in_one_sentence(run: Path, tmp_path: Path) -> None
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("seq_len:", "seq_lne:"))
     (one,) = [one for one in examine(Where(run, run)) if one.what == "run"]
+    assert one.state is State.FIX and "not as cocomix wrote it" in one.found and "first line" in one.mend
+    config.write_text(config.read_text().partition("\n")[2])
+    (one,) = [one for one in examine(Where(run, run)) if one.what == "run"]
     assert one.state is State.FIX and "seq_lne" in one.found and "did you mean" in one.mend
     (one,) = [one for one in examine(Where(run, tmp_path / "nowhere")) if one.what == "run"]
     assert one.state is State.FIX and "no run" in one.found and "--run" in one.mend
@@ -104,7 +113,7 @@ def test_unfinished_and_outdated_stages_are_notes(run: Path) -> None:
     shutil.rmtree(run / "students/ntp")
     (run / ".partial/students--ntp--seed0-0123456789ab").mkdir(parents=True)
     config = run / "config.yaml"
-    config.write_text(re.sub(r"(mixer: interleave)", "mixer: add", config.read_text()))
+    config.write_text(re.sub(r"(mixer: interleave)", "mixer: add", config.read_text().partition("\n")[2]))
     found = health(run)
     assert found["students/ntp/seed0"] == Finding(
         State.NOTE, "students/ntp/seed0", "begun, not finished", f"`cocomix train ntp --run {run}` goes on"

@@ -1,6 +1,7 @@
 """Stages: done once, redone when something they depend on changes, never half overwritten."""
 
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,68 @@ def test_two_commands_never_work_on_the_same_stage(tmp_path: Path) -> None:
     outer.work = work
     outer.run(None)
     assert inner.worked == 0 and not list((tmp_path / ".partial").iterdir())
+
+
+def test_an_altered_file_of_an_input_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    a, b = chain(tmp_path)
+    a.run(None)
+    (tmp_path / "a" / "value").write_text("7")
+    with pytest.raises(CocomixError, match=r"a/value was altered .*; restore it, or delete .*/a and run `cocomix a"):
+        b.run(None)
+    with pytest.raises(CocomixError, match=r"a/value was altered"):
+        a.run(None)
+    assert b.worked == 0
+    (tmp_path / "a" / "value").write_text("1")
+    b.run(None)
+    assert b.worked == 1
+
+
+def test_files_that_a_manifest_lists_are_left_to_their_reader(tmp_path: Path) -> None:
+    a, _ = chain(tmp_path)
+
+    def work(folder: Path, progress: Any) -> dict[str, Any]:
+        (folder / "shards" / "deep").mkdir(parents=True)
+        for name in ("manifest.json", "big.bin", "deep/bigger.bin"):
+            (folder / "shards" / name).write_text(name)
+        (folder / "small").write_text("small")
+        return {}
+
+    a.work = work
+    a.run(None)
+    record = a.record()
+    assert record is not None and [entry["file"] for entry in record["files"]] == ["shards/manifest.json", "small"]
+
+
+def test_a_digit_of_a_record_is_not_silently_another(tmp_path: Path) -> None:
+    a, _ = chain(tmp_path)
+    a.run(None)
+    path = tmp_path / "a" / "stage.json"
+    sound = path.read_text()
+    for one, other in (('"value": 1', '"value": 3'), ('"seal"', '"sEal"'), ('"files"', '"fIles"')):
+        path.write_text(sound.replace(one, other))
+        assert path.read_text() != sound
+        with pytest.raises(CocomixError, match=r"stage\.json cannot be read .*altered"):
+            a.record()
+    earlier = {key: value for key, value in json.loads(sound).items() if key not in {"files", "seal"}}
+    path.write_text(json.dumps(earlier))
+    assert a.check() == {"value": 1}
+
+
+def test_nobody_is_told_to_delete_what_may_only_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = chain(tmp_path)
+    a.run(None)
+    real = Path.read_text
+
+    def closed(path: Path, *args: Any, **options: Any) -> str:
+        if path == tmp_path / "a" / "stage.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    for do in (a.record, a.outcome, lambda: b.run(None)):
+        with pytest.raises(PermissionError):
+            do()
+    assert (tmp_path / "a" / "value").exists()
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:

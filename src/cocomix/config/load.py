@@ -10,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from cocomix.config.run import RunConfig
 from cocomix.errors import CocomixError
-from cocomix.files import write_text
+from cocomix.files import check_readable, sha256_of, write_text
+
+SEAL = "# sha256 of the lines below: "
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -28,8 +30,11 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         CocomixError: a missing or malformed file, or an override that does not fit.
     """
+    check_readable(Path(path))
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        _check_seal(text, path)
+        raw = yaml.safe_load(text)
     except FileNotFoundError:
         raise CocomixError(f"there is no config file {path}; give an existing one") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -65,7 +70,22 @@ def validate(kind: type[Model], raw: dict[str, Any], origin: str) -> Model:
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved config as YAML, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_text(path, f"{SEAL}{sha256_of(text)}; whoever edits this file deletes this line\n{text}")
+
+
+def _check_seal(text: str, path: Path) -> None:
+    """A flipped bit or a lost end would be other settings, and the stages made with the right ones would be replaced.
+
+    Raises:
+        CocomixError: the settings are not what cocomix wrote, and nobody has said that this is meant.
+    """
+    first, _, rest = text.partition("\n")
+    if first.startswith(SEAL) and first.removeprefix(SEAL)[:64] != sha256_of(rest):
+        raise CocomixError(
+            f"{path} is not as cocomix wrote it; if you edited it, delete its first line, else restore it or give the"
+            " settings again with --config"
+        )
 
 
 def merge(base: Any, over: Any) -> Any:

@@ -35,6 +35,8 @@ class Corpus:
             for name, counts in splits.items():
                 entries = counts.get("files", [{**counts, "file": f"{name}.jsonl"}])
                 self.splits[name] = [{key: entry[key] for key in _ENTRY} for entry in entries]
+        except PermissionError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise CocomixError(f"{folder} holds no corpus; run `cocomix corpus`") from None
 

@@ -38,6 +38,7 @@ def health(stage: "Stage", run: Path) -> Finding:
     try:
         finished = stage.record() is not None
         if finished:
+            stage.check()
             stage.verify()
     except CocomixError as error:
         return Finding.of(stage.name, error)

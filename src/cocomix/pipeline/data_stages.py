@@ -10,7 +10,7 @@ from typing import Any
 from cocomix.config import RunConfig
 from cocomix.corpus import SOURCES, SPLITS, Corpus, CorpusWriter
 from cocomix.errors import CocomixError
-from cocomix.files import write_json
+from cocomix.files import sha256, write_json
 from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import SECONDS, Stage
 from cocomix.tokens import TokenShards, load_tokenizer, train_tokenizer
@@ -127,8 +127,8 @@ class TokensStage(Stage):
     def _drop_what_was_made_of_another_corpus(self, folder: Path, corpus: Corpus) -> None:
         """A stopped attempt may have read texts that were replaced since, under the same settings."""
         try:
-            same = json.loads((folder / MADE_OF).read_text(encoding="utf-8")) == {"corpus": corpus.fingerprint}
-        except (OSError, ValueError):
+            same = _made_of(folder)["corpus"] == corpus.fingerprint
+        except (OSError, ValueError, KeyError, TypeError):
             same = False
         if same:
             return
@@ -139,8 +139,10 @@ class TokensStage(Stage):
         write_json(folder / MADE_OF, {"corpus": corpus.fingerprint})
 
     def _make_tokenizer(self, folder: Path, corpus: Corpus) -> None:
-        if (folder / "tokenizer").exists():
+        made_of = _made_of(folder)
+        if (folder / "tokenizer").exists() and made_of.get("tokenizer") == _sums(folder / "tokenizer"):
             return
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
         temporary = folder / "tokenizer.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         if self.config.tokenizer is None:
@@ -149,7 +151,9 @@ class TokensStage(Stage):
             train_tokenizer(texts, self.config.vocab_size, temporary)
         else:
             load_tokenizer(self.config.tokenizer).save_pretrained(temporary)
+        sums = _sums(temporary)
         os.replace(temporary, folder / "tokenizer")
+        write_json(folder / MADE_OF, made_of | {"tokenizer": sums})  # a stopped attempt's may be spoilt in the meantime
 
     def check_lengths(self, seq_len: int) -> None:
         """Refuse a split shorter than one window before anything is trained on the others."""
@@ -168,10 +172,19 @@ class TokensStage(Stage):
 
     def tokenizer(self) -> Any:
         """The run's tokenizer."""
+        self.check()
         return load_tokenizer(str(self.folder / "tokenizer"))
 
 
 PARTS, MADE_OF = "parts", "made-of.json"
+
+
+def _made_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(folder.iterdir())}
 
 
 def _parts(folder: Path, corpus: Corpus, split: str) -> list[Path]:

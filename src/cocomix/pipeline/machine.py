@@ -45,7 +45,8 @@ def git_commit() -> str | None:
             timeout=10,
             check=True,
         ).stdout.strip()
-        status = ["git", "-C", here, "status", "--porcelain", "--untracked-files=no"]
+        # Its lock on the index would outlive us if we are killed, and stop the next git command of whoever works there.
+        status = ["git", "--no-optional-locks", "-C", here, "status", "--porcelain", "--untracked-files=no"]
         dirty = subprocess.run(status, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

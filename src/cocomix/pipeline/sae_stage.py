@@ -143,5 +143,5 @@ class SaeStage(ModelStage):
 
     def model(self) -> TopKSAE:
         """The finished autoencoder."""
-        _ = self.figures
+        self.check()
         return TopKSAE.from_pretrained(self.folder / "model").eval().requires_grad_(False).to(device())

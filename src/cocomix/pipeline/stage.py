@@ -21,11 +21,14 @@ from typing import Any, ClassVar
 
 from cocomix.clock import Stopwatch
 from cocomix.errors import CocomixError
-from cocomix.files import disk_full, sha256, write_json
+from cocomix.files import disk_full, sha256, sha256_of, write_json
 from cocomix.pipeline.machine import git_commit, machine
 from cocomix.train.distributed import barrier, is_main
+from cocomix.verified import NOTE, FileEntry, check_files
 
 RECORD, SECONDS, CHECKPOINTS = "stage.json", "seconds.json", "checkpoints"
+MANIFESTS = {"manifest.json", "corpus.json"}
+"""Lists of files with their checksums, of tokens, labels and the corpus."""
 
 
 class Stage(ABC):
@@ -103,10 +106,13 @@ class Stage(ABC):
         """The record, if the stage is finished, whole, and made with the present settings from the present inputs."""
         try:
             record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+            _check_seal(record)
             mine = record["fingerprint"] == self.fingerprint and record["figures"] is not None
             mine = mine and record.get("inputs_outcome", self._inputs_outcome()) == self._inputs_outcome()
         except FileNotFoundError:
             return None
+        except PermissionError:
+            raise  # the record may be sound, so nobody is told to delete it
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CocomixError(
                 f"{self.folder / RECORD} cannot be read ({type(error).__name__}: {error}); {self.again}"
@@ -132,6 +138,8 @@ class Stage(ABC):
         """
         try:
             figures = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["figures"]
+        except PermissionError:
+            raise
         except (OSError, ValueError, TypeError, KeyError):
             return ""
         return hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()
@@ -151,13 +159,25 @@ class Stage(ABC):
             )
         return record["figures"]
 
+    def check(self) -> dict[str, Any]:
+        """Figures of the finished stage, once its files are found to be those it left.
+
+        Files that a manifest in the stage lists are left to who opens them; a record of an earlier version lists none.
+
+        Raises:
+            CocomixError: it is not finished, or a file is missing or altered.
+        """
+        figures = self.figures
+        record = self.record() or {}
+        check_files(self.folder, record.get("files", []), what="file", mend=f"restore it, or {self.again}")
+        return figures
+
     def run(self, progress: Any) -> dict[str, Any]:
         """Do the stage unless it is already done; returns its figures."""
-        done = self.record()
-        if done is not None:
-            return done["figures"]
+        if self.record() is not None:
+            return self.check()
         for stage in self.inputs:
-            _ = stage.figures
+            stage.check()
         partial = self.run_dir / ".partial" / f"{self.name.replace('/', '--')}-{self.fingerprint[:12]}"
         try:
             partial.mkdir(parents=True, exist_ok=True)
@@ -185,7 +205,7 @@ class Stage(ABC):
                 ) from error
             if isinstance(error, PermissionError):
                 raise CocomixError(
-                    f"{error.filename or self.run_dir} cannot be written; mend its permissions"
+                    f"{error.filename or self.run_dir} may not be read or written; mend its permissions"
                 ) from error
             raise
         return self.figures
@@ -206,8 +226,9 @@ class Stage(ABC):
                 "machine": machine(),
             },
             "figures": figures,
+            "files": _left(partial),
         }
-        write_json(partial / RECORD, record)
+        write_json(partial / RECORD, record | {"seal": _seal(record)})
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         outdated = partial.with_name(partial.name + ".old")
         shutil.rmtree(outdated, ignore_errors=True)
@@ -220,6 +241,29 @@ class Stage(ABC):
                 shutil.rmtree(stale, ignore_errors=True)
             elif re.fullmatch(rf"{stem}-[0-9a-f]{{12}}\.lock", stale.name):
                 stale.unlink(missing_ok=True)
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return sha256_of(json.dumps(record, sort_keys=True))
+
+
+def _check_seal(record: dict[str, Any]) -> None:
+    """Notice a record in which a digit is another; one of an earlier version has no seal."""
+    if "files" in record or "seal" in record:
+        rest = {key: value for key, value in record.items() if key != "seal"}
+        if record.get("seal") != _seal(rest):
+            raise ValueError("it was altered")
+
+
+def _left(folder: Path) -> list[FileEntry]:
+    """The files of a stage, apart from those that a manifest beside or above them lists with checksums of its own."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in {RECORD, NOTE}]
+    listed = {path.parent for path in paths if path.name in MANIFESTS}
+    mine = [path for path in paths if path.name in MANIFESTS or listed.isdisjoint(path.parents)]
+    return [
+        {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in mine
+    ]
 
 
 class ModelStage(Stage):

@@ -134,7 +134,7 @@ class StudentStage(ModelStage):
 
     def model(self) -> PreTrainedModel:
         """The finished student, in evaluation mode."""
-        _ = self.figures
+        self.check()
         model = load_causal_lm(self.folder / "model", f"the student {self.student}", self.again)
         return model.to(device())  # pyright: ignore[reportArgumentType]
 

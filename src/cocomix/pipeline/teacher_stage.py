@@ -97,7 +97,7 @@ class TeacherStage(ModelStage):
 
     def model(self) -> PreTrainedModel:
         """The finished concept model, in evaluation mode, taking no gradients."""
-        _ = self.figures
+        self.check()
         model = load_causal_lm(self.folder / "model", "the concept model", self.again)
         return model.requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
 

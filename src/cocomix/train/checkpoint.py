@@ -72,6 +72,7 @@ def load_checkpoint(folder: Path, key: str, tensors: dict[str, torch.Tensor]) ->
 
     Raises:
         CocomixError: the checkpoint belongs to other settings.
+        PermissionError: it may not be read; it may well be sound, so it is not passed over.
     """
     for path in on_main(lambda: sorted(folder.glob("step-*"), reverse=True)):
         try:
@@ -84,7 +85,7 @@ def load_checkpoint(folder: Path, key: str, tensors: dict[str, torch.Tensor]) ->
             with _quiet():
                 load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=world_size() == 1)
             return Found(meta["step"], meta["about"])
-        except CocomixError:
+        except (CocomixError, PermissionError):
             raise
         except (Exception, CheckpointException) as error:  # many types mean a damaged file, one no Exception
             if is_main():

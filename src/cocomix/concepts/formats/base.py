@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from cocomix.concepts.sae import TopKSAE
 from cocomix.errors import CocomixError
+from cocomix.files import check_readable
 
 
 class LoadedSae(NamedTuple):
@@ -70,6 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CocomixError: missing or damaged.
     """
+    check_readable(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -95,6 +97,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CocomixError: missing or damaged.
     """
+    check_readable(path)
     try:
         return load_file(path)
     except FileNotFoundError:
