@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as torch_save_file
 
 from atlas.small import KEY, Labels, atlas, corpus, student
 from cocomix.atlas import Atlas, read_atlas, write_atlas
@@ -58,6 +60,15 @@ def changed(**arrays: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], No
     return change
 
 
+def of_no_numpy_type(path: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as stored:
+        about = stored.metadata()
+    held = {name: torch.from_numpy(array) for name, array in load_file(path).items()}
+    torch_save_file(held | {"strengths": held["strengths"].bfloat16()}, path, metadata=about)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -67,6 +78,9 @@ def changed(**arrays: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], No
         lambda path: path.write_text("{}"),
         changed(true=lambda one: one[:-1]),
         changed(strengths=lambda one: one.astype(np.float64)),
+        changed(strengths=lambda one: np.asarray(one.sum())),
+        changed(predicted=lambda one: np.asarray(one.sum())),
+        of_no_numpy_type,
         changed(starts=lambda one: one + 1),
         changed(starts=lambda one: one[::-1].copy()),
     ],

@@ -81,6 +81,9 @@ def test_names_are_resolved_by_the_caller() -> None:
         ("c1=+1@x", "does not say from which token on"),
         ("c1=+1@-3", "does not say from which token on"),
         ("c1=+1@2@3", "cannot be read"),
+        (f"c{'9' * 9000}=+1", "the number 99999999... is too long"),
+        (f"c1=+1@{'9' * 9000}", "the number 99999999... is too long"),
+        (f"c1=+1@{2**63}", "cannot start at token 9223372036854775808"),
     ],
 )
 def test_text_that_cannot_be_read(text: str, words: str) -> None:
@@ -106,6 +109,17 @@ def test_json_that_does_not_fit(change: dict, words: str) -> None:
     assert from_json(json.dumps({"steering": [item]})) == {1: Amplify(2.0)}
     with pytest.raises(CocomixError, match=words):
         from_json(json.dumps({"steering": [item | change]}))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 9000])
+def test_json_nobody_meant(text: str) -> None:
+    with pytest.raises(CocomixError, match=r"is not JSON .*copy the whole file"):
+        from_json(text)
+
+
+def test_a_strength_larger_than_any_float() -> None:
+    with pytest.raises(CocomixError, match="cannot be used; choose a finite number"):
+        Amplify(10**400)
 
 
 def test_json_of_another_kind() -> None:

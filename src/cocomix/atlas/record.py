@@ -121,8 +121,8 @@ def read_atlas(path: Path, key: AtlasKey) -> Atlas | None:
         with safe_open(path, framework="numpy") as stored:
             about = _About.model_validate_json((stored.metadata() or {})["about"])
             arrays = {name: stored.get_tensor(name) for name in _SHAPES}
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+        return None  # the last two are safetensors' words for a type NumPy has not
     if about.key != key or not _fits(arrays):
         return None
     return Atlas(**{name: getattr(about, name) for name in _About.model_fields}, **arrays)
@@ -130,8 +130,8 @@ def read_atlas(path: Path, key: AtlasKey) -> Atlas | None:
 
 def _fits(arrays: dict[str, np.ndarray]) -> bool:
     """Whether types and shapes are those of an atlas, and the places end where they should."""
-    n = len(arrays["strengths"])
-    sizes = {"C": len(arrays["predicted"]), "C + 1": len(arrays["predicted"]) + 1, "n": n}
+    n, n_concepts = arrays["strengths"].size, arrays["predicted"].size
+    sizes = {"C": n_concepts, "C + 1": n_concepts + 1, "n": n}
     right = all(
         arrays[name].dtype == dtype and arrays[name].shape == tuple(sizes.get(size, size) for size in shape)
         for name, (dtype, shape) in _SHAPES.items()

@@ -15,6 +15,16 @@ import torch
 
 from cocomix.errors import CocomixError
 
+LAST_START = 2**63 - 1
+"""Positions are compared with it as int64."""
+
+
+def _finite(amount: numbers.Real) -> bool:
+    try:
+        return math.isfinite(amount)
+    except OverflowError:  # a whole number larger than any float
+        return False
+
 
 class Scale(NamedTuple):
     """What strengths are measured by at each position, `[rows, seq, 1]` each, in the values' dtype."""
@@ -45,7 +55,7 @@ class Intervention(ABC):
     """an amount that error messages can propose"""
 
     def __post_init__(self) -> None:
-        if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 0:
+        if isinstance(self.start, bool) or not isinstance(self.start, int) or not 0 <= self.start <= LAST_START:
             raise CocomixError(
                 f"steering cannot start at token {self.start!r}; choose a whole number, 0 is the text's first token"
             )
@@ -53,7 +63,7 @@ class Intervention(ABC):
             self._check(self.amount)
 
     def _check(self, amount: float) -> None:
-        if isinstance(amount, bool) or not isinstance(amount, numbers.Real) or not math.isfinite(amount):
+        if isinstance(amount, bool) or not isinstance(amount, numbers.Real) or not _finite(amount):
             raise CocomixError(
                 f"a steering strength of {amount} cannot be used; choose a finite number such as {self.example:g}"
             )

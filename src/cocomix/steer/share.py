@@ -71,7 +71,7 @@ def from_json(text: str) -> dict[int, Intervention]:
     """
     try:
         raw = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, and brackets without end
         raise CocomixError(f"the steering setting is not JSON ({error}); copy the whole file") from None
     if not isinstance(raw, dict):
         raise CocomixError('the steering setting is JSON but no object; it must start with {"steering": [')

@@ -53,7 +53,7 @@ def format_steering(setting: Setting) -> str:
 def _concept(name: str, resolve: Callable[[str], int] | None) -> int:
     number = _NUMBER.fullmatch(name)
     if number is not None:
-        return int(number[1])
+        return _whole(number[1])
     if resolve is None:
         raise CocomixError(f"there is no concept named {name!r} here; give its number, such as c123")
     return resolve(name)
@@ -67,7 +67,7 @@ def _start(start: str | None, item: str) -> int:
             f"the steering item {item.strip()!r} does not say from which token on; write a whole number after @, such"
             " as @10"
         )
-    return int(start)
+    return _whole(start)
 
 
 def _action(action: str, start: int) -> Intervention:
@@ -77,6 +77,15 @@ def _action(action: str, start: int) -> Intervention:
         return Amplify(_float(action), start=start)
     name, separator, amount = action.partition(":")
     return named(name.strip()).of(_float(amount) if separator else None, start)
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # Python reads no more than a few thousand digits
+        raise CocomixError(
+            f"the number {digits.strip()[:8]}... is too long; give a concept or a token there is"
+        ) from None
 
 
 def _float(text: str) -> float:
