@@ -209,6 +209,7 @@ class StudentStub:
     name, student, seed, labels, fingerprint, figures = "students/cocomix/seed3", "cocomix", 3, object(), "f", {}
     variant, run_config = SimpleNamespace(recall=True), SimpleNamespace(seq_len=T)
     outcome = staticmethod(lambda: "o")
+    check = staticmethod(dict)
 
     def __init__(self, run_dir: Path, shards: TokenShards) -> None:
         student, teacher, sae = models()
@@ -220,6 +221,7 @@ class StudentStub:
             fingerprint="s",
             figures={},
             outcome=lambda: "o",
+            check=dict,
             config=SimpleNamespace(layer=LAYER),
             model=lambda: sae,
             teacher=SimpleNamespace(model=lambda: teacher),
