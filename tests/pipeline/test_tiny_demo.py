@@ -77,7 +77,7 @@ def test_generate_steers(tiny: Path) -> None:
     refused(cocomix(*asked, "--student", "ntp", "--steer", "c3:off", cwd=tiny, check=False), "predicts no concepts")
 
 
-def test_labels_made_for_other_tokens_are_refused(tiny: Path) -> None:
+def test_an_altered_manifest_of_labels_is_refused(tiny: Path) -> None:
     run = tiny / "runs" / "tiny"
     manifest = run / "labels/exact/train/helpful/manifest.json"
     good = manifest.read_bytes()
@@ -86,7 +86,7 @@ def test_labels_made_for_other_tokens_are_refused(tiny: Path) -> None:
     manifest.write_text(json.dumps(lineage))
     try:
         done = cocomix("train", "cocomix", "students_train.steps=3", "--run", "runs/tiny", cwd=tiny, check=False)
-        refused(done, "tokens", "cocomix label")
+        refused(done, "manifest.json", "cocomix label")
     finally:
         manifest.write_bytes(good)
         cocomix("report", "--config", str(_recipe("tiny")), "--run", "runs/tiny", cwd=tiny)
