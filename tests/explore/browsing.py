@@ -49,7 +49,7 @@ class Watched:
         self.errors: list[str] = []
         self.asked: list[str] = []
         self.page = context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(90_000)
         self.page.on("console", lambda said: said.type in ("error", "warning") and self.errors.append(said.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         context.on("request", lambda request: self.asked.append(request.url))
