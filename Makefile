@@ -11,8 +11,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(TO_RUN)
 	$(BIN)/cocomix demo $(ARGS)
 
+# A process for each core and at most four; tests of one file, or of one run that is dear to make, share a process.
 test: $(TO_TEST)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lint: $(TO_TEST)
 	$(BIN)/ruff check .

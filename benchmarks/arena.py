@@ -13,14 +13,12 @@ import yaml
 
 from forked import Forked
 from kill_plan import TARGETS, TRAINING, Target, recipes, write_texts
-from same_bits import CLOCK, contents, differences
+from same_bits import ANEW, contents, differences
 from victims import POLL, Command, Watch
 
 STEPS = 12
 BEGINNING = 400
 """Characters of each address."""
-MADE_AGAIN = {"inputs_outcome", "files", "seal"}
-"""Of a record: what hashes seconds, which differ where a stage was made again."""
 WHOLE_RUN = ["demo", "-r", "run"]
 FROM_RECIPE = ["-c", "recipe.yaml"]
 
@@ -133,12 +131,7 @@ def _kind(path: Path) -> str:
 
 
 def _of(home: Path, outputs: Sequence[str]) -> dict[str, str]:
-    clock = {
-        "stage.json": CLOCK["stage.json"] | MADE_AGAIN,
-        "report.json": CLOCK["report.json"] | CLOCK["stage.json"] | {"command", "reused"},
-    }
-    clock["report.json"] |= {"label_seconds"}
-    return contents(*(home / "run" / output for output in outputs), clock=clock)
+    return contents(*(home / "run" / output for output in outputs), clock=ANEW)
 
 
 def _recipe() -> dict:

@@ -72,11 +72,17 @@ class Killed(Fault):
         raise RuntimeError(f"{target.name} was over before the blow fell, {DRAWS} times")
 
 
-def killed(home: Path, target: Target, moment: float) -> Command | None:
-    """The stage's command, killed `moment` seconds into its work; None if it was over first."""
+def killed(home: Path, target: Target, moment: float, *, written: bool = False) -> Command | None:
+    """The stage's command, killed `moment` seconds into its work; None if it was over first.
+
+    Args:
+        written: count the seconds from when its hidden folder holds a file.
+    """
     watch = Watch(home, target.last, target.first_read)
     command = Forked(stage_command(target), home)
     begun = command.seconds if watch.wait_for_work(command) else 0.0
+    while written and not hidden(home) and command.running() and not watch.finished():
+        begun = command.seconds
     while command.seconds < begun + moment and command.running() and not watch.finished():
         time.sleep(POLL)
     over = watch.finished() or not command.running()
@@ -160,14 +166,20 @@ class AlteredBegun(Fault):
     def strike(self, arena: Arena, target: Target, rng: random.Random) -> Struck:
         for _ in range(DRAWS):
             home = arena.home(target.name, done=False)
-            if killed(home, target, rng.uniform(0.3, 1) * arena.seconds[target.name]) is not None:
-                found = [path for path in files(home, [".partial"]) if path.suffix != ".lock"]
+            moment = rng.random() ** 2 * arena.seconds[target.name]  # often soon: little may be left to do by then
+            if killed(home, target, moment, written=True) is not None:
+                found = hidden(home)
                 if found:
                     path = pick(found, rng)
                     about = f"{path.relative_to(home / 'run')}: {spoil(path, rng)}"
                     return Struck(home, about, stage_command(target), target.outputs)
             shutil.rmtree(home)
         raise RuntimeError(f"{target.name} left nothing half-way, {DRAWS} times")
+
+
+def hidden(home: Path) -> list[Path]:
+    """What an unfinished stage has written so far."""
+    return [path for path in files(home, [".partial"]) if path.suffix != ".lock"]
 
 
 class AlteredSettings(Fault):

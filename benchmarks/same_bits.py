@@ -19,6 +19,11 @@ CLOCK = {
 
 A report repeats the seconds of stages that are finished, so these must be the same.
 """
+ANEW = {
+    "stage.json": CLOCK["stage.json"] | {"inputs_outcome", "files", "seal"},
+    "report.json": CLOCK["report.json"] | CLOCK["stage.json"] | {"command", "reused", "label_seconds"},
+}
+"""The same between two runs, each made from the start: hashes of seconds differ, too."""
 STOPWATCHES = {"seconds.json"}
 ABOUT_FILES = {".checked.json", "verified.json"}
 STAMP = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\+00:00)?")

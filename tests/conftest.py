@@ -1,6 +1,11 @@
 """What several test files share."""
 
+import os
 from pathlib import Path
+
+# Before torch is imported, here or in a command that a test starts: the processes that run tests share the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +17,13 @@ settings.register_profile(
     "cocomix", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 settings.load_profile("cocomix")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need the tiny run stay in one process, and so do those of a file: what they share is made once."""
+    for item in items:
+        dear = "tiny" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("tiny" if dear else str(item.path)))
 
 
 @pytest.fixture(scope="session")
