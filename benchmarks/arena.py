@@ -51,7 +51,7 @@ class Arena:
         shutil.rmtree(self.folder, ignore_errors=True)
         write_texts(self.folder / "texts", beginning=BEGINNING, copies=0)
         self.whole.mkdir()
-        (self.whole / "recipe.yaml").write_text(yaml.safe_dump(_recipe(), sort_keys=False))
+        (self.whole / "recipe.yaml").write_text(yaml.safe_dump(recipe(), sort_keys=False))
         for target in TARGETS.values():
             watch = Watch(self.whole, target.last, target.first_read)
             command = Forked(stage_command(target), self.whole)
@@ -134,7 +134,8 @@ def _of(home: Path, outputs: Sequence[str]) -> dict[str, str]:
     return contents(*(home / "run" / output for output in outputs), clock=ANEW)
 
 
-def _recipe() -> dict:
+def recipe() -> dict:
+    """Of the runs that are broken, resolved."""
     recipe = recipes(STEPS)["models"]
     recipe["seq_len"] = 32
     for section in TRAINING.values():
