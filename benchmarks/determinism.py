@@ -166,6 +166,25 @@ def compare(chosen: list[str], arguments: list[str], folder: Path) -> dict[str, 
     } | {"first": {"about": "what the others are compared with", "shown": shown(reports["first"])}}
 
 
+def table(content: dict[str, Any]) -> str:
+    """What is the same in each of the runs of a report, in Markdown."""
+    lines = ["| made again | data, same files | models, same files | figures equal | the figure furthest off |"]
+    lines.append("|---|---|---|---|---|")
+    for name, entry in content["runs"].items():
+        if name == "first":
+            continue
+        data, models = ([entry["stages"][stage] for stage in part] for part in (STAGES[:2], STAGES[2:]))
+        off = entry["furthest"]
+        furthest = f"`{off['figure']}`: {off['first']:.6g}, {off['second']:.6g}" if entry["relative"] else "none"
+        counts = [
+            f"{sum(one['same'] for one in part)} of {sum(one['files'] for one in part)}" for part in (data, models)
+        ]
+        lines.append(
+            f"| {entry['about']} | {counts[0]} | {counts[1]} | {entry['equal']} of {entry['figures']} | {furthest} |"
+        )
+    return "\n".join(lines)
+
+
 def differing(entry: dict[str, Any]) -> list[str]:
     """In words, what a second run in the same circumstances has that the first has not."""
     wrong = [f"{entry['figures'] - entry['equal']} figures"] if entry["figures"] != entry["equal"] else []
@@ -192,6 +211,7 @@ def main() -> None:
     }
     chosen.output.mkdir(parents=True, exist_ok=True)
     (chosen.output / f"{chosen.config}.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(table(content))
     wrong = differing(found["again"]) if "again" in found else []
     if wrong:
         sys.exit(f"the same run is not the same: {', '.join(wrong)}")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cocomix import cli
 from cocomix.concepts import LabelStore
 from cocomix.files import disk_full
 from cocomix.tokens import write_shards
@@ -58,3 +59,26 @@ def test_labels_that_do_not_fit_are_refused_before_the_first_one(small_disk: Pat
         LabelStore.create(small_disk / "full", n_tokens=300_000, **about)
     assert disk_full(caught.value)
     assert not (small_disk / "full" / "pending.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "the disk is full; free some space and run the same command",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "run/x"), "run/x: permission denied; mend the path or its"),
+        (OSError("odd"), "odd; mend the path or its permissions"),
+    ],
+)
+def test_what_the_system_refuses_is_said_in_words(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2 and capsys.readouterr().err.startswith(f"cocomix: {said}")
