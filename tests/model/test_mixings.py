@@ -58,36 +58,6 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
     assert (a - b).abs().max() <= 1e-9 * b.abs().max().clamp_min(1)
 
 
-def test_no_token_changes_the_past(model: CoCoMixForCausalLM) -> None:
-    ids = tokens()
-    base = model(ids).logits
-    for t in range(1, T):
-        changed = ids.clone()
-        changed[:, t] = (changed[:, t] + 1) % VOCAB
-        other = model(changed).logits
-        assert (other[:, :t] - base[:, :t]).abs().max() < 1e-12
-        assert (other[:, t:] - base[:, t:]).abs().amax(-1).min() > 1e-9
-
-
-@pytest.mark.parametrize("chunks", [[1] * T, [4, 1, 2, 3]])
-def test_cached_equals_uncached(model: CoCoMixForCausalLM, chunks: list[int]) -> None:
-    ids = tokens()
-    whole = model(ids, use_cache=False).logits
-    cache, parts = None, []
-    if not model.channel.cacheable:
-        assert model(ids[:, :4], use_cache=True).past_key_values is None
-        assert model.generation_config.use_cache is False
-        return
-    for part in ids.split(chunks, dim=1):
-        output = model(part, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        parts.append(output.logits)
-    close(torch.cat(parts, 1), whole)
-    split = model.config.concept_layer
-    held = [layer.keys.shape[2] // T for layer in cache.layers]
-    assert held == [1] * split + model.mixer.cached_slots(4 - split)
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_equals_unpadded(model: CoCoMixForCausalLM, side: str) -> None:
     lengths = [T, 5, 2]
