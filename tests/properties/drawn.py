@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.model import CHANNELS, MIXERS
+from cocomix.model import BACKBONES, CHANNELS, MIXERS
+from cocomix.model.output import CoCoMixOutput
 from randomised import randomised
 
 VOCAB, LONGEST = 23, 9
@@ -18,6 +20,8 @@ PARTS = {name: {"mixer": name} for name in MIXERS} | {
 WITH_CONCEPTS = [name for name, mixer in MIXERS.items() if mixer.uses_vector]
 """Mixers whose concepts can be steered."""
 
+on_each_backbone = pytest.mark.parametrize("backbone", BACKBONES)
+for_every_part = pytest.mark.parametrize("part", PARTS)
 seeds = st.integers(0, 2**16)
 lengths = st.integers(1, LONGEST)
 
@@ -76,3 +80,9 @@ def student(settings: dict[str, Any], seed: int) -> CoCoMixForCausalLM:
 def tokens(batch: int, length: int, seed: int) -> torch.Tensor:
     """Random ids, int64 `[batch, length]`."""
     return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def by_token(output: CoCoMixOutput) -> list[torch.Tensor]:
+    """Whatever there is of a pass that has one row a token."""
+    found = (output.logits, output.concept_logits, output.predicted_hidden)
+    return [one for one in found if one is not None]

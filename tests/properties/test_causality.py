@@ -3,24 +3,24 @@
 import itertools
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.model import BACKBONES
-from cocomix.model.output import CoCoMixOutput
-from properties.drawn import LONGEST, PARTS, VOCAB, lengths, seeds, student, students, tokens
+from properties.drawn import (
+    LONGEST,
+    PARTS,
+    VOCAB,
+    by_token,
+    for_every_part,
+    lengths,
+    on_each_backbone,
+    seeds,
+    student,
+    students,
+    tokens,
+)  # fmt: skip
 from steer.steered_models import close
-
-on_each_backbone = pytest.mark.parametrize("backbone", BACKBONES)
-for_every_part = pytest.mark.parametrize("part", PARTS)
-
-
-def by_token(output: CoCoMixOutput) -> list[torch.Tensor]:
-    """Whatever there is of a pass that has one row a token."""
-    found = (output.logits, output.concept_logits, output.predicted_hidden)
-    return [one for one in found if one is not None]
 
 
 @on_each_backbone
