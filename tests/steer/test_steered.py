@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steered_models import MIXERS, VOCAB, C, K, T, build, close, padded, tokens, untouched
+from steered_models import MIXERS, VOCAB, C, T, build, close, padded, tokens, untouched
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixForCausalLM
 from cocomix.errors import CocomixError
 from cocomix.steer import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Intervention, Setting, steered
+from properties.slowly import concept_vector
 
 DONE = [Amplify(3.0), Amplify(-2.0), Dampen(0.4), Dampen(1.0), Ablate(), Clamp(3.0), Clamp(-1.5)]
 
@@ -47,15 +48,9 @@ def all_by_hand(z: torch.Tensor, rows: list[Setting], places: list[list[int]]) -
 
 
 def vectors_by_hand(model: CoCoMixForCausalLM, z: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """c_hat = (W TopK(z) + b + pre_bias) * std + mean, one position at a time."""
-    head, vector = model.channel.head, model.channel.vector
-    made = torch.empty_like(hidden)
-    for b in range(z.shape[0]):
-        for t in range(z.shape[1]):
-            largest = sorted(range(C), key=lambda i: -z[b, t, i].item())[:K]
-            mixed = sum(z[b, t, i] * vector.weight[i] for i in largest) + vector.bias + head.pre_bias
-            made[b, t] = mixed * hidden[b, t].std() + hidden[b, t].mean()
-    return made
+    """The concepts' vectors, one position at a time."""
+    rows = [[concept_vector(model, *at) for at in zip(*row, strict=True)] for row in zip(z, hidden, strict=True)]
+    return torch.stack([torch.stack(row) for row in rows])
 
 
 @pytest.mark.parametrize("mixer", ["interleave", "add"])
