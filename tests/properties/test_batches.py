@@ -32,7 +32,7 @@ def mask_of(padding: list[tuple[int, int]]) -> torch.Tensor:
 
 @on_each_backbone
 @for_every_part
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.data(), seeds, margins)
 @torch.no_grad()
 def test_a_row_is_what_it_is_alone(
@@ -60,7 +60,7 @@ def test_a_row_is_what_it_is_alone(
 
 @on_each_backbone
 @for_every_part
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(st.data(), seeds, margins)
 @torch.no_grad()
 def test_other_rows_and_what_stands_in_padding_change_no_bit(
@@ -78,7 +78,7 @@ def test_other_rows_and_what_stands_in_padding_change_no_bit(
 
 @on_each_backbone
 @for_every_part
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(st.data(), seeds, st.integers(1, 6), st.integers(0, 3), st.integers(0, 3), st.booleans())
 def test_columns_of_padding_change_no_loss_and_no_gradient(
     part: str, backbone: str, data: Any, seed: int, length: int, before: int, after: int, sparing: bool

@@ -25,7 +25,7 @@ from steer.steered_models import close
 
 @on_each_backbone
 @for_every_part
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.data(), seeds, st.integers(2, LONGEST))
 @torch.no_grad()
 def test_no_token_changes_the_past(part: str, backbone: str, data: Any, seed: int, length: int) -> None:
@@ -48,7 +48,7 @@ def test_no_token_changes_the_past(part: str, backbone: str, data: Any, seed: in
 
 @on_each_backbone
 @for_every_part
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(st.data(), seeds, st.integers(2, LONGEST))
 @torch.no_grad()
 def test_no_concept_changes_the_past(part: str, backbone: str, data: Any, seed: int, length: int) -> None:
@@ -75,7 +75,7 @@ def test_no_concept_changes_the_past(part: str, backbone: str, data: Any, seed: 
 
 @on_each_backbone
 @for_every_part
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.data(), seeds, lengths, st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=5))
 @torch.no_grad()
 def test_cached_in_pieces_equals_the_whole(

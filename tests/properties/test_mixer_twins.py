@@ -33,7 +33,7 @@ def padded(ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @on_each_backbone
 @for_every_part
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.data(), seeds, st.integers(1, 2), st.integers(1, 6), st.sampled_from(sorted(WAYS)))
 def test_the_fast_path_is_the_slow_one(
     part: str, backbone: str, data: Any, seed: int, batch: int, length: int, way: str

@@ -53,7 +53,7 @@ def expect_same(found: nn.Module, expected: nn.Module) -> None:
 
 @on_each_backbone
 @for_every_part
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(st.data(), seeds, dtypes, lengths, st.sampled_from(["5GB", "4KB"]), st.booleans())
 @torch.no_grad()
 def test_students(

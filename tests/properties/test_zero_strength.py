@@ -40,7 +40,7 @@ def settings_of(concepts: int, done: st.SearchStrategy[Any]) -> st.SearchStrateg
 
 @on_each_backbone
 @pytest.mark.parametrize("mixer", WITH_CONCEPTS)
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.data(), seeds, dtypes)
 @torch.no_grad()
 def test_concepts_of_no_strength(mixer: str, backbone: str, data: Any, seed: int, dtype: torch.dtype) -> None:
@@ -63,7 +63,7 @@ def test_concepts_of_no_strength(mixer: str, backbone: str, data: Any, seed: int
 
 
 @on_each_backbone
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.data(), seeds, dtypes)
 @torch.no_grad()
 def test_beside_a_strong_one_too(backbone: str, data: Any, seed: int, dtype: torch.dtype) -> None:
@@ -94,7 +94,7 @@ def plain_model(backbone: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("backbone", PLAIN)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     settings_of(LATENTS, of_no_strength | never_due)
     | st.lists(settings_of(LATENTS, of_no_strength | never_due), min_size=2, max_size=2),
