@@ -69,7 +69,7 @@ def run(name: str, home: Path, config: Any, losses: dict[int, float], stop: tupl
 
 
 @pytest.mark.parametrize("name", MADE)
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(st.integers(2, 6), st.integers(0, 2**16), st.integers(0, 4), st.sampled_from([None, 1, 3]), st.data())
 def test_it_ends_in_the_same_bits(
     name: str, steps: int, seed: int, n_evals: int, micro: int | None, drawn: st.DataObject

@@ -64,7 +64,7 @@ def in_runs(windows: int, cuts: set[int]) -> list[range]:
     return [range(*pair) for pair in itertools.pairwise(edges)]
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(stores(), seeds, st.sets(st.integers(1, 70), max_size=8), st.data())
 def test_they_read_as_a_plain_list(layout: dict[str, Any], seed: int, cuts: set[int], data: st.DataObject) -> None:
     """Written in runs, in any order, some of them twice, by writers of which some were killed."""

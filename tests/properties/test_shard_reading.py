@@ -32,7 +32,7 @@ def corpora(draw: st.DrawFn) -> tuple[int, list[list[int]]]:
     return vocab_size, draw(st.lists(st.lists(ids, max_size=12), min_size=1, max_size=10))
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(corpora(), st.integers(1, 40), st.integers(1, 9), st.data())
 def test_it_reads_as_a_plain_list(
     corpus: tuple[int, list[list[int]]], shard_tokens: int, seq_len: int, data: st.DataObject
