@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from cocomix.bench.dense import DenseStudent
 from cocomix.bench.dense_labels import dense_attribution, dense_labels
@@ -13,6 +12,7 @@ from cocomix.config.shape import ModelShape
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.objectives import CoCoMixObjective
 from cocomix.students.build import build_plain
+from randomised import randomised
 
 BLOCK = {
     "norm_1": ("ln_1", False),
@@ -45,13 +45,6 @@ def twins(layers: int) -> dict[str, tuple[str, bool]]:
                 turn = turned and kind == "weight"
                 names[f"backbone.blocks.{block}.{ours}.{kind}"] = (f"gpt2.transformer.h.{block}.{theirs}.{kind}", turn)
     return names
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    """In float64 with weights large enough that every gradient matters."""
-    for parameter in module.double().parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return module
 
 
 @pytest.mark.parametrize(("layers", "split"), [(3, 1), (4, 3)])

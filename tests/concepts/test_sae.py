@@ -98,10 +98,8 @@ def test_a_file_with_pickled_code_is_refused(tmp_path: Path, capsys: pytest.Capt
         TopKSAE.load_openai_file(tmp_path / "absent.pt")
 
 
-def test_save_and_load_is_bit_exact(tmp_path: Path) -> None:
-    source, x = sae(), torch.randn(4, 8, dtype=torch.double)
-    source.save_pretrained(tmp_path, layer=2)
-    assert torch.equal(TopKSAE.from_pretrained(tmp_path)(x), source(x))
+def test_a_truncated_file_and_none_are_refused(tmp_path: Path) -> None:
+    sae().save_pretrained(tmp_path, layer=2)
     weights = tmp_path / "sae.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(CocomixError, match="damaged"):

@@ -1,11 +1,12 @@
 """The growing cache holds what a cache that concatenates holds, whatever is done to it in between."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
-from cocomix.model.cache import GrowingLayer
+from cocomix.model.cache import GrowingLayer, SlotCache
 
 OPERATIONS = {
     "reorder": lambda layer: layer.reorder_cache(torch.tensor([2, 0, 0])),
@@ -35,6 +36,18 @@ def test_it_equals_concatenation(steps, seed):
         handed_out.append((found[0], found[0].clone()))
         assert mine.get_seq_length() == theirs.get_seq_length()
     assert all(torch.equal(view, copy) for view, copy in handed_out)  # nothing handed out was written over
+
+
+@pytest.mark.parametrize(("asked", "left"), [(4, 4), (-2, 3), (5, 5), (9, 5), (0, 5), (-5, 0)])
+def test_cropping_counts_in_tokens_kept_or_dropped(asked, left):
+    cache = SlotCache([1, 2])
+    for index, slots in enumerate(cache.slots):
+        states = torch.arange(5.0).repeat_interleave(slots).expand(1, 1, 1, -1).transpose(2, 3)
+        cache.update(states, states, index)
+    cache.crop(asked)
+    for index, slots in enumerate(cache.slots):
+        kept = cache.layers[index].keys
+        assert kept is not None and torch.equal(kept.flatten(), torch.arange(float(left)).repeat_interleave(slots))
 
 
 def test_a_step_writes_only_its_own_slots():

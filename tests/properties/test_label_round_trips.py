@@ -1,6 +1,11 @@
-"""Labels come back as they were written: whatever their sizes, who wrote them in which order, and asked how."""
+"""Labels read as the plain list they were written from: whatever their shapes, their writers, and the question."""
 
-from typing import Any
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -8,59 +13,100 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocomix.concepts import LabelStore
-from cocomix.concepts.store_writer import LabelWriter
+from cocomix.concepts.store_marks import MARKS
+from properties.drawn import seeds
 
-IGNORED = -100
-LATENTS = [1, 60, 65_535, 65_536, 100_000]
-"""On either side of what two bytes hold beside the mark for no label."""
+
+@pytest.fixture(autouse=True, scope="module")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """What is forced to the disk matters to a power cut alone."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+class Labels(NamedTuple):
+    """Of every window, as `LabelWriter.write` takes them."""
+
+    ids: np.ndarray
+    scores: np.ndarray
+    valid: np.ndarray
 
 
 @st.composite
 def stores(draw: st.DrawFn) -> dict[str, Any]:
-    """Settings of `LabelStore.create`; a few tokens more than whole windows."""
-    seq_len, windows = draw(st.integers(1, 9)), draw(st.integers(1, 40))
+    """Arguments of `LabelStore.create`."""
+    seq_len = draw(st.integers(1, 6))
     return {
-        "n_tokens": windows * seq_len + draw(st.integers(0, seq_len - 1)),
+        "n_tokens": draw(st.integers(seq_len, 70)),
         "seq_len": seq_len,
-        "n_labels": draw(st.integers(1, 5)),
-        "n_latents": draw(st.sampled_from(LATENTS)),
-        "shard_tokens": draw(st.integers(1, 400)),
+        "n_labels": draw(st.integers(1, 4)),
+        "n_latents": draw(st.sampled_from([1, 60, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, 1 << 20])),
+        "shard_tokens": draw(st.integers(1, 40)),
         "scores": draw(st.booleans()),
+        "lineage": {"tokens": "a"},
     }
 
 
-@settings(max_examples=60)
-@given(stores(), st.integers(0, 2**16), st.data())
-def test_labels_come_back_as_they_were_written(
-    tmp_path_factory: pytest.TempPathFactory, shape: dict[str, Any], seed: int, data: st.DataObject
-) -> None:
-    folder = tmp_path_factory.mktemp("labels") / "store"
-    rng, windows = np.random.default_rng(seed), shape["n_tokens"] // shape["seq_len"]
-    size = (windows, shape["seq_len"], shape["n_labels"])
-    ids, scores = rng.integers(0, shape["n_latents"], size), rng.random(size, dtype=np.float32)
-    ids[rng.random(size) < 0.2] = shape["n_latents"] - 1  # the largest is next to the mark for no label
-    valid = rng.random(size[:2]) < data.draw(st.sampled_from([0.0, 0.5, 1.0]), label="share with labels")
+def labels(layout: dict[str, Any], seed: int) -> Labels:
+    """Random ones, the highest concept among them, with any share of positions labelled."""
+    rng = np.random.default_rng(seed)
+    shape = (layout["n_tokens"] // layout["seq_len"], layout["seq_len"], layout["n_labels"])
+    ids = rng.integers(0, layout["n_latents"], shape)
+    ids[rng.random(shape) < 0.2] = layout["n_latents"] - 1
+    scores = rng.standard_normal(shape).astype(np.float32)
+    return Labels(ids, scores, rng.random(shape[:2]) < rng.choice([0.0, 0.5, 1.0]))
 
-    LabelStore.create(folder, lineage={"tokens": "x"}, **shape)
-    cuts = data.draw(st.lists(st.integers(0, windows), max_size=6), label="cuts")
-    spans = list(zip(sorted({0, *cuts}), sorted({windows, *cuts} - {0}), strict=False))
-    for start, end in data.draw(st.permutations(spans), label="order of writing"):
-        writer = LabelWriter(folder)
-        assert not writer.done()[start:end].any()
-        writer.write(start, ids[start:end], scores[start:end], valid[start:end])
-        writer.close()
-    LabelWriter(folder).finish()
 
-    store = LabelStore.open(folder, expect={"tokens": "x"})
-    order = np.array(data.draw(st.lists(st.integers(0, windows - 1), max_size=20), label="asked for"), dtype=np.int64)
-    slow = [[[*row] if ok else [IGNORED] * len(row) for row, ok in zip(ids[w], valid[w], strict=True)] for w in order]
-    found = store.read(order, shape["seq_len"])
-    assert found.dtype == np.int64 and np.array_equal(found, np.array(slow, dtype=np.int64).reshape(found.shape))
-    assert found.shape == (len(order), *size[1:])
-    if shape["scores"]:
-        expected = np.where(valid[order][..., None], scores[order], 0)
-        assert np.array_equal(store.read_scores(order, shape["seq_len"]), expected)
-    assert store.labelled(order).tolist() == [int(valid[w].sum()) for w in order]
-    assert store.valid_share() == valid.mean()
-    width = 2 if shape["n_latents"] < 65_536 else 4
-    assert sum(path.stat().st_size for path in folder.glob("ids-*.bin")) == width * ids.size
+def in_runs(windows: int, cuts: set[int]) -> list[range]:
+    """Windows 0 to `windows` - 1, cut before each of `cuts`."""
+    edges = [0, *sorted(one for one in cuts if 0 < one < windows), windows]
+    return [range(*pair) for pair in itertools.pairwise(edges)]
+
+
+@settings(max_examples=50)
+@given(stores(), seeds, st.sets(st.integers(1, 70), max_size=8), st.data())
+def test_they_read_as_a_plain_list(layout: dict[str, Any], seed: int, cuts: set[int], data: st.DataObject) -> None:
+    """Written in runs, in any order, some of them twice, by writers of which some were killed."""
+    made = labels(layout, seed)
+    plain = np.where(made.valid[..., None], made.ids, -100).tolist()
+    windows = len(plain)
+    runs = in_runs(windows, cuts)
+    order = data.draw(st.permutations(runs), label="order")
+    again = data.draw(st.lists(st.sampled_from(runs), max_size=3), label="again")
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home) / "l"
+        writer, done, killed = LabelStore.create(folder, **layout), set(), []
+        for run in [*order, *again]:
+            part = slice(run.start, run.stop)
+            writer.write(run.start, made.ids[part], made.scores[part], made.valid[part])
+            done |= set(run)
+            left = data.draw(st.sampled_from(["goes on", "is closed", "is killed"]), label="the writer")
+            if left != "goes on":
+                if left == "is closed":
+                    writer.close()
+                else:
+                    killed.append(writer)
+                writer = LabelStore.create(folder, **layout)
+                parts = data.draw(st.integers(1, 3), label="processes")
+                found = sum(writer.done(one, parts).astype(int) for one in range(parts)) > 0
+                assert set(np.flatnonzero(found).tolist()) == done
+        writer.finish()
+        for writer in killed:
+            writer.close()
+        assert not (folder / MARKS).exists()
+        store = LabelStore.open(folder, expect=layout["lineage"])
+        asked = data.draw(st.lists(st.integers(0, windows - 1), max_size=8), label="windows")
+        found = store.read(np.array(asked, dtype=np.int64), layout["seq_len"])
+        assert found.dtype == np.int64 and found.shape == (len(asked), *made.ids.shape[1:])
+        assert found.tolist() == [plain[one] for one in asked]
+        labelled = [sum(position[0] >= 0 for position in plain[one]) for one in range(windows)]
+        assert store.labelled(np.array(asked, dtype=np.int64)).tolist() == [labelled[one] for one in asked]
+        assert store.valid_share() == sum(labelled) / (windows * layout["seq_len"])
+        if layout["scores"]:
+            scores = store.read_scores(np.arange(windows), layout["seq_len"])
+            assert np.array_equal(scores, np.where(made.valid[..., None], made.scores, 0))
+        size = 2 if layout["n_latents"] < 1 << 16 else 4
+        assert sum(path.stat().st_size for path in folder.glob("ids-*.bin")) == made.ids.size * size
+        a_shard = max(1, layout["shard_tokens"] // layout["seq_len"])
+        assert len(list(folder.glob("ids-*.bin"))) == -(-windows // a_shard)

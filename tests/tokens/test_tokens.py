@@ -1,4 +1,4 @@
-"""Token shards equal a plain list whatever the shard size; damage is refused by file name; order is reproducible."""
+"""Damaged token shards are refused by file name; many do not hold many files open; order is reproducible."""
 
 from pathlib import Path
 

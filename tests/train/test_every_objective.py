@@ -1,112 +1,12 @@
-"""Every objective under the trainer: the same on two processes as on one, and the same bits after a stop."""
+"""Every objective under the trainer is the same on two processes as on one."""
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
-from transformers import GPT2Config, GPT2LMHeadModel
-
-from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.concepts import TopKSAE
-from cocomix.objectives import (
-    BootstrapObjective,
-    CoCoMixObjective,
-    HiddenObjective,
-    KdObjective,
-    LiveTeacher,
-    NtpObjective,
-    Objective,
-    SaeObjective,
-    StoredTeacher,
-)
-from cocomix.tokens import write_shards
-from cocomix.train.config import TrainConfig
-from cocomix.train.data import BatchSource
-from cocomix.train.distributed import Interrupted
-from cocomix.train.trainer import Trainer
-
-CONFIG = TrainConfig(batch_size=4, steps=6, learning_rate=1e-3, n_evals=0)
-C = 12
-
-
-def plain(seed: int) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    shape = {"vocab_size": 50, "n_positions": 8, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
-
-
-def mixed(channel: str = "concepts", mixer: str = "interleave", **options: int) -> CoCoMixForCausalLM:
-    torch.manual_seed(0)
-    shape = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    settings = {"concept_layer": 1, "num_concepts": C, "concept_top_k": 3, "max_position_embeddings": 8}
-    return CoCoMixForCausalLM(CoCoMixConfig(**shape, **settings, channel=channel, mixer=mixer, channel_options=options))
-
-
-def bootstrap() -> BootstrapObjective:
-    model = mixed()
-    torch.manual_seed(1)
-    sae = TopKSAE(16, C, 3)
-    return BootstrapObjective(model, sae, top=True, decay=0.9, labels_per_position=2, warmup=0.3)
-
-
-def hidden() -> HiddenObjective:
-    return HiddenObjective(mixed("hidden", target_size=16), plain(5).eval(), layer=0, distance="l2", weight=0.1)
-
-
-def sae() -> SaeObjective:
-    torch.manual_seed(1)
-    return SaeObjective(TopKSAE(16, C, 3), plain(5).eval(), layer=0, aux_k=4, dead_after_tokens=40)
-
-
-OBJECTIVES: dict[str, Callable[[], Objective]] = {
-    "ntp": lambda: NtpObjective(plain(0)),
-    "kd": lambda: KdObjective(plain(0), LiveTeacher(plain(5).eval()), 0.1),
-    "kd_stored": lambda: KdObjective(plain(0), StoredTeacher(), 0.1),
-    "pause": lambda: NtpObjective(mixed("pause")),
-    "hidden": hidden,
-    "cocomix": lambda: CoCoMixObjective(mixed(), until=0.8),
-    "loss_only": lambda: CoCoMixObjective(mixed(mixer="none")),
-    "mixing_only": lambda: NtpObjective(mixed(mixer="every")),
-    "keys_values": lambda: CoCoMixObjective(mixed(mixer="keys_values")),
-    "ncp": lambda: NtpObjective(mixed("ncp", "add", chunk=2, segments=2, codes=4)),
-    "bootstrap": bootstrap,
-    "sae": sae,
-}
-
-
-class Data(BatchSource):
-    """Random tokens; labels and the teacher's logits follow from them."""
-
-    def __call__(self, indices, device, label_density=None):
-        batch = super().__call__(indices, device, label_density)
-        ids = batch["input_ids"]
-        batch["concept_labels"] = torch.stack((ids % C, (ids + 5) % C), dim=-1)
-        batch["teacher_ids"] = torch.stack((ids, (ids + 1) % 50), dim=-1)
-        batch["teacher_log_probs"] = torch.tensor([0.6, 0.3]).log().expand(*ids.shape, 2)
-        return batch
-
-
-def data(folder: Path) -> Data:
-    rng = np.random.default_rng(0)
-    if not folder.exists():
-        write_shards(folder, [rng.integers(1, 50, 60) for _ in range(5)], vocab_size=50, eos_id=0)
-    from cocomix.tokens import TokenShards
-
-    return Data(TokenShards.open(folder), 8)
-
-
-def train(name: str, home: Path, folder: str, **settings: object) -> dict[str, torch.Tensor]:
-    made = OBJECTIVES[name]()
-    Trainer(made, data(home / "shards"), CONFIG.model_copy(update=settings), home / folder / name).run()
-    state = made.trainable().state_dict()
-    return {
-        key: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()) for key, tensor in state.items()
-    }
+from every_objective import OBJECTIVES, data, train
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -118,7 +18,7 @@ def test_two_processes_equal_one(tmp_path: Path, parallel: str) -> None:
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
         "import torch\n"
-        "from test_every_objective import OBJECTIVES, train\n"
+        "from every_objective import OBJECTIVES, train\n"
         "from cocomix.train.distributed import distributed_session, rank\n"
         "torch.set_num_threads(1)\n"
         "home = Path(sys.argv[1])\n"
@@ -142,24 +42,3 @@ def test_two_processes_equal_one(tmp_path: Path, parallel: str) -> None:
                 assert (tensor - first[name][key]).abs().max() < 1e-4, (name, key)
             else:
                 assert torch.equal(tensor, first[name][key]), (name, key)
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_stopped_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
-    expected = train(name, tmp_path, "whole")
-
-    class Stop(Trainer):
-        def train_step(self, loss_fn):
-            import os
-            import signal
-
-            if self.step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().train_step(loss_fn)
-
-    with pytest.raises(Interrupted):
-        Stop(OBJECTIVES[name](), data(tmp_path / "shards"), CONFIG, tmp_path / "cut" / name).run()
-    found = train(name, tmp_path, "cut")
-    assert set(found) == set(expected)
-    for key, tensor in expected.items():
-        assert torch.equal(found[key], tensor), key

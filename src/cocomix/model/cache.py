@@ -70,9 +70,12 @@ class SlotCache(DynamicCache):
         self.slots = tuple(slots)
 
     def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` tokens; a negative number drops that many."""
-        for index, layer in enumerate(self.layers):
-            layer.crop(max_length * self.slots[index])  # pyright: ignore[reportAttributeAccessIssue]
+        """Keep the first `max_length` tokens; a negative number drops that many from the end, and 0 none."""
+        # A layer of newer Transformers versions refuses to be told what to keep; what to drop suits all of them.
+        drop = max_length - self.get_seq_length() if max_length > 0 else max_length
+        if drop < 0:
+            for layer, slots in zip(self.layers, self.slots, strict=False):
+                layer.crop(drop * slots)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def slot_cache(given: Cache | None, slots: Sequence[int]) -> Cache:
