@@ -1,0 +1,79 @@
+"""What a reader of hostile input must not touch, seen and stopped.
+
+What Python tells of itself (`sys.addaudithook`): opening what is outside, changing what is outside, programs,
+connections, pickles, code from the input. What libraries open in C or Rust is not seen. A link in the folder is its
+owner's own arrangement: reading through it is allowed, writing is not.
+"""
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"}
+CONNECTS = {"socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"}
+FORBIDDEN = STARTS | CONNECTS | {"pickle.find_class", "ctypes.dlopen", "urllib.Request", "webbrowser.open"}
+CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod"} | {
+    *("os.chown", "os.utime", "shutil.rmtree", "shutil.move", "shutil.copyfile", "shutil.copytree", "os.setxattr")
+}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+INSTALLED = tuple(
+    os.path.realpath(path)
+    for path in {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, *filter(None, sys.path)}
+) + ("/proc", "/sys", "/dev/null", "/dev/urandom", "/usr/share/zoneinfo")
+
+
+class Escaped(BaseException):
+    """A reader touched what it must not; raised so that it does not come to pass."""
+
+
+class Fence:
+    """An audit hook: notes, and stops, what leads out of `folder` while `up`.
+
+    Args:
+        folder: may be read and written.
+        anywhere: whether the input is its reader's own order and may name any file to be read.
+    """
+
+    def __init__(self, folder: Path, *, anywhere: bool = False) -> None:
+        self.folder, self.anywhere = os.path.realpath(folder), anywhere
+        self.up, self.crossings = False, list[str]()
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.up and (crossing := self._crossing(event, args)):
+            self.crossings.append(crossing)
+            raise Escaped(crossing)
+
+    def _crossing(self, event: str, args: tuple[Any, ...]) -> str | None:
+        if event == "open":
+            return self._opening(*args)
+        if event in FORBIDDEN:
+            return f"{event} {str(args)[:200]}"
+        if event in CHANGES:
+            paths = [one for one in args if isinstance(one, str | bytes | os.PathLike)]
+            return next((f"{event} {one}" for one in map(_text, paths) if not self._within(os.path.realpath(one))), None)
+        if event == "exec" and self._within(getattr(args[0], "co_filename", "")):
+            return f"exec {args[0].co_filename}"
+        if event == "import" and str(args[0]).startswith("transformers_modules"):
+            return f"import {args[0]}"
+        return None
+
+    def _opening(self, path: Any, _mode: Any, flags: Any) -> str | None:
+        if not isinstance(path, str | bytes | os.PathLike):
+            return None
+        text = _text(path)
+        if isinstance(flags, int) and flags & WRITING:
+            real = os.path.realpath(text)
+            return None if self._within(real) or real == "/dev/null" else f"written: {text}"
+        plain = os.path.normpath(os.path.join(os.getcwd(), text))
+        fine = self.anywhere or self._within(plain) or plain.startswith(INSTALLED)
+        return None if fine else f"read: {text}"
+
+    def _within(self, path: str) -> bool:
+        return path == self.folder or path.startswith(self.folder + os.sep)
+
+
+def _text(path: Any) -> str:
+    return os.fsdecode(os.fspath(path))
