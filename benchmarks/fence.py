@@ -52,8 +52,7 @@ class Fence:
         if event in FORBIDDEN:
             return f"{event} {str(args)[:200]}"
         if event in CHANGES:
-            paths = [one for one in args if isinstance(one, str | bytes | os.PathLike)]
-            return next((f"{event} {one}" for one in map(_text, paths) if not self._within(os.path.realpath(one))), None)
+            return next((f"{event} {one}" for one in _named(args) if not self._within(_itself(one))), None)
         if event == "exec" and self._within(getattr(args[0], "co_filename", "")):
             return f"exec {args[0].co_filename}"
         if event == "import" and str(args[0]).startswith("transformers_modules"):
@@ -73,6 +72,18 @@ class Fence:
 
     def _within(self, path: str) -> bool:
         return path == self.folder or path.startswith(self.folder + os.sep)
+
+
+def _named(args: tuple[Any, ...]) -> list[str]:
+    """The paths among an event's arguments, made whole where they are below an open folder, whose number comes last."""
+    folders = [f"/proc/self/fd/{one}" for one in args if isinstance(one, int) and one > 2]
+    return [os.path.join(*folders[-1:], _text(one)) for one in args if isinstance(one, str | bytes | os.PathLike)]
+
+
+def _itself(path: str) -> str:
+    """Where `path` is, not where it leads."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _text(path: Any) -> str:

@@ -269,7 +269,11 @@ def _begin_or_go_on(folder: Path) -> LabelWriter:
 READERS = (
     Reader("sae-own", partial(_make_sae, "cocomix", "standard"), _encoded),
     Reader("sae-saelens", partial(_make_sae, "saelens", "none"), _encoded),
-    Reader("sae-sparsify", partial(_make_sae, "sparsify", "none"), _encoded),
+    Reader(
+        "sae-sparsify",
+        lambda folder: _make_sae("sparsify", "none", folder / "layers.1"),
+        lambda folder: _encoded(folder / "layers.1"),
+    ),
     Reader(
         "sae-openai",
         _make_openai,

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import explored_readers
 import model_readers
+import run_readers
 import text_readers
 from reader import Reader
 
 
-def readers(run: Path | None, folder: Path) -> dict[str, Reader]:
-    """The table; `run` is a finished tiny run to explore, made in `folder` when it is needed and not given."""
-    return {one.name: one for one in (*text_readers.READERS, *model_readers.READERS)}
+def readers(run: Path, kept: Path) -> dict[str, Reader]:
+    """The table; `run` is a finished tiny run, copied into `kept` by those that need it."""
+    explored = explored_readers.readers(run, kept)
+    return {one.name: one for one in (*text_readers.READERS, *model_readers.READERS, *run_readers.READERS, *explored)}

@@ -1,7 +1,7 @@
 """Reading in a child process that is watched: whether it ends, how, how soon, and with how much memory.
 
-An input may be accepted, or refused as a person can bear it: `CocomixError` in one printable sentence. Anything else
-is wrong. One child reads many inputs; where it is lost, the next one goes on behind.
+An input may be accepted, or refused as a person can bear it: `CocomixError` in one printable sentence, or the system's
+own word about a path. Anything else is wrong. One child reads many inputs; where it is lost, the next one goes on behind.
 """
 
 import contextlib
@@ -184,9 +184,12 @@ def judged(read: Callable[[], object], fence: Fence) -> dict[str, Any]:
         return {"outcome": "read"}
     if greedy := next((one for one in _chain(error) if isinstance(one, MemoryError) or GREED.search(str(one))), None):
         return {"outcome": "memory", "why": _told(greedy)}
-    if not isinstance(error, CocomixError):
+    if isinstance(error, OSError) and error.errno and error.filename:
+        sentence = f"{error}; mend the path or its permissions"  # as the command line has it
+    elif isinstance(error, CocomixError):
+        sentence = str(error)
+    else:
         return {"outcome": "crashed", "why": _told(error)}
-    sentence = str(error)
     if not sentence.isprintable() or not 10 < len(sentence) <= LONGEST:
         return {"outcome": "crashed", "why": f"no sentence to be shown ({len(sentence)} characters): {sentence!r:.300}"}
     return {"outcome": "refused", "why": sentence}
