@@ -1,10 +1,9 @@
 """A stopwatch that survives a kill."""
 
-import json
 import time
 from pathlib import Path
 
-from cocomix.files import write_json
+from cocomix.files import read_json, write_json
 
 
 class Stopwatch:
@@ -42,6 +41,6 @@ class Stopwatch:
 
     def _read(self) -> float:
         try:
-            return float(json.loads(self._path.read_text(encoding="utf-8"))["seconds"])
+            return float(read_json(self._path)["seconds"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0.0

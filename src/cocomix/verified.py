@@ -8,7 +8,6 @@ again. Processes of one machine take turns, so that the first of them reads and 
 
 import contextlib
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
 from cocomix.errors import CocomixError
-from cocomix.files import sha256, write_json
+from cocomix.files import read_json, sha256, write_json
 
 NOTE = "verified.json"
 YOUNG_NS = 2_000_000_000
@@ -83,7 +82,7 @@ def _inside(name: str) -> bool:
 def _unknown(folder: Path, files: Sequence[FileEntry]) -> list[FileEntry]:
     """Those of `files` that the note does not vouch for."""
     try:
-        note: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        note: dict[str, Any] = read_json(folder / NOTE)
         return [entry for entry in files if note.get(entry["file"]) != _seen(folder, entry)]
     except (OSError, ValueError, AttributeError):
         return list(files)

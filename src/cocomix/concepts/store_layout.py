@@ -4,7 +4,6 @@ Ids take two bytes where the number of concepts allows, so K_attr = 4 labels of 
 token. Positions without labels hold the largest id.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cocomix.errors import CocomixError
+from cocomix.files import read_json
 
 FORMAT = 2
 MANIFEST, PENDING = "manifest.json", "pending.json"
@@ -118,7 +118,7 @@ class StoreLayout:
 def read_description(path: Path, missing: str) -> dict[str, Any]:
     """The JSON object in `path`; `missing` is the message where there is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if not isinstance(content, dict):
             raise ValueError
         return content

@@ -1,7 +1,6 @@
 """JSON-lines files, plain or packed."""
 
 import gzip
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from cocomix.corpus.document import Document, Skipped
 from cocomix.corpus.places import files_at, remaining
 from cocomix.corpus.source import Place, TextSource, reason
 from cocomix.errors import CocomixError
+from cocomix.files import parse_json
 
 
 class JsonlSource(TextSource):
@@ -41,8 +41,8 @@ class JsonlSource(TextSource):
     def _record(self, line: bytes, place: str) -> Document | Skipped:
         field = self.options["field"]
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             return Skipped(place, f"not JSON ({reason(error)})")
         if not isinstance(row, dict) or field not in row:
             return Skipped(place, f"no {field!r} in it")

@@ -11,7 +11,7 @@ from typing import Any
 
 from cocomix.corpus.document import Document
 from cocomix.errors import CocomixError
-from cocomix.files import sha256
+from cocomix.files import read_json, sha256
 
 MANIFEST = "corpus.json"
 
@@ -31,7 +31,7 @@ class Corpus:
         self.folder = Path(folder)
         self.splits: dict[str, list[dict[str, Any]]] = {}
         try:
-            splits = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["splits"]
+            splits = read_json(self.folder / MANIFEST)["splits"]
             for name, counts in splits.items():
                 entries = counts.get("files", [{**counts, "file": f"{name}.jsonl"}])
                 self.splits[name] = [{key: entry[key] for key in _ENTRY} for entry in entries]

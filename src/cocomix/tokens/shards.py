@@ -7,7 +7,6 @@ is lost.
 """
 
 import hashlib
-import json
 import shutil
 from array import array
 from collections import OrderedDict
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cocomix.errors import CocomixError
-from cocomix.files import sha256, write_json
+from cocomix.files import read_json, sha256, write_json
 from cocomix.series import FileSeries
 from cocomix.verified import check_files
 
@@ -62,7 +61,7 @@ class TokenShards:
         """
         folder = Path(folder)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(folder / MANIFEST)
             files = [*manifest["shards"], manifest["boundaries"]]
             check_files(folder, files, what="token file", mend=MEND, verify=verify)
             return cls(folder, manifest)

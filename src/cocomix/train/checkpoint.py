@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from cocomix.errors import CocomixError
-from cocomix.files import sha256
+from cocomix.files import read_json, sha256
 from cocomix.train.distributed import gathered, is_main, on_main, rank, world_size
 
 KEEP = 2
@@ -149,7 +149,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    meta = json.loads((path / META).read_text(encoding="utf-8"))
+    meta = read_json(path / META)
     _ = meta["step"], meta["key"], meta["files"], meta["about"]
     return meta
 
