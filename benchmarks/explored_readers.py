@@ -93,7 +93,9 @@ class Explorer:
             first, *lines = content.split(b"\n")
             said, _, target = first.partition(b" ")
             method, body = said.decode("latin-1"), b""
-            headers = [(key.strip().lower(), value.strip()) for key, _, value in (line.partition(b":") for line in lines)]
+            headers = [
+                (key.strip().lower(), value.strip()) for key, _, value in (line.partition(b":") for line in lines)
+            ]
         path, _, query = target.partition(b"?")
         scope = {
             "type": "http",

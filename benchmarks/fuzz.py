@@ -73,7 +73,9 @@ class Attack:
         for name in self.files:
             path = self.folder / name
             made += [(f"{name}: {what}", lambda path=path, to=to: path.write_bytes(to)) for what, to in WHOLE.items()]
-            made += [(f"{name} {what}", lambda path=path, how=how: how(path, self.outside)) for what, how in PLACES.items()]
+            made += [
+                (f"{name} {what}", lambda path=path, how=how: how(path, self.outside)) for what, how in PLACES.items()
+            ]
         return made
 
     def restore(self) -> None:
@@ -196,7 +198,9 @@ def main() -> None:
 
 def _tiny_run(folder: Path) -> Path:
     """A finished run of all stages at toy size, made by `cocomix demo --tiny`; takes half a minute."""
-    subprocess.run([sys.executable, "-m", "cocomix", "demo", "--tiny"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "cocomix", "demo", "--tiny"], cwd=folder, check=True, stdout=subprocess.DEVNULL
+    )
     return folder / "runs" / "tiny"
 
 

@@ -104,7 +104,9 @@ def _encoded(source: Path) -> None:
 
 def _make_model(backbone: str, folder: Path) -> None:
     torch.manual_seed(0)
-    build_plain(ModelShape.model_validate({"backbone": backbone} | SHAPE), vocab_size=64, seq_len=16).save_pretrained(folder)
+    build_plain(ModelShape.model_validate({"backbone": backbone} | SHAPE), vocab_size=64, seq_len=16).save_pretrained(
+        folder
+    )
 
 
 def _make_student(folder: Path) -> None:

@@ -84,9 +84,13 @@ BYTES: tuple[Bytes, ...] = (_flip, _flip, _cut, _remove, _insert, _double, _same
 def _odd(old: Any, draw: Random, raw: list[str], texts: tuple[str, ...], outside: Path) -> Any:
     """Something else in the place of `old`."""
     if isinstance(old, str) and draw.random() < 0.3:
-        return draw.choice((f"../{outside.name}/{old}", f"{outside}/{old}", f"./{old}", f"{old}/../{old}", old * 2, old[1:]))
+        return draw.choice(
+            (f"../{outside.name}/{old}", f"{outside}/{old}", f"./{old}", f"{old}/../{old}", old * 2, old[1:])
+        )
     if isinstance(old, int) and draw.random() < 0.4:
-        return draw.choice((old + 1, old - 1, -old, old * 2, old << 20, old << 40, old << 70, float(old), str(old), [old]))
+        return draw.choice(
+            (old + 1, old - 1, -old, old * 2, old << 20, old << 40, old << 70, float(old), str(old), [old])
+        )
     if draw.random() < 0.4:
         raw.append(draw.choice(texts))
         return f"{MARK}{len(raw) - 1}"

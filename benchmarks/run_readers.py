@@ -176,7 +176,10 @@ READERS = (
         _make_override,
         _overridden,
         hostile={f"YAML {n}": put("override.txt", f"title={text}") for n, text in enumerate(YAML)}
-        | {one: put("override.txt", one) for one in (*OVERRIDES, "=", "a=", ".=1", "a..b=1", "x.y=1", "sae=1", "\x00=1")},
+        | {
+            one: put("override.txt", one)
+            for one in (*OVERRIDES, "=", "a=", ".=1", "a..b=1", "x.y=1", "sae=1", "\x00=1")
+        },
     ),
     Reader("experiment", _make_experiment, _read_experiment),
     Reader("stages", _make_stages, _read_stages, seal=_seal_stages),

@@ -18,7 +18,9 @@ from cocomix.tokens.shards import TokenShards, write_shards
 from cocomix.tokens.tokenizer import load_tokenizer, train_tokenizer
 from reader import Reader, changed, entry_of, put, resealed
 
-TEXTS = [f"The {word} of the house stands on number {n}, naïve and {word * 3}." for n, word in enumerate("abcdefghijkl")]
+TEXTS = [
+    f"The {word} of the house stands on number {n}, naïve and {word * 3}." for n, word in enumerate("abcdefghijkl")
+]
 BOMB = gzip.compress(b'{"text": "' + b"x" * (700 << 20), compresslevel=9)
 """A line of 700 MB in as many kilobytes."""
 
@@ -40,7 +42,9 @@ def _shard_entries(manifest: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _lines(texts: list[str]) -> bytes:
-    return "".join(json.dumps({"text": text, "n": n, "deep": [{"x": None}]}) + "\n" for n, text in enumerate(texts)).encode()
+    return "".join(
+        json.dumps({"text": text, "n": n, "deep": [{"x": None}]}) + "\n" for n, text in enumerate(texts)
+    ).encode()
 
 
 def _drained(source: TextSource) -> None:
