@@ -43,7 +43,7 @@ def check_files(folder: Path, files: Sequence[FileEntry], *, what: str, mend: st
     """
     for entry in files:
         path = folder / entry["file"]
-        if not _inside(entry["file"]):
+        if not is_inside(entry["file"]):
             raise CocomixError(f"the manifest of {folder} names {entry['file']!r}, which is outside the folder; {mend}")
         size = path.stat().st_size if path.exists() else None
         if size != entry["bytes"]:
@@ -74,7 +74,10 @@ def forget_verified(folder: Path) -> None:
             note.unlink()
 
 
-def _inside(name: str) -> bool:
+def is_inside(name: Any) -> bool:
+    """Whether `name`, out of a manifest, is that of a file in the folder or below it."""
+    if not isinstance(name, str) or "\0" in name:
+        return False
     pure = PurePosixPath(name)
     return not pure.is_absolute() and ".." not in pure.parts and str(pure) == name
 
