@@ -17,6 +17,8 @@ from cocomix.errors import CocomixError
 from cocomix.files import read_json
 
 FORMAT = 2
+LARGEST = 1 << 48
+"""Tokens or windows; sizes in bytes then fit into a machine's numbers."""
 MANIFEST, PENDING = "manifest.json", "pending.json"
 BLOCK = 1 << 16
 """Bytes of the ranges of a file that belong to one process each; a multiple of any machine's memory page, since two
@@ -109,10 +111,25 @@ class StoreLayout:
         again = "delete its folder and run `cocomix label` again"
         if about.get("format") != FORMAT:
             raise CocomixError(f"{path} was written by another version of cocomix; {again}")
-        try:
-            return cls(**{name: about[name] for name in cls.__dataclass_fields__})
-        except KeyError as error:
-            raise CocomixError(f"{path} is damaged ({error} is missing); {again}") from None
+        missing = [name for name in cls.__dataclass_fields__ if name not in about]
+        if missing:
+            raise CocomixError(f"{path} is damaged ({missing[0]!r} is missing); {again}")
+        layout = cls(**{name: about[name] for name in cls.__dataclass_fields__})
+        if wrong := layout.wrong():
+            raise CocomixError(f"{path} is damaged ({wrong} is {getattr(layout, wrong)!r}); {again}")
+        return layout
+
+    def wrong(self) -> str | None:
+        """The first value that no store has; what is read from a file may be anything."""
+        counts = {"n_tokens": LARGEST, "seq_len": self.n_tokens, "n_labels": 1 << 20, "n_latents": (1 << 32) - 1}
+        for name, most in (counts | {"shard_windows": LARGEST}).items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                return name
+        return next(
+            (name for name, kind in (("scores", bool), ("lineage", dict)) if type(getattr(self, name)) is not kind),
+            None,
+        )
 
 
 def read_description(path: Path, missing: str) -> dict[str, Any]:
@@ -124,5 +141,7 @@ def read_description(path: Path, missing: str) -> dict[str, Any]:
         return content
     except FileNotFoundError:
         raise CocomixError(missing) from None
-    except ValueError:
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
         raise CocomixError(f"{path} is damaged; delete its folder and run `cocomix label` again") from None
