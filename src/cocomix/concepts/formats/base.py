@@ -137,6 +137,13 @@ def whole(value: Any, name: str, where: Any) -> int:
     return value
 
 
+def words(value: Any, name: str, where: Any) -> str | None:
+    """A text from json, or nothing."""
+    if value is not None and not isinstance(value, str):
+        raise CocomixError(f"{where}: {name} is {value!r}, not a text; use a sound file")
+    return value
+
+
 def agrees(stated: Any, found: int, name: str, where: Any) -> None:
     """Refuse a size that json states and the weights contradict; json may leave it out."""
     if stated is not None and stated != found:
