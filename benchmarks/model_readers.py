@@ -83,11 +83,11 @@ def _make_sae(name: str, normalisation: str, folder: Path) -> None:
     FORMATS[name].write(TopKSAE(8, 24, 4, normalisation=normalisation), folder, {"layer": 1, "model": "m"})
 
 
-def _make_openai(folder: Path) -> None:
+def _make_openai(folder: Path, encoder: torch.Tensor | None = None) -> None:
     sae = _sae()
     state = {
         "pre_bias": sae.pre_bias.detach(),
-        "encoder.weight": sae.encoder_weight.detach(),
+        "encoder.weight": sae.encoder_weight.detach() if encoder is None else encoder,
         "latent_bias": sae.latent_bias.detach(),
         "decoder.weight": sae.decoder_weight.detach().T.contiguous(),
         "activation": "TopK",
@@ -280,7 +280,8 @@ READERS = (
         "sae-openai",
         _make_openai,
         lambda folder: _encoded(folder / "sae.pt"),
-        hostile={what: lambda folder, make=make: put("sae.pt", make())(folder) for what, make in PICKLES.items()},
+        hostile={what: lambda folder, make=make: put("sae.pt", make())(folder) for what, make in PICKLES.items()}
+        | {"one number for a matrix": lambda folder: _make_openai(folder, torch.zeros(1, 1).expand(1 << 30, 8))},
     ),
     *(
         Reader(f"model-{backbone}", partial(_make_model, backbone), _read_model, hostile=MODELS, share=0.5)
