@@ -1,6 +1,7 @@
 """Readers of weights: models, autoencoders, checkpoints, atlases, labels."""
 
 import io
+import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from cocomix.atlas.record import Atlas, AtlasKey, read_atlas, write_atlas
 from cocomix.concepts.formats import FORMATS, load_sae
@@ -142,9 +144,11 @@ def _pickled(content: bytes, folder: Path) -> None:
 
 
 def _indexed(file: str, folder: Path) -> None:
-    """An index that names a file of weights elsewhere."""
-    (folder / "model.safetensors").unlink()
-    put("model.safetensors.index.json", '{"metadata": {}, "weight_map": {"lm_head.weight": "%s"}}' % file)(folder)
+    """An index that names a file of weights elsewhere; what lies in the folder would do as well."""
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    with safe_open(folder / "other.safetensors", framework="np") as stored:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(stored.keys(), file)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def _sized(**sizes: Any) -> Callable[[Path], object]:
