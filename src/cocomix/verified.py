@@ -41,6 +41,8 @@ def check_files(folder: Path, files: Sequence[FileEntry], *, what: str, mend: st
     Raises:
         CocomixError: a file is missing, truncated or altered, or its name leads out of the folder.
     """
+    if not isinstance(files, list) or not all(map(_is_entry, files)):
+        raise CocomixError(f"the list of files of {folder} is damaged; {mend}")
     for entry in files:
         path = folder / entry["file"]
         if not is_inside(entry["file"]):
@@ -80,6 +82,12 @@ def is_inside(name: Any) -> bool:
         return False
     pure = PurePosixPath(name)
     return not pure.is_absolute() and ".." not in pure.parts and str(pure) == name
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry, out of a manifest, has what is read of one, in the right types."""
+    kinds = FileEntry.__annotations__.items()
+    return isinstance(entry, dict) and all(type(entry.get(name)) is kind for name, kind in kinds)
 
 
 def _unknown(folder: Path, files: Sequence[FileEntry]) -> list[FileEntry]:

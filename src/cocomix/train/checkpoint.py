@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from cocomix.errors import CocomixError
 from cocomix.files import read_json, sha256
 from cocomix.train.distributed import gathered, is_main, on_main, rank, world_size
+from cocomix.verified import is_inside
 
 KEEP = 2
 META = "meta.json"
@@ -156,6 +157,8 @@ def _meta(path: Path) -> dict[str, Any]:
 
 def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
     """Every file is as it was written; each process looks at its share of them."""
+    if not all(map(is_inside, files)):
+        raise ValueError("it names a file outside its folder")
     wrong = [name for name in sorted(files)[rank() :: world_size()] if not _as_written(path / name, files[name])]
     wrong = [name for part in gathered(wrong) for name in part]
     if wrong:
