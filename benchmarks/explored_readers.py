@@ -29,7 +29,7 @@ TARGETS = (
     "/api/models",
     f"/api/concepts?model={MODEL}&q=war&sort=predicted&offset=2&limit=4",
     f"/api/concept?model={MODEL}&id=3",
-    "/page/app.js",
+    "/page/main.js",
     "/",
 )
 

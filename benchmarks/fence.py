@@ -27,10 +27,9 @@ CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.syml
     *("os.chown", "os.utime", "shutil.rmtree", "shutil.move", "shutil.copyfile", "shutil.copytree", "os.setxattr")
 }
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-INSTALLED = tuple(
-    os.path.realpath(path)
-    for path in {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, *filter(None, sys.path)}
-) + ("/proc", "/sys", "/dev/null", "/dev/urandom", "/usr/share/zoneinfo")
+_LIBRARIES = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, *filter(None, sys.path)}
+INSTALLED = (*map(os.path.realpath, _LIBRARIES), "/proc", "/sys", "/dev/null", "/dev/urandom", "/usr/share/zoneinfo")
+"""May be read: what is installed belongs to no input."""
 
 
 class Escaped(BaseException):

@@ -292,7 +292,18 @@ READERS = (
         for backbone in ("gpt2", "llama")
     ),
     Reader("student", _make_student, _read_model, hostile=MODELS, share=0.5),
-    Reader("checkpoint", _make_checkpoints, _read_checkpoints, seal=_seal_checkpoints),
+    Reader(
+        "checkpoint",
+        _make_checkpoints,
+        _read_checkpoints,
+        seal=_seal_checkpoints,
+        hostile={
+            "a file outside": changed(
+                "step-00000002/meta.json", lambda meta: meta["files"].update({"../../outside/meta.json": {"bytes": 1}})
+            ),
+            "a pickle": lambda folder: next(folder.glob("*2/*.safetensors")).write_bytes(PICKLE),
+        },
+    ),
     Reader("atlas", _make_atlas, _read_atlas),
     Reader(
         "labels",

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -94,7 +95,7 @@ def _odd(old: Any, draw: Random, raw: list[str], texts: tuple[str, ...], outside
     if draw.random() < 0.4:
         raw.append(draw.choice(texts))
         return f"{MARK}{len(raw) - 1}"
-    return draw.choice(VALUES)
+    return deepcopy(draw.choice(VALUES))
 
 
 def tree_changed(tree: Any, draw: Random, texts: tuple[str, ...], outside: Path) -> bytes:
@@ -112,9 +113,9 @@ def tree_changed(tree: Any, draw: Random, texts: tuple[str, ...], outside: Path)
             del holder[key]
         elif isinstance(holder, dict):
             new = draw.choice(("", "x", "../x", key.upper(), f"{key} ", "\ud800", "__init__", "9" * 5000, "-1"))
-            holder[new] = holder.pop(key) if kind < 0.9 else holder[key]
+            holder[new] = holder.pop(key) if kind < 0.9 else deepcopy(holder[key])
         else:
-            holder.insert(key, draw.choice(holder))
+            holder.insert(key, deepcopy(draw.choice(holder)))
     return dumped(tree, raw)
 
 

@@ -123,10 +123,10 @@ EXPERIMENT = {
     "baseline": "ntp",
     "variants": {"ntp": None, "cocomix": None},
     "settings": {
-        "small": {"title": "s"},
-        "large": {"title": "l", "overrides": {"tokens": {"tokenizer": "$small/tokens/tokenizer"}}, "variants": ["ntp"]},
+        "a": {"title": "s"},
+        "b": {"title": "l", "overrides": {"tokens": {"tokenizer": "$a/tokens/tokenizer"}}, "variants": ["ntp"]},
     },
-    "claims": [{"id": 1, "compare": [{"better": "cocomix", "than": "ntp", "settings": ["small"]}]}],
+    "claims": [{"id": 1, "compare": [{"better": "cocomix", "than": "ntp", "settings": ["a"]}]}],
     "steering": {"variant": "cocomix"},
     "timing_steps": 3,
 }
@@ -138,7 +138,9 @@ def _make_experiment(folder: Path) -> None:
     for name in ("title", "seeds", "baseline"):
         base.pop(name)
     variants = {name: students[name] for name in EXPERIMENT["variants"]}
-    (folder / "experiment.yaml").write_text(yaml.safe_dump(EXPERIMENT | {"base": base, "variants": variants}))
+    (folder / "experiment.yaml").write_text(
+        yaml.safe_dump(EXPERIMENT | {"base": base, "variants": variants}, sort_keys=False)
+    )
 
 
 STEERING = {"steering": [{"concept": 3, "do": "amplify", "amount": 4.0}, {"concept": 7, "do": "ablate", "start": 2}]}

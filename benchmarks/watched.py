@@ -1,7 +1,7 @@
 """Reading in a child process that is watched: whether it ends, how, how soon, and with how much memory.
 
 An input may be accepted, or refused as a person can bear it: `CocomixError` in one printable sentence, or the system's
-own word about a path. Anything else is wrong. One child reads many inputs; where it is lost, the next one goes on behind.
+own word about a path. Anything else is wrong. One child reads many inputs; where it is lost, another goes on behind.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ LONGEST = 1000
 PER_CHILD = 500
 """Inputs a process reads: what it may keep of each cannot add up to much."""
 WARMING = 120.0
+"""Seconds until the first input is begun."""
 GREED = re.compile(r"allocate memory|bad_alloc|not enough memory", re.IGNORECASE)
 
 
@@ -82,7 +83,7 @@ def _child(task: Task, numbers: list[int]) -> Iterator[dict[str, Any]]:
     ready, silent, since = False, False, time.monotonic()
     try:
         with os.fdopen(reading, "rb", buffering=0) as stream:
-            for message in _messages(stream, lambda: task.seconds if ready else WARMING):
+            for message in _messages(stream, task.seconds):
                 silent = message is None
                 if silent:
                     os.kill(pid, signal.SIGUSR1)  # it writes down where it is
@@ -104,16 +105,17 @@ def _child(task: Task, numbers: list[int]) -> Iterator[dict[str, Any]]:
         yield begun | {"outcome": "hung" if silent else "crashed", "why": f"{why}: {stack}"}
 
 
-def _messages(stream: Any, patience: Callable[[], float]) -> Iterator[Any]:
-    """JSON lines until the end of `stream`; None, and no more, where the next one takes longer than `patience`."""
-    rest = b""
+def _messages(stream: Any, seconds: float) -> Iterator[Any]:
+    """JSON lines until the end of `stream`; None, and no more, where the next one takes too long."""
+    rest, patience = b"", WARMING
     while True:
-        if not select.select([stream], [], [], patience())[0]:
+        if not select.select([stream], [], [], patience)[0]:
             yield None
             return
         block = stream.read(1 << 16)
         if not block:
             return
+        patience = seconds
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
             yield json.loads(line)
@@ -123,7 +125,7 @@ def _written(handle: int) -> str:
     os.lseek(handle, 0, os.SEEK_SET)
     lines = os.read(handle, 1 << 16).decode("utf-8", "replace").splitlines()
     os.close(handle)
-    return " < ".join(line.strip() for line in lines[:12])
+    return " < ".join(line.strip() for line in lines[:10] + lines[10:][-4:])
 
 
 def _work(task: Task, numbers: list[int], writing: int, stacks: int) -> None:
