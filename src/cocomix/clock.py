@@ -1,5 +1,6 @@
 """A stopwatch that survives a kill."""
 
+import math
 import time
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Stopwatch:
 
     def _read(self) -> float:
         try:
-            return float(read_json(self._path)["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
+            seconds = float(read_json(self._path)["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return 0.0
+        return seconds if 0 <= seconds < math.inf else 0.0
