@@ -133,4 +133,4 @@ class Explorer:
 def readers(run: Path, kept: Path) -> tuple[Reader, ...]:
     """The readers that need a finished tiny run; copies of it are kept below `kept`."""
     explorer = Explorer(run, kept)
-    return (Reader("explorer", explorer.make, explorer.read),)
+    return (Reader("explorer", explorer.make, explorer.read, works_in=(kept,)),)

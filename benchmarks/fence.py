@@ -37,15 +37,15 @@ class Escaped(BaseException):
 
 
 class Fence:
-    """An audit hook: notes, and stops, what leads out of `folder` while `up`.
+    """An audit hook: notes, and stops, what leads out of `folders` while `up`.
 
     Args:
-        folder: may be read and written.
+        folders: may be read and written, with all that is in them.
         anywhere: whether the input is its reader's own order and may name any file to be read.
     """
 
-    def __init__(self, folder: Path, *, anywhere: bool = False) -> None:
-        self.folder, self.anywhere = os.path.realpath(folder), anywhere
+    def __init__(self, *folders: Path, anywhere: bool = False) -> None:
+        self.folders, self.anywhere = [os.path.realpath(folder) for folder in folders], anywhere
         self.up, self.crossings = False, list[str]()
         sys.addaudithook(self)
 
@@ -79,7 +79,7 @@ class Fence:
         return None if fine else f"read: {text}"
 
     def _within(self, path: str) -> bool:
-        return path == self.folder or path.startswith(self.folder + os.sep)
+        return any(path == folder or path.startswith(folder + os.sep) for folder in self.folders)
 
 
 def _named(args: tuple[Any, ...]) -> list[str]:

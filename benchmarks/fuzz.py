@@ -121,7 +121,9 @@ class Attack:
 
     def task(self) -> Task:
         """For `watch`."""
-        return Task(self.prepare, self.read, self.warm, self.folder, anywhere=self.reader.anywhere)
+        return Task(
+            self.prepare, self.read, self.warm, (self.folder, *self.reader.works_in), anywhere=self.reader.anywhere
+        )
 
 
 def _shown(valid: bytes, content: bytes) -> str:

@@ -26,6 +26,7 @@ class Reader:
         hostile: made by hand: each spoils the valid folder.
         anywhere: whether its input is the user's own order, which may name any file to be read.
         share: of the inputs of the others, for slow ones.
+        works_in: a folder it may read and write besides its input's.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Reader:
     hostile: Mapping[str, Work] = field(default_factory=dict)
     anywhere: bool = False
     share: float = 1.0
+    works_in: tuple[Path, ...] = ()
 
 
 def entry_of(path: Path) -> dict[str, Any]:

@@ -40,17 +40,17 @@ class Task(NamedTuple):
     """What the child does.
 
     Attributes:
-        prepare: lays out input number n in `folder`; returns what it is, in words.
+        prepare: lays out input number n in one of `folders`; returns what it is, in words.
         read: reads it.
         warm: reads what is valid, before anything is watched: what is imported and opened then is no reading.
-        folder, anywhere: see `Fence`.
+        folders, anywhere: see `Fence`.
         seconds: an input may take.
     """
 
     prepare: Callable[[int], str]
     read: Callable[[], object]
     warm: Callable[[], object]
-    folder: Path
+    folders: tuple[Path, ...]
     anywhere: bool = False
     seconds: float = SECONDS
 
@@ -141,7 +141,7 @@ def _work(task: Task, numbers: list[int], writing: int, stacks: int) -> None:
         faulthandler.enable(file=stacks, all_threads=False)
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=False)
         task.warm()
-        fence = Fence(task.folder, anywhere=task.anywhere)
+        fence = Fence(*task.folders, anywhere=task.anywhere)
         most = _limited()
         for number in numbers:
             tell({"number": number, "input": task.prepare(number)})
