@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from cocomix.clock import Stopwatch
 
 
@@ -21,3 +23,9 @@ def test_damage_and_a_missing_folder_are_no_error(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text("{")
     assert Stopwatch(tmp_path / "s.json").seconds < 10
     Stopwatch(tmp_path / "nowhere" / "s.json", every_seconds=0).tick()
+
+
+@pytest.mark.parametrize("seconds", ["-1", "NaN", "Infinity", "1e999", "1" + "0" * 400, '"x"', "null", "[" * 100_000])
+def test_seconds_that_no_clock_shows_are_none(tmp_path: Path, seconds: str) -> None:
+    (tmp_path / "s.json").write_text(f'{{"seconds": {seconds}}}')
+    assert 0 <= Stopwatch(tmp_path / "s.json").seconds < 10

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,3 +124,12 @@ def test_missing_and_foreign_names(tmp_path: Path) -> None:
     (folder / "a.bin").unlink()
     with pytest.raises(CocomixError, match=r"a\.bin is missing or truncated"):
         check(folder, files)
+
+
+ODD = ({"file": "a", "bytes": "1", "sha256": "x"}, {"file": 3, "bytes": 1, "sha256": "x"}, {"file": "a", "bytes": 1})
+
+
+@pytest.mark.parametrize("files", [None, 3, {}, "x", [None], [{}], ["x"], *([one] for one in ODD)])
+def test_a_list_of_odd_entries_is_refused(tmp_path: Path, files: Any) -> None:
+    with pytest.raises(CocomixError, match=r"the list of files of .* is damaged; mend it"):
+        check_files(tmp_path, files, what="file", mend="mend it")

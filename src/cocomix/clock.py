@@ -1,10 +1,10 @@
 """A stopwatch that survives a kill."""
 
-import json
+import math
 import time
 from pathlib import Path
 
-from cocomix.files import write_json
+from cocomix.files import read_json, write_json
 
 
 class Stopwatch:
@@ -42,6 +42,7 @@ class Stopwatch:
 
     def _read(self) -> float:
         try:
-            return float(json.loads(self._path.read_text(encoding="utf-8"))["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
+            seconds = float(read_json(self._path)["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return 0.0
+        return seconds if 0 <= seconds < math.inf else 0.0

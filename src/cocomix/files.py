@@ -34,6 +34,27 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
         raise
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says; `json.loads`, but for one thing.
+
+    Raises:
+        ValueError: it is none, or nested too deeply to be read: a thousand brackets are no bug of the reader.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is too deeply nested") from None
+
+
+def read_json(path: Path) -> Any:
+    """`parse_json` of a file in UTF-8.
+
+    Raises:
+        OSError: it cannot be read. ValueError: as `parse_json`.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
 def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(content, indent=1), durable=durable)

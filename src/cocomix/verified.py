@@ -8,7 +8,6 @@ again. Processes of one machine take turns, so that the first of them reads and 
 
 import contextlib
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
 from cocomix.errors import CocomixError
-from cocomix.files import sha256, write_json
+from cocomix.files import read_json, sha256, write_json
 
 NOTE = "verified.json"
 YOUNG_NS = 2_000_000_000
@@ -42,9 +41,11 @@ def check_files(folder: Path, files: Sequence[FileEntry], *, what: str, mend: st
     Raises:
         CocomixError: a file is missing, truncated or altered, or its name leads out of the folder.
     """
+    if not isinstance(files, list) or not all(map(_is_entry, files)):
+        raise CocomixError(f"the list of files of {folder} is damaged; {mend}")
     for entry in files:
         path = folder / entry["file"]
-        if not _inside(entry["file"]):
+        if not is_inside(entry["file"]):
             raise CocomixError(f"the manifest of {folder} names {entry['file']!r}, which is outside the folder; {mend}")
         size = path.stat().st_size if path.exists() else None
         if size != entry["bytes"]:
@@ -75,15 +76,24 @@ def forget_verified(folder: Path) -> None:
             note.unlink()
 
 
-def _inside(name: str) -> bool:
+def is_inside(name: Any) -> bool:
+    """Whether `name`, out of a manifest, is that of a file in the folder or below it."""
+    if not isinstance(name, str) or "\0" in name:
+        return False
     pure = PurePosixPath(name)
     return not pure.is_absolute() and ".." not in pure.parts and str(pure) == name
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry, out of a manifest, has what is read of one, in the right types."""
+    kinds = FileEntry.__annotations__.items()
+    return isinstance(entry, dict) and all(type(entry.get(name)) is kind for name, kind in kinds)
 
 
 def _unknown(folder: Path, files: Sequence[FileEntry]) -> list[FileEntry]:
     """Those of `files` that the note does not vouch for."""
     try:
-        note: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        note: dict[str, Any] = read_json(folder / NOTE)
         return [entry for entry in files if note.get(entry["file"]) != _seen(folder, entry)]
     except (OSError, ValueError, AttributeError):
         return list(files)

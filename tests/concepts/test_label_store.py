@@ -1,8 +1,10 @@
 """The label store: bytes, blocks and marks; anything unfinished, damaged or foreign is refused."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,3 +151,49 @@ def test_other_lineage_other_windows_and_other_versions_are_refused(tmp_path: Pa
         manifest.write_text(damage)
         with pytest.raises(CocomixError, match="damaged"):
             LabelStore.open(tmp_path / "l")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("n_tokens", True),
+            ("n_tokens", 1 << 62),
+            ("n_tokens", -1),
+            ("seq_len", 0),
+            ("seq_len", 39),
+            ("seq_len", 5.0),
+        ),
+        *(("n_labels", "2"), ("n_labels", 1 << 40), ("n_latents", 1 << 32), ("shard_windows", 0), ("scores", 1)),
+        *(("lineage", []), ("files", None), ("files", []), ("labelled", "many"), ("shard_windows", 1), ("n_labels", 1)),
+    ],
+)
+def test_a_manifest_of_odd_values_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    filled(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(CocomixError, match=r"manifest\.json is damaged"):
+        LabelStore.open(tmp_path)
+
+
+def test_files_that_a_manifest_leaves_out_are_not_taken_unchecked(tmp_path: Path) -> None:
+    filled(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][0] = manifest["files"][1]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CocomixError, match=r"manifest\.json is damaged"):
+        LabelStore.open(tmp_path)
+
+
+def test_a_file_of_another_size_is_refused_though_the_manifest_agrees_with_it(tmp_path: Path) -> None:
+    filled(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    entry = manifest["files"][0]
+    short = (tmp_path / entry["file"]).read_bytes()[:-2]
+    (tmp_path / entry["file"]).write_bytes(short)
+    entry |= {"bytes": len(short), "sha256": hashlib.sha256(short).hexdigest()}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CocomixError, match=r"manifest\.json is damaged"):
+        LabelStore.open(tmp_path)

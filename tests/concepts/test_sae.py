@@ -1,5 +1,8 @@
 """The autoencoder: sparse equals dense, OpenAI's layout, unit-norm rows, dead latents revived."""
 
+import tempfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -222,3 +225,38 @@ def test_more_active_latents_than_latents_is_refused() -> None:
         TopKSAE(8, 4, 5)
     with pytest.raises(CocomixError, match="no normalisation 'batch'"):
         TopKSAE(8, 4, 2, normalisation="batch")
+
+
+def packed(path: Path, state: dict) -> None:
+    torch.save(state, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+def spread(path: Path, state: dict) -> None:
+    torch.save(state | {"encoder.weight": torch.zeros(1, 1).expand(1 << 30, 8)}, path)
+
+
+def old_format(path: Path, state: dict) -> None:
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+def long_pickle(path: Path, state: dict) -> None:
+    torch.save(state | {"x": "x" * (1 << 21)}, path)
+
+
+def tar(path: Path, state: dict) -> None:
+    path.write_bytes(bytes(1000))
+
+
+@pytest.mark.parametrize("write", [packed, spread, old_format, long_pickle, tar], ids=lambda one: one.__name__)
+def test_a_file_that_unpacks_to_more_than_it_holds_is_refused(
+    tmp_path: Path, write: Callable[[Path, dict], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda *_, **__: pytest.fail("it was unpacked"))
+    write(tmp_path / "a.pt", openai_state(sae()))
+    with pytest.raises(CocomixError, match="use a sound file"):
+        TopKSAE.load_openai_file(tmp_path / "a.pt")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.corpus import SOURCES, Skipped
+from cocomix.corpus import SOURCES, Document, Skipped, jsonl
 from cocomix.errors import CocomixError
 from corpus.made import write_jsonl, write_parquet
 
@@ -154,3 +154,27 @@ def test_a_name_that_is_no_text_is_a_bad_record(tmp_path: Path) -> None:
     with open(bytes(tmp_path) + b"/\xff.txt", "w") as stream:
         stream.write("fine")
     assert "name" in bad("folder", {"path": tmp_path})["\udcff.txt"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+@pytest.mark.parametrize("length", [99, 100, 101, 102, 250, 5000])
+def test_a_line_too_long_to_be_a_document_is_skipped_and_never_held(
+    ending: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "LONGEST", 100)
+    long = '{"text": "' + "x" * (length - 13) + '"}\n'
+    content = ('{"text": "first"}\n' + long + '{"text": "last"}\n' + long.strip()).encode()
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    source = SOURCES["jsonl"]({"path": path})
+    records, places = [], []
+    for record in source.records():
+        records.append(record)
+        places.append(source.place())
+    texts = [record.text if isinstance(record, Document) else record.reason for record in records]
+    beyond = "a line of more than 0 MiB"
+    whole = [beyond if len(one) > 100 else "x" * (length - 13) for one in (long, long.strip())]
+    assert texts == ["first", whole[0], "last", whole[1]]
+    assert places[-1]["offset"] == len(content)
+    for number, place in enumerate(places):
+        assert list(SOURCES["jsonl"]({"path": path}).records(place)) == records[number + 1 :]

@@ -1,9 +1,11 @@
 """The corpus on disk equals the slow twin's lists, whatever the size of its files, and however often it was stopped."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,8 +131,41 @@ def test_damage_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match="no corpus with a other split"):
         Corpus(tmp_path / "text").files("other")
     (tmp_path / "text" / "corpus.json").write_text("[]")
+    with pytest.raises(CocomixError, match="is damaged"):
+        Corpus(tmp_path / "text")
+    (tmp_path / "text" / "corpus.json").unlink()
     with pytest.raises(CocomixError, match="holds no corpus"):
         Corpus(tmp_path / "text")
+
+
+def resealed(folder: Path, line: bytes, name: str = "val/00000.jsonl") -> Corpus:
+    """A corpus whose held-out file holds `line`, checksum and all, and is listed as `name`."""
+    (folder / "val" / "00000.jsonl").write_bytes(line)
+    manifest = json.loads((folder / "corpus.json").read_text())
+    entry = manifest["splits"]["val"]["files"][0]
+    entry |= {"file": name, "sha256": hashlib.sha256(line).hexdigest()}
+    (folder / "corpus.json").write_text(json.dumps(manifest))
+    return Corpus(folder)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"{}", b"[]", b"1", b'{"id": 1, "text": "x", "meta": {}}', b'{"id": "a", "text": null, "meta": {}}', b"\xff"),
+        *(b'{"id": "a", "text": "\\ud800", "meta": {}}', b"[" * 100_000, b'{"id": "a", "text": "x"}', b"\n"),
+    ],
+)
+def test_lines_that_are_no_documents_are_refused_whatever_their_checksum_says(tmp_path: Path, line: bytes) -> None:
+    write(tmp_path, Counted({"n": 100}))
+    with pytest.raises(CocomixError, match=r"line 1 of .*00000\.jsonl is no document .*delete .*text and"):
+        list(resealed(tmp_path / "text", line).documents("val"))
+
+
+@pytest.mark.parametrize("name", ["../val.jsonl", "/etc/passwd", "val/../val/00000.jsonl", "", 3, None, "a\0b", ["x"]])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: Any) -> None:
+    write(tmp_path, Counted({"n": 100}))
+    with pytest.raises(CocomixError, match=r"corpus\.json is damaged"):
+        resealed(tmp_path / "text", b"{}", name)
 
 
 def test_the_first_layout_is_still_read(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from typing import Any
 
 import pytest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from cocomix.errors import CocomixError
 from cocomix.explore.access import Access, access_for, is_loopback, url_host
+from cocomix.explore.app import _broken, _not_served
 from cocomix.explore.guard import HEADERS, LARGEST, Guard
 
 TOKEN = "a-token-of-enough-letters"
@@ -137,3 +140,20 @@ def test_names_a_server_answers_to(host: str, loopback: bool, known: str, unknow
     access: Any = access_for(host, 7860, None)
     assert is_loopback(host) == loopback == (access.token is None)
     assert access.knows(known) and access.knows(f"{url_host(host)}:7860") and not access.knows(unknown)
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/broken"])
+def test_a_query_that_is_no_text_is_answered_like_any_other(path: str) -> None:
+    """Servers pass on whatever bytes an address holds."""
+
+    async def broken(_request: Request) -> JSONResponse:
+        raise RuntimeError
+
+    handlers = {HTTPException: _not_served, Exception: _broken}
+    app = Starlette(routes=[Route("/broken", broken)], exception_handlers=handlers)
+
+    async def raw(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope | {"query_string": b"model=\xff\xfe"}, receive, send)
+
+    answer = TestClient(raw, raise_server_exceptions=False).get(path)
+    assert answer.status_code == (404 if path == "/nothing" else 500) and "error" in answer.json()

@@ -1,6 +1,9 @@
 """Damaged token shards are refused by file name; many do not hold many files open; order is reproducible."""
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,3 +103,80 @@ def test_tokenizer_round_trips_any_text(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CocomixError, match="no tokenizer can be loaded"):
         load_tokenizer(str(tmp_path / "empty"))
+
+
+def resealed(folder: Path, **values: Any) -> None:
+    """Change the manifest, and put the checksums in it right."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text()) | values
+    for entry in [*manifest["shards"], manifest["boundaries"]]:
+        content = (folder / entry["file"]).read_bytes()
+        entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"n_tokens": 10**6}, {"n_tokens": -1}, {"n_tokens": True}, {"n_tokens": 1.0}, {"vocab_size": 0}),
+        *({"vocab_size": 1 << 40}, {"dtype": "<u4"}, {"dtype": "|O"}, {"dtype": 3}, {"vocab_size": "500"}),
+    ],
+)
+def test_a_manifest_that_its_files_contradict_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    write_shards(tmp_path, documents(), vocab_size=500, eos_id=0, shard_tokens=100)
+    resealed(tmp_path)
+    TokenShards.open(tmp_path)
+    resealed(tmp_path, **values)
+    with pytest.raises(CocomixError, match=r"the manifest of .* is damaged"):
+        TokenShards.open(tmp_path)
+
+
+@pytest.mark.parametrize("extra", [b"x", b"xx", None])
+def test_a_shard_of_another_length_is_refused_whatever_its_checksum_says(tmp_path: Path, extra: bytes | None) -> None:
+    write_shards(tmp_path, documents(), vocab_size=500, eos_id=0, shard_tokens=100)
+    path = tmp_path / "shard-00001.bin"
+    path.write_bytes(path.read_bytes()[:-2] if extra is None else path.read_bytes() + extra)
+    resealed(tmp_path)
+    with pytest.raises(CocomixError, match=r"the manifest of .* is damaged .its files do not hold"):
+        TokenShards.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(
+            "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}",
+            "{'descr': '<f8', 'fortran_order': False, 'shape': (9,)}",
+        ),
+        *("{'descr': '<i8', 'fortran_order': False, 'shape': (3, 3)}", "[" * 500, "__import__('os').abort()"),
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (1 << 70,)}".replace("1 << 70", str(1 << 70)),
+    ],
+)
+def test_boundaries_that_are_none_are_refused(tmp_path: Path, header: str) -> None:
+    write_shards(tmp_path, documents(), vocab_size=500, eos_id=0, shard_tokens=100)
+    text = header.encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(72)
+    (tmp_path / "doc-boundaries.npy").write_bytes(content)
+    resealed(tmp_path)
+    with pytest.raises(CocomixError, match=r"the manifest of .* is damaged .doc-boundaries"):
+        TokenShards.open(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["vocab", "added", "file", "gpt2"])
+def test_a_token_numbered_beyond_all_others_is_refused(tmp_path: Path, where: str) -> None:
+    """Tokenizers would make room for two thousand million tokens, or end the process."""
+    train_tokenizer(TEXTS, 300, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    if where == "added":
+        content["added_tokens"].append(content["added_tokens"][0] | {"id": 1 << 31, "content": "<x>"})
+    else:
+        content["model"]["vocab"]["a"] = 1 << 31
+    path.write_text(json.dumps(content))
+    if where == "gpt2":
+        (tmp_path / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+        path.unlink()
+        (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(CocomixError, match="tokens up to 2147483648"):
+        load_tokenizer(str(path if where == "file" else tmp_path))

@@ -136,3 +136,15 @@ def test_two_processes_resume_to_the_same_bits(tmp_path: Path, how: str) -> None
     whole, cut = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "cut"))
     for name, tensor in whole.items():
         assert torch.equal(tensor, cut[name]), name
+
+
+def test_a_checkpoint_that_names_a_file_elsewhere_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, x(step), {}, "key")
+    path = tmp_path / "step-00000002" / "meta.json"
+    meta = json.loads(path.read_text())
+    meta["files"]["../secret"] = checkpoint._entry(tmp_path / "secret")
+    path.write_text(json.dumps(meta))
+    with pytest.warns(UserWarning, match="outside its folder"):
+        assert load_checkpoint(tmp_path, "key", x()) == (1, {})

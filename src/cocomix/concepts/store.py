@@ -85,7 +85,7 @@ class LabelStore(LabelReader):
                     f"the labels in {folder} were made with another {name}"
                     f" ({_short(layout.lineage.get(name))} instead of {_short(value)}); {again}"
                 )
-        if not isinstance(manifest.get("files"), list) or "labelled" not in manifest:
+        if not _lists(manifest, layout):
             raise CocomixError(f"{folder / MANIFEST} is damaged; {again}")
         check_files(folder, manifest["files"], what="label file", mend=again, verify=verify)
         return cls(folder, layout, manifest["labelled"])
@@ -130,6 +130,16 @@ class LabelStore(LabelReader):
             chosen = shards == shard
             out[chosen] = self._maps[kind][shard][places[chosen]]
         return out
+
+
+def _lists(manifest: dict[str, Any], layout: StoreLayout) -> bool:
+    """Whether a manifest lists the layout's files, all of them and no other, in their sizes; else they go unchecked."""
+    files, labelled = manifest.get("files"), manifest.get("labelled")
+    if not isinstance(files, list) or type(labelled) is not int or len(files) != layout.n_shards * len(layout.dtypes):
+        return False
+    listed = [(one.get("file"), one.get("bytes"), type(one.get("sha256"))) for one in files if isinstance(one, dict)]
+    wanted = [(*one, str) for shard in range(layout.n_shards) for one in layout.files(shard).items()]
+    return sorted(listed, key=str) == sorted(wanted, key=str)
 
 
 def _short(value: Any) -> str:

@@ -4,7 +4,6 @@ Ids take two bytes where the number of concepts allows, so K_attr = 4 labels of 
 token. Positions without labels hold the largest id.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from cocomix.errors import CocomixError
+from cocomix.files import read_json
 
 FORMAT = 2
+LARGEST = 1 << 48
+"""Tokens or windows; sizes in bytes then fit into a machine's numbers."""
 MANIFEST, PENDING = "manifest.json", "pending.json"
 BLOCK = 1 << 16
 """Bytes of the ranges of a file that belong to one process each; a multiple of any machine's memory page, since two
@@ -109,20 +111,37 @@ class StoreLayout:
         again = "delete its folder and run `cocomix label` again"
         if about.get("format") != FORMAT:
             raise CocomixError(f"{path} was written by another version of cocomix; {again}")
-        try:
-            return cls(**{name: about[name] for name in cls.__dataclass_fields__})
-        except KeyError as error:
-            raise CocomixError(f"{path} is damaged ({error} is missing); {again}") from None
+        missing = [name for name in cls.__dataclass_fields__ if name not in about]
+        if missing:
+            raise CocomixError(f"{path} is damaged ({missing[0]!r} is missing); {again}")
+        layout = cls(**{name: about[name] for name in cls.__dataclass_fields__})
+        if wrong := layout.wrong():
+            raise CocomixError(f"{path} is damaged ({wrong} is {getattr(layout, wrong)!r}); {again}")
+        return layout
+
+    def wrong(self) -> str | None:
+        """The first value that no store has; what is read from a file may be anything."""
+        counts = {"n_tokens": LARGEST, "seq_len": self.n_tokens, "n_labels": 1 << 20, "n_latents": (1 << 32) - 1}
+        for name, most in (counts | {"shard_windows": LARGEST}).items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                return name
+        return next(
+            (name for name, kind in (("scores", bool), ("lineage", dict)) if type(getattr(self, name)) is not kind),
+            None,
+        )
 
 
 def read_description(path: Path, missing: str) -> dict[str, Any]:
     """The JSON object in `path`; `missing` is the message where there is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if not isinstance(content, dict):
             raise ValueError
         return content
     except FileNotFoundError:
         raise CocomixError(missing) from None
-    except ValueError:
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
         raise CocomixError(f"{path} is damaged; delete its folder and run `cocomix label` again") from None

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cocomix.config.plain_yaml import plain_yaml
 from cocomix.config.run import RunConfig
 from cocomix.errors import CocomixError
 from cocomix.files import check_readable, sha256_of, write_text
@@ -34,11 +35,11 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
         _check_seal(text, path)
-        raw = yaml.safe_load(text)
+        raw = plain_yaml(text)
     except FileNotFoundError:
         raise CocomixError(f"there is no config file {path}; give an existing one") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CocomixError(f"{path} cannot be read as YAML ({_one_line(error)}); mend or replace it") from error
+    except (OSError, ValueError) as error:
+        raise CocomixError(f"{path} cannot be read as YAML ({error}); mend or replace it") from error
     if not isinstance(raw, dict):
         raise CocomixError(f"{path} holds no mapping of sections; start from one of the files in recipes/")
     raw = _unshared(raw)
@@ -107,9 +108,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise CocomixError(f"the override {override!r} is not of the form key.path=value, e.g. sae.k=8")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise CocomixError(f"the value in {override!r} is not valid YAML; quote it") from None
+        value = _unshared(plain_yaml(text))
+    except ValueError as error:
+        raise CocomixError(f"the value in {override!r} is not valid YAML ({error}); quote it") from None
     *parents, last = key.split(".")
     section = raw
     for part in parents:
@@ -175,7 +176,3 @@ def _section_type(annotation: Any) -> Any:
         else:
             pending += get_args(one)
     return tuple(found) if len(found) > 1 else (found[0] if found else None)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

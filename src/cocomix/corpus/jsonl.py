@@ -1,7 +1,6 @@
 """JSON-lines files, plain or packed."""
 
 import gzip
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +10,17 @@ from cocomix.corpus.document import Document, Skipped
 from cocomix.corpus.places import files_at, remaining
 from cocomix.corpus.source import Place, TextSource, reason
 from cocomix.errors import CocomixError
+from cocomix.files import parse_json
+
+LONGEST = 64 << 20
+"""Bytes of a line; a longer one is no document of ours."""
 
 
 class JsonlSource(TextSource):
     """JSON lines, one object a line; `field` names the text. A file, a folder of them, or a pattern (`texts/*.jsonl`).
 
-    Files that end in .gz are unpacked, and in .zst where pyarrow is installed. In memory is one line; a place is an
-    offset into the (unpacked) file, so going on in a plain file costs nothing.
+    Files that end in .gz are unpacked, and in .zst where pyarrow is installed. In memory is one line, of 64 MiB at
+    most: longer ones are skipped. A place is an offset into the (unpacked) file: going on in a plain one costs nothing.
     """
 
     known: ClassVar[dict[str, Any]] = {"path": ..., "field": "text"}
@@ -29,8 +32,8 @@ class JsonlSource(TextSource):
             try:
                 with OPENERS.get(path.suffix, _plain)(path) as stream:
                     _forward(stream, offset)
-                    for line in stream:
-                        lines, offset = lines + 1, offset + len(line)
+                    for line, length in _lines(stream):
+                        lines, offset = lines + 1, offset + length
                         if line.strip():
                             self._place = {"file": number, "name": name, "lines": lines, "offset": offset}
                             yield self._record(line, f"{name}:{lines}")
@@ -40,9 +43,11 @@ class JsonlSource(TextSource):
 
     def _record(self, line: bytes, place: str) -> Document | Skipped:
         field = self.options["field"]
+        if len(line) > LONGEST:
+            return Skipped(place, f"a line of more than {LONGEST >> 20} MiB")
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             return Skipped(place, f"not JSON ({reason(error)})")
         if not isinstance(row, dict) or field not in row:
             return Skipped(place, f"no {field!r} in it")
@@ -70,6 +75,18 @@ def _zstd(path: Path) -> IO[bytes]:
 
 OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": _gzip, ".zst": _zstd}
 """By file ending; any other file is plain."""
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """The lines and their lengths; of one that is too long, a little more than may be. A packed file of kilobytes can
+    hold a line of gigabytes."""
+    while line := stream.readline(LONGEST + 1):
+        length = len(line)
+        while len(line) > LONGEST and not line.endswith(b"\n") and (rest := stream.readline(1 << 20)):
+            length += len(rest)
+            if rest.endswith(b"\n"):
+                break
+        yield line, length
 
 
 def _forward(stream: IO[bytes], offset: int) -> None:

@@ -4,14 +4,15 @@ The first layout, one `train.jsonl` beside the manifest, is read as a split of o
 """
 
 import hashlib
-import json
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cocomix.corpus.document import Document
 from cocomix.errors import CocomixError
-from cocomix.files import sha256
+from cocomix.files import parse_json, read_json, sha256
+from cocomix.verified import is_inside
 
 MANIFEST = "corpus.json"
 
@@ -31,14 +32,18 @@ class Corpus:
         self.folder = Path(folder)
         self.splits: dict[str, list[dict[str, Any]]] = {}
         try:
-            splits = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["splits"]
+            splits = read_json(self.folder / MANIFEST)["splits"]
             for name, counts in splits.items():
                 entries = counts.get("files", [{**counts, "file": f"{name}.jsonl"}])
-                self.splits[name] = [{key: entry[key] for key in _ENTRY} for entry in entries]
+                self.splits[name] = [_entry(entry) for entry in entries]
         except PermissionError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except FileNotFoundError:
             raise CocomixError(f"{folder} holds no corpus; run `cocomix corpus`") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CocomixError(
+                f"{self.folder / MANIFEST} is damaged ({error}); delete {folder} and run `cocomix corpus` again"
+            ) from None
 
     def files(self, split: str) -> list[dict[str, Any]]:
         """Entries of the files of `split`, in order."""
@@ -72,15 +77,41 @@ class Corpus:
             yield from read_file(self.folder / entry["file"], entry["sha256"])
 
 
-_ENTRY = ("file", "documents", "chars", "sha256")
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """What is used of a manifest's entry.
+
+    Raises:
+        ValueError, TypeError, KeyError: it names a file outside the folder, or a value is another type, or missing.
+    """
+    if not is_inside(entry["file"]):
+        raise ValueError(f"{entry['file']!r} is outside the folder")
+    counts = {name: operator.index(entry[name]) for name in ("documents", "chars")}
+    return {"file": entry["file"], **counts, "sha256": str(entry["sha256"])}
 
 
 def read_file(path: Path, checksum: str) -> Iterator[Document]:
     """Documents of one corpus file, in their order, after checking it as `check_file` does; in memory is one."""
     check_file(path, checksum)
-    with path.open(encoding="utf-8", newline="\n") as stream:
-        for line in stream:
-            yield Document(**json.loads(line))
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                document = _document(parse_json(line.decode("utf-8")))
+            except (ValueError, TypeError, KeyError) as error:
+                raise CocomixError(
+                    f"line {number} of the corpus file {path} is no document ({error}); {_again(path)}"
+                ) from error
+            yield document
+
+
+def _document(row: Any) -> Document:
+    if not (isinstance(row["id"], str) and isinstance(row["text"], str) and isinstance(row["meta"], dict)):
+        raise TypeError("a value is of another type")
+    row["text"].encode()  # half a character cannot be tokenised
+    return Document(row["id"], row["text"], row["meta"])
+
+
+def _again(path: Path) -> str:
+    return f"delete {path.parent.parent} and run `cocomix corpus` again"
 
 
 def check_file(path: Path, checksum: str) -> None:
@@ -89,7 +120,7 @@ def check_file(path: Path, checksum: str) -> None:
     Raises:
         CocomixError: the file is missing or was altered.
     """
-    mend = f"delete {path.parent.parent} and run `cocomix corpus` again"
+    mend = _again(path)
     try:
         same = sha256(path) == checksum
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from cocomix.corpus.reader import MANIFEST
 from cocomix.corpus.source import TextSource
 from cocomix.corpus.split import SPLITS, Splitter, check_counts
 from cocomix.errors import CocomixError
-from cocomix.files import combined, write_json, write_text
+from cocomix.files import combined, read_json, write_json, write_text
 from cocomix.series import FileSeries
 
 SKIPPED = "skipped.jsonl"
@@ -149,7 +149,7 @@ class CorpusWriter:
 
     def _left_behind(self) -> dict[str, Any]:
         try:
-            state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+            state = read_json(self.folder / STATE)
         except (OSError, ValueError):
             return {}
         return state if isinstance(state, dict) and state.get("settings") == self._settings else {}

@@ -1,6 +1,5 @@
 """The routes: each reads a request, has the work done in a thread, and answers JSON."""
 
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -31,6 +30,7 @@ from cocomix.explore.catalog import Catalog
 from cocomix.explore.copies import copies, read_setting
 from cocomix.explore.limits import Limits
 from cocomix.explore.told import Comparison, ModelReading, Models, ProblemEvent
+from cocomix.files import parse_json
 from cocomix.steer import from_items
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -161,10 +161,9 @@ class EventStream(StreamingResponse):
 
 async def _body(request: Request, kind: type[Kind]) -> Kind:
     try:
-        raw = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or "too deeply nested"
-        raise CocomixError(f"the request is not JSON ({reason}); send an object such as {{...}}") from None
+        raw = parse_json(await request.body())
+    except ValueError as error:
+        raise CocomixError(f"the request is not JSON ({error}); send an object such as {{...}}") from None
     if not isinstance(raw, dict):
         raise CocomixError("the request is JSON but no object; send an object such as {...}")
     return validate(kind, raw, "the request")

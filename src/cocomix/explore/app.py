@@ -51,9 +51,14 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 async def _not_served(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 400)
-    return problem(status, f"{request.method} {request.url.path} is nothing that is served here; open / instead")
+    return problem(status, f"{request.method} {_path(request)} is nothing that is served here; open / instead")
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    _log.error("%s %s failed", request.method, _path(request), exc_info=error)
     return problem(500, BROKEN)
+
+
+def _path(request: Request) -> str:
+    """The path asked for; `request.url` would read the query, too, which may be no UTF-8."""
+    return request.scope["path"]

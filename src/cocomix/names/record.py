@@ -5,14 +5,13 @@ it was trained again concept 12 is another concept. Edits are kept under the che
 back when that autoencoder is.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from cocomix.errors import CocomixError
-from cocomix.files import write_json, write_text
+from cocomix.files import read_json, write_json, write_text
 
 FOUND, EDITED = "names.json", "names-edited.json"
 
@@ -136,7 +135,7 @@ def _edits(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        edits = json.loads(path.read_text(encoding="utf-8"))["edited"]
+        edits = read_json(path)["edited"]
         return {sae: {str(int(c)): str(name) for c, name in names.items()} for sae, names in edits.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CocomixError(f"{path} is damaged; mend it by hand or delete it, the edits in it are lost then") from error

@@ -1,6 +1,5 @@
 """Corpus and token stages."""
 
-import json
 import os
 import shutil
 import time
@@ -10,7 +9,7 @@ from typing import Any
 from cocomix.config import RunConfig
 from cocomix.corpus import SOURCES, SPLITS, Corpus, CorpusWriter
 from cocomix.errors import CocomixError
-from cocomix.files import sha256, write_json
+from cocomix.files import read_json, sha256, write_json
 from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import SECONDS, Stage
 from cocomix.tokens import TokenShards, load_tokenizer, train_tokenizer
@@ -180,7 +179,7 @@ PARTS, MADE_OF = "parts", "made-of.json"
 
 
 def _made_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
+    return read_json(folder / MADE_OF)
 
 
 def _sums(folder: Path) -> dict[str, str]:

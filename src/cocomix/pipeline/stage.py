@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from cocomix.clock import Stopwatch
 from cocomix.errors import CocomixError
-from cocomix.files import disk_full, sha256, sha256_of, write_json
+from cocomix.files import disk_full, read_json, sha256, sha256_of, write_json
 from cocomix.pipeline.machine import git_commit, machine
 from cocomix.train.distributed import barrier, is_main
 from cocomix.verified import NOTE, FileEntry, check_files
@@ -105,7 +105,7 @@ class Stage(ABC):
     def record(self) -> dict[str, Any] | None:
         """The record, if the stage is finished, whole, and made with the present settings from the present inputs."""
         try:
-            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+            record = read_json(self.folder / RECORD)
             _check_seal(record)
             mine = record["fingerprint"] == self.fingerprint and record["figures"] is not None
             mine = mine and record.get("inputs_outcome", self._inputs_outcome()) == self._inputs_outcome()
@@ -137,7 +137,7 @@ class Stage(ABC):
         one that trains again does not.
         """
         try:
-            figures = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["figures"]
+            figures = read_json(self.folder / RECORD)["figures"]
         except PermissionError:
             raise
         except (OSError, ValueError, TypeError, KeyError):

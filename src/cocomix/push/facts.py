@@ -1,12 +1,11 @@
 """What a run's records say about one student; nothing here is typed or guessed."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocomix.errors import CocomixError
-from cocomix.files import sha256
+from cocomix.files import read_json, sha256
 from cocomix.pipeline.stage import RECORD
 from cocomix.pipeline.student_stages import StudentStage
 
@@ -60,7 +59,7 @@ def _tasks(run: "Run", student: StudentStage) -> list[dict[str, Any]]:
     found = []
     folder = run.folder / student.name.replace("students/", "harness/", 1)
     for path in sorted(folder.glob(f"*/{RECORD}")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         if record["inputs_outcome"] != [student.outcome()] or record["settings"]["limit"] is not None:
             continue
         for one in record["figures"]["metrics"]:
@@ -70,7 +69,7 @@ def _tasks(run: "Run", student: StudentStage) -> list[dict[str, Any]]:
 
 
 def _model(student: StudentStage, record: dict[str, Any]) -> Rows:
-    config = json.loads((student.folder / "model" / "config.json").read_text(encoding="utf-8"))
+    config = read_json(student.folder / "model" / "config.json")
     shape = student.config.model
     concept = getattr(student.config, "concept", None) or getattr(student.config, "mix", None)
     weights = sorted((student.folder / "model").glob("*.safetensors"))
@@ -140,7 +139,7 @@ def _concepts(run: "Run", student: StudentStage) -> Rows:
 def _shape(path: Path) -> str:
     if not path.exists():
         return ""
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     return f"{config['model_type']}, {layers} layers, width {config.get('hidden_size', config.get('n_embd'))}"
 

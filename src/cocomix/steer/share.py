@@ -3,7 +3,6 @@
 {"steering": [{"concept": 123, "do": "amplify", "amount": 4.0, "start": 0}]}
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from cocomix.config.load import validate
 from cocomix.errors import CocomixError
+from cocomix.files import parse_json
 from cocomix.steer.intervene import Intervention, named, word
 from cocomix.steer.plan import Setting
 
@@ -70,8 +70,8 @@ def from_json(text: str) -> dict[int, Intervention]:
         CocomixError: it is not JSON of this form, or as `from_items`.
     """
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of too many digits, and brackets without end
+        raw = parse_json(text)
+    except ValueError as error:
         raise CocomixError(f"the steering setting is not JSON ({error}); copy the whole file") from None
     if not isinstance(raw, dict):
         raise CocomixError('the steering setting is JSON but no object; it must start with {"steering": [')

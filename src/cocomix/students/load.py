@@ -1,13 +1,16 @@
 """Load a causal language model from a folder or the hub, without running anything from it."""
 
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from cocomix.errors import CocomixError
-from cocomix.files import check_source
+from cocomix.files import check_source, read_json
+from cocomix.students.promised import within_weights
+from cocomix.verified import is_inside
 
+INDEX = "model.safetensors.index.json"
 GIVE_ANOTHER = "give a model folder or hub id with sound safetensors"
 
 
@@ -20,11 +23,51 @@ def load_causal_lm(source: str | Path, what: str, mend: str = GIVE_ANOTHER) -> P
         mend: what the user can do about an error.
 
     Raises:
-        CocomixError: nothing loadable there, or a damaged file.
+        CocomixError: nothing loadable there, a damaged file, a configuration that asks for more than the weights hold,
+            or for code from elsewhere.
     """
     check_source(source, what)
     try:
-        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, use_safetensors=True).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        _refuse_code(source)
+        _refuse_elsewhere(Path(source) / INDEX)
+        with within_weights(Path(source)):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
+        if lacking := sorted(info["missing_keys"]):  # Transformers would draw them at random
+            raise ValueError(f"the weights lack {lacking[0]!r}")
+    except Exception as error:  # a damaged file ends in one of many types
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CocomixError(f"{what} cannot be loaded from {source} ({first}); {mend}") from error
+    return model.eval()
+
+
+def _refuse_elsewhere(index: Path) -> None:
+    """Refuse a list of weight files, if there is one, that names a file outside its folder.
+
+    Raises:
+        ValueError: it does, or is damaged.
+    """
+    if not index.exists():
+        return
+    for name in set(read_json(index)["weight_map"].values()):
+        if not is_inside(name):
+            raise ValueError(f"{index.name} names {name!r}, which is outside the folder")
+
+
+def _refuse_code(source: str | Path) -> None:
+    """Refuse a configuration that names kernels on the hub: Transformers downloads and runs them unasked.
+
+    Raises:
+        ValueError: it does.
+    """
+    pending: list[Any] = [PreTrainedConfig.get_config_dict(source)[0]]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, list):
+            pending += one
+        elif isinstance(one, dict):
+            pending += one.values()
+            for name, value in one.items():
+                if str(name).endswith("_implementation") and "/" in str(value):
+                    raise ValueError(f"its config.json asks for code from the hub, {name} {value!r}")

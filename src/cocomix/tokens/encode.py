@@ -4,7 +4,6 @@ A part is what one corpus file becomes: its token ids, the lengths of its docume
 written last. A part with a record is finished; so processes may work in any order and be killed at any moment.
 """
 
-import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 from cocomix.corpus.document import Document
 from cocomix.corpus.reader import read_file
 from cocomix.errors import CocomixError
-from cocomix.files import write_json
+from cocomix.files import read_json, write_json
 from cocomix.tokens.cuts import may_cut, pieces
 
 BATCH_CHARS, BATCH_DOCUMENTS = 1 << 18, 256
@@ -183,6 +182,6 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
 def finished_part(part: Path) -> dict[str, Any] | None:
     """The record of a finished part, None if it is not."""
     try:
-        return json.loads(part.read_text(encoding="utf-8"))
+        return read_json(part)
     except (OSError, ValueError):
         return None

@@ -4,14 +4,13 @@ A part is removed when it is in the shards and that is committed, so tokens need
 more. In memory are one block of ids and one part's document lengths.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cocomix.files import write_json
+from cocomix.files import read_json, write_json
 from cocomix.series import FileSeries
 from cocomix.tokens.shards import MANIFEST, SHARD, TokenShards, finish_shards
 
@@ -66,6 +65,6 @@ def join_parts(
 
 def _state(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return {}

@@ -7,7 +7,6 @@ is lost.
 """
 
 import hashlib
-import json
 import shutil
 from array import array
 from collections import OrderedDict
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cocomix.errors import CocomixError
-from cocomix.files import sha256, write_json
+from cocomix.files import read_json, sha256, write_json
 from cocomix.series import FileSeries
 from cocomix.verified import check_files
 
@@ -45,11 +44,11 @@ class TokenShards:
         self.n_tokens: int = manifest["n_tokens"]
         self.vocab_size: int = manifest["vocab_size"]
         self.fingerprint: str = manifest["fingerprint"]
-        self._dtype = np.dtype(manifest["dtype"])
+        self._dtype = token_dtype(self.vocab_size)
         self._files = [folder / shard["file"] for shard in manifest["shards"]]
         self._maps: OrderedDict[int, np.memmap] = OrderedDict()
         self._starts = np.cumsum([0, *(shard["bytes"] // self._dtype.itemsize for shard in manifest["shards"])])
-        self.documents: np.ndarray = np.load(folder / BOUNDARIES, mmap_mode="r", allow_pickle=False)
+        self.documents: np.ndarray = _starts(folder / BOUNDARIES)
 
     @classmethod
     def open(cls, folder: Path | str, *, verify: bool = True) -> "TokenShards":
@@ -62,13 +61,14 @@ class TokenShards:
         """
         folder = Path(folder)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(folder / MANIFEST)
             files = [*manifest["shards"], manifest["boundaries"]]
+            _check_numbers(manifest)
             check_files(folder, files, what="token file", mend=MEND, verify=verify)
             return cls(folder, manifest)
         except FileNotFoundError:
             raise CocomixError(f"{folder} holds no finished token shards; run `cocomix tokenize`") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CocomixError(
                 f"the manifest of {folder} is damaged ({error}); delete the folder and run `cocomix tokenize` again"
             ) from error
@@ -114,6 +114,42 @@ class TokenShards:
             self._maps[number] = np.memmap(self._files[number], dtype=self._dtype, mode="r")
         self._maps.move_to_end(number)
         return self._maps[number]
+
+
+def _check_numbers(manifest: dict[str, Any]) -> None:
+    """See that the files listed hold the tokens that a manifest promises, no more and no less.
+
+    Raises:
+        ValueError: they do not; KeyError, TypeError, AttributeError: it is no manifest.
+    """
+    size, promised = manifest["vocab_size"], manifest["n_tokens"]
+    if type(size) is not int or type(promised) is not int or not 1 <= size <= 1 << 32:
+        raise ValueError("its vocabulary or number of tokens is none")
+    dtype = token_dtype(size)
+    if manifest["dtype"] != dtype.str:
+        raise ValueError(f"its ids are {manifest['dtype']!r}, not {dtype.str!r}")
+    lengths = [divmod(shard["bytes"], dtype.itemsize) for shard in manifest["shards"]]
+    if any(rest for _, rest in lengths) or sum(length for length, _ in lengths) != promised:
+        raise ValueError(f"its files do not hold {promised} tokens")
+    if manifest["boundaries"]["file"] != BOUNDARIES:
+        raise ValueError(f"it does not list {BOUNDARIES}")
+
+
+def _starts(path: Path) -> np.ndarray:
+    """The document boundaries, mapped, int64 `[n_documents]`.
+
+    Raises:
+        ValueError: they are none.
+    """
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy parses a header as Python, and meets damage with whatever comes of it
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype != np.int64 or found.ndim != 1:
+        raise ValueError(f"{path.name} holds no list of whole numbers")
+    return found
 
 
 def write_shards(

@@ -9,13 +9,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cocomix.errors import CocomixError
-from cocomix.files import check_source
+from cocomix.files import check_source, read_json
 from cocomix.tokens.shards import TokenShards, write_shards
 
 if TYPE_CHECKING:
     from cocomix.corpus import Document
 
 END_OF_TEXT = "<|endoftext|>"
+MOST_GAPS = 1_000_000
+"""Numbers of no token that a vocabulary may have."""
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 """what ends a text in a bare tokenizer.json, which does not say so; the first there is"""
 
@@ -54,6 +56,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """
     check_source(source, "the tokenizer")
     try:
+        _check_ids(Path(source))
         tokenizer = _load(Path(source), source)
     except Exception as error:  # a damaged file ends in one of many types, Tokenizers raises Exception itself
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -67,6 +70,32 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_ids(path: Path) -> None:
+    """See that no token's number is far beyond their count: Tokenizers makes a place for each number up to the largest,
+    and ends the process where there is no memory for them.
+
+    Raises:
+        OSError, ValueError: a number is, or a file is damaged.
+    """
+    files = [path / "tokenizer.json", path / "vocab.json"] if path.is_dir() else [path]
+    for file in files:
+        if not file.is_file():
+            continue
+        content = read_json(file)
+        inside = content if isinstance(content, dict) else {}
+        model = inside.get("model")
+        vocab = model.get("vocab") if isinstance(model, dict) else inside
+        added = inside.get("added_tokens")
+        numbers = [*vocab.values()] if isinstance(vocab, dict) else []
+        numbers += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
+        if any(isinstance(one, int) and one > len(numbers) + MOST_GAPS for one in numbers):
+            raise ValueError(f"{file.name} numbers {len(numbers)} tokens up to {max(filter(_whole, numbers))}")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int)
 
 
 def _load(path: Path, source: str) -> PreTrainedTokenizerBase:

@@ -23,8 +23,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from cocomix.errors import CocomixError
-from cocomix.files import sha256
+from cocomix.files import read_json, sha256
 from cocomix.train.distributed import gathered, is_main, on_main, rank, world_size
+from cocomix.verified import is_inside
 
 KEEP = 2
 META = "meta.json"
@@ -149,13 +150,15 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    meta = json.loads((path / META).read_text(encoding="utf-8"))
+    meta = read_json(path / META)
     _ = meta["step"], meta["key"], meta["files"], meta["about"]
     return meta
 
 
 def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
     """Every file is as it was written; each process looks at its share of them."""
+    if not all(map(is_inside, files)):
+        raise ValueError("it names a file outside its folder")
     wrong = [name for name in sorted(files)[rank() :: world_size()] if not _as_written(path / name, files[name])]
     wrong = [name for part in gathered(wrong) for name in part]
     if wrong:

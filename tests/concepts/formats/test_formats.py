@@ -221,3 +221,36 @@ def test_paths_are_not_taken_for_hub_ids(tmp_path: Path, monkeypatch: pytest.Mon
     assert is_hub_id("jbloom/saes") and is_hub_id("EleutherAI/sae-pythia-70m-32k/layers.5")
     for path in ("runs/sae", "/abs/sae", "./a/b", "../a/b", "a/../b", "one", "~/sae", ""):
         assert not is_hub_id(path), path
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"n_latents": 1 << 50}, "by its weights"),
+        ({"d_model": "8"}, "by its weights"),
+        ({"k": 4.0}, "whole number"),
+        ({"k": True}, "whole number"),
+        ({"activation": {"kind": "groupmax", "groups": 5.0}}, "whole number"),
+        ({"activation": {"kind": ["relu"]}}, "damaged"),
+        ({"about": {"hook": {"x": 1}}}, "not a text"),
+        ({"about": {"model": 3}}, "not a text"),
+    ],
+)
+def test_our_own_folder_with_odd_settings_is_refused(settings: dict[str, Any], match: str, tmp_path: Path) -> None:
+    sae().save_pretrained(tmp_path, layer=3)
+    path = tmp_path / "sae.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(CocomixError, match=match):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["saelens", "sparsify"])
+def test_others_folders_with_odd_words_are_refused(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "layers.3"
+    FORMATS[name].write(sae(normalisation="none"), folder, {})
+    path, kept = folder / "cfg.json", (folder / "cfg.json").read_text()
+    for odd in ({"metadata": {"hook_name": {}}}, {"metadata": {"model_name": [1]}}, {"activation": []}):
+        path.write_text(json.dumps(json.loads(kept) | odd))
+        if name == ("sparsify" if "activation" in odd else "saelens"):
+            with pytest.raises(CocomixError, match="not a text"):
+                load(folder)

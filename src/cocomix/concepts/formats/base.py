@@ -1,6 +1,5 @@
 """What every file format of autoencoders offers, and the careful reading they share."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 
 from cocomix.concepts.sae import TopKSAE
 from cocomix.errors import CocomixError
-from cocomix.files import check_readable
+from cocomix.files import check_readable, parse_json
 
 
 class LoadedSae(NamedTuple):
@@ -73,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     check_readable(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CocomixError(f"{path.parent} holds no autoencoder ({path.name} is missing)") from None
     except (OSError, ValueError) as error:
@@ -135,6 +134,13 @@ def whole(value: Any, name: str, where: Any) -> int:
     """A positive whole number from json."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CocomixError(f"{where}: {name} is {value!r}, not a positive whole number; use a sound file")
+    return value
+
+
+def words(value: Any, name: str, where: Any) -> str | None:
+    """A text from json, or nothing."""
+    if value is not None and not isinstance(value, str):
+        raise CocomixError(f"{where}: {name} is {value!r}, not a text; use a sound file")
     return value
 
 

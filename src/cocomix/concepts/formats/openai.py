@@ -4,7 +4,7 @@ The file does not say where in the model it reads. (The public mirror once shipp
 name: the pipeline therefore measures explained variance before it uses one.)
 """
 
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from cocomix.concepts.activation import ACTIVATIONS
 from cocomix.concepts.formats.base import LoadedSae, SaeFormat, filled
 from cocomix.concepts.sae import TopKSAE
 from cocomix.errors import CocomixError
+from cocomix.files import check_readable
 
 IGNORED = {"stats_last_nonzero", "activation.k", "activation.postact_fn"}
 """Bookkeeping of the original code: dead-latent counters, and keys its own state_dict leaks."""
+MOST_PICKLED = 1 << 20
+"""Bytes of the pickle that names an autoencoder's few tensors."""
 POSTACT = {"ReLU": "relu", "Identity": "identity"}
 
 
@@ -78,18 +81,44 @@ def from_openai(state_dict: dict[str, Any]) -> TopKSAE:
     )
 
 
+def _check_archive(path: Path) -> None:
+    """See that `path` is what torch.save writes, a ZIP of plain parts.
+
+    A packed part unpacks to a thousand times its size, and for what is no ZIP torch.load tries older formats, one of
+    which it unpacks into a temporary folder first.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: it is not.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    whole = path.stat().st_size
+    if any(one.compress_type != zipfile.ZIP_STORED for one in parts) or sum(one.file_size for one in parts) > whole:
+        raise ValueError("a part of it is packed")
+    if sum(one.file_size for one in parts if one.filename.endswith(".pkl")) > MOST_PICKLED:
+        raise ValueError("what describes the tensors is too long")
+
+
 def load_openai_file(path: Path | str) -> TopKSAE:
     """Read one of OpenAI's `.pt` files; pickled code is refused.
 
     Raises:
         CocomixError: no such file, not a weights file, or another layout.
     """
+    path = Path(path)
+    check_readable(path)
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CocomixError(f"there is no SAE at {path}; give an SAE folder or one of OpenAI's .pt files") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CocomixError(f"{path} is not a plain weights file ({type(error).__name__}); it was not loaded") from error
+    except Exception as error:  # PyTorch's unpickler meets damage with whatever error comes of it
+        raise CocomixError(
+            f"{path} is not a plain weights file ({type(error).__name__}) and was not loaded; use a sound file"
+        ) from error
     if not isinstance(state, dict):
         raise CocomixError(f"{path} holds a {type(state).__name__}, not an autoencoder's state_dict")
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.numel() * value.element_size() > path.stat().st_size:
+            raise CocomixError(f"{path}: {name} is larger than the file, one number spread out; use a sound file")
     return from_openai(state)

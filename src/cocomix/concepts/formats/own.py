@@ -8,7 +8,17 @@ from typing import Any
 from safetensors.torch import save_file
 
 from cocomix.concepts.activation import ACTIVATIONS, Activation
-from cocomix.concepts.formats.base import LoadedSae, SaeFormat, peek_json, read_json, read_tensors
+from cocomix.concepts.formats.base import (
+    LoadedSae,
+    SaeFormat,
+    agrees,
+    peek_json,
+    read_json,
+    read_tensors,
+    sizes,
+    whole,
+    words,
+)
 from cocomix.concepts.sae import TopKSAE
 from cocomix.errors import CocomixError
 
@@ -25,12 +35,13 @@ class OwnFormat(SaeFormat):
 
     def load(self, path: Path, k: int) -> LoadedSae:
         about = self._about(path)
-        return LoadedSae(from_pretrained(path), self.name, self.hook(path), about.get("model"), own_k=True)
+        model = words(about.get("model"), "model", path)
+        return LoadedSae(from_pretrained(path), self.name, self.hook(path), model, own_k=True)
 
     def hook(self, path: Path) -> str | None:
         about = self._about(path)
         layer = about.get("layer")
-        return about.get("hook") or (None if layer is None else f"layers.{layer}")
+        return words(about.get("hook"), "hook", path) or (None if layer is None else f"layers.{layer}")
 
     def write(self, sae: TopKSAE, folder: Path, about: Mapping[str, Any]) -> None:
         save_pretrained(sae, folder, dict(about))
@@ -66,12 +77,15 @@ def from_pretrained(folder: Path | str) -> TopKSAE:
     folder = Path(folder)
     settings, weights = read_json(folder / ABOUT), read_tensors(folder / WEIGHTS)
     try:
+        n_latents, d_model = sizes(weights, "encoder_weight", folder)
+        agrees(settings["d_model"], d_model, "d_model", folder)
+        agrees(settings["n_latents"], n_latents, "n_latents", folder)
         sae = TopKSAE(
-            settings["d_model"],
-            settings["n_latents"],
-            settings["k"],
+            d_model,
+            n_latents,
+            whole(settings["k"], "k", folder),
             normalisation=_normalisation(settings),
-            activation=_activation(settings),
+            activation=_activation(settings, n_latents, folder),
             bias_input=settings.get("bias_input", True),
         ).to(weights["encoder_weight"].dtype)
         sae.load_state_dict(weights)
@@ -88,8 +102,9 @@ def _normalisation(settings: dict[str, Any]) -> str:
     return settings["normalisation"]
 
 
-def _activation(settings: dict[str, Any]) -> Activation:
+def _activation(settings: dict[str, Any], n_latents: int, folder: Path) -> Activation:
     if settings["format"] == 1:
-        return ACTIVATIONS["relu" if settings["relu"] else "identity"](settings["n_latents"])
+        return ACTIVATIONS["relu" if settings["relu"] else "identity"](n_latents)
     options = dict(settings["activation"])
-    return ACTIVATIONS[options.pop("kind")](settings["n_latents"], **options)
+    kind = ACTIVATIONS[options.pop("kind")]
+    return kind(n_latents, **{name: whole(value, name, folder) for name, value in options.items()})

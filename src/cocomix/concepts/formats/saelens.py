@@ -27,6 +27,7 @@ from cocomix.concepts.formats.base import (
     shaped,
     sizes,
     whole,
+    words,
 )
 from cocomix.concepts.sae import TopKSAE
 from cocomix.errors import CocomixError
@@ -54,7 +55,7 @@ class SaeLensFormat(SaeFormat):
         return "d_sae" in config or (path / WEIGHTS).is_file()
 
     def hook(self, path: Path) -> str | None:
-        return _metadata(peek_json(path / CONFIG)).get("hook_name")
+        return words(_metadata(peek_json(path / CONFIG)).get("hook_name"), "hook_name", path)
 
     def load(self, path: Path, k: int) -> LoadedSae:
         config, tensors = read_json(path / CONFIG), read_tensors(path / WEIGHTS)
@@ -100,7 +101,8 @@ class SaeLensFormat(SaeFormat):
         if threshold is not None:
             named["activation.threshold"] = threshold.to(named["latent_bias"].dtype).expand(n_latents)
         about = _metadata(config)
-        return LoadedSae(filled(sae, named), self.name, about.get("hook_name"), about.get("model_name"), own_k)
+        model = words(about.get("model_name"), "model_name", path)
+        return LoadedSae(filled(sae, named), self.name, self.hook(path), model, own_k)
 
     def write(self, sae: TopKSAE, folder: Path, about: Mapping[str, Any]) -> None:
         theirs = {ours: name for name, ours in NORMALISATION.items() if name != "expected_average_only_in"}

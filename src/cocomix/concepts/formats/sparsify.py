@@ -19,6 +19,7 @@ from cocomix.concepts.formats.base import (
     shaped,
     sizes,
     whole,
+    words,
 )
 from cocomix.concepts.sae import TopKSAE
 from cocomix.errors import CocomixError
@@ -69,7 +70,7 @@ class SparsifyFormat(SaeFormat):
             "latent_bias": weights["encoder.bias"],
             "decoder_weight": weights["W_dec"],
         }
-        model = peek_json(path.parent / "config.json").get("model")
+        model = words(peek_json(path.parent / "config.json").get("model"), "model", path.parent)
         return LoadedSae(filled(sae, named), self.name, self.hook(path), model, own_k=True)
 
     def write(self, sae: TopKSAE, folder: Path, about: Mapping[str, Any]) -> None:
@@ -107,7 +108,7 @@ class SparsifyFormat(SaeFormat):
 
 def _activation(config: dict[str, Any], n_latents: int, k: int, path: Path) -> Activation:
     known = {"topk": lambda: ReLU(n_latents), "groupmax": lambda: GroupMax(n_latents, k)}
-    stated = config.get("activation", "topk")
+    stated = words(config.get("activation", "topk"), "activation", path)
     if stated not in known:
         raise CocomixError(f"{path} has the activation {stated!r}; of sparsify's cocomix reads {', '.join(known)}")
     return known[stated]()

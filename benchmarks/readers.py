@@ -1,0 +1,15 @@
+"""All readers, by name."""
+
+from pathlib import Path
+
+import explored_readers
+import model_readers
+import run_readers
+import text_readers
+from reader import Reader
+
+
+def readers(run: Path, kept: Path) -> dict[str, Reader]:
+    """The table; `run` is a finished tiny run, copied into `kept` by those that need it."""
+    explored = explored_readers.readers(run, kept)
+    return {one.name: one for one in (*text_readers.READERS, *model_readers.READERS, *run_readers.READERS, *explored)}
