@@ -31,9 +31,10 @@ def load_causal_lm(source: str | Path, what: str, mend: str = GIVE_ANOTHER) -> P
         _refuse_code(source)
         _refuse_elsewhere(Path(source) / INDEX)
         with within_weights(Path(source)):
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
+        model, info = loaded
         if lacking := sorted(info["missing_keys"]):  # Transformers would draw them at random
             raise ValueError(f"the weights lack {lacking[0]!r}")
     except Exception as error:  # a damaged file ends in one of many types
