@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ class Task(NamedTuple):
     seconds: float = SECONDS
 
 
-def watch(task: Task, numbers: range) -> Iterator[dict[str, Any]]:
+def watch(task: Task, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What came of each of `numbers`: `number`, `input`, `outcome` (read, refused, crashed, hung, memory or escaped),
     `why` where there is a reason, and `seconds`.
 
