@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from cocomix.errors import CocomixError
-from cocomix.files import check_source, read_json
+from cocomix.files import check_readable, check_source, read_json
 from cocomix.students.promised import within_weights
 from cocomix.verified import is_inside
 
@@ -31,15 +31,29 @@ def load_causal_lm(source: str | Path, what: str, mend: str = GIVE_ANOTHER) -> P
         _refuse_code(source)
         _refuse_elsewhere(Path(source) / INDEX)
         with within_weights(Path(source)):
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
+        model, info = loaded
         if lacking := sorted(info["missing_keys"]):  # Transformers would draw them at random
             raise ValueError(f"the weights lack {lacking[0]!r}")
     except Exception as error:  # a damaged file ends in one of many types
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CocomixError(f"{what} cannot be loaded from {source} ({first}); {mend}") from error
     return model.eval()
+
+
+def model_config(folder: Path, mend: str) -> PreTrainedConfig:
+    """The configuration of the model in `folder`; `mend` is what the user can do about an error.
+
+    Raises:
+        CocomixError: it is damaged.
+    """
+    check_readable(folder / "config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise CocomixError(f"{folder / 'config.json'} is damaged ({type(error).__name__}); {mend}") from error
 
 
 def _refuse_elsewhere(index: Path) -> None:
