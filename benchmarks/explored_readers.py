@@ -13,6 +13,9 @@ from cocomix.explore.access import access_for
 from cocomix.explore.app import create_app
 from cocomix.explore.catalog import Catalog
 from cocomix.explore.prepare import prepare
+from cocomix.pipeline.results import collect_results
+from cocomix.pipeline.trained import existing_run
+from cocomix.push.facts import lineage, measured
 from reader import Reader
 from run_readers import STEERING
 
@@ -130,7 +133,50 @@ class Explorer:
         return said_back[0]["status"], b"".join(message.get("body", b"") for message in said_back[1:])
 
 
+MATERIAL = (
+    "config.yaml",
+    "corpus/stage.json",
+    "tokens/stage.json",
+    "tokens/tokenizer/tokenizer_config.json",
+    "students/cocomix/seed0/stage.json",
+    "students/cocomix/seed0/model/config.json",
+    "evaluation/cocomix/seed0/stage.json",
+)
+
+
+class WholeRun:
+    """A run as those read it who explore, report and push it; an input replaces a few of its small files."""
+
+    def __init__(self, run: Path, folder: Path) -> None:
+        self.run, self.folder = run, folder
+
+    def make(self, folder: Path) -> None:
+        """Those files as they are."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(self.run, self.folder)
+        for name in MATERIAL:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.run / name, folder / name)
+
+    def read(self, folder: Path) -> None:
+        """Open the run with the files that are in `folder`."""
+        for name in MATERIAL:
+            (self.folder / name).unlink(missing_ok=True)
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, self.folder / name)
+        Catalog([self.folder])
+        run = existing_run(self.folder)
+        collect_results(run, {})
+        student = next(one for one in run.students if one.student == "cocomix")
+        lineage(run, student)
+        measured(run, student)
+
+
 def readers(run: Path, kept: Path) -> tuple[Reader, ...]:
     """The readers that need a finished tiny run; copies of it are kept below `kept`."""
     explorer = Explorer(run, kept)
-    return (Reader("explorer", explorer.make, explorer.read, works_in=(kept,)),)
+    whole = WholeRun(run, kept / "whole")
+    return (
+        Reader("run", whole.make, whole.read, works_in=(kept,), anywhere=True, share=0.2),
+        Reader("explorer", explorer.make, explorer.read, works_in=(kept,)),
+    )

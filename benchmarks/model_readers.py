@@ -1,9 +1,6 @@
 """Readers of weights: models, autoencoders, checkpoints, atlases, labels."""
 
-import io
 import json
-import pickle
-import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,54 +22,12 @@ from cocomix.students.build import build_plain
 from cocomix.students.load import load_causal_lm
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
 from cocomix.train.state import training_tensors
+from planted import PICKLE, PICKLES
 from reader import Reader, changed, put, resealed
 from text_readers import PLANTED
 
 SHAPE = {"width": 16, "layers": 2, "heads": 2}
 KEY = AtlasKey(student="s", shards="t", labels=None, seq_len=8, tokens=100)
-
-
-class Planted:
-    """What unpickles into a command."""
-
-    def __reduce__(self) -> Any:
-        import os
-
-        return os.system, ("touch ../outside/ran",)
-
-
-def _zipped(content: bytes) -> bytes:
-    """A file as torch.save makes it, around any pickle."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
-        archive.writestr("a/data.pkl", content)
-        archive.writestr("a/byteorder", "little")
-        archive.writestr("a/version", "3\n")
-    return made.getvalue()
-
-
-def _bomb() -> bytes:
-    """A ZIP whose pickle unpacks to a gigabyte."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/version", "3\n")
-        with archive.open("a/data.pkl", "w") as stream:
-            for _ in range(700):
-                stream.write(bytes(1 << 20))
-    return made.getvalue()
-
-
-PICKLE = pickle.dumps(Planted())
-PICKLES: dict[str, Callable[[], bytes]] = {
-    "a pickle that calls": lambda: PICKLE,
-    "a ZIP with a pickle that calls": lambda: _zipped(PICKLE),
-    "a pickle without end": lambda: b"\x80\x02" + b"]" * 1_000_000 + b".",
-    "a ZIP of a pickle without end": lambda: _zipped(b"\x80\x02" + b"(" * 1_000_000 + b"."),
-    "a ZIP with a bomb": _bomb,
-    "a ZIP of a huge bytes object": lambda: _zipped(b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x."),
-    "a ZIP of a global": lambda: _zipped(b"\x80\x02ctorch.hub\nload\n."),
-    "a ZIP of nothing": lambda: _zipped(b""),
-}
 
 
 def _sae() -> TopKSAE:

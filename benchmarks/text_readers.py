@@ -16,13 +16,13 @@ from cocomix.corpus.source import TextSource
 from cocomix.corpus.writer import CorpusWriter
 from cocomix.tokens.shards import TokenShards, write_shards
 from cocomix.tokens.tokenizer import load_tokenizer, train_tokenizer
-from reader import Reader, changed, entry_of, put, resealed
+from reader import Reader, changed, entry_of, resealed
 
 TEXTS = [
     f"The {word} of the house stands on number {n}, naïve and {word * 3}." for n, word in enumerate("abcdefghijkl")
 ]
-BOMB = gzip.compress(b'{"text": "' + b"x" * (700 << 20), compresslevel=9)
-"""A line of 700 MB in as many kilobytes."""
+ENDLESS = 700 << 20
+"""Bytes of a line that a few hundred kilobytes unpack to."""
 
 
 def _make_shards(folder: Path) -> None:
@@ -140,6 +140,13 @@ def _escaping_corpus(folder: Path) -> None:
     changed("corpus.json", change)(folder)
 
 
+def _endless(folder: Path) -> None:
+    with gzip.open(folder / "a.jsonl.gz", "wb", compresslevel=1) as stream:
+        stream.write(b'{"text": "')
+        for _ in range(ENDLESS >> 20):
+            stream.write(b"x" * (1 << 20))
+
+
 def _object_boundaries(folder: Path) -> None:
     """A pickle that NumPy would load if it were let."""
     path = folder / "doc-boundaries.npy"
@@ -162,7 +169,7 @@ READERS = (
         "jsonl-gz",
         lambda folder: (folder / "a.jsonl.gz").write_bytes(gzip.compress(_lines(TEXTS))),
         _read_jsonl,
-        hostile={"a line without end": put("a.jsonl.gz", BOMB)},
+        hostile={"a line without end": _endless},
     ),
     Reader("parquet", _make_parquet, lambda folder: _drained(ParquetSource({"path": folder}))),
     Reader(

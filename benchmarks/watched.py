@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from cocomix.errors import CocomixError
 from fence import Escaped, Fence
 
 SECONDS = 10.0
+WAITS = 4
 GROWTH = 512 << 20
 """Bytes a process may grow by."""
 ADDRESSES = 2 << 30
@@ -55,7 +56,7 @@ class Task(NamedTuple):
     seconds: float = SECONDS
 
 
-def watch(task: Task, numbers: range) -> Iterator[dict[str, Any]]:
+def watch(task: Task, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What came of each of `numbers`: `number`, `input`, `outcome` (read, refused, crashed, hung, memory or escaped),
     `why` where there is a reason, and `seconds`.
 
@@ -83,7 +84,7 @@ def _child(task: Task, numbers: list[int]) -> Iterator[dict[str, Any]]:
     ready, silent, since = False, False, time.monotonic()
     try:
         with os.fdopen(reading, "rb", buffering=0) as stream:
-            for message in _messages(stream, task.seconds):
+            for message in _messages(stream, pid, task.seconds):
                 silent = message is None
                 if silent:
                     os.kill(pid, signal.SIGUSR1)  # it writes down where it is
@@ -105,20 +106,34 @@ def _child(task: Task, numbers: list[int]) -> Iterator[dict[str, Any]]:
         yield begun | {"outcome": "hung" if silent else "crashed", "why": f"{why}: {stack}"}
 
 
-def _messages(stream: Any, seconds: float) -> Iterator[Any]:
-    """JSON lines until the end of `stream`; None, and no more, where the next one takes too long."""
-    rest, patience = b"", WARMING
+def _messages(stream: Any, pid: int, seconds: float) -> Iterator[Any]:
+    """JSON lines until the end of `stream`; None, and no more, where the next one takes process `pid` too long.
+
+    On a busy machine it may have had little of that time: it then has `WAITS` times as long.
+    """
+    rest, patience, waits, used = b"", WARMING, 0, 0.0
     while True:
         if not select.select([stream], [], [], patience)[0]:
+            waits += 1
+            if waits < WAITS and _cpu_seconds(pid) - used < patience / 2:
+                continue
             yield None
             return
         block = stream.read(1 << 16)
         if not block:
             return
-        patience = seconds
+        patience, waits, used = seconds, 0, _cpu_seconds(pid)
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
             yield json.loads(line)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of a child, so far."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _written(handle: int) -> str:

@@ -87,6 +87,19 @@ def test_the_staged_folder_loads_and_its_card_says_what_the_records_say(run: Run
     assert str(run.folder) not in text and str(Path.home()) not in text
 
 
+def test_a_damaged_student_is_not_passed_on(run: Run, tmp_path: Path) -> None:
+    model = next(one for one in run.students if one.student == "cocomix").folder / "model"
+    for name in ("model.safetensors", "config.json"):
+        kept = (model / name).read_bytes()
+        try:
+            (model / name).write_bytes(kept[:-9] + bytes([kept[-9] ^ 1]) + kept[-8:])
+            with pytest.raises(CocomixError, match=rf"{name} was altered"):
+                push_student(run, "cocomix", 0, repo=None, only_stage=tmp_path / "staged")
+        finally:
+            (model / name).write_bytes(kept)
+    assert not (tmp_path / "staged").exists()
+
+
 def test_a_plain_students_card_needs_no_import_and_names_no_teacher(run: Run, tmp_path: Path) -> None:
     push_student(run, "ntp", 0, repo=None, only_stage=tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from cocomix.config.shape import ModelShape
 from cocomix.errors import CocomixError
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.students import build_plain, load_causal_lm
+from cocomix.students import build_plain, load_causal_lm, model_config
 from cocomix.students.promised import within_weights
 
 HUGE = 1 << 40
@@ -130,3 +130,12 @@ def test_the_watch_over_sizes_is_taken_off_again(tmp_path: Path) -> None:
         torch.nn.Linear(1 << 20, 1 << 20)
     with within_weights(tmp_path / "nowhere"), torch.device("meta"):
         torch.nn.Linear(1 << 20, 1 << 20)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{}", "[" * 100_000, "\xff", '{"model_type": []}'])
+def test_a_damaged_configuration_is_told_with_its_mend(content: str, tmp_path: Path) -> None:
+    gpt2(tmp_path)
+    assert model_config(tmp_path, "mend it").vocab_size == 64
+    (tmp_path / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(CocomixError, match=r"config\.json is damaged .*; mend it"):
+        model_config(tmp_path, "mend it")

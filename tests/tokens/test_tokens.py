@@ -180,3 +180,13 @@ def test_a_token_numbered_beyond_all_others_is_refused(tmp_path: Path, where: st
         (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(CocomixError, match="tokens up to 2147483648"):
         load_tokenizer(str(path if where == "file" else tmp_path))
+
+
+def test_a_panic_inside_tokenizers_is_a_refusal(tmp_path: Path) -> None:
+    train_tokenizer(TEXTS, 300, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["continuing_subword_prefix"] = "a\nb"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CocomixError, match="no tokenizer can be loaded"):
+        load_tokenizer(str(path))

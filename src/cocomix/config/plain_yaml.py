@@ -20,7 +20,7 @@ def plain_yaml(text: str) -> Any:
     if len(text) > LARGEST:
         raise ValueError(f"it has more than {LARGEST:,} characters")
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -35,6 +35,15 @@ def plain_yaml(text: str) -> Any:
     except (yaml.YAMLError, AttributeError, IndexError, KeyError, TypeError, OverflowError) as error:
         # PyYAML meets a date of the 99th month, or an integer of no digits, with whatever error comes of it.
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Counts brackets as they open: PyYAML looks a thousand ahead, in seconds, before anything is nested."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
+        super().fetch_flow_collection_start(TokenClass)
 
 
 def _weight(node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
-from transformers import AutoConfig
 
 from cocomix.errors import CocomixError
 from cocomix.explore.instrument import Instrument
@@ -18,6 +17,7 @@ from cocomix.model.config import CoCoMixConfig
 from cocomix.model.mixers import MIXERS
 from cocomix.pipeline.snapshot_stage import snapshots_of, step_of
 from cocomix.pipeline.student_stages import StudentStage
+from cocomix.students import model_config
 
 KEPT = 6
 """Students in memory at a time."""
@@ -128,7 +128,7 @@ def _entries(run: OpenedRun, several: bool) -> Iterator[Entry]:
 
 
 def _entry(run: OpenedRun, stage: StudentStage, folder: Path, key: str, label: str) -> Entry:
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config: Any = model_config(folder, stage.again)
     predicts = isinstance(config, CoCoMixConfig) and CHANNELS[config.channel] is ConceptChannel
     info = ModelInfo(
         key=key,

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from cocomix.concepts import ConceptLabeller, LabelReader, LiveLabels
 from cocomix.config import LabelConfig, RunConfig
@@ -18,6 +18,7 @@ from cocomix.evaluate.flops import labelling_flops
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
+from cocomix.students import model_config
 from cocomix.train.distributed import world_size
 
 
@@ -79,7 +80,7 @@ class LabelSet(ABC):
         share = self.live_share(batch_size, world_size())
         if not share:
             return 0.0
-        shape = AutoConfig.from_pretrained(self.teacher.folder / "model", trust_remote_code=False)
+        shape = model_config(self.teacher.folder / "model", self.teacher.again)
         return share * self.flops_per_token(shape, self.sae.figures["n_latents"], self.sae.figures["k"])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from cocomix.config import RunConfig
 from cocomix.errors import CocomixError
@@ -14,7 +14,7 @@ from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import ModelStage
 from cocomix.pipeline.training import describe_curve, recipe, train_objective, training_figures, validation_curve
-from cocomix.students import build_plain, load_causal_lm, special_ids
+from cocomix.students import build_plain, load_causal_lm, model_config, special_ids
 from cocomix.train.data import BatchSource
 from cocomix.train.distributed import device, is_main
 
@@ -88,8 +88,8 @@ class TeacherStage(ModelStage):
             )
         try:
             theirs = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError, KeyError):
-            return  # no tokenizer beside the weights: sizes are all that can be compared
+        except Exception:  # Tokenizers' own errors are of no narrower type
+            return  # no sound tokenizer beside the weights: sizes are all that can be compared
         if theirs.get_vocab() != ours.get_vocab():
             raise CocomixError(
                 f"the concept model {source} numbers its tokens differently from the students' tokenizer; {mend}"
@@ -105,7 +105,7 @@ class TeacherStage(ModelStage):
     def width(self) -> int:
         """Width of the finished concept model's hidden states."""
         _ = self.figures
-        return AutoConfig.from_pretrained(self.folder / "model", trust_remote_code=False).hidden_size
+        return model_config(self.folder / "model", self.again).hidden_size
 
 
 def _describe(model: PreTrainedModel) -> str:

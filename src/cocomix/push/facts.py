@@ -19,11 +19,12 @@ def lineage(run: "Run", student: StudentStage) -> dict[str, Rows]:
     """Rows of (what, value) by heading: the student, its training, text, and what it read of a teacher.
 
     Raises:
-        CocomixError: the student is not trained.
+        CocomixError: the student is not trained, or its files are damaged.
     """
     record = student.record()
     if record is None:
         raise CocomixError(f"{student.title} is not trained; run `{student.command} --run {run.folder}` first")
+    student.check()  # nothing damaged is passed on
     sections = {
         "Model": _model(student, record),
         "Training": _training(record),
@@ -120,7 +121,7 @@ def _concepts(run: "Run", student: StudentStage) -> Rows:
     teacher = run.teacher
     source = run.config.teacher.pretrained
     rows.append(("teacher", "trained in this run" if source is None else str(public(source))))
-    rows.append(("teacher's shape", _shape(teacher.folder / "model" / "config.json")))
+    rows.append(("teacher's shape", _if_done(teacher, lambda: _shape(teacher))))
     rows.append(("teacher's weights", _if_done(teacher, lambda: f"sha256 {teacher.checksum()}")))
     if run.sae.name in read or student.labels is not None:
         figures, loaded = run.sae.figures, run.config.sae.pretrained
@@ -136,10 +137,9 @@ def _concepts(run: "Run", student: StudentStage) -> Rows:
     return rows
 
 
-def _shape(path: Path) -> str:
-    if not path.exists():
-        return ""
-    config = read_json(path)
+def _shape(teacher: Any) -> str:
+    teacher.check()
+    config = read_json(teacher.folder / "model" / "config.json")
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     return f"{config['model_type']}, {layers} layers, width {config.get('hidden_size', config.get('n_embd'))}"
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from cocomix.errors import CocomixError
-from cocomix.files import check_source, read_json
+from cocomix.files import check_readable, check_source, read_json
 from cocomix.students.promised import within_weights
 from cocomix.verified import is_inside
 
@@ -41,6 +41,19 @@ def load_causal_lm(source: str | Path, what: str, mend: str = GIVE_ANOTHER) -> P
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CocomixError(f"{what} cannot be loaded from {source} ({first}); {mend}") from error
     return model.eval()
+
+
+def model_config(folder: Path, mend: str) -> PreTrainedConfig:
+    """The configuration of the model in `folder`; `mend` is what the user can do about an error.
+
+    Raises:
+        CocomixError: it is damaged.
+    """
+    check_readable(folder / "config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise CocomixError(f"{folder / 'config.json'} is damaged ({type(error).__name__}); {mend}") from error
 
 
 def _refuse_elsewhere(index: Path) -> None:

@@ -58,7 +58,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         _check_ids(Path(source))
         tokenizer = _load(Path(source), source)
-    except Exception as error:  # a damaged file ends in one of many types, Tokenizers raises Exception itself
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a damaged file ends in one of many types; a panic in Rust is no Exception
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CocomixError(
             f"no tokenizer can be loaded from {source} ({first}); give a tokenizer folder or file, or a hub id"

@@ -1,0 +1,228 @@
+"""The harness that feeds readers hostile files: it tells every kind of failure, and a few dozen mutants find none."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import watched
+from cocomix.errors import CocomixError
+from fuzz import Attack, attacked
+from mutations import BYTES, STRUCTURED, mutated
+from odd import BOMB, JSON, YAML
+from reader import Outside, Reader
+from watched import Task, watch
+
+FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
+MUTANTS = 24
+
+
+def outcomes(folder: Path, read: Callable[[int], object], count: int = 3, **more: Any) -> list[dict[str, Any]]:
+    """What the watch makes of readings that are told the input's number."""
+    folder.mkdir(exist_ok=True)
+    number = folder / "number"
+
+    def prepare(one: int) -> str:
+        number.write_text(str(one))
+        return f"input {one}"
+
+    task = Task(prepare, lambda: read(int(number.read_text())), lambda: None, (folder,), **more)
+    return list(watch(task, range(count)))
+
+
+def only_second(work: Callable[[], object]) -> Callable[[int], object]:
+    """Does it for input 1 alone, so that one sees that reading goes on behind it."""
+    return lambda number: work() if number == 1 else None
+
+
+def refusing(message: str) -> Callable[[], object]:
+    def refuse() -> None:
+        raise CocomixError(message)
+
+    return refuse
+
+
+def exhausted() -> None:
+    try:
+        bytearray(1 << 40)
+    except MemoryError as error:
+        raise CocomixError("the file is damaged; restore it") from error
+
+
+def unprintable() -> None:
+    error = CocomixError("x")
+    error.args = ("two\nlines; mend them",)
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("work", "outcome", "why"),
+    [
+        (lambda: None, "read", ""),
+        (refusing("the file is damaged; restore it"), "refused", "restore it"),
+        (lambda: Path("/nowhere/x").read_text(), "escaped", "read: /nowhere/x"),
+        (lambda: [][0], "crashed", "IndexError"),
+        (lambda: sys.exit(3), "crashed", "SystemExit"),
+        (lambda: os.abort(), "crashed", "died of -6"),
+        (refusing("short"), "crashed", "no sentence"),
+        (unprintable, "crashed", "no sentence"),
+        (lambda: time.sleep(60), "hung", "no end after"),
+        (exhausted, "memory", "MemoryError"),
+        (lambda: len(bytes(1 << 20) * 700), "memory", "grew"),
+        (lambda: Path("/tmp/cocomix-fuzz-must-not-be").write_text("x"), "escaped", "written"),
+        (lambda: os.remove("/nowhere/x"), "escaped", "os.remove"),
+        (lambda: shutil.rmtree("/nowhere"), "escaped", "shutil.rmtree"),
+        (lambda: os.system("true"), "escaped", "os.system"),
+        (lambda: subprocess.run(["true"], check=True), "escaped", "subprocess.Popen"),
+        (lambda: socket.create_connection(("127.0.0.1", 9)), "escaped", "socket."),
+        (lambda: __import__("pickle").loads(b"cos\nsystem\n."), "escaped", "pickle.find_class"),
+    ],
+)
+def test_every_kind_of_failure_is_told(tmp_path: Path, work: Callable[[], object], outcome: str, why: str) -> None:
+    found = outcomes(tmp_path, only_second(work), seconds=1.0 if outcome == "hung" else 60.0)
+    assert [one["outcome"] for one in found] == ["read", outcome, "read"], found
+    assert why in found[1].get("why", "") and [one["input"] for one in found] == [f"input {n}" for n in range(3)]
+
+
+def test_what_is_swallowed_is_told_all_the_same(tmp_path: Path) -> None:
+    def swallowing() -> None:
+        with contextlib.suppress(BaseException):
+            Path("/etc/passwd").read_text()
+
+    assert [one["outcome"] for one in outcomes(tmp_path, only_second(swallowing))] == ["read", "escaped", "read"]
+
+
+def test_a_link_may_be_read_through_and_not_written_through(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "secret", tmp_path / "in"
+    outside.write_text("x")
+    folder.mkdir()
+    (folder / "link").symlink_to(outside)
+    (folder / "up").symlink_to(tmp_path)
+    works = [
+        lambda: (folder / "link").read_text(),
+        lambda: (folder / "link").write_text("y"),
+        lambda: (folder / ".." / "secret").read_text(),
+        lambda: (folder / "up" / "secret").unlink(),
+        lambda: (folder / "link").unlink(),
+    ]
+    found = [one["outcome"] for one in outcomes(folder, lambda number: works[number](), count=5)]
+    assert found == ["read", "escaped", "escaped", "escaped", "read"] and outside.read_text() == "x"
+
+
+def test_a_reader_that_fails_at_what_is_valid_is_no_reader(tmp_path: Path) -> None:
+    task = Task(str, lambda: None, lambda: [][0], (tmp_path,))
+    with pytest.raises(RuntimeError, match=r"what is valid was not read.*IndexError"):
+        list(watch(task, range(2)))
+
+
+def test_children_are_relieved_after_some_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched, "PER_CHILD", 2)
+    parents = outcomes(
+        tmp_path, lambda _: (_ for _ in ()).throw(CocomixError(f"process {os.getpid()} says no")), count=5
+    )
+    assert len({one["why"] for one in parents}) == 3
+
+
+def toy(read: Callable[[Path], object], **more: Any) -> Reader:
+    def make(folder: Path) -> None:
+        (folder / "a.json").write_text('{"a": [1, 2, {"b": "x"}], "c": null}')
+
+    return Reader("toy", make, read, **more)
+
+
+def careful(folder: Path) -> None:
+    try:
+        json.loads((folder / "a.json").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CocomixError("a.json is damaged; restore it") from error
+
+
+def test_a_number_makes_the_same_input_again(tmp_path: Path) -> None:
+    attack, again = (Attack(toy(careful), tmp_path / name, seed=5) for name in ("a", "b"))
+    inputs = set()
+    for number in range(len(attack.table), len(attack.table) + 60):
+        attack.prepare(number)
+        for other in (number + 1, number):
+            again.prepare(other)
+        contents = [one.folder / "a.json" for one in (attack, again)]
+        first, second = (path.read_bytes() if path.is_file() else None for path in contents)
+        assert first == second or b"outside" in (first or b"")  # there the folder's own path is in it
+        inputs.add(first)
+    assert len(inputs) > 40
+
+
+def test_counts_and_wrong_inputs_are_reported(tmp_path: Path) -> None:
+    found = attacked(toy(careful), 50, 0, tmp_path / "a")
+    assert found["crashed"] == found["hung"] == found["memory"] == found["escaped"] == 0 and not found["wrong"]
+    assert found["inputs"] == found["read"] + found["refused"] == found["from_the_table"] + 50
+    found = attacked(toy(lambda folder: json.loads((folder / "a.json").read_text())), 50, 0, tmp_path / "b")
+    assert found["crashed"] == len(found["wrong"]) > 5
+    assert {"number", "input", "why", "reader"} <= found["wrong"][0].keys()
+
+
+def test_a_path_that_leads_out_is_an_escape(tmp_path: Path) -> None:
+    def named(folder: Path) -> None:
+        if (folder / "a.json").stat().st_size < 5:
+            raise Outside("../x")
+
+    found = attacked(toy(named), 1, 0, tmp_path)
+    assert found["escaped"] > 3 and found["read"] > 3
+
+
+@pytest.mark.parametrize("change", BYTES, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("content", [b"", b"x", bytes(range(200))])
+def test_bytes_are_changed(change: Any, content: bytes) -> None:
+    made = {change(content, Random(seed)) for seed in range(40)}
+    assert made - {content} or len(content) < 2
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_values_are_changed_in_what_stays_a_file_of_its_kind(name: str, tmp_path: Path) -> None:
+    valid = {
+        ".json": b'{"a": [1, "x"]}',
+        ".jsonl": b'{"a": 1}\n{"a": 2}\n',
+        ".yaml": b"a: [1, x]\n",
+        ".safetensors": (9).to_bytes(8, "little") + b'{"a": 1} ' + bytes(16),
+        ".npy": b"\x93NUMPY\x01\x00\x3b\x00{'descr': '<i8', 'fortran_order': False, 'shape': (2,)}   \n" + bytes(16),
+    }[name]
+    made = {mutated(f"x{name}", valid, Random(seed), tmp_path / "outside") for seed in range(80)}
+    assert len(made) > 30 and any(b"outside" in one or b"/etc/passwd" in one or b"__import__" in one for one in made)
+
+
+def test_the_tables_hold_what_they_promise() -> None:
+    assert len(BOMB) < 1000 and len(yaml.compose(BOMB).value) == 12
+    assert any("python/object/apply" in one for one in YAML) and max(map(len, JSON)) > 100_000
+
+
+def test_a_few_dozen_mutants_of_every_file_are_read_or_refused(tmp_path: Path, tiny: Path) -> None:
+    report = tmp_path / "fuzz.json"
+    arguments = [
+        "--inputs",
+        str(MUTANTS),
+        "--thin",
+        "9",
+        "--seed",
+        "1",
+        "--run",
+        str(tiny / "runs" / "tiny"),
+        "-o",
+        str(report),
+    ]
+    done = subprocess.run([sys.executable, str(FUZZ), *arguments], capture_output=True, text=True, check=False)
+    content = json.loads(report.read_text())
+    assert content["wrong"] == [] and done.returncode == 0, done.stdout
+    assert len(content["readers"]) > 25 and content["inputs"] > 20 * MUTANTS
+    assert all(one["read"] and one["inputs"] == one["read"] + one["refused"] for one in content["readers"].values())
