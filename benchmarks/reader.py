@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cocomix.files import SEAL, write_sealed
+
 Work = Callable[[Path], object]
 
 
@@ -51,7 +53,7 @@ def resealed(manifest: Path, entries: Callable[[Any], Iterator[tuple[dict[str, A
         content = json.loads(manifest.read_bytes())
         for entry, file in entries(content):
             entry |= {key: value for key, value in entry_of(manifest.parent / file).items() if key in entry}
-        manifest.write_text(json.dumps(content))
+        write_sealed(manifest, content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return  # too spoilt to be sealed
 
@@ -67,7 +69,10 @@ def changed(name: str, change: Callable[[Any], object]) -> Work:
     def spoil(folder: Path) -> None:
         content = json.loads((folder / name).read_bytes())
         change(content)
-        (folder / name).write_text(json.dumps(content))
+        if isinstance(content, dict) and SEAL in content:
+            write_sealed(folder / name, content)
+        else:
+            (folder / name).write_text(json.dumps(content))
 
     return spoil
 

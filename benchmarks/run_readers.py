@@ -13,9 +13,9 @@ from cocomix.config.load import SEAL, load_config, read_yaml, save_config, valid
 from cocomix.errors import CocomixError
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.grid import Grid
-from cocomix.files import sha256_of
+from cocomix.files import sha256_of, write_sealed
 from cocomix.names.record import ConceptName, FoundNames, edit_name, read_names, write_found
-from cocomix.pipeline.stage import RECORD, Stage, _seal
+from cocomix.pipeline.stage import RECORD, Stage
 from cocomix.pipeline.trained import existing_run
 from cocomix.steer import from_json, parse_steering
 from odd import YAML
@@ -62,9 +62,7 @@ def _seal_stages(folder: Path) -> None:
     for path in folder.rglob(RECORD):
         resealed(path, lambda record: ((one, one["file"]) for one in record["files"]))
         try:
-            record = json.loads(path.read_bytes())
-            record.pop("seal", None)
-            path.write_text(json.dumps(record | {"seal": _seal(record)}))
+            write_sealed(path, json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError):
             continue
 

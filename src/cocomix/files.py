@@ -60,6 +60,33 @@ def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
     write_text(path, json.dumps(content, indent=1), durable=durable)
 
 
+SEAL = "seal"
+
+
+def seal(content: dict[str, Any]) -> str:
+    """Checksum of JSON-able content, apart from a seal in it, 64 hex digits."""
+    return sha256_of(json.dumps({key: value for key, value in content.items() if key != SEAL}, sort_keys=True))
+
+
+def write_sealed(path: Path, content: dict[str, Any], *, durable: bool = False) -> None:
+    """`write_json` of `content` with its seal, so that `read_sealed` notices a digit that became another."""
+    write_json(path, content | {SEAL: seal(content)}, durable=durable)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote; what an earlier version wrote has no seal, and is taken as it is.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is no JSON object, or was altered.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    if content.pop(SEAL, None) not in (None, seal(content)):
+        raise ValueError("it was altered")
+    return content
+
+
 def _sync(path: Path) -> None:
     """Put a file, or the names in a folder, on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -39,6 +39,7 @@ class FileSeries:
         folder.mkdir(parents=True, exist_ok=True)
         self.files: list[dict[str, Any]] = list(commit["files"]) if commit else []
         self.size: int = commit["open_bytes"] if commit else 0
+        self._committed: str | None = commit.get("open_sha256") if commit else None
         self._hash = hashlib.sha256()
         self._drop_what_is_not_committed()
         if self.size and not self._path().exists():
@@ -78,7 +79,7 @@ class FileSeries:
     def commit(self) -> dict[str, Any]:
         """Flush to disk and say how far the series is, JSON-able."""
         self._flush()
-        return {"files": list(self.files), "open_bytes": self.size}
+        return {"files": list(self.files), "open_bytes": self.size, "open_sha256": self._hash.hexdigest()}
 
     def close(self) -> None:
         """Close the open file and remove it if it is empty."""
@@ -112,6 +113,8 @@ class FileSeries:
                 raise self._lost()
             self._hash.update(block)
             left -= len(block)
+        if self._committed not in (None, self._hash.hexdigest()):
+            raise self._lost()
         self._stream.truncate(self.size)
 
     def _lost(self) -> CocomixError:

@@ -14,6 +14,7 @@ from cocomix.concepts.store_layout import BLOCK, StoreLayout
 from cocomix.concepts.store_marks import MARKS
 from cocomix.concepts.store_writer import LabelWriter
 from cocomix.errors import CocomixError
+from cocomix.files import write_sealed
 
 LINEAGE = {"tokens": "a" * 64, "teacher": "b" * 64, "rule": "exact"}
 SHAPE = (7, 5, 2)
@@ -144,7 +145,7 @@ def test_other_lineage_other_windows_and_other_versions_are_refused(tmp_path: Pa
             read(np.array([0]), 6)
     manifest = tmp_path / "l" / "manifest.json"
     good = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(good | {"format": 1}))
+    write_sealed(manifest, good | {"format": 1})
     with pytest.raises(CocomixError, match=r"another version .*cocomix label"):
         LabelStore.open(tmp_path / "l")
     for damage in ("nonsense", "[]", json.dumps({key: good[key] for key in good if key != "files"}), '{"format": 2}'):
@@ -171,7 +172,7 @@ def test_other_lineage_other_windows_and_other_versions_are_refused(tmp_path: Pa
 def test_a_manifest_of_odd_values_is_refused(tmp_path: Path, name: str, value: Any) -> None:
     filled(tmp_path)
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    write_sealed(path, json.loads(path.read_text()) | {name: value})
     with pytest.raises(CocomixError, match=r"manifest\.json is damaged"):
         LabelStore.open(tmp_path)
 
@@ -181,7 +182,7 @@ def test_files_that_a_manifest_leaves_out_are_not_taken_unchecked(tmp_path: Path
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"][0] = manifest["files"][1]
-    path.write_text(json.dumps(manifest))
+    write_sealed(path, manifest)
     with pytest.raises(CocomixError, match=r"manifest\.json is damaged"):
         LabelStore.open(tmp_path)
 
@@ -194,6 +195,6 @@ def test_a_file_of_another_size_is_refused_though_the_manifest_agrees_with_it(tm
     short = (tmp_path / entry["file"]).read_bytes()[:-2]
     (tmp_path / entry["file"]).write_bytes(short)
     entry |= {"bytes": len(short), "sha256": hashlib.sha256(short).hexdigest()}
-    path.write_text(json.dumps(manifest))
+    write_sealed(path, manifest)
     with pytest.raises(CocomixError, match=r"manifest\.json is damaged"):
         LabelStore.open(tmp_path)

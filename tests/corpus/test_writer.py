@@ -12,6 +12,7 @@ import pytest
 from cocomix.corpus import SPLITS, Corpus, CorpusWriter, Document, Skipped, TextSource
 from cocomix.corpus.source import Place
 from cocomix.errors import CocomixError
+from cocomix.files import write_sealed
 from corpus.listed import split_documents
 from corpus.made import content
 
@@ -144,7 +145,7 @@ def resealed(folder: Path, line: bytes, name: str = "val/00000.jsonl") -> Corpus
     manifest = json.loads((folder / "corpus.json").read_text())
     entry = manifest["splits"]["val"]["files"][0]
     entry |= {"file": name, "sha256": hashlib.sha256(line).hexdigest()}
-    (folder / "corpus.json").write_text(json.dumps(manifest))
+    write_sealed(folder / "corpus.json", manifest)
     return Corpus(folder)
 
 

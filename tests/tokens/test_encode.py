@@ -165,7 +165,7 @@ def test_a_join_stopped_anywhere_goes_on(
     for job in jobs:
         encode_part(encoder, job)
     whole = joined(tmp_path / "whole")
-    keep = join.write_json
+    keep = join.write_sealed
     for stop in range(len(jobs)):
         jobs = jobs_of(corpus, tmp_path / str(stop))
         for job in jobs:
@@ -179,10 +179,10 @@ def test_a_join_stopped_anywhere_goes_on(
                 raise RuntimeError("killed")
             keep(path, state)
 
-        monkeypatch.setattr(join, "write_json", failing)
+        monkeypatch.setattr(join, "write_sealed", failing)
         with pytest.raises(RuntimeError):
             joined(tmp_path / str(stop))
-        monkeypatch.setattr(join, "write_json", keep)
+        monkeypatch.setattr(join, "write_sealed", keep)
         assert joined(tmp_path / str(stop)) == whole
         assert joined(tmp_path / str(stop)) == whole  # a finished one is left alone
 

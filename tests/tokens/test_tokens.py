@@ -10,6 +10,7 @@ import pytest
 
 from cocomix.corpus import Document
 from cocomix.errors import CocomixError
+from cocomix.files import write_sealed
 from cocomix.tokens import TokenShards, batch_order, load_tokenizer, tokenize_corpus, train_tokenizer, write_shards
 
 TEXTS = [
@@ -112,7 +113,7 @@ def resealed(folder: Path, **values: Any) -> None:
     for entry in [*manifest["shards"], manifest["boundaries"]]:
         content = (folder / entry["file"]).read_bytes()
         entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    path.write_text(json.dumps(manifest))
+    write_sealed(path, manifest)
 
 
 @pytest.mark.parametrize(

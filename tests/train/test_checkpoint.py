@@ -10,6 +10,7 @@ import torch
 from small import CONFIG, objective, source, weights
 
 from cocomix.errors import CocomixError
+from cocomix.files import write_sealed
 from cocomix.train import checkpoint
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
 from cocomix.train.distributed import Interrupted
@@ -145,6 +146,6 @@ def test_a_checkpoint_that_names_a_file_elsewhere_is_passed_over(tmp_path: Path)
     path = tmp_path / "step-00000002" / "meta.json"
     meta = json.loads(path.read_text())
     meta["files"]["../secret"] = checkpoint._entry(tmp_path / "secret")
-    path.write_text(json.dumps(meta))
+    write_sealed(path, meta)
     with pytest.warns(UserWarning, match="outside its folder"):
         assert load_checkpoint(tmp_path, "key", x()) == (1, {})

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cocomix.errors import CocomixError
-from cocomix.files import read_json
+from cocomix.files import read_sealed
 
 FORMAT = 2
 LARGEST = 1 << 48
@@ -135,10 +135,7 @@ class StoreLayout:
 def read_description(path: Path, missing: str) -> dict[str, Any]:
     """The JSON object in `path`; `missing` is the message where there is no such file."""
     try:
-        content = read_json(path)
-        if not isinstance(content, dict):
-            raise ValueError
-        return content
+        return read_sealed(path)
     except FileNotFoundError:
         raise CocomixError(missing) from None
     except PermissionError:

@@ -18,7 +18,7 @@ import numpy as np
 from cocomix.concepts.store_layout import MANIFEST, PENDING, StoreLayout, read_description
 from cocomix.concepts.store_marks import MARKS, Mark, MarkWriter, digest, read_marks
 from cocomix.errors import CocomixError
-from cocomix.files import write_json
+from cocomix.files import write_sealed
 from cocomix.verified import FileEntry, note_verified
 
 CHUNK_WINDOWS = 1024
@@ -69,7 +69,7 @@ class LabelWriter:
         for shard in range(layout.n_shards):
             for name, n_bytes in layout.files(shard).items():
                 _allocate(folder / name, n_bytes)
-        write_json(folder / PENDING, layout.about())
+        write_sealed(folder / PENDING, layout.about())
         return cls(folder)
 
     def done(self, part: int = 0, parts: int = 1) -> np.ndarray:
@@ -130,7 +130,7 @@ class LabelWriter:
         labelled = sum(summary.labelled for summary in summaries.values())
         manifest = self.layout.about() | {"files": files, "labelled": labelled}
         note_verified(self.folder, files)
-        write_json(self.folder / MANIFEST, manifest, durable=True)
+        write_sealed(self.folder / MANIFEST, manifest, durable=True)
         (self.folder / PENDING).unlink()
         shutil.rmtree(self.folder / MARKS, ignore_errors=True)
 

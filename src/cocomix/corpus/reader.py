@@ -11,7 +11,7 @@ from typing import Any
 
 from cocomix.corpus.document import Document
 from cocomix.errors import CocomixError
-from cocomix.files import parse_json, read_json, sha256
+from cocomix.files import parse_json, read_sealed, sha256
 from cocomix.verified import is_inside
 
 MANIFEST = "corpus.json"
@@ -32,7 +32,7 @@ class Corpus:
         self.folder = Path(folder)
         self.splits: dict[str, list[dict[str, Any]]] = {}
         try:
-            splits = read_json(self.folder / MANIFEST)["splits"]
+            splits = read_sealed(self.folder / MANIFEST)["splits"]
             for name, counts in splits.items():
                 entries = counts.get("files", [{**counts, "file": f"{name}.jsonl"}])
                 self.splits[name] = [_entry(entry) for entry in entries]

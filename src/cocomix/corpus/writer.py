@@ -15,7 +15,7 @@ from cocomix.corpus.reader import MANIFEST
 from cocomix.corpus.source import TextSource
 from cocomix.corpus.split import SPLITS, Splitter, check_counts
 from cocomix.errors import CocomixError
-from cocomix.files import combined, read_json, write_json, write_text
+from cocomix.files import combined, read_sealed, write_sealed, write_text
 from cocomix.series import FileSeries
 
 SKIPPED = "skipped.jsonl"
@@ -145,14 +145,14 @@ class CorpusWriter:
             "reports": self._reports,
             "owed": self._splitter.owed,
         }
-        write_json(self.folder / STATE, state)
+        write_sealed(self.folder / STATE, state)
 
     def _left_behind(self) -> dict[str, Any]:
         try:
-            state = read_json(self.folder / STATE)
+            state = read_sealed(self.folder / STATE)
         except (OSError, ValueError):
             return {}
-        return state if isinstance(state, dict) and state.get("settings") == self._settings else {}
+        return state if state.get("settings") == self._settings else {}
 
     def _finish(self) -> dict[str, Any]:
         splits = {
@@ -168,7 +168,7 @@ class CorpusWriter:
             lines = (json.dumps(report) + "\n" for report in self._reports)
             write_text(self.folder / SKIPPED, "".join(lines))
         manifest = {"format": 2, "splits": {name: counts | files[name] for name, counts in splits.items()}}
-        write_json(self.folder / "text" / MANIFEST, manifest)
+        write_sealed(self.folder / "text" / MANIFEST, manifest)
         return {"splits": splits} | ({"skipped": self.skipped} if self.skipped else {})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from cocomix.config import RunConfig
 from cocomix.corpus import SOURCES, SPLITS, Corpus, CorpusWriter
 from cocomix.errors import CocomixError
-from cocomix.files import read_json, sha256, write_json
+from cocomix.files import read_sealed, sha256, write_sealed
 from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import SECONDS, Stage
 from cocomix.tokens import TokenShards, load_tokenizer, train_tokenizer
@@ -135,7 +135,7 @@ class TokensStage(Stage):
             if path.name != SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         (folder / PARTS).mkdir()
-        write_json(folder / MADE_OF, {"corpus": corpus.fingerprint})
+        write_sealed(folder / MADE_OF, {"corpus": corpus.fingerprint})
 
     def _make_tokenizer(self, folder: Path, corpus: Corpus) -> None:
         made_of = _made_of(folder)
@@ -152,7 +152,9 @@ class TokensStage(Stage):
             load_tokenizer(self.config.tokenizer).save_pretrained(temporary)
         sums = _sums(temporary)
         os.replace(temporary, folder / "tokenizer")
-        write_json(folder / MADE_OF, made_of | {"tokenizer": sums})  # a stopped attempt's may be spoilt in the meantime
+        write_sealed(
+            folder / MADE_OF, made_of | {"tokenizer": sums}
+        )  # a stopped attempt's may be spoilt in the meantime
 
     def check_lengths(self, seq_len: int) -> None:
         """Refuse a split shorter than one window before anything is trained on the others."""
@@ -179,7 +181,7 @@ PARTS, MADE_OF = "parts", "made-of.json"
 
 
 def _made_of(folder: Path) -> dict[str, Any]:
-    return read_json(folder / MADE_OF)
+    return read_sealed(folder / MADE_OF)
 
 
 def _sums(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from cocomix.clock import Stopwatch
 from cocomix.errors import CocomixError
-from cocomix.files import disk_full, read_json, sha256, sha256_of, write_json
+from cocomix.files import SEAL, disk_full, read_json, seal, sha256, write_sealed
 from cocomix.pipeline.machine import git_commit, machine
 from cocomix.train.distributed import barrier, is_main
 from cocomix.verified import NOTE, FileEntry, check_files
@@ -228,7 +228,7 @@ class Stage(ABC):
             "figures": figures,
             "files": _left(partial),
         }
-        write_json(partial / RECORD, record | {"seal": _seal(record)})
+        write_sealed(partial / RECORD, record)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         outdated = partial.with_name(partial.name + ".old")
         shutil.rmtree(outdated, ignore_errors=True)
@@ -243,16 +243,10 @@ class Stage(ABC):
                 stale.unlink(missing_ok=True)
 
 
-def _seal(record: dict[str, Any]) -> str:
-    return sha256_of(json.dumps(record, sort_keys=True))
-
-
 def _check_seal(record: dict[str, Any]) -> None:
     """Notice a record in which a digit is another; one of an earlier version has no seal."""
-    if "files" in record or "seal" in record:
-        rest = {key: value for key, value in record.items() if key != "seal"}
-        if record.get("seal") != _seal(rest):
-            raise ValueError("it was altered")
+    if ("files" in record or SEAL in record) and record.get(SEAL) != seal(record):
+        raise ValueError("it was altered")
 
 
 def _left(folder: Path) -> list[FileEntry]:

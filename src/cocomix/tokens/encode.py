@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from cocomix.corpus.document import Document
 from cocomix.corpus.reader import read_file
 from cocomix.errors import CocomixError
-from cocomix.files import read_json, write_json
+from cocomix.files import read_sealed, sha256, write_sealed
 from cocomix.tokens.cuts import may_cut, pieces
 
 BATCH_CHARS, BATCH_DOCUMENTS = 1 << 18, 256
@@ -136,6 +136,10 @@ def _joined(encoder: Encoder, batches: Iterable[list[_Piece]]) -> Iterator[np.nd
                 begun = []
 
 
+ENDINGS = (".ids", ".lengths")
+"""Of the files that hold a part's tokens and the lengths of its documents."""
+
+
 class Job(NamedTuple):
     """One corpus file to make a part of."""
 
@@ -147,8 +151,8 @@ class Job(NamedTuple):
 
 
 def encode_part(encoder: Encoder, job: Job) -> dict[str, Any]:
-    """Write one part, whole or not at all; returns its record: `documents`, `tokens`, `text_bytes`."""
-    record = {"documents": 0, "tokens": 0, "text_bytes": 0}
+    """Write one part, whole or not at all; returns its record: `documents`, `tokens`, `text_bytes`, `sha256`."""
+    record: dict[str, Any] = {"documents": 0, "tokens": 0, "text_bytes": 0}
     lengths = array("q")
 
     def counted() -> Iterator[Document]:
@@ -164,7 +168,8 @@ def encode_part(encoder: Encoder, job: Job) -> dict[str, Any]:
     with _whole(job.part.with_suffix(".lengths")) as stream:
         stream.write(np.frombuffer(lengths, dtype=np.int64).astype("<i8").data)
     record["documents"] = len(lengths)
-    write_json(job.part, record)
+    record["sha256"] = [sha256(job.part.with_suffix(ending)) for ending in ENDINGS]
+    write_sealed(job.part, record)
     return record
 
 
@@ -182,6 +187,15 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
 def finished_part(part: Path) -> dict[str, Any] | None:
     """The record of a finished part, None if it is not."""
     try:
-        return read_json(part)
+        return read_sealed(part)
     except (OSError, ValueError):
         return None
+
+
+def part_is_whole(part: Path) -> bool:
+    """Whether a finished part's files are as they were written; a part of an earlier version is taken for whole."""
+    record = finished_part(part)
+    files = [part.with_suffix(ending) for ending in ENDINGS]
+    if record is None or not all(file.exists() for file in files):
+        return False
+    return "sha256" not in record or record["sha256"] == [sha256(file) for file in files]

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from cocomix.files import read_json, write_json
+from cocomix.errors import CocomixError
+from cocomix.files import read_sealed, write_sealed
 from cocomix.series import FileSeries
+from cocomix.tokens.encode import ENDINGS, part_is_whole
 from cocomix.tokens.shards import MANIFEST, SHARD, TokenShards, finish_shards
 
 BLOCK = 1 << 23
@@ -25,7 +27,8 @@ def join_parts(
     What it has to remember lies beside the parts.
 
     Raises:
-        CocomixError: no document at all.
+        CocomixError: no document at all, or a part is not as it was written; its record is gone then, so that it is
+            made again.
     """
     if (folder / MANIFEST).exists():
         return TokenShards.open(folder, verify=False)
@@ -34,6 +37,7 @@ def join_parts(
     shards = FileSeries(folder, SHARD, state.get("shards"))
     starts = FileSeries(notes, "starts-{}.int64", state.get("starts"))
     done, n_tokens, n_documents = (state.get(name, 0) for name in ("parts", "tokens", "documents"))
+    _refuse_spoilt(parts[done:])
     limit = shard_tokens * np.dtype(dtype).itemsize
     for number in range(done, len(parts)):
         lengths = np.fromfile(parts[number].with_suffix(".lengths"), dtype="<i8")
@@ -44,8 +48,8 @@ def join_parts(
         starts.write((ends - lengths).astype("<i8").tobytes())
         n_tokens, n_documents = n_tokens + int(lengths.sum()), n_documents + len(lengths)
         state = {"parts": number + 1, "tokens": n_tokens, "documents": n_documents}
-        write_json(notes / "state.json", state | {"shards": shards.commit(), "starts": starts.commit()})
-        for ending in (".ids", ".lengths"):
+        write_sealed(notes / "state.json", state | {"shards": shards.commit(), "starts": starts.commit()})
+        for ending in ENDINGS:
             parts[number].with_suffix(ending).unlink()
     shards.cut()
     shards.close()
@@ -63,8 +67,19 @@ def join_parts(
     )
 
 
+def _refuse_spoilt(parts: Sequence[Path]) -> None:
+    spoilt = [part for part in parts if not part_is_whole(part)]
+    for part in spoilt:
+        part.unlink(missing_ok=True)
+    if spoilt:
+        raise CocomixError(
+            f"{spoilt[0].parent} lost tokens of {len(spoilt)} files before they were joined;"
+            " run `cocomix tokenize` again, which makes them anew"
+        )
+
+
 def _state(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path)
+        return read_sealed(path)
     except (OSError, ValueError):
         return {}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cocomix.errors import CocomixError
-from cocomix.files import read_json, sha256, write_json
+from cocomix.files import read_sealed, sha256, write_sealed
 from cocomix.series import FileSeries
 from cocomix.verified import check_files
 
@@ -61,7 +61,7 @@ class TokenShards:
         """
         folder = Path(folder)
         try:
-            manifest = read_json(folder / MANIFEST)
+            manifest = read_sealed(folder / MANIFEST)
             files = [*manifest["shards"], manifest["boundaries"]]
             _check_numbers(manifest)
             check_files(folder, files, what="token file", mend=MEND, verify=verify)
@@ -246,7 +246,7 @@ def finish_shards(
         "boundaries": {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)},
         "fingerprint": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
     }
-    write_json(folder / MANIFEST, manifest)
+    write_sealed(folder / MANIFEST, manifest)
     for part in starts:
         part.unlink()
     return TokenShards.open(folder, verify=False)

@@ -7,7 +7,6 @@ one before.
 """
 
 import errno
-import json
 import os
 import shutil
 import warnings
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from cocomix.errors import CocomixError
-from cocomix.files import read_json, sha256
+from cocomix.files import read_sealed, sha256, write_sealed
 from cocomix.train.distributed import gathered, is_main, on_main, rank, world_size
 from cocomix.verified import is_inside
 
@@ -128,10 +127,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _publish(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
-    with (temporary / META).open("w", encoding="utf-8") as stream:
-        json.dump(meta, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_sealed(temporary / META, meta, durable=True)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
     _flush_folder(final.parent)
@@ -150,7 +146,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    meta = read_json(path / META)
+    meta = read_sealed(path / META)
     _ = meta["step"], meta["key"], meta["files"], meta["about"]
     return meta
 
