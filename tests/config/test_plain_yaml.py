@@ -33,6 +33,7 @@ def test_plain_values_are_read_as_they_always_were(text: str) -> None:
             "a: 1\n---\nb: 2",
             "a: b: c",
             "\x07",
+            '"\\ud800"',
         ),
     ],
 )

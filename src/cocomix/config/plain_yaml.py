@@ -51,6 +51,8 @@ def _weight(node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> int:
     if depth > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
     if node not in known:
+        if isinstance(node, yaml.ScalarNode) and any("\ud800" <= one <= "\udfff" for one in node.value):
+            raise ValueError("it holds half a character, which no file can hold")
         known[node] = -1
         below = node.value if isinstance(node, yaml.CollectionNode) else ()
         parts = [part for one in below for part in (one if isinstance(one, tuple) else (one,))]
