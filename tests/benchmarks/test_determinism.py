@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from arena import recipe
-from determinism import CIRCUMSTANCES, compare, compared, differing, figures, judged, stages
+from determinism import CIRCUMSTANCES, compare, compared, differing, figures, judged, stages, table
 from kill_plan import write_texts
 
 
@@ -67,3 +67,10 @@ def test_a_run_that_is_not_the_same_is_named(tmp_path: Path) -> None:
 def test_a_run_that_fails_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"ended with 2:\ncocomix: there is no config file nowhere\.yaml"):
         CIRCUMSTANCES["again"].run(tmp_path, ["-c", "nowhere.yaml"])
+
+
+def test_the_page_shows_what_was_found() -> None:
+    root = Path(__file__).parents[2]
+    report = json.loads((root / "results/determinism/demo.json").read_text(encoding="utf-8"))
+    assert differing(report["runs"]["again"]) == []
+    assert table(report) in (root / "docs/explanation/same.md").read_text(encoding="utf-8")
