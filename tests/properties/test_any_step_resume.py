@@ -12,7 +12,7 @@ import torch
 from every_objective import CONFIG, OBJECTIVES, data
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import objective
+from small_training import objective
 
 from cocomix.train.distributed import Interrupted
 from cocomix.train.state import training_tensors

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import CONFIG, objective, source, weights
+from small_training import CONFIG, objective, source, weights
 
 from cocomix.errors import CocomixError
 from cocomix.files import write_sealed

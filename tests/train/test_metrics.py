@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from small import CONFIG, objective, source
+from small_training import CONFIG, objective, source
 
 from cocomix.train.trainer import Trainer
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from small import CONFIG, objective, source, weights
+from small_training import CONFIG, objective, source, weights
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.concepts import LabelStore
