@@ -225,4 +225,5 @@ def test_a_few_dozen_mutants_of_every_file_are_read_or_refused(tmp_path: Path, t
     content = json.loads(report.read_text())
     assert content["wrong"] == [] and done.returncode == 0, done.stdout
     assert len(content["readers"]) > 25 and content["inputs"] > 20 * MUTANTS
-    assert all(one["read"] and one["inputs"] == one["read"] + one["refused"] for one in content["readers"].values())
+    assert all(one["inputs"] == one["read"] + one["refused"] > MUTANTS / 5 for one in content["readers"].values())
+    assert min(content["counts"]["read"], content["counts"]["refused"]) > 100
