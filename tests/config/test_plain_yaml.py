@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cocomix.config.load import read_yaml
+from cocomix.config.load import read_yaml, validate
 from cocomix.config.plain_yaml import DEEPEST, MOST, plain_yaml
 from cocomix.errors import CocomixError
+from cocomix.experiments.config import ExperimentConfig
 
 BOMB = "[&a0 [x, x], " + ", ".join(f"&a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)) + "]"
 MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}], y{n}: 1}}\n" for n in range(1, 40))
@@ -58,3 +59,15 @@ def test_as_much_as_may_be_is_read() -> None:
     with pytest.raises(ValueError, match="values"):
         plain_yaml("[" + "1," * MOST + "]")
     assert plain_yaml("[" * DEEPEST + "]" * DEEPEST)
+
+
+WITHOUT_BASELINE = 'title: x, seeds: [0], base: {}, variants: {"\\ud800": {}}, settings: {a: {title: x}}'
+
+
+@pytest.mark.parametrize("text", ['"\\ud800": 1', 'title: "\\ud800"', 'variants: {"\\ud800": 3}', WITHOUT_BASELINE])
+def test_half_a_character_is_refused_wherever_it_stands(text: str, tmp_path: Path) -> None:
+    """Pydantic cannot even say that a name is none of those there are, one of which cannot be written."""
+    path = tmp_path / "a.yaml"
+    path.write_text(f"{{{text}}}")
+    with pytest.raises(CocomixError):
+        validate(ExperimentConfig, read_yaml(path), "it")

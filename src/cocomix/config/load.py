@@ -66,6 +66,8 @@ def validate(kind: type[Model], raw: dict[str, Any], origin: str) -> Model:
         return kind.model_validate(raw)
     except ValidationError as error:
         raise CocomixError(f"{origin}: {_explain(error, kind)}") from error
+    except UnicodeEncodeError as error:  # Pydantic's core is Rust, where a text is UTF-8
+        raise CocomixError(f"{origin}: it holds half a character, {error.object[error.start]!r}; remove it") from error
 
 
 def save_config(config: RunConfig, path: Path) -> None:
