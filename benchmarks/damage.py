@@ -82,6 +82,7 @@ def killed(home: Path, target: Target, moment: float, *, written: bool = False) 
     command = Forked(stage_command(target), home)
     begun = command.seconds if watch.wait_for_work(command) else 0.0
     while written and not hidden(home) and command.running() and not watch.finished():
+        time.sleep(POLL)
         begun = command.seconds
     while command.seconds < begun + moment and command.running() and not watch.finished():
         time.sleep(POLL)

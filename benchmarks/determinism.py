@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -24,8 +23,9 @@ from typing import Any
 
 import torch
 
-from cocomix.pipeline.machine import git_commit, machine
+from provenance import provenance
 from same_bits import ANEW, contents
+from victims import launcher
 
 STAGES = ("corpus", "tokens", "teacher", "sae", "labels", "students", "evaluation")
 NOT_FIGURES = ("second", "wait_share", "machine", "created", "command", "commits", "reused")
@@ -52,11 +52,8 @@ class Circumstances:
 
     def run(self, home: Path, arguments: list[str]) -> dict[str, Any]:
         """Make the run `run` in `home`; returns its report."""
-        launcher = [sys.executable, "-m"]
-        if self.processes > 1:
-            launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
         done = subprocess.run(
-            [*launcher, "cocomix", "demo", "-r", "run", *arguments],
+            [*launcher(self.processes), "cocomix", "demo", "-r", "run", *arguments],
             cwd=home,
             env=os.environ | self.environment,
             capture_output=True,
@@ -199,12 +196,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=CIRCUMSTANCES, help="circumstances; default: all there are here")
     chosen = parser.parse_args()
     names = [name for name, one in CIRCUMSTANCES.items() if one.available and name in (chosen.only or CIRCUMSTANCES)]
+    origin = provenance()
     with tempfile.TemporaryDirectory() as folder:
         found = compare(names, ["--tiny"] if chosen.config == "tiny" else [], Path(folder))
     content = {
-        "machine": machine(),
-        "commit": git_commit(),
-        "command": shlex.join(["python", "benchmarks/determinism.py", *sys.argv[1:]]),
+        **origin,
         "recipe": chosen.config,
         "left_out": [name for name, one in CIRCUMSTANCES.items() if not one.available],
         "runs": found,

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import random
-import shlex
 import shutil
 import sys
 import tempfile
@@ -26,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from arena import Arena, records
-from cocomix.pipeline.machine import git_commit, machine
 from damage import FAULTS, Struck, plan
 from forked import Forked, preload
 from kill_plan import TARGETS
 from mending import follow, refusal
+from provenance import provenance
 from victims import Command
 
 STUDENTS = {"ntp": "student", "cocomix": "student"}
@@ -119,13 +118,11 @@ def work(arena: Arena, numbers: list[int], seed: int, output: Path) -> None:
         print(number, found["outcome"], found["stage"], found["fault"], found.get("why", ""), flush=True)
 
 
-def report(output: Path, seed: int, commit: str | None) -> dict[str, Any]:
-    """What is over so far, written to `report.json`."""
+def report(output: Path, seed: int, origin: dict[str, Any]) -> dict[str, Any]:
+    """What is over so far, written to `report.json`; `origin` is its `provenance`."""
     faults = [entry for _, entry in sorted(finished(output).items())]
     content = {
-        "machine": machine() | {"threads": 1},
-        "commit": commit,
-        "command": shlex.join(["python", "benchmarks/faults.py", *sys.argv[1:]]),
+        **origin,
         "seed": seed,
         "counts": dict(Counter(entry["outcome"] for entry in faults)),
         "lost": sum(len(entry["lost"]) for entry in faults),
@@ -150,7 +147,7 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     preload()
-    commit = git_commit()
+    origin = provenance(threads=1)
     arena = Arena(chosen.folder.resolve())
     arena.prepare()
     chosen.output.mkdir(parents=True, exist_ok=True)
@@ -172,7 +169,7 @@ def main() -> None:
         workers.append(pid)
     for pid in workers:
         os.waitpid(pid, 0)
-    content = report(chosen.output, chosen.seed, commit)
+    content = report(chosen.output, chosen.seed, origin)
     print(content["counts"])
     if content["counts"].get("wrong"):
         sys.exit("not all is as it should be")

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -31,10 +30,10 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
 
-from cocomix.pipeline.machine import git_commit, machine
 from fence import Escaped
 from mutations import PLACES, mutated
 from odd import WHOLE
+from provenance import provenance
 from reader import Outside, Reader
 from watched import GROWTH, SECONDS, Task, watch
 
@@ -167,7 +166,7 @@ def main() -> None:
     chosen = parser.parse_args()
     from readers import readers
 
-    commit = git_commit()
+    origin = provenance(threads=1)
     with tempfile.TemporaryDirectory(prefix="cocomix-fuzz-") as folder:
         table = readers(chosen.run or _tiny_run(Path(folder)), Path(folder) / "kept")
         if unknown := set(chosen.only or ()) - table.keys():
@@ -182,9 +181,7 @@ def main() -> None:
             counts = {key: value for key, value in found[name].items() if key != "wrong"}
             print(name, counts, *(f"\n  {one}" for one in found[name]["wrong"][:20]), flush=True)
     report = {
-        "machine": machine() | {"threads": 1},
-        "commit": commit,
-        "command": shlex.join(["python", "benchmarks/fuzz.py", *sys.argv[1:]]),
+        **origin,
         "seed": chosen.seed,
         "bounds": {"seconds": SECONDS, "growth_bytes": GROWTH},
         "inputs": sum(one["inputs"] for one in found.values()),

@@ -12,7 +12,6 @@ with an undisturbed run of two. One thread a process.
 import argparse
 import json
 import random
-import shlex
 import shutil
 import signal
 import sys
@@ -24,8 +23,8 @@ from typing import Any
 
 import yaml
 
-from cocomix.pipeline.machine import git_commit, machine
 from kill_plan import CASES, TARGETS, TRAINING, Case, Target, recipes, write_texts
+from provenance import provenance
 from same_bits import contents, differences
 from victims import BLOWS, POLL, Command, Watch
 
@@ -257,9 +256,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cases = [case for case in CASES if not chosen.only or case.target in chosen.only]
     report: dict[str, Any] = {
-        "machine": machine() | {"threads": 1},
-        "commit": git_commit(),
-        "command": shlex.join(["python", "benchmarks/resume.py", *sys.argv[1:]]),
+        **provenance(threads=1),
         "seed": chosen.seed,
         "config": recipes(),
         "kills": [],

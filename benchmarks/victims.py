@@ -38,6 +38,12 @@ class Started(Protocol):
         ...
 
 
+def launcher(processes: int) -> list[str]:
+    """What stands before `cocomix` to run it in so many processes: Python, or torchrun."""
+    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    return [sys.executable, "-m", *(several if processes > 1 else [])]
+
+
 class Command:
     """A running cocomix command.
 
@@ -66,11 +72,8 @@ class Command:
         return self.home / "log.txt"
 
     def _start(self, stream: BinaryIO, environment: dict[str, str]) -> "Started":
-        launcher = [sys.executable, "-m"]
-        if self.processes > 1:
-            launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
         return subprocess.Popen(
-            [*launcher, "cocomix", *self.arguments],
+            [*launcher(self.processes), "cocomix", *self.arguments],
             cwd=self.home,
             env=environment,
             stdin=subprocess.DEVNULL,

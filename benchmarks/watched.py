@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cocomix.errors import CocomixError
+from cocomix.files import in_words
 from fence import Escaped, Fence
 
 SECONDS = 10.0
@@ -202,7 +203,7 @@ def judged(read: Callable[[], object], fence: Fence) -> dict[str, Any]:
     if greedy := next((one for one in _chain(error) if isinstance(one, MemoryError) or GREED.search(str(one))), None):
         return {"outcome": "memory", "why": _told(greedy)}
     if isinstance(error, OSError) and error.errno and error.filename:
-        sentence = f"{error}; mend the path or its permissions"  # as the command line has it
+        sentence = in_words(error)
     elif isinstance(error, CocomixError):
         sentence = str(error)
     else:

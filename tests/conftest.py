@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, here or in a command that a test starts: the processes that run tests share the cores.
@@ -33,3 +34,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = cocomix("demo", "--tiny", cwd=home)
     assert "cocomix" in done.stdout and "report.html" in done.stdout
     return home
+
+
+@pytest.fixture(scope="module")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """What is forced to the disk matters to a power cut alone."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: None)
+        yield

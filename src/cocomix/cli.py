@@ -30,7 +30,7 @@ from cocomix.cli_options import (
 from cocomix.cli_push import push
 from cocomix.cli_steer_eval import steer_eval_command
 from cocomix.errors import CocomixError, Interrupted
-from cocomix.files import disk_full
+from cocomix.files import in_words
 from cocomix.pipeline.console import console, errors
 from cocomix.processes import wait_for_main_to_say_it, world_size
 
@@ -256,7 +256,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        errors.print(f"cocomix: {_in_words(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"cocomix: {in_words(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except Interrupted as stop:
         errors.print(str(stop), highlight=False, markup=False, soft_wrap=True)
@@ -266,15 +266,6 @@ def main() -> None:
             raise
         errors.print("stopped; the same command goes on from here", highlight=False)
         sys.exit(130)
-
-
-def _in_words(error: OSError) -> str:
-    """The system's error without its number, and the mend."""
-    if disk_full(error):
-        return "the disk is full; free some space and run the same command again, finished stages are kept"
-    what = (error.strerror or str(error)).lower()
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{what}; mend the path or its permissions"
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ class Interrupted(Exception):
         self.by_user = by_user
 
 
+def reason(error: BaseException) -> str:
+    """First line of an error, or its type where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
 def _to_be_shown(message: str) -> str:
     message = _cut(message)
     if not message.isprintable():

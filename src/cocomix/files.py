@@ -167,3 +167,12 @@ def combined(checksums: Sequence[str]) -> str:
 def disk_full(error: BaseException) -> bool:
     """Whether an exception means a full disk; safetensors and torch raise types of their own for it."""
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
+
+
+def in_words(error: OSError) -> str:
+    """What a user is told of the system's error: cause and mend, without its number."""
+    if disk_full(error):
+        return "the disk is full; free some space and run the same command again, finished stages are kept"
+    what = (error.strerror or str(error)).lower()
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{what}; mend the path or its permissions"

@@ -39,13 +39,12 @@ class FileSeries:
         folder.mkdir(parents=True, exist_ok=True)
         self.files: list[dict[str, Any]] = list(commit["files"]) if commit else []
         self.size: int = commit["open_bytes"] if commit else 0
-        self._committed: str | None = commit.get("open_sha256") if commit else None
         self._hash = hashlib.sha256()
         self._drop_what_is_not_committed()
         if self.size and not self._path().exists():
             raise self._lost()
         self._stream = self._path().open("r+b" if self.size else "wb")
-        self._go_to_the_end()
+        self._go_to_the_end(commit.get("open_sha256") if commit else None)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append to the open file."""
@@ -105,7 +104,7 @@ class FileSeries:
             if path.name not in known:
                 path.unlink()
 
-    def _go_to_the_end(self) -> None:
+    def _go_to_the_end(self, committed: str | None) -> None:
         left = self.size
         while left:
             block = self._stream.read(min(left, 1 << 20))
@@ -113,7 +112,7 @@ class FileSeries:
                 raise self._lost()
             self._hash.update(block)
             left -= len(block)
-        if self._committed not in (None, self._hash.hexdigest()):
+        if committed not in (None, self._hash.hexdigest()):
             raise self._lost()
         self._stream.truncate(self.size)
 

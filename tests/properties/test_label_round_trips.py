@@ -1,9 +1,7 @@
 """Labels read as the plain list they were written from: whatever their shapes, their writers, and the question."""
 
 import itertools
-import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +14,7 @@ from cocomix.concepts import LabelStore
 from cocomix.concepts.store_marks import MARKS
 from properties.drawn import seeds
 
-
-@pytest.fixture(autouse=True, scope="module")
-def no_waiting_for_the_disk() -> Iterator[None]:
-    """What is forced to the disk matters to a power cut alone."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(os, "fsync", lambda _: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 class Labels(NamedTuple):

@@ -20,11 +20,7 @@ from cocomix.tokens.workers import Tongue, encode_parts
 from corpus.made import content
 from tokens.texts import TEXTS, gpt2_files
 
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is forced to the disk matters to a power cut alone."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 @pytest.fixture(scope="module")

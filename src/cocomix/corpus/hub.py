@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from cocomix.corpus.document import Document, Skipped
-from cocomix.corpus.source import Place, TextSource, reason
-from cocomix.errors import CocomixError
+from cocomix.corpus.source import Place, TextSource
+from cocomix.errors import CocomixError, reason
 from cocomix.files import check_source
 
 

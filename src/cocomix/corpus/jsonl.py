@@ -8,8 +8,8 @@ from typing import IO, Any, ClassVar
 
 from cocomix.corpus.document import Document, Skipped
 from cocomix.corpus.places import files_at, remaining
-from cocomix.corpus.source import Place, TextSource, reason
-from cocomix.errors import CocomixError
+from cocomix.corpus.source import Place, TextSource
+from cocomix.errors import CocomixError, reason
 from cocomix.files import parse_json
 
 LONGEST = 64 << 20

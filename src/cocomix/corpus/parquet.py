@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from cocomix.corpus.document import Document, Skipped
 from cocomix.corpus.places import files_at, remaining
-from cocomix.corpus.source import Place, TextSource, reason
-from cocomix.errors import CocomixError
+from cocomix.corpus.source import Place, TextSource
+from cocomix.errors import CocomixError, reason
 
 ROWS = 256
 """rows decoded at a time"""

@@ -92,8 +92,3 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def reason(error: Exception) -> str:
-    """First line of an error, or its type where it says nothing."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -18,8 +18,8 @@ from cocomix.corpus.document import Document, Skipped
 from cocomix.corpus.hub import HubSource
 from cocomix.corpus.jsonl import JsonlSource
 from cocomix.corpus.parquet import ParquetSource
-from cocomix.corpus.source import Place, TextSource, reason
-from cocomix.errors import CocomixError
+from cocomix.corpus.source import Place, TextSource
+from cocomix.errors import CocomixError, reason
 
 
 class SotuSource(TextSource):

@@ -152,9 +152,8 @@ class TokensStage(Stage):
             load_tokenizer(self.config.tokenizer).save_pretrained(temporary)
         sums = _sums(temporary)
         os.replace(temporary, folder / "tokenizer")
-        write_sealed(
-            folder / MADE_OF, made_of | {"tokenizer": sums}
-        )  # a stopped attempt's may be spoilt in the meantime
+        # Of a stopped attempt, the tokenizer may be spoilt in the meantime.
+        write_sealed(folder / MADE_OF, made_of | {"tokenizer": sums})
 
     def check_lengths(self, seq_len: int) -> None:
         """Refuse a split shorter than one window before anything is trained on the others."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from cocomix.errors import CocomixError
+from cocomix.errors import CocomixError, reason
 from cocomix.files import check_readable, check_source, read_json
 from cocomix.students.promised import within_weights
 from cocomix.verified import is_inside
@@ -38,8 +38,7 @@ def load_causal_lm(source: str | Path, what: str, mend: str = GIVE_ANOTHER) -> P
         if lacking := sorted(info["missing_keys"]):  # Transformers would draw them at random
             raise ValueError(f"the weights lack {lacking[0]!r}")
     except Exception as error:  # a damaged file ends in one of many types
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CocomixError(f"{what} cannot be loaded from {source} ({first}); {mend}") from error
+        raise CocomixError(f"{what} cannot be loaded from {source} ({reason(error)}); {mend}") from error
     return model.eval()
 
 

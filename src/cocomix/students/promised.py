@@ -1,5 +1,6 @@
 """No model is built that its weights cannot fill: a line of its configuration could ask for any amount of memory."""
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def within_weights(folder: Path) -> Iterator[None]:
         with safe_open(path, framework="np") as stored:
             for name in stored.keys():  # noqa: SIM118
                 n_tensors, part = n_tensors + 1, stored.get_slice(name)
-                numbers += _product(part.get_shape())
+                numbers += math.prod(part.get_shape())
                 packed = packed or part.get_dtype() not in {"F64", "F32", "F16", "BF16"}
     most, here, asked = (PACKED_TIMES if packed else TIMES) * numbers, threading.get_ident(), [0, 0, 0]
 
@@ -66,10 +67,3 @@ def within_weights(folder: Path) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for one in shape:
-        count *= one
-    return count

@@ -4,6 +4,7 @@ A part is what one corpus file becomes: its token ids, the lengths of its docume
 written last. A part with a record is finished; so processes may work in any order and be killed at any moment.
 """
 
+import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator
@@ -153,7 +154,7 @@ class Job(NamedTuple):
 def encode_part(encoder: Encoder, job: Job) -> dict[str, Any]:
     """Write one part, whole or not at all; returns its record: `documents`, `tokens`, `text_bytes`, `sha256`."""
     record: dict[str, Any] = {"documents": 0, "tokens": 0, "text_bytes": 0}
-    lengths = array("q")
+    lengths, checksum = array("q"), hashlib.sha256()
 
     def counted() -> Iterator[Document]:
         for document in read_file(job.source, job.checksum):
@@ -162,13 +163,16 @@ def encode_part(encoder: Encoder, job: Job) -> dict[str, Any]:
 
     with _whole(job.part.with_suffix(".ids")) as stream:
         for ids in encode_documents(encoder, counted()):
-            stream.write(ids.astype(job.dtype).data)
+            block = ids.astype(job.dtype).data
+            stream.write(block)
+            checksum.update(block)
             lengths.append(len(ids))
             record["tokens"] += len(ids)
     with _whole(job.part.with_suffix(".lengths")) as stream:
-        stream.write(np.frombuffer(lengths, dtype=np.int64).astype("<i8").data)
+        counts = np.frombuffer(lengths, dtype=np.int64).astype("<i8").data
+        stream.write(counts)
     record["documents"] = len(lengths)
-    record["sha256"] = [sha256(job.part.with_suffix(ending)) for ending in ENDINGS]
+    record["sha256"] = [checksum.hexdigest(), hashlib.sha256(counts).hexdigest()]
     write_sealed(job.part, record)
     return record
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from cocomix.errors import CocomixError
+from cocomix.errors import CocomixError, reason
 from cocomix.files import check_source, read_json
 from cocomix.tokens.shards import TokenShards, write_shards
 
@@ -61,9 +61,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a damaged file ends in one of many types; a panic in Rust is no Exception
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CocomixError(
-            f"no tokenizer can be loaded from {source} ({first}); give a tokenizer folder or file, or a hub id"
+            f"no tokenizer can be loaded from {source} ({reason(error)}); give a tokenizer folder or file, or a hub id"
         ) from error
     if tokenizer.eos_token_id is None:
         raise CocomixError(
@@ -92,12 +91,9 @@ def _check_ids(path: Path) -> None:
         added = inside.get("added_tokens")
         numbers = [*vocab.values()] if isinstance(vocab, dict) else []
         numbers += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
-        if any(isinstance(one, int) and one > len(numbers) + MOST_GAPS for one in numbers):
-            raise ValueError(f"{file.name} numbers {len(numbers)} tokens up to {max(filter(_whole, numbers))}")
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int)
+        largest = max((one for one in numbers if isinstance(one, int)), default=0)
+        if largest > len(numbers) + MOST_GAPS:
+            raise ValueError(f"{file.name} numbers {len(numbers)} tokens up to {largest}")
 
 
 def _load(path: Path, source: str) -> PreTrainedTokenizerBase:

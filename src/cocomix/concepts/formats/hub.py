@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from cocomix.errors import CocomixError
+from cocomix.errors import CocomixError, reason
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w. =-]+)*")
 
@@ -55,8 +55,7 @@ def _snapshot(repository: str, patterns: list[str], source: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except (OSError, ValueError, httpx.HTTPError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CocomixError(
-            f"the SAE {source} is no path here and cannot be had from the hub ({first});"
+            f"the SAE {source} is no path here and cannot be had from the hub ({reason(error)});"
             " correct sae.pretrained, or download it and give its folder"
         ) from error
