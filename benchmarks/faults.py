@@ -109,7 +109,7 @@ def work(arena: Arena, numbers: list[int], seed: int, output: Path) -> None:
     for number in numbers:
         try:
             found = suffer(arena, number, seed)
-        except Exception:
+        except (Exception, SystemExit):  # the latter from a command that does not end
             fault, stage = plan()[number % len(plan())]
             found = {"number": number, "stage": stage, "fault": fault, "outcome": "wrong", "lost": [], "said": []}
             found["why"] = f"the harness failed: {traceback.format_exc()[-1500:]}"

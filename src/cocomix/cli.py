@@ -66,9 +66,7 @@ def demo(
     if tiny and config is None:
         config = recipe_file("tiny")
         run = Path("runs/tiny") if run == DEFAULT_RUN else run
-    opened = open_run(
-        run, config or (None if (run / "config.yaml").exists() else recipe_file("demo")), overrides, seeds
-    )
+    opened = open_run(run, config, overrides, seeds)
     opened.run_all()
     opened.print_summary()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cocomix.errors import CocomixError
 from cocomix.pipeline.console import errors
 
 if TYPE_CHECKING:
@@ -28,15 +29,29 @@ def recipe_file(name: str) -> Path:
 
 
 def open_run(run: Path, config: Path | None, overrides: list[str] | None, seeds: int | None = None) -> "Run":
-    """The run in folder `run`, with its own settings, or those of `config`, or the demo's, and overrides on top."""
+    """The run in folder `run`, with its own settings, or those of `config`, or the demo's, and overrides on top.
+
+    Raises:
+        CocomixError: its own are gone: with the demo's, what it holds would be made anew and replaced.
+    """
     from cocomix.config import load_config
     from cocomix.pipeline.run import Run
+    from cocomix.pipeline.stage import RECORD
 
     quiet_libraries()
     own = run / "config.yaml"
     source = config or (own if own.exists() else recipe_file("demo"))
     extra = [*(overrides or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
-    return Run(run, load_config(source, extra))
+    opened = Run(run, load_config(source, extra))
+    if config is None and not own.exists():
+        # A command that is killed once its stage is done leaves no config.yaml either; that stage is the demo's, then.
+        for stage in opened.stages.values():
+            if (stage.folder / RECORD).exists() and not stage.done():
+                raise CocomixError(
+                    f"{run} has {stage.name} of other settings than the demo's, and its config.yaml is gone; restore"
+                    " config.yaml, or give the settings the run was made with as --config"
+                )
+    return opened
 
 
 def quiet_libraries() -> None:
