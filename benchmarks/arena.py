@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from cocomix.pipeline.machine import git_commit
 from forked import Forked
 from kill_plan import TARGETS, TRAINING, Target, recipes, write_texts
 from same_bits import ANEW, contents, differences
@@ -43,11 +44,13 @@ class Arena:
         return self.folder / "whole"
 
     def prepare(self) -> None:
-        """Make the run, stage by stage, unless an earlier attempt made it."""
-        noted = self.folder / "seconds.json"
+        """Make the run, stage by stage, unless an earlier attempt made it with the same code, which a report names."""
+        noted = self.folder / "made.json"
         if noted.exists():
-            self.seconds = json.loads(noted.read_text(encoding="utf-8"))
-            return
+            made = json.loads(noted.read_text(encoding="utf-8"))
+            if made["commit"] == git_commit():
+                self.seconds = made["seconds"]
+                return
         shutil.rmtree(self.folder, ignore_errors=True)
         write_texts(self.folder / "texts", beginning=BEGINNING, copies=0)
         self.whole.mkdir()
@@ -62,7 +65,7 @@ class Arena:
             command.ended()
             if command.popen.returncode:
                 raise SystemExit(f"{target.name} failed undisturbed:\n{command.said}")
-        noted.write_text(json.dumps(self.seconds))
+        noted.write_text(json.dumps({"commit": git_commit(), "seconds": self.seconds}))
 
     def home(self, name: str, *, done: bool, within: Path | None = None) -> Path:
         """A copy of the run with the stages before `name`, and `name` itself if `done`."""

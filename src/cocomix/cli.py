@@ -21,6 +21,8 @@ from cocomix.cli_options import (
     DEFAULT_RUN,
     ConfigFile,
     Overrides,
+    PathArgument,
+    PathOption,
     RunDir,
     Seeds,
     open_run,
@@ -115,7 +117,7 @@ def sae(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFi
 
 @app.command("export-sae")
 def export_sae(
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder to write.")],
+    output: Annotated[Path, PathOption("--output", "-o", help="New folder to write.")],
     run: RunDir = DEFAULT_RUN,
     format: Annotated[str, typer.Option("--format", "-f", help="saelens, sparsify or cocomix.")] = "saelens",
 ) -> None:
@@ -158,12 +160,12 @@ def report(
 
 @app.command()
 def experiment(
-    recipe: Annotated[Path, typer.Argument(help="YAML of the experiment, e.g. recipes/cpu/claims.yaml.")],
+    recipe: Annotated[Path, PathArgument(help="YAML of the experiment, e.g. recipes/cpu/claims.yaml.")],
     overrides: Overrides = None,
     run: Annotated[
-        Path | None, typer.Option("--run", "-r", help="Folder of its runs; default: runs/NAME-OF-THE-RECIPE.")
+        Path | None, PathOption("--run", "-r", help="Folder of its runs; default: runs/NAME-OF-THE-RECIPE.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the report; default: --run.")] = None,
+    output: Annotated[Path | None, PathOption("--output", "-o", help="Folder of the report; default: --run.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at the same time.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Processes of each run, under torchrun.")] = 1,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Seeds 0 to N-1.")] = None,

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli_options import quiet_libraries
+from cocomix.cli_options import PathOption, quiet_libraries
 from cocomix.pipeline.console import console
 
 
 def bench(
-    json: Annotated[Path, typer.Option("--json", help="File for everything measured; saved after each group.")],
+    json: Annotated[Path, PathOption("--json", help="File for everything measured; saved after each group.")],
     shape: Annotated[str, typer.Option(help="69m, 386m, 1.38b, or tiny for a try.")] = "69m",
     repeats: Annotated[int | None, typer.Option(min=1, help="Rounds of each group; default: 1 to 5.")] = None,
     only: Annotated[

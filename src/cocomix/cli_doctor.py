@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
+from cocomix.cli_options import PathOption
 from cocomix.pipeline.console import console
 
 
 def doctor(
     run: Annotated[
-        Path | None, typer.Option("--run", "-r", help="A run to look at, too: its settings, stages and files.")
+        Path | None, PathOption("--run", "-r", help="A run to look at, too: its settings, stages and files.")
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Where runs are to be written.")] = Path("runs"),
+    folder: Annotated[Path, PathOption(help="Where runs are to be written.")] = Path("runs"),
 ) -> None:
     """Look whether everything cocomix needs is here, and say what to do where it is not.
 

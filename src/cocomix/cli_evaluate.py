@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli_options import DEFAULT_RUN, ConfigFile, Overrides, RunDir, Seeds, open_run, quiet_libraries
+from cocomix.cli_options import (
+    DEFAULT_RUN,
+    ConfigFile,
+    Overrides,
+    PathArgument,
+    PathOption,
+    RunDir,
+    Seeds,
+    open_run,
+    quiet_libraries,
+)
 from cocomix.errors import CocomixError
 from cocomix.pipeline.console import console
 
@@ -19,7 +29,7 @@ def evaluate(
         str | None, typer.Option(help="Tasks of lm-evaluation-harness, e.g. lambada_openai,wikitext,hellaswag.")
     ] = None,
     task_data: Annotated[
-        Path | None, typer.Option(help="Folder with the tasks' datasets, each at OWNER/NAME; default: the hub.")
+        Path | None, PathOption(help="Folder with the tasks' datasets, each at OWNER/NAME; default: the hub.")
     ] = None,
     student: Annotated[
         list[str] | None, typer.Option(help="Only this student, with --tasks or --snapshots; may be repeated.")
@@ -31,7 +41,7 @@ def evaluate(
     fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
     batch_size: Annotated[str, typer.Option(help="Rows of a forward pass of a task, or auto.")] = "16",
     samples: Annotated[bool, typer.Option("--samples", help="Keep what was asked and answered.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --model: folder of the results.")] = None,
+    output: Annotated[Path | None, PathOption("--output", "-o", help="With --model: folder of the results.")] = None,
 ) -> None:
     """Measure trained students: perplexity and concept recall, or the tasks of lm-evaluation-harness.
 
@@ -60,7 +70,7 @@ def evaluate(
 
 def perplexity(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
-    text: Annotated[Path, typer.Argument(help="Folder of token shards, .txt, .md or .jsonl file, or folder of texts.")],
+    text: Annotated[Path, PathArgument(help="Folder of token shards, .txt, .md or .jsonl file, or folder of texts.")],
     seq_len: Annotated[int | None, typer.Option(min=2, help="Tokens a window; default: the model's positions.")] = None,
     stride: Annotated[
         int | None,

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli_options import DEFAULT_RUN, quiet_libraries
+from cocomix.cli_options import DEFAULT_RUN, PathArgument, PathOption, quiet_libraries
 from cocomix.errors import CocomixError
 
 
 def explore(
-    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=True)] = DEFAULT_RUN,
+    run: Annotated[Path, PathArgument(help="The run's folder.", show_default=True)] = DEFAULT_RUN,
     others: Annotated[
-        list[Path] | None, typer.Option("--with", help="A further run, to compare with; may be repeated.")
+        list[Path] | None, PathOption("--with", help="A further run, to compare with; may be repeated.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback a token is needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any that is free.")] = 7860,

@@ -1,6 +1,7 @@
 """What several commands share: options, and the way from them to a run."""
 
 import warnings
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +14,13 @@ from cocomix.pipeline.console import errors
 if TYPE_CHECKING:
     from cocomix.pipeline.run import Run
 
-RunDir = Annotated[Path, typer.Option("--run", "-r", help="The run's folder.")]
+# A path that must not be read is left to the command, which says how to mend that.
+PathOption = partial(typer.Option, readable=False)
+PathArgument = partial(typer.Argument, readable=False)
+RunDir = Annotated[Path, PathOption("--run", "-r", help="The run's folder.")]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="YAML to start from; default: the run's own config.yaml, else the demo's."),
+    PathOption("--config", "-c", help="YAML to start from; default: the run's own config.yaml, else the demo's."),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, e.g. sae.k=8.", show_default=False)]
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Train every student with seeds 0 to N-1.")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli_options import DEFAULT_RUN, RunDir, open_run
+from cocomix.cli_options import DEFAULT_RUN, PathOption, RunDir, open_run
 from cocomix.errors import CocomixError
 from cocomix.pipeline.console import console
 
@@ -18,7 +18,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     licence: Annotated[str | None, typer.Option("--license", help="The hub's id of a licence, e.g. mit.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only write what would be uploaded to --output.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --dry-run: a new folder.")] = None,
+    output: Annotated[Path | None, PathOption("--output", "-o", help="With --dry-run: a new folder.")] = None,
 ) -> None:
     """Upload a student to the Hugging Face hub, with a model card that holds its whole lineage.
 

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli_options import DEFAULT_RUN, RunDir, quiet_libraries
+from cocomix.cli_options import DEFAULT_RUN, PathOption, RunDir, quiet_libraries
 from cocomix.pipeline.console import console
 
 
 def steer_eval_command(
     run: RunDir = DEFAULT_RUN,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the report; default: RUN/steer-eval.")
+        Path | None, PathOption("--output", "-o", help="Folder for the report; default: RUN/steer-eval.")
     ] = None,
     student: Annotated[
         str, typer.Option(help="Student of the run, one that was taught the SAE's concepts.")

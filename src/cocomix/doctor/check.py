@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from cocomix.errors import CocomixError
+from cocomix.files import in_words
 
 
 class State(StrEnum):
@@ -34,6 +35,8 @@ class Finding(NamedTuple):
     @classmethod
     def of(cls, what: str, error: Exception) -> "Finding":
         """A failure; of a `CocomixError` cause and mend stand on either side of its last semicolon."""
+        if isinstance(error, OSError) and error.filename:
+            error = CocomixError(in_words(error))
         if isinstance(error, CocomixError):
             cause, _, mend = str(error).rpartition("; ")
             return cls(State.FIX, what, cause or mend, mend if cause else "")
