@@ -134,6 +134,18 @@ def report(output: Path, seed: int, origin: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def table(content: dict[str, Any]) -> str:
+    """What came of each kind of fault, in Markdown."""
+    lines = ["| fault | times | same bits at once | refused, mended, same bits | wrong | finished stages lost |"]
+    lines.append("|---|---|---|---|---|---|")
+    for kind in sorted(content["kinds"]):
+        faults = [entry for entry in content["faults"] if entry["fault"].split(":")[0] == kind]
+        counts = Counter(entry["outcome"] for entry in faults)
+        outcomes = " | ".join(str(counts[outcome]) for outcome in ("resumed-identical", "refused", "wrong"))
+        lines.append(f"| {kind} | {len(faults)} | {outcomes} | {sum(len(entry['lost']) for entry in faults)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Parse the command line, share the faults among workers, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,7 +182,7 @@ def main() -> None:
     for pid in workers:
         os.waitpid(pid, 0)
     content = report(chosen.output, chosen.seed, origin)
-    print(content["counts"])
+    print(table(content))
     if content["counts"].get("wrong"):
         sys.exit("not all is as it should be")
 

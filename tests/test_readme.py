@@ -40,6 +40,26 @@ def test_the_steering_table_is_the_one_printed() -> None:
     assert f"```text\n{printed}\n```" in README
 
 
+def test_what_it_withstands_is_what_was_found() -> None:
+    faults, fuzzed, twice = (
+        json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
+        for name in ("faults/report.json", "fuzz.json", "determinism/demo.json")
+    )
+    assert set(faults["counts"]) == {"resumed-identical", "refused"} and len(faults["faults"]) >= 200
+    again = twice["runs"]["again"]
+    said = [
+        f"**{len(faults['faults'])} faults**",
+        f"after {faults['counts']['resumed-identical']} the same command ended in the same bits",
+        f"after {faults['counts']['refused']} it said",
+        f"{faults['lost']} finished stages were lost",
+        f"**{fuzzed['inputs']:,} hostile inputs** to {len(fuzzed['readers'])} readers",
+        f"{again['equal']} of {again['figures']} figures",
+    ]
+    flat = " ".join(README.split())
+    assert [words for words in said if words not in flat] == []
+    assert [fuzzed["counts"][outcome] for outcome in ("crashed", "hung", "memory", "escaped")] == [0, 0, 0, 0]
+
+
 @pytest.mark.slow
 def test_the_library_example_runs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -1,5 +1,6 @@
 """The harness that breaks runs: what counts as a refusal, and that it does what the sentence says and no more."""
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import faults
 from damage import FAULTS, SPOILING, plan
 from kill_plan import TARGETS
 from mending import follow, refusal
@@ -69,3 +71,10 @@ def test_the_plan_has_every_fault_and_every_stage() -> None:
     drawn = plan()
     assert {fault for fault, _ in drawn} == FAULTS.keys() and {stage for _, stage in drawn} == TARGETS.keys()
     assert drawn == plan()
+
+
+def test_the_page_shows_what_was_found() -> None:
+    root = Path(__file__).parents[2]
+    report = json.loads((root / "results/faults/report.json").read_text(encoding="utf-8"))
+    assert faults.table(report) in (root / "docs/explanation/withstands.md").read_text(encoding="utf-8")
+    assert "wrong" not in report["counts"]
