@@ -60,6 +60,14 @@ def test_what_it_withstands_is_what_was_found() -> None:
     assert [fuzzed["counts"][outcome] for outcome in ("crashed", "hung", "memory", "escaped")] == [0, 0, 0, 0]
 
 
+def test_the_explorer_is_as_quick_as_was_measured() -> None:
+    report = json.loads((ROOT / "results/explorer/latency.json").read_text(encoding="utf-8"))
+    taken = {name: found["median"] for name, found in report["milliseconds"].items()}
+    flat = " ".join(README.split())
+    assert f"{taken['panel of a token, from click to picture']:.0f} ms after the click" in flat
+    assert f"with a concept ablated after {taken['reading a new text, a concept ablated']:.0f} ms" in flat
+
+
 @pytest.mark.slow
 def test_the_library_example_runs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
