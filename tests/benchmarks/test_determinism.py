@@ -69,8 +69,9 @@ def test_a_run_that_fails_is_no_result(tmp_path: Path) -> None:
         CIRCUMSTANCES["again"].run(tmp_path, ["-c", "nowhere.yaml"])
 
 
-def test_the_page_shows_what_was_found() -> None:
+@pytest.mark.parametrize("name", ["demo", "tiny"])
+def test_the_page_shows_what_was_found(name: str) -> None:
     root = Path(__file__).parents[2]
-    report = json.loads((root / "results/determinism/demo.json").read_text(encoding="utf-8"))
+    report = json.loads((root / f"results/determinism/{name}.json").read_text(encoding="utf-8"))
     assert differing(report["runs"]["again"]) == []
     assert table(report) in (root / "docs/explanation/same.md").read_text(encoding="utf-8")
