@@ -45,10 +45,10 @@ class Arena:
 
     def prepare(self) -> None:
         """Make the run, stage by stage, unless an earlier attempt made it with the same code, which a report names."""
-        noted = self.folder / "made.json"
+        noted, commit = self.folder / "made.json", git_commit()
         if noted.exists():
             made = json.loads(noted.read_text(encoding="utf-8"))
-            if made["commit"] == git_commit():
+            if made["commit"] == commit:
                 self.seconds = made["seconds"]
                 return
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -65,7 +65,7 @@ class Arena:
             command.ended()
             if command.popen.returncode:
                 raise SystemExit(f"{target.name} failed undisturbed:\n{command.said}")
-        noted.write_text(json.dumps({"commit": git_commit(), "seconds": self.seconds}))
+        noted.write_text(json.dumps({"commit": commit, "seconds": self.seconds}))
 
     def home(self, name: str, *, done: bool, within: Path | None = None) -> Path:
         """A copy of the run with the stages before `name`, and `name` itself if `done`."""

@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Page, sync_playwright
 
-from cocomix.pipeline.machine import git_commit, machine
+from provenance import provenance
 
 ROUNDS = 9
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -133,8 +133,7 @@ def main() -> None:
             if given.output:
                 page = browser.new_page()
                 report = {
-                    "machine": machine(),
-                    "commit": git_commit(),
+                    **provenance(),
                     "run": given.run.name,
                     "milliseconds": waits(page, home, given.model, given.concept),
                 }

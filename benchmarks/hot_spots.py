@@ -27,7 +27,7 @@ from cocomix.model.backbones import GPT2Backbone
 from cocomix.model.block_run import BlockRun
 from cocomix.model.cache import GrowingLayer
 from cocomix.model.mixers import CONCEPTS
-from cocomix.pipeline.machine import git_commit, machine
+from provenance import provenance
 
 N, D, V, C, K, K_ATTR = 2048, 512, 50257, 32768, 32, 4
 TEACHER_D = 768
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SPOTS), default=list(SPOTS))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"machine": machine(), "commit": git_commit(), "seed": SEED, "rounds": given.rounds}
+    report: dict[str, Any] = {**provenance(), "seed": SEED, "rounds": given.rounds}
     report["spots"] = {}
     print("| | plain | s | ours | s | times faster | spread |\n| --- | --- | --- | --- | --- | --- | --- |")
     for name in given.only:

@@ -25,7 +25,7 @@ import psutil
 
 from cocomix.corpus import SOURCES, Skipped
 from cocomix.files import write_json
-from cocomix.pipeline.machine import git_commit, machine
+from provenance import provenance
 
 TEXTS = ["/usr/share/doc/linux-doc-6.1", "/usr/share/doc/anarchism"]
 PATTERN = "*.rst|*.txt|*.md"  # their HTML is the same text once more
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/tokenise"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
+    origin = provenance()
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         sizes = write_quarters(arguments.texts, home)
@@ -56,10 +57,8 @@ def main() -> None:
         "texts": arguments.texts,
         "pattern": PATTERN,
         "characters_of_each_quarter": sizes,
-        "command": "python benchmarks/tokenise_memory.py",
         "seed": None,
-        "machine": machine(),
-        "commit": git_commit(),
+        **origin,
         "settings": {"corpus.file_bytes": FILE_BYTES, "vocabulary": VOCABULARY},
         "runs": rows,
     }

@@ -227,3 +227,15 @@ def test_a_few_dozen_mutants_of_every_file_are_read_or_refused(tmp_path: Path, t
     assert len(content["readers"]) > 25 and content["inputs"] > 20 * MUTANTS
     assert all(one["inputs"] == one["read"] + one["refused"] > MUTANTS / 5 for one in content["readers"].values())
     assert min(content["counts"]["read"], content["counts"]["refused"]) > 100
+
+
+def test_the_page_shows_what_was_found() -> None:
+    root = Path(__file__).parents[2]
+    report = json.loads((root / "results/fuzz.json").read_text(encoding="utf-8"))
+    page = " ".join((root / "docs/explanation/withstands.md").read_text(encoding="utf-8").split())
+    counts = report["counts"]
+    assert f"{report['inputs']:,} inputs to {len(report['readers'])} readers" in page
+    assert (
+        f"{counts['read']:,} were read, {counts['refused']:,} refused in one sentence; {counts['crashed']} crashes"
+        in page
+    )
