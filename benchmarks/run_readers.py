@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from cocomix.clock import Stopwatch
-from cocomix.config.load import SEAL, load_config, read_yaml, save_config, validate, validate_config
+from cocomix.config.load import SEAL, read_yaml, save_config, validate
+from cocomix.config.run import load_config, validate_config
 from cocomix.errors import CocomixError
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.grid import Grid

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from cocomix.config import load_config
-from cocomix.config.load import read_yaml, validate, validate_config
+from cocomix.config.load import read_yaml, validate
+from cocomix.config.run import validate_config
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.plan import plan
 from doc_blocks import after_cocomix, parsed

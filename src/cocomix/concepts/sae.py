@@ -7,18 +7,23 @@ The decoder is stored row by row, `[C, d_model]`, so that K active latents are K
 does a dense product over C.
 """
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
-from cocomix.concepts.activation import Activation, ReLU
+from cocomix.concepts.activation import ACTIVATIONS, Activation, ReLU
 from cocomix.concepts.normalisation import NORMALISATIONS
 from cocomix.concepts.sae_encode import encode_chosen
+from cocomix.concepts.sae_reading import agrees, read_json, read_tensors, sizes, whole
 from cocomix.errors import CocomixError
 from cocomix.kernels import row_products, weighted_rows
+
+WEIGHTS, ABOUT = "sae.safetensors", "sae.json"
 
 
 class SparseLatents(NamedTuple):
@@ -170,13 +175,57 @@ class TopKSAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "TopKSAE":
-        """Read a folder written by `save_pretrained`."""
-        from cocomix.concepts.formats.own import from_pretrained
+        """Read a folder written by `save_pretrained`, in its dtype; format 1 (TopK alone) is read, too.
 
-        return from_pretrained(folder)
+        Raises:
+            CocomixError: a file is missing or damaged.
+        """
+        folder = Path(folder)
+        settings, weights = read_json(folder / ABOUT), read_tensors(folder / WEIGHTS)
+        try:
+            n_latents, d_model = sizes(weights, "encoder_weight", folder)
+            agrees(settings["d_model"], d_model, "d_model", folder)
+            agrees(settings["n_latents"], n_latents, "n_latents", folder)
+            sae = cls(
+                d_model,
+                n_latents,
+                whole(settings["k"], "k", folder),
+                normalisation=_normalisation(settings),
+                activation=_activation(settings, n_latents, folder),
+                bias_input=settings.get("bias_input", True),
+            ).to(weights["encoder_weight"].dtype)
+            sae.load_state_dict(weights)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CocomixError(
+                f"the autoencoder in {folder} is damaged ({type(error).__name__}); train or copy it again"
+            ) from error
+        return sae
 
     def save_pretrained(self, folder: Path | str, **about: Any) -> None:
         """Write `sae.safetensors` and `sae.json`; `about` (layer, lineage) is kept in the latter."""
-        from cocomix.concepts.formats.own import save_pretrained
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        settings = {
+            "d_model": self.d_model,
+            "n_latents": self.n_latents,
+            "k": self.k,
+            "normalisation": self.normalisation,
+            "activation": {"kind": self.activation.kind, **self.activation.options()},
+            "bias_input": self.bias_input,
+        }
+        (folder / ABOUT).write_text(json.dumps({"format": 2, **settings, "about": about}, indent=1), encoding="utf-8")
 
-        save_pretrained(self, folder, about)
+
+def _normalisation(settings: dict[str, Any]) -> str:
+    if settings["format"] == 1:
+        return "standard" if settings["normalize"] else "none"
+    return settings["normalisation"]
+
+
+def _activation(settings: dict[str, Any], n_latents: int, folder: Path) -> Activation:
+    if settings["format"] == 1:
+        return ACTIVATIONS["relu" if settings["relu"] else "identity"](n_latents)
+    options = dict(settings["activation"])
+    kind = ACTIVATIONS[options.pop("kind")]
+    return kind(n_latents, **{name: whole(value, name, folder) for name, value in options.items()})

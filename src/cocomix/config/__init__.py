@@ -1,6 +1,6 @@
 """Typed, validated run configuration: one YAML file describes a whole run."""
 
-from cocomix.config.load import load_config, save_config
+from cocomix.config.load import save_config
 from cocomix.config.run import (
     CorpusConfig,
     EvaluationConfig,
@@ -9,9 +9,10 @@ from cocomix.config.run import (
     SaeConfig,
     TeacherConfig,
     TokensConfig,
+    load_config,
 )
-from cocomix.config.shape import ModelShape
-from cocomix.config.students import ConceptConfig, MixConfig, StudentConfig
+from cocomix.config.shape import MixConfig, ModelShape
+from cocomix.config.students import ConceptConfig, StudentConfig
 
 __all__ = [
     "ConceptConfig",

@@ -1,4 +1,4 @@
-"""Read a run's YAML, apply `key.path=value` overrides, validate, and say in one sentence what is wrong."""
+"""Read settings from YAML, apply `key.path=value` overrides, validate, and say in one sentence what is wrong."""
 
 import difflib
 from collections.abc import Sequence
@@ -9,20 +9,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cocomix.config.plain_yaml import plain_yaml
-from cocomix.config.run import RunConfig
 from cocomix.errors import CocomixError
 from cocomix.files import check_readable, sha256_of, write_text
 
 SEAL = "# sha256 of the lines below: "
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Load `path` (YAML), apply overrides such as `sae.k=8`, and validate.
-
-    Raises:
-        CocomixError: a missing or malformed file, an unknown key, or a value that does not fit.
-    """
-    return validate_config(read_yaml(path, overrides), str(path))
 
 
 def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -51,11 +41,6 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
-    """Validate a run's plain mapping; `origin` names it in the error."""
-    return validate(RunConfig, raw, origin)
-
-
 def validate(kind: type[Model], raw: dict[str, Any], origin: str) -> Model:
     """Validate a plain mapping as `kind`.
 
@@ -70,7 +55,7 @@ def validate(kind: type[Model], raw: dict[str, Any], origin: str) -> Model:
         raise CocomixError(f"{origin}: it holds half a character, {error.object[error.start]!r}; remove it") from error
 
 
-def save_config(config: RunConfig, path: Path) -> None:
+def save_config(config: BaseModel, path: Path) -> None:
     """Write the resolved config as YAML, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -5,13 +5,16 @@ concept layer inside the stack) is checked here, before anything runs; a student
 section of its own shares `students_train`, so that all of them see the same tokens in the same order.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from cocomix.config.load import read_yaml, validate
 from cocomix.config.section import Section
-from cocomix.config.shape import ModelShape
-from cocomix.config.students import BaseStudent, MixConfig, PlainStudent, Sign, StudentConfig
+from cocomix.config.shape import MixConfig, ModelShape
+from cocomix.config.students import BaseStudent, PlainStudent, Sign, StudentConfig
 from cocomix.train.config import TrainConfig
 from cocomix.train.precision import Precision
 
@@ -200,3 +203,17 @@ class RunConfig(Section):
         top_k = getattr(mix, "top_k", None)
         if n_latents is not None and (top_k or 1) > n_latents:
             raise ValueError(f"student {name!r} keeps {top_k} concepts of only {n_latents}; lower its concept.top_k")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load `path` (YAML), apply overrides such as `sae.k=8`, and validate.
+
+    Raises:
+        CocomixError: a missing or malformed file, an unknown key, or a value that does not fit.
+    """
+    return validate_config(read_yaml(path, overrides), str(path))
+
+
+def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
+    """Validate a run's plain mapping; `origin` names it in the error."""
+    return validate(RunConfig, raw, origin)

@@ -1,6 +1,6 @@
-"""Shapes of transformers."""
+"""Shapes of transformers, and where a vector is mixed in."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,4 +27,25 @@ class ModelShape(Section):
             )
         if self.kv_heads is not None and (self.backbone == "gpt2" or self.heads % self.kv_heads):
             raise ValueError(f"kv_heads {self.kv_heads} needs the llama backbone and must divide heads {self.heads}")
+        return self
+
+
+class MixConfig(Section):
+    """Where and how a vector joins the hidden states."""
+
+    concept_layer: int = Field(
+        default=2, ge=1, description="block (0-based) before which the vector is predicted and mixed"
+    )
+    mixer: str = Field(
+        default="interleave", description="interleave, add, gated_add, keys_values, every, drop_tokens, or none"
+    )
+    mixer_options: dict[str, Any] = Field(
+        default_factory=dict, description="the mixer's own settings, e.g. {every: 4} or {blocks: 1}"
+    )
+
+    @model_validator(mode="after")
+    def _mixer_exists(self) -> Self:
+        from cocomix.model.mixers import check_mixer
+
+        check_mixer(self.mixer, self.mixer_options)
         return self

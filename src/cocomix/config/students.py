@@ -4,35 +4,14 @@ What a student is trained on decides what else it can be given, so an unknown or
 before anything runs. The classes that turn these sections into models and losses are in `cocomix.students.variants`.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cocomix.config.section import Section
-from cocomix.config.shape import ModelShape
+from cocomix.config.shape import MixConfig, ModelShape
 
 Sign = Literal["signed", "helpful", "absolute"]
-
-
-class MixConfig(Section):
-    """Where and how a vector joins the hidden states."""
-
-    concept_layer: int = Field(
-        default=2, ge=1, description="block (0-based) before which the vector is predicted and mixed"
-    )
-    mixer: str = Field(
-        default="interleave", description="interleave, add, gated_add, keys_values, every, drop_tokens, or none"
-    )
-    mixer_options: dict[str, Any] = Field(
-        default_factory=dict, description="the mixer's own settings, e.g. {every: 4} or {blocks: 1}"
-    )
-
-    @model_validator(mode="after")
-    def _mixer_exists(self) -> Self:
-        from cocomix.model.mixers import check_mixer
-
-        check_mixer(self.mixer, self.mixer_options)
-        return self
 
 
 class ConceptConfig(MixConfig):

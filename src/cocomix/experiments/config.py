@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from cocomix.config.load import merge, validate_config
-from cocomix.config.run import RunConfig
+from cocomix.config.load import merge
+from cocomix.config.run import RunConfig, validate_config
 from cocomix.config.section import Section
 
 

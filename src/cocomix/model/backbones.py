@@ -6,7 +6,7 @@ position, and the cache holds both. With concepts out of the way they agree with
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cocomix.kernels import Linear
 from cocomix.model.attention import Attention, Rotary, rotary_table
-from cocomix.model.config import CoCoMixConfig
 from cocomix.model.masks import Attend
+
+if TYPE_CHECKING:
+    from cocomix.model.config import CoCoMixConfig
 
 
 class GeluMLP(nn.Module):
     """W2 gelu(W1 x), tanh-approximated as GPT-2's."""
 
-    def __init__(self, config: CoCoMixConfig) -> None:
+    def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
         self.up = Linear(config.hidden_size, config.intermediate_size)
         self.down = Linear(config.intermediate_size, config.hidden_size)
@@ -35,7 +37,7 @@ class GeluMLP(nn.Module):
 class SwiGluMLP(nn.Module):
     """W2 (silu(Wg x) * W1 x), without biases."""
 
-    def __init__(self, config: CoCoMixConfig) -> None:
+    def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
         self.gate = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up = Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -80,14 +82,14 @@ class Backbone(nn.Module, ABC):
     bias: ClassVar[bool]
     """whether the attention projections have biases"""
 
-    def __init__(self, config: CoCoMixConfig) -> None:
+    def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(self.block(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = self.norm(config)
         self.dropout = config.dropout
 
-    def block(self, config: CoCoMixConfig, index: int) -> Block:
+    def block(self, config: "CoCoMixConfig", index: int) -> Block:
         """A block of this family; `index` is its place in the cache."""
         attention = Attention(
             config.hidden_size,
@@ -103,11 +105,11 @@ class Backbone(nn.Module, ABC):
         return Block(attention, mlp, (self.norm(config), self.norm(config)), config.dropout)
 
     @abstractmethod
-    def norm(self, config: CoCoMixConfig) -> nn.Module:
+    def norm(self, config: "CoCoMixConfig") -> nn.Module:
         """A norm layer of this family."""
 
     @abstractmethod
-    def mlp(self, config: CoCoMixConfig) -> nn.Module:
+    def mlp(self, config: "CoCoMixConfig") -> nn.Module:
         """An MLP of this family."""
 
     @abstractmethod
@@ -128,14 +130,14 @@ class GPT2Backbone(Backbone):
 
     bias = True
 
-    def __init__(self, config: CoCoMixConfig) -> None:
+    def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__(config)
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def norm(self, config: CoCoMixConfig) -> nn.Module:
+    def norm(self, config: "CoCoMixConfig") -> nn.Module:
         return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
-    def mlp(self, config: CoCoMixConfig) -> nn.Module:
+    def mlp(self, config: "CoCoMixConfig") -> nn.Module:
         return GeluMLP(config)
 
     def embed(self, embedded: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -153,14 +155,14 @@ class LlamaBackbone(Backbone):
 
     bias = False
 
-    def __init__(self, config: CoCoMixConfig) -> None:
+    def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__(config)
         self.head_dim, self.theta = config.hidden_size // config.num_attention_heads, config.rope_theta
 
-    def norm(self, config: CoCoMixConfig) -> nn.Module:
+    def norm(self, config: "CoCoMixConfig") -> nn.Module:
         return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
 
-    def mlp(self, config: CoCoMixConfig) -> nn.Module:
+    def mlp(self, config: "CoCoMixConfig") -> nn.Module:
         return SwiGluMLP(config)
 
     def embed(self, embedded: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,17 @@
 """The interface of what is predicted at concept_layer."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
 from cocomix.kernels import LinearLosses
 from cocomix.model.backbones import Backbone
-from cocomix.model.config import CoCoMixConfig
 from cocomix.model.mixers import BlockCost
 from cocomix.model.own_init import OwnInit
+
+if TYPE_CHECKING:
+    from cocomix.model.config import CoCoMixConfig
 
 
 class Predicted(NamedTuple):
@@ -39,7 +41,7 @@ class Channel(OwnInit, ABC):
     cacheable: ClassVar[bool] = True
     """Whether a position's vector depends on that position's hidden state alone, so that cached generation works."""
 
-    def __init__(self, config: CoCoMixConfig, backbone: Backbone, with_vector: bool) -> None:
+    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__()
 
     @abstractmethod
@@ -61,5 +63,5 @@ class Channel(OwnInit, ABC):
 
     @classmethod
     @abstractmethod
-    def flops(cls, config: CoCoMixConfig, cost: BlockCost, with_vector: bool) -> float:
+    def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
         """Forward operations per token; `cost` is that of one block over the whole context."""

@@ -1,6 +1,6 @@
 """What is predicted at concept_layer and the vector it becomes: one small class each, registered in `CHANNELS`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -9,12 +9,14 @@ from cocomix.kernels import weighted_rows
 from cocomix.model.backbones import Backbone
 from cocomix.model.channel import Channel, Predicted
 from cocomix.model.concept_head import ConceptHead, ConceptPrediction
-from cocomix.model.config import CoCoMixConfig
 from cocomix.model.mixers import BlockCost
 from cocomix.model.ncp import NextConceptChannel
 from cocomix.model.options import check_choice
 from cocomix.model.own_init import OwnInit
 from cocomix.normalise import normalise
+
+if TYPE_CHECKING:
+    from cocomix.model.config import CoCoMixConfig
 
 
 class ConceptVector(OwnInit):
@@ -41,7 +43,7 @@ class ConceptVector(OwnInit):
 class ConceptChannel(Channel):
     """The paper's: concept logits, their TopK, and the vector these make (equations 4 and 5)."""
 
-    def __init__(self, config: CoCoMixConfig, backbone: Backbone, with_vector: bool) -> None:
+    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__(config, backbone, with_vector)
         self.head = ConceptHead(config.hidden_size, config.num_concepts, config.concept_top_k)
         self.vector = ConceptVector(config.hidden_size, config.num_concepts) if with_vector else None
@@ -60,7 +62,7 @@ class ConceptChannel(Channel):
         return Predicted(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
 
     @classmethod
-    def flops(cls, config: CoCoMixConfig, cost: BlockCost, with_vector: bool) -> float:
+    def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
         rows = config.num_concepts + (config.concept_top_k if with_vector else 0)
         return 2 * rows * config.hidden_size
 
@@ -72,7 +74,7 @@ class PauseChannel(Channel):
     question of the context and could not find the token before them.
     """
 
-    def __init__(self, config: CoCoMixConfig, backbone: Backbone, with_vector: bool) -> None:
+    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__(config, backbone, with_vector)
         self.vector = nn.Parameter(torch.empty(config.hidden_size))
         self._backbone = (backbone,)  # in a tuple: its weights are the model's, not this module's
@@ -88,7 +90,7 @@ class PauseChannel(Channel):
         return Predicted(embedded.expand_as(hidden))
 
     @classmethod
-    def flops(cls, config: CoCoMixConfig, cost: BlockCost, with_vector: bool) -> float:
+    def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
         return 0.0
 
     def reset(self, std: float) -> None:
@@ -104,7 +106,7 @@ class HiddenChannel(Channel):
         target_size: width of the teacher's hidden states.
     """
 
-    def __init__(self, config: CoCoMixConfig, backbone: Backbone, with_vector: bool, *, target_size: int) -> None:
+    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool, *, target_size: int) -> None:
         super().__init__(config, backbone, with_vector)
         self.head = nn.Linear(config.hidden_size, target_size)
         self.back = nn.Linear(target_size, config.hidden_size) if with_vector else None
@@ -122,7 +124,7 @@ class HiddenChannel(Channel):
         return Predicted(vector, hidden=predicted)
 
     @classmethod
-    def flops(cls, config: CoCoMixConfig, cost: BlockCost, with_vector: bool) -> float:
+    def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
         return (4 if with_vector else 2) * config.channel_options["target_size"] * config.hidden_size
 
 

@@ -7,6 +7,8 @@ some: the stack reads the pooled states themselves rather than their codes, and 
 before quantisation, so that the codebook cannot win by shrinking them. Chunks are counted in each row's own tokens.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,9 +16,11 @@ from torch import nn
 from cocomix.errors import ConfigError
 from cocomix.model.backbones import Backbone
 from cocomix.model.channel import Channel, Predicted
-from cocomix.model.config import CoCoMixConfig
 from cocomix.model.masks import Attend
 from cocomix.model.mixers import BlockCost
+
+if TYPE_CHECKING:
+    from cocomix.model.config import CoCoMixConfig
 
 COMMITMENT = 0.25
 """Weight of pulling pooled states to their code, against pulling the code to them (van den Oord et al. 2017)."""
@@ -37,7 +41,7 @@ class NextConceptChannel(Channel):
 
     def __init__(
         self,
-        config: CoCoMixConfig,
+        config: "CoCoMixConfig",
         backbone: Backbone,
         with_vector: bool,
         *,
@@ -128,7 +132,7 @@ class NextConceptChannel(Channel):
         return self.vq_weight * quantisation + self.ncp_weight * summed / (targets != -100).sum().clamp_min(1)
 
     @classmethod
-    def flops(cls, config: CoCoMixConfig, cost: BlockCost, with_vector: bool) -> float:
+    def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
         options = {"chunk": 4, "segments": 4, "codes": 64, "layers": 1} | config.channel_options
         k, d, n = options["chunk"], config.hidden_size, options["codes"]
         stack = options["layers"] * (cost.linear + cost.attention / k)

@@ -1,8 +1,8 @@
 """Students and teachers built from a shape, and what each student is trained on (`VARIANTS`)."""
 
-from cocomix.students.build import build_mixed, build_plain, match_width, parameter_count, special_ids
+from cocomix.students.build import Sizes, build_mixed, build_plain, match_width, parameter_count, special_ids
 from cocomix.students.load import load_causal_lm, model_config
-from cocomix.students.variants import VARIANTS, Sizes, Variant, build_student
+from cocomix.students.variants import VARIANTS, Variant, build_student
 
 __all__ = [
     "VARIANTS",

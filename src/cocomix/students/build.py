@@ -6,7 +6,7 @@ get wrong; CoCoMix models use the same widths, depths and initialisation scale. 
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import nn
@@ -19,13 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cocomix.config.shape import ModelShape
-from cocomix.config.students import MixConfig
+from cocomix.config.shape import MixConfig, ModelShape
 from cocomix.errors import CocomixError
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-
-if TYPE_CHECKING:
-    from cocomix.students.variants import Sizes
 
 
 class SpecialIds(TypedDict):
@@ -37,6 +33,23 @@ class SpecialIds(TypedDict):
 
 
 NO_IDS = SpecialIds(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+
+
+class Sizes(NamedTuple):
+    """What a student's shape takes from the rest of the run."""
+
+    vocab_size: int
+    seq_len: int
+    n_concepts: int
+    """C of the run's SAE"""
+    top_k: int
+    """its active latents K"""
+    teacher_width: int
+    sae_layer: int
+    """the teacher's block (0-based) the SAE reads"""
+    special: SpecialIds = NO_IDS
+    label_flops: float = 0.0
+    """operations a trained token takes to be labelled, where its labels are made live"""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
@@ -92,7 +105,7 @@ def build_plain(
     return PLAIN[shape.backbone](shape, vocab_size, seq_len, special or NO_IDS)
 
 
-def build_mixed(shape: ModelShape, mix: MixConfig, sizes: "Sizes", **settings: Any) -> CoCoMixForCausalLM:
+def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any) -> CoCoMixForCausalLM:
     """A student with a channel and a mixer, freshly initialised from torch's global generator.
 
     Args:

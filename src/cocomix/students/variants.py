@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -26,24 +26,7 @@ from cocomix.objectives import (
     Objective,
     StoredTeacher,
 )
-from cocomix.students.build import NO_IDS, SpecialIds, build_mixed, build_plain, match_width, parameter_count
-
-
-class Sizes(NamedTuple):
-    """What a student's shape takes from the rest of the run."""
-
-    vocab_size: int
-    seq_len: int
-    n_concepts: int
-    """C of the run's SAE"""
-    top_k: int
-    """its active latents K"""
-    teacher_width: int
-    sae_layer: int
-    """the teacher's block (0-based) the SAE reads"""
-    special: SpecialIds = NO_IDS
-    label_flops: float = 0.0
-    """operations a trained token takes to be labelled, where its labels are made live"""
+from cocomix.students.build import Sizes, build_mixed, build_plain, match_width, parameter_count
 
 
 class Variant(ABC):

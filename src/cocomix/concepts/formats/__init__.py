@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from cocomix.concepts.formats.base import LoadedSae, SaeFormat, read_json
+from cocomix.concepts.formats.base import LoadedSae, SaeFormat
 from cocomix.concepts.formats.hooks import block_before, check_hook
 from cocomix.concepts.formats.hub import fetch, is_hub_id
 from cocomix.concepts.formats.openai import OpenAiFormat
 from cocomix.concepts.formats.own import OwnFormat
 from cocomix.concepts.formats.saelens import SaeLensFormat
 from cocomix.concepts.formats.sparsify import SparsifyFormat
+from cocomix.concepts.sae_reading import read_json
 from cocomix.errors import CocomixError
 
 __all__ = ["FORMATS", "LoadedSae", "SaeFormat", "load_sae"]

@@ -16,20 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from cocomix.concepts.activation import Activation, JumpReLU, ReLU
-from cocomix.concepts.formats.base import (
-    LoadedSae,
-    SaeFormat,
-    agrees,
-    filled,
-    peek_json,
-    read_json,
-    read_tensors,
-    shaped,
-    sizes,
-    whole,
-    words,
-)
+from cocomix.concepts.formats.base import LoadedSae, SaeFormat, filled
 from cocomix.concepts.sae import TopKSAE
+from cocomix.concepts.sae_reading import agrees, peek_json, read_json, read_tensors, shaped, sizes, whole, words
 from cocomix.errors import CocomixError
 from cocomix.files import write_json
 

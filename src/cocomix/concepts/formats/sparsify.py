@@ -8,20 +8,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from cocomix.concepts.activation import Activation, GroupMax, ReLU
-from cocomix.concepts.formats.base import (
-    LoadedSae,
-    SaeFormat,
-    agrees,
-    filled,
-    peek_json,
-    read_json,
-    read_tensors,
-    shaped,
-    sizes,
-    whole,
-    words,
-)
+from cocomix.concepts.formats.base import LoadedSae, SaeFormat, filled
 from cocomix.concepts.sae import TopKSAE
+from cocomix.concepts.sae_reading import agrees, peek_json, read_json, read_tensors, shaped, sizes, whole, words
 from cocomix.errors import CocomixError
 from cocomix.files import write_json
 
