@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from cocomix.pipeline.machine import git_commit
+from cocomix.utils.env import git_commit
 from forked import Forked
 from kill_plan import TARGETS, TRAINING, Target, recipes, write_texts
 from same_bits import ANEW, contents, differences

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from cocomix.errors import CocomixError
-from cocomix.explore.access import access_for
-from cocomix.explore.app import create_app
-from cocomix.explore.catalog import Catalog
-from cocomix.explore.prepare import prepare
+from cocomix.explorer.access import access_for
+from cocomix.explorer.app import create_app
+from cocomix.explorer.catalog import Catalog
+from cocomix.explorer.prepare import prepare
+from cocomix.hub_facts import lineage, measured
 from cocomix.pipeline.results import collect_results
 from cocomix.pipeline.trained import existing_run
-from cocomix.push.facts import lineage, measured
+from cocomix.utils.errors import CocomixError
 from reader import Reader
 from run_readers import STEERING
 

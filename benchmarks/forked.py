@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from cocomix.cli import main
+from cocomix.cli.app import main
 from victims import Command
 
-HEAVY = ("torch.distributed.run", "cocomix.pipeline.run", "cocomix.pipeline.name_command", "cocomix.report")
+HEAVY = ("torch.distributed.run", "cocomix.pipeline.run", "cocomix.pipeline.concept_stages", "cocomix.report")
 DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2
 CAPABILITY_VERSION = 0x20080522
 

@@ -20,13 +20,15 @@ from transformers.cache_utils import DynamicLayer
 from cocomix import CoCoMixConfig
 from cocomix.bench.contestant import Contestant, Lap
 from cocomix.bench.measure import figure, interleaved, ratios
-from cocomix.concepts import TopKSAE, own_attention
-from cocomix.files import write_json
-from cocomix.kernels import few_rows, largest, linear_losses, weighted_rows
+from cocomix.kernels import largest, linear_losses, weighted_rows
+from cocomix.kernels import matmul as few_rows
+from cocomix.labels import own_attention
 from cocomix.model.backbones import GPT2Backbone
 from cocomix.model.block_run import BlockRun
 from cocomix.model.cache import GrowingLayer
 from cocomix.model.mixers import CONCEPTS
+from cocomix.sae import TopKSAE
+from cocomix.utils.files import write_json
 from provenance import provenance
 
 N, D, V, C, K, K_ATTR = 2048, 512, 50257, 32768, 32, 4

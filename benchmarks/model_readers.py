@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from cocomix.atlas.record import Atlas, AtlasKey, read_atlas, write_atlas
-from cocomix.concepts.formats import FORMATS, load_sae
-from cocomix.concepts.sae import TopKSAE
-from cocomix.concepts.store import LabelStore
-from cocomix.concepts.store_writer import LabelWriter
-from cocomix.config.shape import ModelShape
-from cocomix.files import check_weights
+from cocomix.analysis.atlas_record import Atlas, AtlasKey, read_atlas, write_atlas
+from cocomix.labels.store import LabelStore
+from cocomix.labels.store_writer import LabelWriter
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.students.build import build_plain
-from cocomix.students.load import load_causal_lm
+from cocomix.model.build import build_plain
+from cocomix.model.loading import load_causal_lm
+from cocomix.model.shape import ModelShape
+from cocomix.sae.formats import FORMATS, load_sae
+from cocomix.sae.sae import TopKSAE
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
 from cocomix.train.state import training_tensors
+from cocomix.utils.files import check_weights
 from planted import PICKLE, PICKLES
 from reader import Reader, changed, put, resealed
 from text_readers import PLANTED

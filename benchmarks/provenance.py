@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cocomix.pipeline.machine import git_commit, machine
+from cocomix.utils.env import git_commit, machine
 
 
 def provenance(**about: Any) -> dict[str, Any]:

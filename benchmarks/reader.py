@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cocomix.files import SEAL, write_sealed
+from cocomix.utils.files import SEAL, write_sealed
 
 Work = Callable[[Path], object]
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import yaml
 
-from cocomix.clock import Stopwatch
-from cocomix.config.load import SEAL, read_yaml, save_config, validate
-from cocomix.config.run import load_config, validate_config
-from cocomix.errors import CocomixError
+from cocomix.analysis.record import ConceptName, FoundNames, edit_name, read_names, write_found
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.grid import Grid
-from cocomix.files import sha256_of, write_sealed
-from cocomix.names.record import ConceptName, FoundNames, edit_name, read_names, write_found
+from cocomix.pipeline.config import load_config, validate_config
 from cocomix.pipeline.stage import RECORD, Stage
 from cocomix.pipeline.trained import existing_run
-from cocomix.steer import from_json, parse_steering
+from cocomix.steering import from_json, parse_steering
+from cocomix.utils.clock import Stopwatch
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import sha256_of, write_sealed
+from cocomix.utils.settings import SEAL, read_yaml, save_config, validate
 from odd import YAML
 from reader import Reader, put, resealed, under
 

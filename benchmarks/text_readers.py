@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from cocomix.corpus.jsonl import JsonlSource
-from cocomix.corpus.parquet import ParquetSource
-from cocomix.corpus.reader import Corpus
-from cocomix.corpus.source import TextSource
-from cocomix.corpus.writer import CorpusWriter
-from cocomix.tokens.shards import TokenShards, write_shards
-from cocomix.tokens.tokenizer import load_tokenizer, train_tokenizer
+from cocomix.data.corpus import CorpusWriter
+from cocomix.data.jsonl import JsonlSource
+from cocomix.data.parquet import ParquetSource
+from cocomix.data.reader import Corpus
+from cocomix.data.shards import TokenShards, write_shards
+from cocomix.data.source import TextSource
+from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
 from reader import Reader, changed, entry_of, resealed
 
 TEXTS = [

@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 
-from cocomix.corpus import SOURCES, Skipped
-from cocomix.files import write_json
+from cocomix.data import SOURCES, Skipped
+from cocomix.utils.files import write_json
 from provenance import provenance
 
 TEXTS = ["/usr/share/doc/linux-doc-6.1", "/usr/share/doc/anarchism"]
@@ -99,8 +99,8 @@ def overrides(home: Path, quarters: int, workers: int) -> list[str]:
 
 def train_tokenizer(home: Path) -> None:
     """On the first quarter's train split."""
-    from cocomix.corpus import Corpus
-    from cocomix.tokens import train_tokenizer as train
+    from cocomix.data import Corpus
+    from cocomix.data import train_tokenizer as train
 
     texts = (document.text for document in Corpus(home / "run-1" / "corpus" / "text").documents("train"))
     train(texts, VOCABULARY, home / "tokenizer")

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix.errors import CocomixError
-from cocomix.files import in_words
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import in_words
 from fence import Escaped, Fence
 
 SECONDS = 10.0

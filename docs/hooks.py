@@ -74,7 +74,7 @@ def _target(page: str, link: str) -> str | None:
 
 def commands() -> str:
     """All commands, as each explains itself."""
-    from cocomix.cli import app
+    from cocomix.cli.app import app
 
     group = typer.main.get_command(app)
     return get_docs_for_click(obj=group, ctx=typer.Context(group), name="cocomix", title="Commands")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from cocomix.cli import app
+from cocomix.cli.app import app
 
 _BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>[^\n]*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 GROUP: Any = typer.main.get_command(app)

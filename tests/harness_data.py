@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.tokens import train_tokenizer
+from cocomix.data import train_tokenizer
 
 TEXT = (
     "The house gave way and the long road went over the hill. A farmer took bread, salt and a lamp to the river. "

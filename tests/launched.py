@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from cocomix.config import load_config
+from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
 
 STEPS = 80

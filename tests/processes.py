@@ -24,7 +24,7 @@ def program(folder: Path, tests: Path, body: str) -> str:
         f"sys.path[:0] = [{str(tests.parent)!r}, {str(Path(__file__).parent)!r}]\n"
         "from pathlib import Path\n"
         "import torch\n"
-        "from cocomix.train.distributed import distributed_session, is_main, rank, world_size\n"
+        "from cocomix.utils.distributed import distributed_session, is_main, rank, world_size\n"
         f"home = Path({str(folder)!r})\n"
         "with distributed_session():\n" + "".join(f"    {line}\n" for line in body.strip().splitlines())
     )

@@ -15,11 +15,10 @@ import psutil
 import pytest
 import yaml
 
-from cocomix.config import load_config
-from cocomix.config.load import read_yaml, validate
-from cocomix.config.run import validate_config
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.plan import plan
+from cocomix.pipeline.config import load_config, validate_config
+from cocomix.utils.settings import read_yaml, validate
 from doc_blocks import after_cocomix, parsed
 from launched import checkpoints, ended, half_way, prepare, start, wait_until, weights
 

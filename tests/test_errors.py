@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from cocomix.errors import LONGEST, CocomixError, ConfigError
+from cocomix.utils.errors import LONGEST, CocomixError, ConfigError
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.files import parse_json, read_json
+from cocomix.utils.files import parse_json, read_json
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000 + "]" * 100_000, '{"a":' * 100_000, "9" * 5000, "\ufeff1"])

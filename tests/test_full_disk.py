@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix import cli
-from cocomix.concepts import LabelStore
-from cocomix.files import disk_full
-from cocomix.tokens import write_shards
+from cocomix.cli import app as cli
+from cocomix.data import write_shards
+from cocomix.labels import LabelStore
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
+from cocomix.utils.files import disk_full
 
 
 @pytest.fixture

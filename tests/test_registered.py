@@ -16,7 +16,7 @@ def fresh(program: str) -> str:
 def test_neither_the_package_nor_any_help_loads_torch_or_transformers() -> None:
     said = fresh(
         "import sys, typer, cocomix\n"
-        "from cocomix.cli import app\n"
+        "from cocomix.cli.app import app\n"
         "group = typer.main.get_command(app)\n"
         "for words in ([], *([name] for name in group.commands)):\n"
         "    group.main([*words, '--help'], standalone_mode=False)\n"
@@ -32,7 +32,7 @@ FIRST = {
     "ours, then a look whether theirs is installed": (
         "import importlib.util, cocomix; importlib.util.find_spec('transformers')"
     ),
-    "one of ours that imports theirs": "import cocomix.steer.residual",
+    "one of ours that imports theirs": "import cocomix.steering.residual",
 }
 
 

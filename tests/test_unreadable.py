@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cocomix.cli import app
-from cocomix.doctor.check import Finding
+from cocomix.cli.app import app
+from cocomix.doctor_check import Finding
 
 
 @pytest.mark.parametrize(

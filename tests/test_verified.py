@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cocomix import verified
-from cocomix.errors import CocomixError
-from cocomix.verified import FileEntry, check_files
+from cocomix.utils import integrity as verified
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.integrity import FileEntry, check_files
 
 
 def folder_with(home: Path) -> tuple[Path, list[FileEntry]]:

@@ -7,11 +7,12 @@ command's help, and what needs no model, is quick.
 
 from typing import TYPE_CHECKING, Any
 
-from cocomix.errors import CocomixError
 from cocomix.registered import register_with_transformers
+from cocomix.utils.errors import CocomixError
 
 if TYPE_CHECKING:
-    from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
+    from cocomix.model.configuration_cocomix import CoCoMixConfig
+    from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 
 __version__ = "0.1.0"
 __all__ = ["CoCoMixConfig", "CoCoMixForCausalLM", "CocomixError", "__version__"]

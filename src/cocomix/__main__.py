@@ -1,3 +1,3 @@
-from cocomix.cli import main
+from cocomix.cli.app import main
 
 main()

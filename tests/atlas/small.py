@@ -7,11 +7,10 @@ import numpy as np
 import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.atlas import Atlas, AtlasKey, build
-from cocomix.concepts import LabelReader
-from cocomix.names import ConceptName, FoundNames, Names
-from cocomix.names.record import TokenScore
-from cocomix.tokens import TokenShards, write_shards
+from cocomix.analysis import Atlas, AtlasKey, ConceptName, FoundNames, Names, build
+from cocomix.analysis.record import TokenScore
+from cocomix.data import TokenShards, write_shards
+from cocomix.labels import LabelReader
 
 VOCAB, C, K, SEQ, WINDOWS, K_ATTR = 37, 24, 5, 12, 40, 3
 KEY = AtlasKey(student="s", shards="t", labels="l", seq_len=SEQ, tokens=WINDOWS * SEQ)

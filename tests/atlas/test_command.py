@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from cocomix.atlas import Atlas, build
-from cocomix.errors import CocomixError
+from cocomix.analysis import Atlas, build
 from cocomix.pipeline.atlas_command import atlas_path, student_atlas
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, student_stage
+from cocomix.utils.errors import CocomixError
 
 TOKENS = 2000
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from atlas.small import SEQ, TRUTH, WINDOWS, C, Labels, atlas, corpus, decode, names, student
-from cocomix.atlas import Dashboards, measured, promoted
-from cocomix.atlas.dashboard import LISTED, SHOWN, SIMILAR, Effect
-from cocomix.atlas.gather import PLACES
-from cocomix.atlas.record import EDGES
-from cocomix.errors import CocomixError
-from cocomix.names.automatic import AFTER, BEFORE
+from cocomix.analysis import Dashboards, measured, promoted
+from cocomix.analysis.atlas_record import EDGES
+from cocomix.analysis.concept_index import PLACES
+from cocomix.analysis.dashboards import LISTED, SHOWN, SIMILAR, Effect
+from cocomix.analysis.naming import AFTER, BEFORE
+from cocomix.utils.errors import CocomixError
 
 
 @pytest.fixture(scope="module")

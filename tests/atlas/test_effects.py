@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from atlas.small import SEQ, VOCAB, C, student
-from cocomix.atlas import measured, promoted
-from cocomix.atlas.effects import concept_vectors, mixes
+from cocomix.analysis import measured, promoted
+from cocomix.analysis.effects import concept_vectors, mixes
 from cocomix.model import MIXERS, CoCoMixForCausalLM
 
 REACH_THE_HEAD = {"interleave", "add", "gated_add", "drop_tokens"}
@@ -68,7 +68,7 @@ def alone(model: CoCoMixForCausalLM, concept: int, ids: list[int]) -> torch.Tens
 def test_measured_is_the_mean_over_windows_run_alone(
     mixer: str, logit_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cocomix.atlas.gather.LOGIT_BYTES", logit_bytes)
+    monkeypatch.setattr("cocomix.analysis.concept_index.LOGIT_BYTES", logit_bytes)
     model = student(mixer)
     rng = np.random.default_rng(0)
     ids, positions = rng.integers(0, VOCAB, (6, SEQ)), np.array([4, SEQ - 1, 0, 7, 7, 3])

@@ -9,11 +9,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from atlas.small import KEY, SEQ, TRUTH, WINDOWS, C, K, Labels, atlas, corpus, student
-from cocomix.atlas import Atlas, build
-from cocomix.atlas.gather import PLACES, concept_channel, predictions
-from cocomix.atlas.record import EDGES, UNLABELLED
-from cocomix.errors import CocomixError
-from cocomix.tokens import TokenShards, write_shards
+from cocomix.analysis import Atlas, build
+from cocomix.analysis.atlas_record import EDGES, UNLABELLED
+from cocomix.analysis.concept_index import PLACES, concept_channel, predictions
+from cocomix.data import TokenShards, write_shards
+from cocomix.utils.errors import CocomixError
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def as_lists(found: Atlas) -> dict[str, object]:
 
 @pytest.mark.parametrize("logit_bytes", [1, 3 * SEQ * C * 4, 1 << 26])
 def test_gathered_is_what_loops_find(shards: TokenShards, logit_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cocomix.atlas.gather.LOGIT_BYTES", logit_bytes)
+    monkeypatch.setattr("cocomix.analysis.concept_index.LOGIT_BYTES", logit_bytes)
     found, expected = atlas(student(), shards, Labels()), by_loops(shards, Labels())
     assert as_lists(found) == expected
     assert 0 < found.labelled < found.positions == WINDOWS * SEQ and found.windows == WINDOWS

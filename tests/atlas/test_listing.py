@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from atlas.small import C, Labels, atlas, corpus, names, student
-from cocomix.atlas import SORTS, Atlas, Catalogue
-from cocomix.errors import CocomixError
+from cocomix.analysis import SORTS, Atlas, Catalogue
+from cocomix.utils.errors import CocomixError
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as torch_save_file
 
 from atlas.small import KEY, Labels, atlas, corpus, student
-from cocomix.atlas import Atlas, read_atlas, write_atlas
+from cocomix.analysis import Atlas, read_atlas, write_atlas
 
 
 @pytest.fixture(scope="module")

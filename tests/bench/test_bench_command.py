@@ -13,7 +13,7 @@ from cocomix.bench.command import MOST_BUSY, run_bench
 from cocomix.bench.groups import GROUPS
 from cocomix.bench.keys import KEYS
 from cocomix.bench.shapes import SHAPES
-from cocomix.errors import CocomixError
+from cocomix.utils.errors import CocomixError
 from command import cocomix, refused
 
 ON_CPU = [name for name in GROUPS if name != "gpu"]

@@ -13,7 +13,7 @@ from cocomix.bench.own_process import measure_alone
 from cocomix.bench.sae_steps import RIVALS, OurSae, SaeStep
 from cocomix.bench.shapes import SHAPES
 from cocomix.bench.students import STUDENTS, Trainee, TrainingStep
-from cocomix.errors import CocomixError
+from cocomix.utils.errors import CocomixError
 
 SETTING = Setting(SHAPES["tiny"], 1, torch.device("cpu"), 0)
 

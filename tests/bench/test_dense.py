@@ -7,11 +7,12 @@ from cocomix.bench.dense import DenseStudent
 from cocomix.bench.dense_labels import dense_attribution, dense_labels
 from cocomix.bench.made import student_config
 from cocomix.bench.shapes import SHAPES
-from cocomix.concepts import ConceptLabeller, TopKSAE, attribute, select_labels
-from cocomix.config.shape import ModelShape
+from cocomix.labels import ConceptLabeller, attribute, select_labels
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.model.build import build_plain
+from cocomix.model.shape import ModelShape
 from cocomix.objectives import CoCoMixObjective
-from cocomix.students.build import build_plain
+from cocomix.sae import TopKSAE
 from randomised import randomised
 
 BLOCK = {

@@ -21,7 +21,7 @@ from cocomix.bench.keys import (
     waiting_shares,
 )
 from cocomix.bench.labellers import agreement
-from cocomix.concepts import ConceptLabels
+from cocomix.labels import ConceptLabels
 
 ROUNDS = 5
 

@@ -19,7 +19,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import watched
-from cocomix.errors import CocomixError
+from cocomix.utils.errors import CocomixError
 from fuzz import Attack, attacked
 from mutations import BYTES, STRUCTURED, mutated
 from odd import BOMB, JSON, YAML

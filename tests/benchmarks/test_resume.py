@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cocomix.config import load_config
+from cocomix.pipeline.config import load_config
 from kill_plan import CASES, TARGETS, TRAINING, recipes
 from resume import COLUMNS, table
 from same_bits import contents, differences

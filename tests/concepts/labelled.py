@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.concepts import ConceptLabeller, TopKSAE, TopTokens
-from cocomix.concepts.labelling import label_split
-from cocomix.tokens import TokenShards, write_shards
-from cocomix.train.distributed import on_main
+from cocomix.data import TokenShards, write_shards
+from cocomix.labels import ConceptLabeller, TopTokens
+from cocomix.labels.labelling import label_split
+from cocomix.sae import TopKSAE
+from cocomix.utils.distributed import on_main
 from processes import program, torchrun
 
 SIGNS = ("helpful", "absolute")

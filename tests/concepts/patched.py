@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from cocomix.concepts import TopKSAE, hidden_at
-from cocomix.concepts.teacher import blocks, model_inputs
+from cocomix.model import hidden_at
+from cocomix.model.teacher import blocks, model_inputs
+from cocomix.sae import TopKSAE
 
 
 def patched_loop(

@@ -10,11 +10,13 @@ from patched import patched_loop
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from cocomix.concepts import TopKSAE, attribute, attribute_active, hidden_at, select_active, select_labels
-from cocomix.concepts.activation import ACTIVATIONS
-from cocomix.concepts.normalisation import NORMALISATIONS
-from cocomix.concepts.teacher import blocks
-from cocomix.errors import CocomixError
+from cocomix.labels import attribute, attribute_active, select_active, select_labels
+from cocomix.model import hidden_at
+from cocomix.model.teacher import blocks
+from cocomix.sae import TopKSAE
+from cocomix.sae.activation import ACTIVATIONS
+from cocomix.sae.normalisation import NORMALISATIONS
+from cocomix.utils.errors import CocomixError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASE = load_file(GOLDEN / "case3_attribution.safetensors")
@@ -203,7 +205,7 @@ def test_a_forward_somebody_wrapped_stays_wrapped(teacher: PreTrainedModel) -> N
 
 
 def test_attention_sinks_are_refused(teacher: PreTrainedModel) -> None:
-    from cocomix.concepts.two_stream import _attention, two_streams
+    from cocomix.labels.exact import _attention, two_streams
 
     x = torch.zeros(1, 2, 3, 4)
     with two_streams(teacher, 1), pytest.raises(CocomixError, match="sinks"):

@@ -9,9 +9,11 @@ from patched import patched_loop
 from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from cocomix.concepts import TopKSAE, attribute, hidden_at
-from cocomix.concepts.teacher import model_inputs, resumed_at
-from cocomix.errors import CocomixError
+from cocomix.labels import attribute
+from cocomix.model import hidden_at
+from cocomix.model.teacher import model_inputs, resumed_at
+from cocomix.sae import TopKSAE
+from cocomix.utils.errors import CocomixError
 
 WIDTH, LAYERS, VOCAB = 16, 3, 61
 SHARED = {

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cocomix.concepts import LabelStore
-from cocomix.concepts.store_layout import BLOCK, StoreLayout
-from cocomix.concepts.store_marks import MARKS
-from cocomix.concepts.store_writer import LabelWriter
-from cocomix.errors import CocomixError
-from cocomix.files import write_sealed
+from cocomix.labels import LabelStore
+from cocomix.labels.store_layout import BLOCK, StoreLayout
+from cocomix.labels.store_marks import MARKS
+from cocomix.labels.store_writer import LabelWriter
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import write_sealed
 
 LINEAGE = {"tokens": "a" * 64, "teacher": "b" * 64, "rule": "exact"}
 SHAPE = (7, 5, 2)

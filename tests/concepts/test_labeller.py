@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts import LabelStore, LiveLabels
-from cocomix.concepts.attribution import RULES
-from cocomix.errors import CocomixError
+from cocomix.labels import LabelStore, LiveLabels
+from cocomix.labels.attribution import RULES
+from cocomix.utils.errors import CocomixError
 from concepts.labelled import SEQ, SIGNS, K, corpus, label, labeller
 
 GROUPS = ([5], [5, 6, 7], list(range(12)), [*range(40, 47), 5], [5] * 9, [11, 5, 3, 9, 5, 2, 30])

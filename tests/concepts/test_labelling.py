@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts import LabelStore, attribute_active, select_active
-from cocomix.concepts.labelling import runs
-from cocomix.concepts.store_marks import MARKS, read_marks
-from cocomix.errors import CocomixError
-from cocomix.train.distributed import Interrupted
+from cocomix.labels import LabelStore, attribute_active, select_active
+from cocomix.labels.labelling import runs
+from cocomix.labels.store_marks import MARKS, read_marks
+from cocomix.utils.errors import CocomixError, Interrupted
 from concepts.labelled import (
     BATCH,
     SEQ,

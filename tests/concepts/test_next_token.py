@@ -6,9 +6,9 @@ import transformers as hf
 from test_families import FAMILIES, OWN_ATTENTION, left_padding, made, tokens
 from torch import nn
 
-from cocomix.concepts import hidden_at
-from cocomix.concepts.next_token import NextTokenLoss, has_next_token, linear_head, next_token_losses
-from cocomix.concepts.teacher import resumed_at
+from cocomix.model import hidden_at
+from cocomix.model.next_token import NextTokenLoss, has_next_token, linear_head, next_token_losses
+from cocomix.model.teacher import resumed_at
 
 MORE_THAN_LINEAR = {"gemma2"}
 """Families whose logits are capped."""

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.concepts import TopKSAE, hidden_at, sae_quality, spliced_losses
-from cocomix.concepts.quality import density
-from cocomix.concepts.teacher import blocks
-from cocomix.errors import CocomixError
+from cocomix.model import hidden_at
+from cocomix.model.teacher import blocks
 from cocomix.report.sae_page import write_sae_page
+from cocomix.sae import TopKSAE, sae_quality, spliced_losses
+from cocomix.sae.metrics import density
+from cocomix.utils.errors import CocomixError
 
 
 def autoencoder(width: int = 8) -> TopKSAE:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.concepts import SaeTraining, TopKSAE
-from cocomix.concepts.activation import ACTIVATIONS
-from cocomix.concepts.normalisation import NORMALISATIONS
-from cocomix.errors import CocomixError
+from cocomix.sae import SaeTraining, TopKSAE
+from cocomix.sae.activation import ACTIVATIONS
+from cocomix.sae.normalisation import NORMALISATIONS
+from cocomix.utils.errors import CocomixError
 
 
 def sae(k: int = 3) -> TopKSAE:

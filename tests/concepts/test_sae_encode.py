@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from cocomix.concepts import TopKSAE, sae_encode
-from cocomix.concepts.activation import ACTIVATIONS
-from cocomix.concepts.sae_encode import encode_chosen, equal_chunks
 from cocomix.kernels import largest
+from cocomix.sae import TopKSAE, sae_encode
+from cocomix.sae.activation import ACTIVATIONS
+from cocomix.sae.sae_encode import encode_chosen, equal_chunks
 
 
 def choose(pre: torch.Tensor, k: int) -> torch.Tensor:

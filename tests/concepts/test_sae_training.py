@@ -6,14 +6,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.concepts import SaeTraining, TopKSAE, hidden_at
-from cocomix.concepts.activation import ACTIVATIONS
+from cocomix.model import hidden_at
 from cocomix.objectives import SaeObjective
+from cocomix.sae import SaeTraining, TopKSAE
+from cocomix.sae.activation import ACTIVATIONS
 from processes import program, torchrun
 
 PROGRAM = """
 import torch.distributed as dist
-from cocomix.concepts import SaeTraining, TopKSAE
+from cocomix.sae import SaeTraining, TopKSAE
 torch.manual_seed(0)
 training = SaeTraining(TopKSAE(8, 20, 3).double(), aux_k=2, aux_coefficient=0.5, dead_after_tokens=9)
 data = torch.randn(3, 2, 6, 8, dtype=torch.double)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.config import load_config, save_config
-from cocomix.errors import CocomixError
-from cocomix.train.precision import fast_precision
+from cocomix.pipeline.config import load_config
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.precision import fast_precision
+from cocomix.utils.settings import save_config
 
 DEMO = Path(str(resources.files("cocomix") / "recipes" / "demo.yaml"))
 

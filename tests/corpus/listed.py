@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cocomix.corpus import Document
+from cocomix.data import Document
 
 
 def split_documents(

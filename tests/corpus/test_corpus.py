@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.corpus import SOURCES, Document
-from cocomix.errors import CocomixError
+from cocomix.data import SOURCES, Document
+from cocomix.utils.errors import CocomixError
 from corpus.listed import split_documents
 
 

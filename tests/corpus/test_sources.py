@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cocomix.corpus import SOURCES, Document, Skipped, jsonl
-from cocomix.errors import CocomixError
+from cocomix.data import SOURCES, Document, Skipped, jsonl
+from cocomix.utils.errors import CocomixError
 from corpus.made import write_jsonl, write_parquet
 
 pyarrow = pytest.importorskip("pyarrow")

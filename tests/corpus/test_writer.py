@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cocomix.corpus import SPLITS, Corpus, CorpusWriter, Document, Skipped, TextSource
-from cocomix.corpus.source import Place
-from cocomix.errors import CocomixError
-from cocomix.files import write_sealed
+from cocomix.data import SPLITS, Corpus, CorpusWriter, Document, Skipped, TextSource
+from cocomix.data.source import Place
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import write_sealed
 from corpus.listed import split_documents
 from corpus.made import content
 

@@ -35,10 +35,10 @@ def test_the_reference_holds_every_command_and_every_public_name(site: Path) -> 
         for path in (ROOT / "src/cocomix").glob("*/__init__.py")
         if re.search("^__all__ = ", path.read_text(), re.M)
     }
-    assert pages == packages and {"concepts", "model", "steer"} <= pages
-    concepts = (site / "reference/python/concepts.html").read_text()
-    for name in ("attribute", "TopKSAE", "LabelStore"):
-        assert f'id="cocomix.concepts.{name}"' in concepts
+    assert pages == packages and {"sae", "labels", "model", "steering"} <= pages
+    for package, name in (("labels", "attribute"), ("sae", "TopKSAE"), ("labels", "LabelStore")):
+        page = (site / f"reference/python/{package}.html").read_text()
+        assert f'id="cocomix.{package}.{name}"' in page
 
 
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.doctor.check import Finding, State, Where, examine
-from cocomix.doctor.run_health import RunCheck
+from cocomix.data import TokenShards
+from cocomix.doctor import RunCheck
+from cocomix.doctor_check import Finding, State, Where, examine
 from cocomix.pipeline.trained import existing_run
-from cocomix.tokens import TokenShards
 from command import cocomix
 
 pytestmark = pytest.mark.slow

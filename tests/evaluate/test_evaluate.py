@@ -12,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.concepts import LabelStore, TopKSAE, attribute_active
-from cocomix.errors import CocomixError
-from cocomix.evaluate import concept_recall, labelling_flops, model_flops, perplexity
-from cocomix.tokens import TokenShards, write_shards
+from cocomix.data import TokenShards, write_shards
+from cocomix.evaluation import concept_recall, perplexity
+from cocomix.labels import LabelStore, attribute_active
+from cocomix.model import labelling_flops, model_flops
+from cocomix.sae import TopKSAE
+from cocomix.utils.errors import CocomixError
 
 
 def shards(folder: Path) -> TokenShards:

@@ -16,18 +16,21 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 import harness_data
-from cocomix.errors import CocomixError
-from cocomix.evaluate.harness import CoCoMixLM, Tasks, metrics, run_tasks
-from cocomix.tokens import load_tokenizer
+from cocomix.data import load_tokenizer
+from cocomix.evaluation.harness.model import CoCoMixLM
+from cocomix.evaluation.harness.run import run_tasks
+from cocomix.evaluation.harness.table import metrics
+from cocomix.evaluation.harness.tasks import Tasks
+from cocomix.utils.errors import CocomixError
 
 NAMES = ["lambada_openai", "wikitext", "hellaswag", "piqa", "social_iqa", "arc_easy", "winogrande"]
 TWO_PROCESSES = """
 import json, sys
 from pathlib import Path
 import harness_data
-from cocomix.evaluate.harness import CoCoMixLM, Tasks, run_tasks
-from cocomix.tokens import load_tokenizer
-from cocomix.train.distributed import distributed_session
+from cocomix.evaluation.harness import CoCoMixLM, Tasks, run_tasks
+from cocomix.data import load_tokenizer
+from cocomix.utils.distributed import distributed_session
 with distributed_session():
     model = CoCoMixLM(sys.argv[1], batch_size=2)
     tasks = Tasks(Path(sys.argv[2]), harness_data.small_index())

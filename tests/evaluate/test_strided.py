@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.errors import CocomixError
-from cocomix.evaluate.perplexity import perplexity
-from cocomix.evaluate.strided import strided_perplexity
-from cocomix.pipeline.perplexity_command import measure_perplexity
-from cocomix.tokens import TokenShards, load_tokenizer, train_tokenizer, write_shards
+from cocomix.data import TokenShards, load_tokenizer, train_tokenizer, write_shards
+from cocomix.evaluation.perplexity import perplexity
+from cocomix.evaluation.perplexity_command import measure_perplexity
+from cocomix.evaluation.strided import strided_perplexity
+from cocomix.utils.errors import CocomixError
 
 TEXT = "The house gave way, and the long road went over the hill to the river. "
 

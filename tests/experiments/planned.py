@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from cocomix.config.load import merge, validate
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.plan import plan
+from cocomix.utils.settings import merge, validate
 
 GIB = 2**30
 SHAPE = {"backbone": "gpt2", "width": 32, "layers": 3, "heads": 2}

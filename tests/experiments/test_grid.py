@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from cocomix.config.load import read_yaml, validate
-from cocomix.errors import CocomixError
 from cocomix.experiments.collect import collect
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.grid import Grid
 from cocomix.experiments.launch import Launcher
 from cocomix.experiments.report import write_experiment_report
-from cocomix.students import VARIANTS
+from cocomix.objectives import VARIANTS
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.settings import read_yaml, validate
 from command import cocomix, refused
 
 SHAPE = {"width": 16, "layers": 3, "heads": 2}

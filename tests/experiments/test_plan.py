@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cocomix.config import ModelShape
-from cocomix.config.load import merge, validate
-from cocomix.errors import CocomixError
-from cocomix.evaluate.flops import labelling_flops, model_flops, sae_training_flops
 from cocomix.experiments.config import ExperimentConfig
-from cocomix.experiments.plan import plan, plan_table
+from cocomix.experiments.plan import plan
+from cocomix.experiments.plan_table import plan_table
+from cocomix.model import ModelShape, build_plain
+from cocomix.model.flops import labelling_flops, model_flops, sae_training_flops
 from cocomix.pipeline.run import Run
-from cocomix.students import build_plain
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.settings import merge, validate
 from experiments.planned import GIB, SHAPE, TINY, experiment, gpt2_parameters, planned, rows
 
 

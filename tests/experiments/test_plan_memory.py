@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.concepts import LabelStore
-from cocomix.config import ConceptConfig, ModelShape
+from cocomix.data.shards import write_shards
 from cocomix.experiments.plan_memory import shard_bytes, store_bytes, token_activations
-from cocomix.students import Sizes, build_mixed, build_plain
-from cocomix.tokens.shards import write_shards
+from cocomix.labels import LabelStore
+from cocomix.model import ModelShape, Sizes, build_mixed, build_plain
+from cocomix.objectives import ConceptConfig
 from experiments.planned import GIB, SHAPE, gpt2_parameters, planned, rows
 
 

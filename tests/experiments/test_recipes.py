@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from cocomix.config.load import read_yaml, validate
-from cocomix.config.run import RunConfig
-from cocomix.errors import CocomixError
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.plan import plan
+from cocomix.pipeline.config import RunConfig
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.settings import read_yaml, validate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 EXPERIMENTS = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "data")

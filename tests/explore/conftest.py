@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from cocomix.explore.access import access_for
-from cocomix.explore.app import create_app
-from cocomix.explore.catalog import Catalog
-from cocomix.explore.prepare import prepare
+from cocomix.explorer.access import access_for
+from cocomix.explorer.app import create_app
+from cocomix.explorer.catalog import Catalog
+from cocomix.explorer.prepare import prepare
 from explore.browsing import Watched, chromium, watched
 from explore.explored import client_of, served
 

@@ -9,11 +9,11 @@ import uvicorn
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
-from cocomix.explore.access import Access, access_for
-from cocomix.explore.app import create_app
-from cocomix.explore.catalog import Catalog
-from cocomix.explore.limits import Limits
-from cocomix.explore.serve import listen
+from cocomix.explorer.access import Access, access_for
+from cocomix.explorer.app import create_app
+from cocomix.explorer.catalog import Catalog
+from cocomix.explorer.limits import Limits
+from cocomix.explorer.serve import listen
 
 COCOMIX, NTP = "0/cocomix/0", "0/ntp/0"
 TEXT = "Fellow citizens of the Senate and of the House of Representatives"

@@ -9,11 +9,11 @@ import torch
 from starlette.testclient import TestClient
 
 from cocomix import __version__
-from cocomix.explore.app import PAGE
-from cocomix.explore.catalog import Catalog
-from cocomix.names.record import EDITED
+from cocomix.analysis.record import EDITED
+from cocomix.explorer.app import PAGE
+from cocomix.explorer.catalog import Catalog
 from cocomix.pipeline.inspect_command import inspect_text
-from cocomix.steer import from_items, parse_steering, to_items
+from cocomix.steering import from_items, parse_steering, to_items
 from explore.explored import COCOMIX, NTP, STEERING, TEXT, client_of, hooked
 
 pytestmark = pytest.mark.slow
@@ -242,7 +242,7 @@ def test_what_breaks_says_where_to_look(client: TestClient, catalog: Catalog, mo
         answer.status_code == 500 and "look at the terminal" in answer.json()["error"] and "secret" not in answer.text
     )
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    monkeypatch.setattr("cocomix.explore.duet.CachedReader._pass", broken)
+    monkeypatch.setattr("cocomix.explorer.paired_generation.CachedReader._pass", broken)
     lines = client.post("/api/steer", json=STEER).text.splitlines()
     assert json.loads(lines[0])["event"] == "start"
     assert json.loads(lines[-1])["event"] == "error" and "look at the terminal" in json.loads(lines[-1])["error"]

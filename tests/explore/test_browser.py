@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.explore.catalog import Catalog
+from cocomix.explorer.catalog import Catalog
 from explore.browsing import REFUSED, Watched
 from explore.explored import COCOMIX, NTP, TEXT
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cocomix.steer import Ablate, Amplify, Clamp, format_steering, from_json
+from cocomix.model import Ablate, Amplify, Clamp
+from cocomix.steering import format_steering, from_json
 from explore.browsing import REFUSED, Watched
 
 pytestmark = pytest.mark.slow

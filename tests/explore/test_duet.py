@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.concepts import TopKSAE, hidden_at
-from cocomix.explore.duet import CachedReader, End, Judge, Start, Step, draw, duet
-from cocomix.steer import Ablate, Amplify, Clamp, Intervention, steered
+from cocomix.explorer.paired_generation import CachedReader, End, Judge, Start, Step, draw, duet
+from cocomix.model import Ablate, Amplify, Clamp, Intervention, hidden_at, steered
+from cocomix.sae import TopKSAE
 from steer.steered_models import VOCAB, C, K, build, untouched
 
 PROMPT, TOKENS, LAYER = [3, 1, 8, 30], 12, 1

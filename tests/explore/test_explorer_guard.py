@@ -11,10 +11,10 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from cocomix.errors import CocomixError
-from cocomix.explore.access import Access, access_for, is_loopback, url_host
-from cocomix.explore.app import _broken, _not_served
-from cocomix.explore.guard import HEADERS, LARGEST, Guard
+from cocomix.explorer.access import Access, access_for, is_loopback, url_host
+from cocomix.explorer.app import _broken, _not_served
+from cocomix.explorer.security import HEADERS, LARGEST, Guard
+from cocomix.utils.errors import CocomixError
 
 TOKEN = "a-token-of-enough-letters"
 JSON = {"Content-Type": "application/json"}

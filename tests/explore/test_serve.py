@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from cocomix.errors import CocomixError
-from cocomix.explore.access import access_for
-from cocomix.explore.app import create_app
-from cocomix.explore.catalog import Catalog
-from cocomix.explore.limits import Limits
-from cocomix.explore.serve import listen
+from cocomix.explorer.access import access_for
+from cocomix.explorer.app import create_app
+from cocomix.explorer.catalog import Catalog
+from cocomix.explorer.limits import Limits
+from cocomix.explorer.serve import listen
+from cocomix.utils.errors import CocomixError
 from command import cocomix, refused
 from explore.explored import COCOMIX, NTP, STEERING, TEXT, hooked, served, wait_until
 
@@ -66,7 +66,7 @@ def test_a_client_that_leaves_makes_room(catalog: Catalog, monkeypatch: pytest.M
         slow.wait(0.02)
         return reader.model(input_ids=ids, use_cache=True, **reader._past)
 
-    monkeypatch.setattr("cocomix.explore.duet.CachedReader._pass", counted)
+    monkeypatch.setattr("cocomix.explorer.paired_generation.CachedReader._pass", counted)
     limits = Limits(streams=1)
     with served(create_app(catalog, access_for("127.0.0.1", 0, None), limits)) as port:
         body = json.dumps(STEER | {"tokens": 60}).encode()

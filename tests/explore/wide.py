@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.atlas import AtlasKey, Dashboards, build
-from cocomix.explore.catalog import Entry, ModelInfo
-from cocomix.explore.instrument import Instrument
-from cocomix.explore.namebook import NameBook
-from cocomix.names import ConceptName, FoundNames, write_found
-from cocomix.tokens import write_shards
+from cocomix.analysis import AtlasKey, ConceptName, Dashboards, FoundNames, build, write_found
+from cocomix.data import write_shards
+from cocomix.explorer.catalog import Entry, ModelInfo
+from cocomix.explorer.namebook import NameBook
+from cocomix.explorer.sessions import Instrument
 
 VOCAB, SEQ, K = 60, 32, 6
 KEY = "0/wide/0"

@@ -9,9 +9,9 @@ from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.concepts import ConceptLabels
-from cocomix.errors import CocomixError
-from cocomix.inspect import Reading, print_reading, read_text
+from cocomix.analysis import Reading, print_reading, read_text
+from cocomix.labels import ConceptLabels
+from cocomix.utils.errors import CocomixError
 
 VOCAB, C, K, POSITIONS, TOP = 37, 24, 5, 12, 4
 IDS = [3, 1, 8, 30, 2, 2, 19]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cocomix.kernels import Linear, plain_linear
-from cocomix.kernels.few_rows import MOST_ROWS, linear
+from cocomix.kernels.matmul import MOST_ROWS, linear
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,9 +5,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.concepts import TopKSAE
-from cocomix.concepts.attribution import attribute
 from cocomix.kernels import largest, linear_losses, weighted_rows
+from cocomix.labels.attribution import attribute
+from cocomix.sae import TopKSAE
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.kernels import linear_losses, losses
+from cocomix.kernels import linear_cross_entropy as losses
+from cocomix.kernels import linear_losses
 
 
 def plain(x, weight, bias, targets, top_k):
@@ -53,8 +54,8 @@ def test_it_equals_plain_cross_entropies_and_topk(chunk, part, n, v, d, j, bias,
     k = min(k, v)
     inputs = made(n, v, d, j, bias, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cocomix.kernels.losses.CHUNK_BYTES", 4 * v * chunk)
-        patch.setattr("cocomix.kernels.losses.PART_BYTES", 4 * v * part)
+        patch.setattr("cocomix.kernels.linear_cross_entropy.CHUNK_BYTES", 4 * v * chunk)
+        patch.setattr("cocomix.kernels.linear_cross_entropy.PART_BYTES", 4 * v * part)
         found = linear_losses(*inputs, top_k=k)
         got = gradients(found.total, found.values, inputs[:3])
     total, values, ids = plain(*inputs, k)
@@ -124,7 +125,7 @@ def test_without_gradients_the_same_loss():
 
 @pytest.mark.parametrize("part", [7, 1000])
 def test_autocast_agrees_with_the_plain_autocast_within_its_precision(part, monkeypatch):
-    monkeypatch.setattr("cocomix.kernels.losses.PART_BYTES", 4 * 500 * part)
+    monkeypatch.setattr("cocomix.kernels.linear_cross_entropy.PART_BYTES", 4 * 500 * part)
     inputs = made(64, 500, 32, 4, True, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = linear_losses(*inputs, top_k=8)
@@ -144,7 +145,7 @@ def test_autocast_agrees_with_the_plain_autocast_within_its_precision(part, monk
 def test_memory_held_is_a_chunk(monkeypatch):
     """No tensor as large as all scores is ever allocated."""
     n, v, d = 256, 2048, 8
-    monkeypatch.setattr("cocomix.kernels.losses.CHUNK_BYTES", 4 * v * 16)
+    monkeypatch.setattr("cocomix.kernels.linear_cross_entropy.CHUNK_BYTES", 4 * v * 16)
     inputs = made(n, v, d, 2, True, dtype=torch.float32)
     with torch.profiler.profile(profile_memory=True) as profile:
         found = linear_losses(*inputs, top_k=4)
@@ -165,8 +166,8 @@ def test_chunks_are_about_equal_and_no_larger_than_allowed(most: int) -> None:
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_what_is_held_is_what_is_said(dtype, width, monkeypatch):
-    monkeypatch.setattr("cocomix.kernels.losses.CHUNK_BYTES", 4 * 500 * 64)
-    monkeypatch.setattr("cocomix.kernels.losses.PART_BYTES", 4 * 500 * 16)
+    monkeypatch.setattr("cocomix.kernels.linear_cross_entropy.CHUNK_BYTES", 4 * 500 * 64)
+    monkeypatch.setattr("cocomix.kernels.linear_cross_entropy.PART_BYTES", 4 * 500 * 16)
     work = losses._Chunks(torch.randn(1000, 8), torch.randn(500, 8), None, dtype, torch.float32, [False] * 3)
     held = [work.buffer, *([] if work.wide_part is None else [work.wide_part])]
     assert losses.held_bytes(1000, 500, width) == sum(one.nbytes for one in held)

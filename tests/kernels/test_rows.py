@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocomix.kernels import row_products, weighted_rows
-from cocomix.kernels.rows import rows_gradient
+from cocomix.kernels.sparse import rows_gradient
 
 
 @settings(max_examples=40, deadline=None)

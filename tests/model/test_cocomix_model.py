@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.errors import CocomixError
 from cocomix.model import concept_loss
 from cocomix.model.masks import attend
+from cocomix.utils.errors import CocomixError
 
 VOCAB, T = 37, 9
 

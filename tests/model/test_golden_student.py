@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cocomix.errors import CocomixError
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.reference import load_student, to_reference_layout
+from cocomix.model.convert_reference import load_student, to_reference_layout
+from cocomix.utils.errors import CocomixError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASE = load_file(GOLDEN / "case1_student.safetensors")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.errors import CocomixError
 from cocomix.model import CHANNELS, MIXERS
 from cocomix.model.masks import attend
+from cocomix.utils.errors import CocomixError
 
 VOCAB, T = 37, 10
 OPTIONS = {"every": {"every": 3}, "drop_tokens": {"blocks": 1}}

@@ -5,7 +5,7 @@ import torch
 from test_mixings import CASES, build, close, tokens
 
 from cocomix import CoCoMixForCausalLM
-from cocomix.steer import Amplify, Clamp, steered
+from cocomix.model import Amplify, Clamp, steered
 
 
 def gradients(model: CoCoMixForCausalLM, loss: torch.Tensor) -> list[torch.Tensor]:

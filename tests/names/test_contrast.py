@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cocomix.names import counts as counting
-from cocomix.names.contrast import COMPARED, PRIOR, agreement, best_tokens, contrasts
-from cocomix.names.counts import PairCounts
+from cocomix.analysis import counts as counting
+from cocomix.analysis.counts import PairCounts
+from cocomix.analysis.token_statistics import COMPARED, PRIOR, agreement, best_tokens, contrasts
 
 C, V, K, N = 7, 11, 3, 300
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.errors import CocomixError
-from cocomix.names import ConceptName, Passage, TokenScore, name_with
-from cocomix.names.llm import GIVE_UP_AFTER, question
+from cocomix.analysis import ConceptName, Passage, TokenScore, name_with
+from cocomix.analysis.llm import GIVE_UP_AFTER, question
+from cocomix.utils.errors import CocomixError
 
 CONCEPTS = [
     ConceptName(

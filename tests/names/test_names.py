@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts import hidden_at
-from cocomix.errors import CocomixError
-from cocomix.names import (
+from cocomix.analysis import (
     ConceptName,
     FoundNames,
     Occurrences,
@@ -20,9 +18,11 @@ from cocomix.names import (
     read_names,
     write_found,
 )
-from cocomix.names.automatic import AFTER, BEFORE, STABLE, chosen_words
-from cocomix.names.record import EDITED, FOUND, TokenScore
-from cocomix.tokens import write_shards
+from cocomix.analysis.naming import AFTER, BEFORE, STABLE, chosen_words
+from cocomix.analysis.record import EDITED, FOUND, TokenScore
+from cocomix.data import write_shards
+from cocomix.model import hidden_at
+from cocomix.utils.errors import CocomixError
 from concepts.labelled import SEQ, autoencoder, corpus, teacher
 
 V, WINDOWS, T = 50, 60, 32

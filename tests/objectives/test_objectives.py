@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.concepts import TopKSAE, hidden_at
+from cocomix.model import hidden_at
 from cocomix.objectives import (
     BootstrapObjective,
     CoCoMixObjective,
@@ -19,6 +19,7 @@ from cocomix.objectives import (
     SaeObjective,
     StoredTeacher,
 )
+from cocomix.sae import TopKSAE
 
 IDS = torch.randint(0, 30, (2, 7), generator=torch.Generator().manual_seed(0))
 

@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.concepts import attribute, select_labels
-from cocomix.config import load_config
-from cocomix.errors import CocomixError
-from cocomix.inspect import Reading
-from cocomix.names import FoundNames
-from cocomix.names.automatic import FEWEST, STABLE
-from cocomix.names.record import EDITED, FOUND
+from cocomix.analysis import FoundNames, Reading
+from cocomix.analysis.naming import FEWEST, STABLE
+from cocomix.analysis.record import EDITED, FOUND
+from cocomix.labels import attribute, select_labels
+from cocomix.pipeline.concept_stages import name_run
+from cocomix.pipeline.config import load_config
 from cocomix.pipeline.inspect_command import inspect_text
-from cocomix.pipeline.name_command import name_run
 from cocomix.pipeline.run import Run
+from cocomix.utils.errors import CocomixError
 from command import cocomix, refused
 
 pytestmark = pytest.mark.slow

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.config import load_config
-from cocomix.config.load import read_yaml, validate
+from cocomix.data import load_tokenizer
 from cocomix.experiments.config import ExperimentConfig
+from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
-from cocomix.tokens import load_tokenizer
+from cocomix.utils.settings import read_yaml, validate
 from corpus.made import write_parquet
 from tokens.texts import TEXTS, gpt2_files
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.config import load_config
-from cocomix.corpus import SPLITS, Corpus
+from cocomix.data import SPLITS, Corpus, load_tokenizer, tokenize_corpus, train_tokenizer
+from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
-from cocomix.tokens import load_tokenizer, tokenize_corpus, train_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 import harness_data
-from cocomix.config import load_config
-from cocomix.errors import CocomixError
-from cocomix.evaluate.harness import CoCoMixLM, Tasks, metrics, run_tasks
-from cocomix.evaluate.perplexity import perplexity
-from cocomix.pipeline.evaluate_command import TaskOptions, evaluate_model, evaluate_snapshots, evaluate_tasks
+from cocomix.evaluation.harness.model import CoCoMixLM
+from cocomix.evaluation.harness.run import run_tasks
+from cocomix.evaluation.harness.table import metrics
+from cocomix.evaluation.harness.tasks import Tasks
+from cocomix.evaluation.perplexity import perplexity
+from cocomix.model import load_causal_lm
+from cocomix.pipeline.config import load_config
+from cocomix.pipeline.evaluation_stages import TaskOptions, evaluate_model, evaluate_snapshots, evaluate_tasks
 from cocomix.pipeline.run import Run
-from cocomix.students import load_causal_lm
+from cocomix.utils.errors import CocomixError
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +30,7 @@ def run(tiny: Path, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("cocomix.evaluate.harness.tasks.TaskManager", harness_data.small_index)
+    monkeypatch.setattr("cocomix.evaluation.harness.tasks.TaskManager", harness_data.small_index)
     return harness_data.write_task_data(tmp_path / "data")
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 import cocomix
-from cocomix.config import load_config
-from cocomix.errors import CocomixError
-from cocomix.evaluate import labelling_flops
-from cocomix.pipeline.label_stage import LabelStage
+from cocomix.model import labelling_flops
+from cocomix.pipeline.config import load_config
+from cocomix.pipeline.label_stages import LabelStage
 from cocomix.pipeline.results import collect_results
 from cocomix.pipeline.run import Run
+from cocomix.utils.errors import CocomixError
 from concepts.labelled import contents
 from processes import torchrun
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.pipeline import machine
+from cocomix.utils import env as machine
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocomix.concepts import TopKSAE
-from cocomix.config import load_config
-from cocomix.errors import CocomixError
-from cocomix.pipeline.export import export_sae
+from cocomix.cli.export import export_sae
+from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
+from cocomix.sae import TopKSAE
+from cocomix.utils.errors import CocomixError
 from command import cocomix, refused
 
 pytestmark = pytest.mark.slow

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cocomix import cli_options
-from cocomix.cli_options import open_run
-from cocomix.errors import CocomixError
+from cocomix.cli import options as cli_options
+from cocomix.cli.options import open_run
+from cocomix.utils.errors import CocomixError
 
 RECIPE = Path(__file__).parents[2] / "src/cocomix/recipes/tiny.yaml"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cocomix.errors import CocomixError
 from cocomix.pipeline.stage import Stage
+from cocomix.utils.errors import CocomixError
 
 
 class Counting(Stage):

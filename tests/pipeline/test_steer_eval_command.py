@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from cocomix.config import load_config
-from cocomix.errors import CocomixError
-from cocomix.names import read_names
-from cocomix.names.automatic import STABLE
+from cocomix.analysis import read_names
+from cocomix.analysis.naming import STABLE
+from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
-from cocomix.pipeline.steer_eval_command import baseline, reader, steer_eval
-from cocomix.steer_eval import METHODS
-from cocomix.steer_eval.methods import ResidualOfBaseline
+from cocomix.pipeline.steering_stages import baseline, reader, steer_eval
+from cocomix.steering.study import METHODS
+from cocomix.steering.study.methods import ResidualOfBaseline
+from cocomix.utils.errors import CocomixError
 from command import cocomix, refused
 
 pytestmark = pytest.mark.slow

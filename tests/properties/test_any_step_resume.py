@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_training import objective
 
-from cocomix.train.distributed import Interrupted
 from cocomix.train.state import training_tensors
 from cocomix.train.trainer import Trainer
+from cocomix.utils.errors import Interrupted
 
 MADE = OBJECTIVES | {"dropout": lambda: objective(dropout=0.1)}
 NEVER, ALWAYS = 1e9, 1e-9

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.concepts import LabelStore
-from cocomix.concepts.store_marks import MARKS
+from cocomix.labels import LabelStore
+from cocomix.labels.store_marks import MARKS
 from properties.drawn import seeds
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")

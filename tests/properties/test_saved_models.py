@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from cocomix.concepts import TopKSAE
-from cocomix.concepts.activation import ACTIVATIONS
-from cocomix.concepts.normalisation import NORMALISATIONS
+from cocomix.sae import TopKSAE
+from cocomix.sae.activation import ACTIVATIONS
+from cocomix.sae.normalisation import NORMALISATIONS
 from properties.drawn import (
     PARTS,
     by_token,

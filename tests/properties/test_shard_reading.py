@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.tokens import TokenShards, write_shards
+from cocomix.data import TokenShards, write_shards
 
 EOS = 0
 
@@ -19,7 +19,7 @@ EOS = 0
 def few_open() -> Iterator[None]:
     """Some shards are closed and opened again."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("cocomix.tokens.shards.MOST_OPEN", 3)
+        patched.setattr("cocomix.data.shards.MOST_OPEN", 3)
         yield
 
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from cocomix.concepts import TopKSAE
-from cocomix.config.shape import ModelShape
-from cocomix.steer import Ablate, Amplify, Clamp, Dampen, steer_residual
-from cocomix.students.build import PLAIN, build_plain
+from cocomix.model import Ablate, Amplify, Clamp, Dampen
+from cocomix.model.build import PLAIN, build_plain
+from cocomix.model.shape import ModelShape
+from cocomix.sae import TopKSAE
+from cocomix.steering import steer_residual
 from properties.drawn import LONGEST, VOCAB, WITH_CONCEPTS, on_each_backbone, seeds, student, students, tokens
 from randomised import randomised
 from steer.steered_models import untouched

@@ -11,12 +11,12 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cocomix.config import load_config
-from cocomix.errors import CocomixError
-from cocomix.files import sha256
+from cocomix.hub import push_student
+from cocomix.hub_facts import public
+from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
-from cocomix.push import push_student
-from cocomix.push.facts import public
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import sha256
 
 pytestmark = pytest.mark.slow
 

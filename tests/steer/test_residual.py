@@ -13,10 +13,11 @@ from steered_models import VOCAB, T, build, close, padded, tokens, untouched
 from torch import nn
 from transformers import PreTrainedModel
 
-from cocomix.concepts import TopKSAE, hidden_at
-from cocomix.concepts.teacher import check_layer, model_inputs
-from cocomix.errors import CocomixError
-from cocomix.steer import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Intervention, Setting, steer_residual
+from cocomix.model import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Intervention, Setting, hidden_at
+from cocomix.model.teacher import check_layer, model_inputs
+from cocomix.sae import TopKSAE
+from cocomix.steering import steer_residual
+from cocomix.utils.errors import CocomixError
 
 C, K, WIDTH, LAYER = 20, 6, 16, 1
 CACHE = "cache" if "cache" in inspect.signature(hf.LlamaForCausalLM.forward).parameters else "past_key_values"

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.concepts import TopKSAE
-from cocomix.errors import CocomixError
+from cocomix.data import TokenShards, write_shards
 from cocomix.experiments.config import SteeringConfig
-from cocomix.pipeline.steering_stage import SteeringStage
-from cocomix.steer import Trial, choose_concepts, steering_score, strongest_places
-from cocomix.tokens import TokenShards, write_shards
+from cocomix.experiments.steering_stage import SteeringStage
+from cocomix.sae import TopKSAE
+from cocomix.steering import Trial, choose_concepts, steering_score, strongest_places
+from cocomix.utils.errors import CocomixError
 
 VOCAB, C, T, LAYER = 70, 60, 16, 1
 ASKED = {"concepts": 3, "prompts": 4, "prompt_tokens": 5, "new_tokens": 8, "strength": 4.0}

@@ -6,19 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.errors import CocomixError
-from cocomix.steer import (
-    INTERVENTIONS,
-    Ablate,
-    Amplify,
-    Clamp,
-    Dampen,
-    Setting,
-    format_steering,
-    from_json,
-    parse_steering,
-    to_json,
-)
+from cocomix.model import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Setting
+from cocomix.steering import format_steering, from_json, parse_steering, to_json
+from cocomix.utils.errors import CocomixError
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 starts = st.integers(0, 10**6)

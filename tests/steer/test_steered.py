@@ -11,8 +11,8 @@ from steered_models import MIXERS, VOCAB, C, T, build, close, padded, tokens, un
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixForCausalLM
-from cocomix.errors import CocomixError
-from cocomix.steer import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Intervention, Setting, steered
+from cocomix.model import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Intervention, Setting, steered
+from cocomix.utils.errors import CocomixError
 from properties.slowly import concept_vector
 
 DONE = [Amplify(3.0), Amplify(-2.0), Dampen(0.4), Dampen(1.0), Ablate(), Clamp(3.0), Clamp(-1.5)]

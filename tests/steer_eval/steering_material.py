@@ -9,10 +9,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.concepts import TopKSAE
-from cocomix.steer_eval.concepts import Concept
-from cocomix.steer_eval.material import Material
-from cocomix.tokens import write_shards
+from cocomix.data import write_shards
+from cocomix.sae import TopKSAE
+from cocomix.steering.study.concepts import Concept
+from cocomix.steering.study.material import Material
 
 VOCAB, C, T, LAYER, NEW = 40, 30, 24, 1, 6
 WIDE = 12

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.steer_eval import best_dose, bounded_area
+from cocomix.steering.study import best_dose, bounded_area
 
 STEPS = 1000
 POINTS = st.lists(st.tuples(st.integers(-50, 100), st.integers(-300, 1700)), min_size=1, max_size=7)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from cocomix.errors import CocomixError
-from cocomix.names import ConceptName, FoundNames, Names, TokenScore
-from cocomix.steer.score import MOST_FREQUENT, RAREST, Activity
-from cocomix.steer_eval.concepts import chosen_concepts
+from cocomix.analysis import ConceptName, FoundNames, Names, TokenScore
+from cocomix.steering.score import MOST_FREQUENT, RAREST, Activity
+from cocomix.steering.study.concepts import chosen_concepts
+from cocomix.utils.errors import CocomixError
 
 TEXTS = ["a", "b", "c", "�", "�", " a"]
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from steering_material import VOCAB, C, active_at, material, models
 
-from cocomix.steer_eval.concepts import derangement
-from cocomix.steer_eval.diversity import distinct, repeated
-from cocomix.steer_eval.judge import leak
+from cocomix.steering.study.concepts import derangement
+from cocomix.steering.study.diversity import distinct, repeated
+from cocomix.steering.study.judge import leak
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
@@ -44,7 +44,7 @@ def test_leak_is_the_movement_of_all_others() -> None:
 
 @torch.no_grad()
 def test_the_judge_reads_token_by_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cocomix.steer_eval.judge.ROWS", 4)  # so that the six texts are read in two goes
+    monkeypatch.setattr("cocomix.steering.study.judge.ROWS", 4)  # so that the six texts are read in two goes
     given = material(tmp_path)
     texts = torch.randint(0, VOCAB, (6, 11), generator=torch.Generator().manual_seed(2))
     texts[2, 5:] = 11  # a word said again and again

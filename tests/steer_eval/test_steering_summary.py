@@ -8,13 +8,13 @@ import pytest
 import torch
 from steering_material import material
 
-from cocomix.steer_eval import METHODS, Part, bounded_area, summary
-from cocomix.steer_eval.bootstrap import DRAWS, Resampling
-from cocomix.steer_eval.judge import leak
-from cocomix.steer_eval.methods import Writing
-from cocomix.steer_eval.part import GAINS
-from cocomix.steer_eval.summary import arrays
-from cocomix.steer_eval.wording import headline
+from cocomix.steering.study import METHODS, Part, bounded_area, summary
+from cocomix.steering.study.bootstrap import DRAWS, Resampling
+from cocomix.steering.study.judge import leak
+from cocomix.steering.study.method_result import GAINS
+from cocomix.steering.study.methods import Writing
+from cocomix.steering.study.summary import arrays
+from cocomix.steering.study.wording import headline
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from steering_material import LAYER, NEW, VOCAB, WIDE, active_at, material, models
 
-from cocomix.errors import CocomixError
-from cocomix.steer_eval import METHODS
-from cocomix.steer_eval.contrast import contrast_vectors, middle_block
-from cocomix.steer_eval.material import Material
-from cocomix.steer_eval.methods import Writing
-from cocomix.steer_eval.sample import Noise, continued
+from cocomix.steering.study import METHODS
+from cocomix.steering.study.contrast import contrast_vectors, middle_block
+from cocomix.steering.study.material import Material
+from cocomix.steering.study.methods import Writing
+from cocomix.steering.study.sample import Noise, continued
+from cocomix.utils.errors import CocomixError
 
 Change = Callable[[Any, Any, Any], Any]
 

@@ -3,11 +3,10 @@
 import pytest
 from torch import nn
 
-from cocomix.config import ConceptConfig, ModelShape
-from cocomix.errors import CocomixError
-from cocomix.model import CoCoMixForCausalLM
-from cocomix.students import Sizes, build_mixed, build_plain, match_width, parameter_count
-from cocomix.students.build import NO_IDS, SpecialIds
+from cocomix.model import CoCoMixForCausalLM, ModelShape, Sizes, build_mixed, build_plain, match_width, parameter_count
+from cocomix.model.build import NO_IDS, SpecialIds
+from cocomix.objectives import ConceptConfig
+from cocomix.utils.errors import CocomixError
 
 SIZES = {"vocab_size": 300, "seq_len": 32}
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocomix.config.shape import ModelShape
-from cocomix.errors import CocomixError
-from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.students import build_plain, load_causal_lm, model_config
-from cocomix.students.promised import within_weights
+from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM, build_plain, load_causal_lm, model_config
+from cocomix.model.promised import within_weights
+from cocomix.model.shape import ModelShape
+from cocomix.utils.errors import CocomixError
 
 HUGE = 1 << 40
 

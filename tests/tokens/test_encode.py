@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from cocomix.corpus import Corpus, CorpusWriter, Document
-from cocomix.errors import CocomixError
-from cocomix.tokens import encode, load_tokenizer, tokenize_corpus, train_tokenizer, workers
-from cocomix.tokens.cuts import may_cut, pieces
-from cocomix.tokens.encode import Job, RustEncoder, encode_documents, encode_part, load_encoder
-from cocomix.tokens.join import join_parts
-from cocomix.tokens.workers import Tongue, encode_parts
+from cocomix.data import Corpus, CorpusWriter, Document, load_tokenizer, tokenize_corpus, train_tokenizer, workers
+from cocomix.data import tokenize as encode
+from cocomix.data.cuts import may_cut, pieces
+from cocomix.data.join import join_parts
+from cocomix.data.tokenize import Job, RustEncoder, encode_documents, encode_part, load_encoder
+from cocomix.data.workers import Tongue, encode_parts
+from cocomix.utils.errors import CocomixError
 from corpus.made import content
 from tokens.texts import TEXTS, gpt2_files
 
@@ -90,7 +90,7 @@ def test_a_tokenizer_without_a_tokenizers_file_gets_its_texts_whole(
     tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode, "BATCH_CHARS", 10)
-    from cocomix.tokens import tokenizer as module
+    from cocomix.data import tokenizer as module
 
     monkeypatch.setattr(module, "load_tokenizer", lambda _: load_tokenizer(str(tokenizer_folder)))
     plain = load_encoder(tmp_path, 0, 0)
@@ -111,7 +111,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     texts.mkdir()
     for number, text in enumerate(TEXTS):
         (texts / f"{number:03d}.txt").write_text(text, newline="")
-    from cocomix.corpus import SOURCES
+    from cocomix.data import SOURCES
 
     CorpusWriter(folder, val_fraction=0.1, test_fraction=0.1, file_bytes=6000).write(
         SOURCES["folder"]({"path": texts}), lambda *_: None
@@ -149,7 +149,7 @@ def test_parts_joined_are_the_shards_of_one_writer(
 def test_a_join_stopped_anywhere_goes_on(
     corpus: Corpus, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cocomix.tokens import join
+    from cocomix.data import join
 
     encoder = load_encoder(tokenizer_folder, 500, 0)
 

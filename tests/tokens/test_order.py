@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from cocomix.tokens import batch_order, order
-from cocomix.tokens.order import permuted
+from cocomix.data import batch_order
+from cocomix.data import sampler as order
+from cocomix.data.sampler import permuted
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 1000, 4097])
@@ -51,7 +52,7 @@ def test_above_the_table_batches_are_the_same_function(monkeypatch: pytest.Monke
 
 PROGRAM = """
 import hashlib
-from cocomix.tokens.order import batch_order
+from cocomix.data.sampler import batch_order
 digest = hashlib.sha256()
 for n, step in ((1000, 3), (2**24 + 5, 7), (999, 100)):
     digest.update(batch_order(n, 64, 11, step).tobytes())

@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cocomix.corpus import Document
-from cocomix.errors import CocomixError
-from cocomix.files import write_sealed
-from cocomix.tokens import TokenShards, batch_order, load_tokenizer, tokenize_corpus, train_tokenizer, write_shards
+from cocomix.data import (
+    Document,
+    TokenShards,
+    batch_order,
+    load_tokenizer,
+    tokenize_corpus,
+    train_tokenizer,
+    write_shards,
+)
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import write_sealed
 
 TEXTS = [
     "We the people of the United States, in order to form",
@@ -50,7 +57,7 @@ def test_damage_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_many_shards_do_not_hold_many_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand shards of a million tokens are ten gigatokens; a process may hold about a thousand files open."""
-    monkeypatch.setattr("cocomix.tokens.shards.MOST_OPEN", 3)
+    monkeypatch.setattr("cocomix.data.shards.MOST_OPEN", 3)
     docs = documents()
     plain = np.array([int(token) for doc in docs for token in [*doc, 0]])
     handles = Path("/proc/self/fd")

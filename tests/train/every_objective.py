@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.concepts import TopKSAE
+from cocomix.data import write_shards
 from cocomix.objectives import (
     BootstrapObjective,
     CoCoMixObjective,
@@ -21,9 +21,9 @@ from cocomix.objectives import (
     SaeObjective,
     StoredTeacher,
 )
-from cocomix.tokens import write_shards
+from cocomix.sae import TopKSAE
+from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
-from cocomix.train.data import BatchSource
 from cocomix.train.trainer import Trainer
 
 CONFIG = TrainConfig(batch_size=4, steps=6, learning_rate=1e-3, n_evals=0)
@@ -91,7 +91,7 @@ def data(folder: Path) -> Data:
     rng = np.random.default_rng(0)
     if not folder.exists():
         write_shards(folder, [rng.integers(1, 50, 60) for _ in range(5)], vocab_size=50, eos_id=0)
-    from cocomix.tokens import TokenShards
+    from cocomix.data import TokenShards
 
     return Data(TokenShards.open(folder), 8)
 

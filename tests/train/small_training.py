@@ -7,11 +7,11 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cocomix.data import TokenShards, write_shards
 from cocomix.objectives import NtpObjective, Objective
-from cocomix.tokens import TokenShards, write_shards
+from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
-from cocomix.train.data import BatchSource
-from cocomix.train.distributed import on_main
+from cocomix.utils.distributed import on_main
 
 CONFIG = TrainConfig(
     batch_size=4,

@@ -9,12 +9,11 @@ import pytest
 import torch
 from small_training import CONFIG, objective, source, weights
 
-from cocomix.errors import CocomixError
-from cocomix.files import write_sealed
 from cocomix.train import checkpoint
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
-from cocomix.train.distributed import Interrupted
 from cocomix.train.trainer import Trainer
+from cocomix.utils.errors import CocomixError, Interrupted
+from cocomix.utils.files import write_sealed
 from processes import program, torchrun
 
 

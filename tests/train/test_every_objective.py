@@ -19,7 +19,7 @@ def test_two_processes_equal_one(tmp_path: Path, parallel: str) -> None:
         "from pathlib import Path\n"
         "import torch\n"
         "from every_objective import OBJECTIVES, train\n"
-        "from cocomix.train.distributed import distributed_session, rank\n"
+        "from cocomix.utils.distributed import distributed_session, rank\n"
         "torch.set_num_threads(1)\n"
         "home = Path(sys.argv[1])\n"
         "with distributed_session():\n"

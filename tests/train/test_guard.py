@@ -8,11 +8,11 @@ import pytest
 import torch
 from small_training import CONFIG, objective, source, weights
 
-from cocomix.errors import CocomixError
+from cocomix.data import batch_order
 from cocomix.objectives import NtpObjective
-from cocomix.tokens import batch_order
 from cocomix.train.guard import Guard
 from cocomix.train.trainer import Trainer
+from cocomix.utils.errors import CocomixError
 
 
 def test_what_is_a_fault() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.train import hardware
-from cocomix.train.hardware import memory_used, peak_flops
+from cocomix.utils import hardware
+from cocomix.utils.hardware import memory_used, peak_flops
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.concepts import LabelStore, LiveLabels
-from cocomix.concepts.label_reader import LabelReader
+from cocomix.labels import LabelStore, LiveLabels
+from cocomix.labels.label_reader import LabelReader
 from cocomix.objectives import CoCoMixObjective
+from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
-from cocomix.train.data import BatchSource
 from cocomix.train.trainer import Trainer
 from concepts.labelled import SEQ, corpus, in_two_processes, label, labeller
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from cocomix.config import load_config
+from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
 from cocomix.train.checkpoint import META
 from launched import PYTHON, STEPS, checkpoints, ended, half_way, prepare, start, wait_until, weights

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cocomix.errors import CocomixError
-from cocomix.train.tracking import Tracker, open_tracker
+from cocomix.train.trackers import Tracker, open_tracker
+from cocomix.utils.errors import CocomixError
 
 CONFIG = {"train": {"steps": 3, "betas": (0.9, 0.95)}, "title": None}
 
@@ -123,8 +123,8 @@ def test_the_process_stays_as_it_was(tmp_path: Path) -> None:
 IN_PROCESSES = """
 import os, sys, torch
 from pathlib import Path
-from cocomix.train.distributed import distributed_session, rank, barrier
-from cocomix.train.tracking import open_tracker
+from cocomix.utils.distributed import distributed_session, rank, barrier
+from cocomix.train.trackers import open_tracker
 os.environ.pop("OMP_NUM_THREADS", None)
 torch.set_num_threads(2)
 before = dict(os.environ)

@@ -10,14 +10,14 @@ from pydantic import ValidationError
 from small_training import CONFIG, objective, source, weights
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.concepts import LabelStore
-from cocomix.errors import CocomixError
+from cocomix.data import write_shards
+from cocomix.labels import LabelStore
 from cocomix.objectives import CoCoMixObjective
-from cocomix.tokens import write_shards
+from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
-from cocomix.train.data import BatchSource
 from cocomix.train.optimizer import parameter_groups
 from cocomix.train.trainer import Trainer
+from cocomix.utils.errors import CocomixError
 
 
 def test_gradient_accumulation_equals_the_whole_batch(tmp_path: Path) -> None:

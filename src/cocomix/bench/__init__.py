@@ -1,1 +1,1 @@
-"""`cocomix bench`: how fast we are, as ratios to other libraries and to the reference's own arithmetic."""
+"""How fast it is."""

@@ -12,22 +12,13 @@ from rich.table import Table
 
 from cocomix.bench.contestant import Setting
 from cocomix.bench.groups import GROUPS
-from cocomix.bench.keys import (
-    BAR_SHAPE,
-    all_keys,
-    bar_of,
-    matmul_peak,
-    on_gpu,
-    peak_shares,
-    slopes,
-    waiting_shares,
-)
+from cocomix.bench.keys import BAR_SHAPE, all_keys, bar_of, matmul_peak, on_gpu, peak_shares, slopes, waiting_shares
 from cocomix.bench.shapes import SHAPES
 from cocomix.bench.table import contestants_table, gpu_table, memory_table, ratios_table, slopes_table
-from cocomix.errors import CocomixError
-from cocomix.files import write_json
-from cocomix.pipeline.machine import git_commit, machine
-from cocomix.pipeline.progress import StageProgress
+from cocomix.utils.console import StageProgress
+from cocomix.utils.env import git_commit, machine
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import write_json
 
 
 def run_bench(

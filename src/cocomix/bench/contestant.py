@@ -44,7 +44,7 @@ class Contestant(ABC):
         unit: what is counted, e.g. "token".
         units: of these, in one run.
         precision: "fp32" or "bf16".
-        flops: operations of one run as `cocomix.evaluate.flops` counts them; None: not counted.
+        flops: operations of one run as `cocomix.model.flops` counts them; None: not counted.
         note: what a reader must know to judge it.
         warm: whether `prepare` runs it, so that no run need be thrown away.
     """

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cocomix.config.shape import ModelShape
-from cocomix.model import CoCoMixConfig
-from cocomix.students.build import build_plain
+from cocomix.model.build import build_plain
+from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.shape import ModelShape
 
 
 class DenseStudent(nn.Module):

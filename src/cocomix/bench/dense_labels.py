@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.bench.dense import next_token_loss, output_of
-from cocomix.concepts import TopKSAE
-from cocomix.concepts.teacher import check_layer
+from cocomix.model.teacher import check_layer
+from cocomix.sae.sae import TopKSAE
 
 
 def dense_attribution(teacher: PreTrainedModel, sae: TopKSAE, ids: torch.Tensor, layer: int) -> torch.Tensor:

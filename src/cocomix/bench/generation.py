@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from cocomix.bench.contestant import Contestant, Lap, Setting
 from cocomix.bench.made import plain_gpt2, student_config
 from cocomix.bench.shapes import Shape
-from cocomix.model import CoCoMixForCausalLM
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 
 WRITERS: dict[str, Callable[[Shape], PreTrainedModel]] = {
     "gpt2": plain_gpt2,

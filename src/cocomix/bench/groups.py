@@ -18,8 +18,8 @@ from cocomix.bench.own_process import measure_alone
 from cocomix.bench.sae_steps import RIVALS
 from cocomix.bench.shapes import SHAPES
 from cocomix.bench.students import STUDENTS, Trainee, TrainingStep
-from cocomix.errors import CocomixError
-from cocomix.evaluate.flops import model_flops
+from cocomix.model.flops import model_flops
+from cocomix.utils.errors import CocomixError
 
 
 class Group(ABC):

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from cocomix.bench.contestant import Contestant, Lap, Setting
 from cocomix.bench.dense_labels import dense_labels
 from cocomix.bench.made import token_windows
-from cocomix.concepts import ConceptLabeller, TopKSAE
-from cocomix.concepts.labels import ConceptLabels
-from cocomix.evaluate.flops import labelling_flops
+from cocomix.labels.labeler import ConceptLabeller
+from cocomix.labels.labels import ConceptLabels
+from cocomix.model.flops import labelling_flops
+from cocomix.sae.sae import TopKSAE
 
 SIGN = "signed"
 """The reference's sign; it costs nothing either way."""

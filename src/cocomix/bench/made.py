@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 from cocomix.bench.contestant import Setting
 from cocomix.bench.shapes import Shape
-from cocomix.concepts import LabelStore, TopKSAE
-from cocomix.model import CoCoMixConfig
-from cocomix.students.build import build_plain
-from cocomix.tokens import write_shards
-from cocomix.train.data import BatchSource
+from cocomix.data.shards import write_shards
+from cocomix.labels.store import LabelStore
+from cocomix.model.build import build_plain
+from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.sae.sae import TopKSAE
+from cocomix.train.batches import BatchSource
 
 WINDOWS_A_BATCH = 8
 """Windows in the made-up corpus for each window of a step; a run takes them in turn."""

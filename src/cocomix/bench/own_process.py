@@ -18,7 +18,7 @@ import torch
 
 from cocomix.bench.contestant import Setting
 from cocomix.bench.shapes import Shape
-from cocomix.errors import CocomixError
+from cocomix.utils.errors import CocomixError
 
 KEY = "cocomix-bench: "
 """Marks the line with the result; libraries may print others."""

@@ -14,10 +14,10 @@ from torch import nn
 
 from cocomix.bench.contestant import Contestant, Lap, Setting
 from cocomix.bench.students import TRAIN
-from cocomix.concepts import TopKSAE
-from cocomix.errors import CocomixError
-from cocomix.objectives import SaeObjective
+from cocomix.objectives.sae import SaeObjective
+from cocomix.sae.sae import TopKSAE
 from cocomix.train.optimizer import adamw
+from cocomix.utils.errors import CocomixError
 
 
 class SaeStep(Contestant):

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import Field
 
-from cocomix.config.section import Section
-from cocomix.config.shape import ModelShape
+from cocomix.model.shape import ModelShape
+from cocomix.utils.section import Section
 
 
 class Growth(Section):

@@ -9,12 +9,12 @@ from cocomix.bench.contestant import Contestant, Lap, Setting
 from cocomix.bench.dense import DenseStudent
 from cocomix.bench.made import StoredData, plain_gpt2, student_config
 from cocomix.bench.shapes import Shape
-from cocomix.evaluate.flops import model_flops
-from cocomix.model import CoCoMixForCausalLM
-from cocomix.objectives import CoCoMixObjective
+from cocomix.model.flops import model_flops
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.objectives.cocomix import CoCoMixObjective
 from cocomix.train.config import TrainConfig
 from cocomix.train.optimizer import adamw
-from cocomix.train.precision import autocast
+from cocomix.utils.precision import autocast
 
 TRAIN = TrainConfig(steps=1)
 """The paper's optimiser, for every contestant."""

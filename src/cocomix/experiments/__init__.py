@@ -1,1 +1,1 @@
-"""Experiments: variants x seeds in one or more settings, what they cost, and what they say about the paper's claims."""
+"""Grids of variants and seeds, their plan, their claims and their report."""

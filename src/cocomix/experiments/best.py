@@ -8,8 +8,8 @@ the fact, so its own difference flatters it; the words say among how many.
 
 from typing import Any
 
+from cocomix.experiments.comparisons import compared, find_student, in_words, loss_pairs
 from cocomix.experiments.frontier import COSTS, against_frontier
-from cocomix.experiments.pairs import compared, find_student, in_words, loss_pairs
 
 AXES = {
     "tokens": "equal tokens",

@@ -10,8 +10,8 @@ from statistics import mean
 from typing import Any
 
 from cocomix.experiments.best import equal_tokens
+from cocomix.experiments.comparisons import compared, find_student, loss_pairs
 from cocomix.experiments.naming import place_names
-from cocomix.experiments.pairs import compared, find_student, loss_pairs
 from cocomix.report.charts import COLOURS, drawing, inline_svg, mean_curve
 from cocomix.report.page import count
 

@@ -15,7 +15,7 @@ another concept is amplified (else any disturbance would count as steering).
 
 from typing import Any
 
-from cocomix.experiments.pairs import find_student, in_words
+from cocomix.experiments.comparisons import find_student, in_words
 from cocomix.experiments.parts import DIRECTIONS, loss_part, side, steering_parts
 from cocomix.report.wording import held_equal
 

@@ -11,9 +11,9 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from cocomix.errors import CocomixError
 from cocomix.experiments.grid import Grid
 from cocomix.pipeline.results import collect_results
+from cocomix.utils.errors import CocomixError
 
 
 def collect(grid: Grid) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from cocomix.config.load import merge
-from cocomix.config.run import RunConfig, validate_config
-from cocomix.config.section import Section
+from cocomix.pipeline.config import RunConfig, validate_config
+from cocomix.utils.section import Section
+from cocomix.utils.settings import merge
 
 
 class SettingConfig(Section):

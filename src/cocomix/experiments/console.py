@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cocomix.experiments.best import AXES, best, main_variant
 from cocomix.experiments.claims import judge_claims
-from cocomix.experiments.pairs import in_words
+from cocomix.experiments.comparisons import in_words
 
 WIDTH = 100
 STYLES = {"reproduced": "bold blue", "not reproduced": "bold yellow", "undecided": "dim"}

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from cocomix.experiments.pairs import compared, estimate, find_student
+from cocomix.experiments.comparisons import compared, estimate, find_student
 
 COSTS = ("flops", "flops_with_labels", "seconds", "seconds_with_labels")
 

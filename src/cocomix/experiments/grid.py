@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cocomix.errors import CocomixError
 from cocomix.experiments.config import ExperimentConfig
+from cocomix.experiments.cost_stage import TimingStage
 from cocomix.pipeline.lent import Lending, Lent
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
-from cocomix.pipeline.timing_stage import TimingStage
+from cocomix.utils.errors import CocomixError
 
 if TYPE_CHECKING:
-    from cocomix.pipeline.steering_stage import SteeringStage
+    from cocomix.experiments.steering_stage import SteeringStage
 
 
 INDEPENDENT = ("labels/", "logits/")
@@ -63,7 +63,7 @@ class Grid:
         settings = self.config.steering
         if settings is None:
             return []
-        from cocomix.pipeline.steering_stage import SteeringStage
+        from cocomix.experiments.steering_stage import SteeringStage
 
         return [SteeringStage(stage, settings) for stage in run.students if stage.student == settings.variant]
 

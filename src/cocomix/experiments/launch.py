@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from cocomix.errors import CocomixError
-from cocomix.train.distributed import Interrupted, StopRequest
+from cocomix.utils.distributed import StopRequest
+from cocomix.utils.errors import CocomixError, Interrupted
 
 Job = list[str]
 

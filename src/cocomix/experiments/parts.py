@@ -14,7 +14,7 @@ from math import expm1, log
 from statistics import mean
 from typing import Any
 
-from cocomix.experiments.pairs import estimate, find_student, loss_pairs
+from cocomix.experiments.comparisons import estimate, find_student, loss_pairs
 from cocomix.report.statistics import same_perplexity
 
 DIRECTIONS = {"lower": -1, "higher": 1}

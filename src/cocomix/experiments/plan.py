@@ -13,9 +13,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.concepts import TopKSAE
-from cocomix.errors import CocomixError
-from cocomix.evaluate.flops import model_flops, sae_training_flops
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.plan_memory import (
     KEPT,
@@ -27,12 +24,15 @@ from cocomix.experiments.plan_memory import (
 )
 from cocomix.experiments.plan_outlook import Outlook
 from cocomix.experiments.plan_table import plan_table
-from cocomix.objectives import Objective
-from cocomix.pipeline.label_stage import LabelStage
+from cocomix.model.flops import model_flops, sae_training_flops
+from cocomix.objectives.base import Objective
+from cocomix.objectives.variants import build_student
+from cocomix.pipeline.label_stages import LabelStage
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.student_stages import StudentStage
-from cocomix.students import build_student
-from cocomix.train import TrainConfig
+from cocomix.sae.sae import TopKSAE
+from cocomix.train.config import TrainConfig
+from cocomix.utils.errors import CocomixError
 
 __all__ = ["plan", "plan_table"]
 

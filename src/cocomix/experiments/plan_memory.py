@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from cocomix.kernels.losses import held_bytes
+from cocomix.kernels.linear_cross_entropy import held_bytes
 from cocomix.model.mixers import BlockCost
-from cocomix.objectives import KdObjective, Objective
-from cocomix.train import TrainConfig
+from cocomix.objectives.base import Objective
+from cocomix.objectives.kd import KdObjective
 from cocomix.train.checkpoint import KEEP
+from cocomix.train.config import TrainConfig
 
 TRAINED, KEPT = 16, 4
 """Bytes of a trained parameter and of one that is only kept, in memory."""

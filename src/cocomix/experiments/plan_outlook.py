@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from cocomix.config import RunConfig
-from cocomix.errors import CocomixError
+from cocomix.data.tokenizer import load_tokenizer
+from cocomix.model.build import Sizes, build_plain
+from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.run import Run
-from cocomix.students import Sizes, build_plain
-from cocomix.tokens import load_tokenizer
-from cocomix.train import TrainConfig
+from cocomix.train.config import TrainConfig
+from cocomix.utils.errors import CocomixError
 
 GPT2_VOCABULARY = 50257
 GPT2_SHAPES = {"gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20)}

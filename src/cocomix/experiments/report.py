@@ -15,11 +15,11 @@ from markupsafe import Markup
 from cocomix.experiments.best import AXES, best, main_variant, statement
 from cocomix.experiments.charts import curve_names, curves, difference_bars, frontier_scatter
 from cocomix.experiments.claims import judge_claims
+from cocomix.experiments.comparisons import in_words
 from cocomix.experiments.console import console_summary
-from cocomix.experiments.pairs import in_words
 from cocomix.experiments.tables import claims_csv, variant_rows, variants_csv
-from cocomix.files import write_json, write_text
 from cocomix.report.page import count
+from cocomix.utils.files import write_json, write_text
 
 __all__ = ["console_summary", "write_experiment_report"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from statistics import mean
 from typing import Any
 
-from cocomix.experiments.pairs import compared, estimate, find_student, loss_pairs
+from cocomix.experiments.comparisons import compared, estimate, find_student, loss_pairs
 from cocomix.report.statistics import same_perplexity
 
 

@@ -1,16 +1,24 @@
-"""The CoCoMix student on the Transformers API."""
+"""The CoCoMix student and the concept model, on the Transformers API."""
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.model.backbones import BACKBONES
+from cocomix.model.build import Sizes, build_mixed, build_plain, match_width, parameter_count, special_ids
 from cocomix.model.channel import Channel
-from cocomix.model.channels import CHANNELS
 from cocomix.model.concept_head import ConceptHead, ConceptPrediction
-from cocomix.model.config import CoCoMixConfig
+from cocomix.model.concept_logits import concept_head, steered
+from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.flops import labelling_flops, model_flops, sae_training_flops
+from cocomix.model.interventions import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Intervention
+from cocomix.model.loading import load_causal_lm, model_config
 from cocomix.model.loss import concept_loss
 from cocomix.model.mixers import MIXERS, Mixer
-from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.model.output import CoCoMixOutput
+from cocomix.model.plan import Setting, Steering
+from cocomix.model.predictors import CHANNELS
+from cocomix.model.shape import MixConfig, ModelShape
+from cocomix.model.teacher import hidden_at
 
 AutoConfig.register("cocomix", CoCoMixConfig, exist_ok=True)
 AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM, exist_ok=True)
@@ -18,13 +26,37 @@ AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM, exist_ok=True)
 __all__ = [
     "BACKBONES",
     "CHANNELS",
+    "INTERVENTIONS",
     "MIXERS",
+    "Ablate",
+    "Amplify",
     "Channel",
+    "Clamp",
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
     "CoCoMixOutput",
     "ConceptHead",
     "ConceptPrediction",
+    "Dampen",
+    "Intervention",
+    "MixConfig",
     "Mixer",
+    "ModelShape",
+    "Setting",
+    "Sizes",
+    "Steering",
+    "build_mixed",
+    "build_plain",
+    "concept_head",
     "concept_loss",
+    "hidden_at",
+    "labelling_flops",
+    "load_causal_lm",
+    "match_width",
+    "model_config",
+    "model_flops",
+    "parameter_count",
+    "sae_training_flops",
+    "special_ids",
+    "steered",
 ]

@@ -14,12 +14,12 @@ from torch import nn
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from cocomix.kernels import Linear
-from cocomix.model.attention import Attention, Rotary, rotary_table
+from cocomix.kernels.matmul import Linear
 from cocomix.model.masks import Attend
+from cocomix.model.transformer import Attention, Rotary, rotary_table
 
 if TYPE_CHECKING:
-    from cocomix.model.config import CoCoMixConfig
+    from cocomix.model.configuration_cocomix import CoCoMixConfig
 
 
 class GeluMLP(nn.Module):

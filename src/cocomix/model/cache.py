@@ -7,7 +7,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from cocomix.errors import ConfigError
+from cocomix.utils.errors import ConfigError
 
 
 class GrowingLayer(DynamicLayer):

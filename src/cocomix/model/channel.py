@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
-from cocomix.kernels import LinearLosses
+from cocomix.kernels.linear_cross_entropy import LinearLosses
 from cocomix.model.backbones import Backbone
 from cocomix.model.mixers import BlockCost
 from cocomix.model.own_init import OwnInit
 
 if TYPE_CHECKING:
-    from cocomix.model.config import CoCoMixConfig
+    from cocomix.model.configuration_cocomix import CoCoMixConfig
 
 
 class Predicted(NamedTuple):

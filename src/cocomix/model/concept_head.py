@@ -5,9 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from cocomix.kernels import Linear, LinearLosses, largest, linear_losses, plain_linear
+from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses, plain_linear
+from cocomix.kernels.matmul import Linear
+from cocomix.kernels.normalize import normalise
+from cocomix.kernels.topk import largest
 from cocomix.model.own_init import OwnInit
-from cocomix.normalise import normalise
 
 
 class ConceptPrediction(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from cocomix.model.block_run import BlockRun
-from cocomix.model.options import check_choice
+from cocomix.utils.registry import check_choice
 
 TOKENS, CONCEPTS = slice(0, None, 2), slice(1, None, 2)
 """Where tokens and their vectors stand when interleaved."""

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cocomix.errors import ConfigError
 from cocomix.model.backbones import Backbone
 from cocomix.model.channel import Channel, Predicted
 from cocomix.model.masks import Attend
 from cocomix.model.mixers import BlockCost
+from cocomix.utils.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cocomix.model.config import CoCoMixConfig
+    from cocomix.model.configuration_cocomix import CoCoMixConfig
 
 COMMITMENT = 0.25
 """Weight of pulling pooled states to their code, against pulling the code to them (van den Oord et al. 2017)."""

@@ -1,10 +1,10 @@
-"""The student's own way into `cocomix.steer`."""
+"""The student's own way into `cocomix.steering`."""
 
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cocomix.steer import Steering
+    from cocomix.model.plan import Steering
 
 
 class Steerable:
@@ -14,12 +14,12 @@ class Steerable:
         """Within: forward passes and generation have their concepts changed.
 
         `with model.steer({123: Amplify(4.0), 7: Ablate(start=10)}): model.generate(...)`, or a list with a mapping
-        for each row. See `cocomix.steer.steered`.
+        for each row. See `cocomix.model.steered`.
 
         Raises:
             CocomixError: on entering, where the model has no concepts that it uses, or not these.
         """
-        from cocomix.steer.concept_logits import steered  # here, for that module is built on this package
+        from cocomix.model.concept_logits import steered
 
         model: Any = self
         return steered(model, steering)

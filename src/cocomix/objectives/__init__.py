@@ -1,4 +1,4 @@
-"""What is minimised: one small class an objective; `cocomix.students.VARIANTS` says which student gets which."""
+"""What a student is trained on: one file an objective, with its settings, its model and its loss."""
 
 from cocomix.objectives.base import Objective
 from cocomix.objectives.bootstrap import BootstrapObjective
@@ -7,11 +7,15 @@ from cocomix.objectives.hidden import DISTANCES, HiddenObjective
 from cocomix.objectives.kd import KdObjective, LiveTeacher, StoredTeacher
 from cocomix.objectives.ntp import NtpObjective
 from cocomix.objectives.sae import SaeObjective
+from cocomix.objectives.student_settings import ConceptConfig, StudentConfig
+from cocomix.objectives.variants import VARIANTS, Variant, build_student
 
 __all__ = [
     "DISTANCES",
+    "VARIANTS",
     "BootstrapObjective",
     "CoCoMixObjective",
+    "ConceptConfig",
     "HiddenObjective",
     "KdObjective",
     "LiveTeacher",
@@ -19,4 +23,7 @@ __all__ = [
     "Objective",
     "SaeObjective",
     "StoredTeacher",
+    "StudentConfig",
+    "Variant",
+    "build_student",
 ]

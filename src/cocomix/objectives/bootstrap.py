@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from cocomix.concepts.sae import TopKSAE
-from cocomix.concepts.sae_training import SaeTraining
-from cocomix.evaluate.flops import hidden_flops, model_flops
-from cocomix.model import CoCoMixForCausalLM, concept_loss
+from cocomix.model.flops import hidden_flops, model_flops
+from cocomix.model.loss import concept_loss
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.base import Objective
+from cocomix.sae.sae import TopKSAE
+from cocomix.sae.training import SaeTraining
 
 
 class Bootstrap(nn.Module):

@@ -2,7 +2,7 @@
 
 import torch
 
-from cocomix.model import CoCoMixForCausalLM
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.ntp import NtpObjective
 
 

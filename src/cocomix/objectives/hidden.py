@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.concepts.teacher import hidden_at
-from cocomix.evaluate.flops import hidden_flops, model_flops
-from cocomix.model import CoCoMixForCausalLM
-from cocomix.normalise import normalise
+from cocomix.kernels.normalize import normalise
+from cocomix.model.flops import hidden_flops, model_flops
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.model.teacher import hidden_at
 from cocomix.objectives.ntp import NtpObjective
 
 

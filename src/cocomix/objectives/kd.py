@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.evaluate.flops import model_flops
+from cocomix.model.flops import model_flops
 from cocomix.objectives.ntp import NtpObjective
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from cocomix.concepts.next_token import linear_head
-from cocomix.evaluate.flops import model_flops
-from cocomix.kernels import linear_losses
-from cocomix.model import CoCoMixForCausalLM
+from cocomix.kernels.linear_cross_entropy import linear_losses
+from cocomix.model.flops import model_flops
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.model.next_token import linear_head
 from cocomix.objectives.base import Objective
 
 
@@ -18,7 +18,7 @@ class NtpObjective(Objective):
     """Mean cross entropy of the next token over the `seq - 1` targets of each window.
 
     A baseline gets the fast path, too: where a model's logits are one linear layer over its last hidden state they
-    are never held whole (`cocomix.kernels.losses`), so that comparing seconds is fair.
+    are never held whole (`cocomix.kernels.linear_cross_entropy`), so that comparing seconds is fair.
     """
 
     holds_logits = False

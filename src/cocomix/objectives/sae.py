@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from cocomix.concepts.sae import TopKSAE
-from cocomix.concepts.sae_training import SaeTraining
-from cocomix.concepts.teacher import hidden_at
-from cocomix.evaluate.flops import sae_training_flops
+from cocomix.model.flops import sae_training_flops
+from cocomix.model.teacher import hidden_at
 from cocomix.objectives.base import Objective
+from cocomix.sae.sae import TopKSAE
+from cocomix.sae.training import SaeTraining
 
 
 class SaeObjective(Objective):

@@ -6,13 +6,15 @@ Validation text, since what a student predicts in the text it was trained on say
 from pathlib import Path
 from typing import Any
 
-from cocomix.atlas import TOKENS, Atlas, AtlasKey, build, read_atlas, write_atlas
-from cocomix.concepts import LabelReader, LiveLabels
-from cocomix.files import combined, sha256
-from cocomix.pipeline.console import console
-from cocomix.pipeline.progress import StageProgress
+from cocomix.analysis.atlas_record import Atlas, AtlasKey, read_atlas, write_atlas
+from cocomix.analysis.concept_index import TOKENS, build
+from cocomix.labels.label_reader import LabelReader
+from cocomix.labels.live import LiveLabels
 from cocomix.pipeline.snapshot_stage import snapshot_weights
 from cocomix.pipeline.student_stages import StudentStage
+from cocomix.utils.console import StageProgress
+from cocomix.utils.files import combined, sha256
+from cocomix.utils.pipeline_console import console
 
 SPLIT = "val"
 

@@ -6,18 +6,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cocomix.config import RunConfig
-from cocomix.corpus import SOURCES, SPLITS, Corpus, CorpusWriter
-from cocomix.errors import CocomixError
-from cocomix.files import read_sealed, sha256, write_sealed
+from cocomix.data.corpus import CorpusWriter
+from cocomix.data.join import join_parts
+from cocomix.data.reader import Corpus
+from cocomix.data.shards import TokenShards, token_dtype
+from cocomix.data.sources import SOURCES
+from cocomix.data.split import SPLITS
+from cocomix.data.tokenize import Job, finished_part
+from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
+from cocomix.data.workers import Tongue, encode_parts
+from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import SECONDS, Stage
-from cocomix.tokens import TokenShards, load_tokenizer, train_tokenizer
-from cocomix.tokens.encode import Job, finished_part
-from cocomix.tokens.join import join_parts
-from cocomix.tokens.shards import token_dtype
-from cocomix.tokens.workers import Tongue, encode_parts
-from cocomix.train.distributed import barrier, is_main, rank, world_size
+from cocomix.utils.distributed import barrier
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import read_sealed, sha256, write_sealed
+from cocomix.utils.processes import is_main, rank, world_size
 
 
 class CorpusStage(Stage):

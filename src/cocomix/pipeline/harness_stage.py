@@ -5,11 +5,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix.evaluate.harness import CoCoMixLM, Tasks, metrics, run_tasks
-from cocomix.files import write_text
+from cocomix.evaluation.harness.model import CoCoMixLM
+from cocomix.evaluation.harness.run import run_tasks
+from cocomix.evaluation.harness.table import metrics
+from cocomix.evaluation.harness.tasks import Tasks
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
-from cocomix.train.distributed import is_main
+from cocomix.utils.files import write_text
+from cocomix.utils.processes import is_main
 
 RESULTS, SAMPLES = "results.json", "samples.jsonl"
 

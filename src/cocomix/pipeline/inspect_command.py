@@ -5,12 +5,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.concepts import ConceptLabels, TopKSAE, attribute_active, select_active
-from cocomix.errors import CocomixError
-from cocomix.inspect import Reading, read_text
-from cocomix.names import Names, read_names
+from cocomix.analysis.inspect import Reading, read_text
+from cocomix.analysis.record import Names, read_names
+from cocomix.labels.attribution import attribute_active
+from cocomix.labels.labels import ConceptLabels, select_active
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, student_stage, with_concepts
+from cocomix.sae.sae import TopKSAE
+from cocomix.utils.errors import CocomixError
 
 
 def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, concept: int | None) -> Reading:

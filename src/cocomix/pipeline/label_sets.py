@@ -12,14 +12,16 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from cocomix.concepts import ConceptLabeller, LabelReader, LiveLabels
-from cocomix.config import LabelConfig, RunConfig
-from cocomix.evaluate.flops import labelling_flops
+from cocomix.labels.label_reader import LabelReader
+from cocomix.labels.labeler import ConceptLabeller
+from cocomix.labels.live import LiveLabels
+from cocomix.model.flops import labelling_flops
+from cocomix.model.loading import model_config
+from cocomix.pipeline.config import LabelConfig, RunConfig
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
-from cocomix.students import model_config
-from cocomix.train.distributed import world_size
+from cocomix.utils.processes import world_size
 
 
 class LabelSet(ABC):
@@ -108,7 +110,7 @@ class LiveLabelSet(LabelSet):
 
 def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> LabelSet:
     """The set `name`, stored or live as its settings say."""
-    from cocomix.pipeline.label_stage import LabelStage
+    from cocomix.pipeline.label_stages import LabelStage
 
     if config.labels[name].live:
         return LiveLabelSet(config.labels[name], teacher, sae)

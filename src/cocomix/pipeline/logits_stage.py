@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from cocomix.concepts import LabelStore, TopTokens
-from cocomix.concepts.labelling import label_split
-from cocomix.config import RunConfig
-from cocomix.errors import CocomixError
-from cocomix.evaluate.flops import model_flops
+from cocomix.labels.labeler import TopTokens
+from cocomix.labels.labelling import label_split
+from cocomix.labels.store import LabelStore
+from cocomix.model.flops import model_flops
+from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
+from cocomix.utils.errors import CocomixError
 
 
 class LogitsStage(Stage):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from cocomix.objectives.variants import VARIANTS
 from cocomix.pipeline.label_sets import LabelSet
-from cocomix.pipeline.label_stage import LabelStage
+from cocomix.pipeline.label_stages import LabelStage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
-from cocomix.students import VARIANTS
 
 if TYPE_CHECKING:
     from cocomix.pipeline.run import Run

@@ -4,20 +4,22 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cocomix.config import RunConfig, save_config
-from cocomix.errors import CocomixError
-from cocomix.pipeline.console import console
+from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
 from cocomix.pipeline.label_sets import label_set
 from cocomix.pipeline.lent import Lending
 from cocomix.pipeline.logits_stage import LogitsStage
-from cocomix.pipeline.progress import StageProgress, duration
 from cocomix.pipeline.results import collect_results
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
-from cocomix.train.distributed import barrier, is_main
+from cocomix.utils.console import StageProgress, duration
+from cocomix.utils.distributed import barrier
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.pipeline_console import console
+from cocomix.utils.processes import is_main
+from cocomix.utils.settings import save_config
 
 
 class Run:
@@ -128,7 +130,7 @@ class Run:
 
     def write_report(self) -> None:
         """Write `report.html` and `report.json` into the run's folder."""
-        from cocomix.report import write_report
+        from cocomix.report.page import write_report
 
         if is_main():
             write_report(self.results(), self.folder)
@@ -136,7 +138,7 @@ class Run:
 
     def print_summary(self) -> None:
         """One screen: the table, and where the report is."""
-        from cocomix.report import summary_table
+        from cocomix.report.tables import summary_table
 
         if not is_main():
             return

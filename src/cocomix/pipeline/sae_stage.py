@@ -7,22 +7,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.concepts import TopKSAE, hidden_at, spliced_losses
-from cocomix.concepts.formats import load_sae
-from cocomix.concepts.quality import Reconstruction
-from cocomix.config import RunConfig
-from cocomix.errors import CocomixError
-from cocomix.evaluate.perplexity import window_subset
-from cocomix.files import check_weights
-from cocomix.objectives import SaeObjective
+from cocomix.evaluation.perplexity import window_subset
+from cocomix.model.teacher import hidden_at
+from cocomix.objectives.sae import SaeObjective
+from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import ModelStage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.training import recipe, train_objective, training_figures
 from cocomix.report.sae_page import write_sae_page
-from cocomix.train.data import BatchSource
-from cocomix.train.distributed import device, is_main, on_main
+from cocomix.sae.formats import load_sae
+from cocomix.sae.metrics import Reconstruction, spliced_losses
+from cocomix.sae.sae import TopKSAE
+from cocomix.train.batches import BatchSource
+from cocomix.utils.distributed import device, on_main
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import check_weights
+from cocomix.utils.processes import is_main
 
 LOWEST_EXPLAINED_VARIANCE = 0.3
 """Below this a loaded autoencoder is taken for another layer's; published ones explain well over 0.8 of theirs."""

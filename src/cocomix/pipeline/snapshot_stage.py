@@ -10,12 +10,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cocomix.evaluate.perplexity import perplexity
-from cocomix.files import write_json, write_text
+from cocomix.evaluation.perplexity import perplexity
+from cocomix.model.loading import load_causal_lm
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
-from cocomix.students import load_causal_lm
-from cocomix.train.distributed import device
+from cocomix.utils.distributed import device
+from cocomix.utils.files import write_json, write_text
 
 
 def snapshots_of(student: StudentStage) -> list[str]:

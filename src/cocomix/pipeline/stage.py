@@ -19,12 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cocomix.clock import Stopwatch
-from cocomix.errors import CocomixError
-from cocomix.files import SEAL, disk_full, read_json, seal, sha256, write_sealed
-from cocomix.pipeline.machine import git_commit, machine
-from cocomix.train.distributed import barrier, is_main
-from cocomix.verified import NOTE, FileEntry, check_files
+from cocomix.utils.clock import Stopwatch
+from cocomix.utils.distributed import barrier
+from cocomix.utils.env import git_commit, machine
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import SEAL, disk_full, read_json, seal, sha256, write_sealed
+from cocomix.utils.integrity import NOTE, FileEntry, check_files
+from cocomix.utils.processes import is_main
 
 RECORD, SECONDS, CHECKPOINTS = "stage.json", "seconds.json", "checkpoints"
 MANIFESTS = {"manifest.json", "corpus.json"}

@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
-from cocomix.steer.score import spread_windows
-from cocomix.steer_eval.concepts import Concept
-from cocomix.steer_eval.material import CONTRAST_WINDOWS, PROMPT_TOKENS, Material
-from cocomix.steer_eval.methods import METHODS, SHOWN
-from cocomix.steer_eval.part import Part
+from cocomix.steering.score import spread_windows
+from cocomix.steering.study.concepts import Concept
+from cocomix.steering.study.material import CONTRAST_WINDOWS, PROMPT_TOKENS, Material
+from cocomix.steering.study.method_result import Part
+from cocomix.steering.study.methods import METHODS, SHOWN
 
 Writer = StudentStage | TeacherStage
 

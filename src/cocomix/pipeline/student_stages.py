@@ -6,20 +6,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.config import RunConfig
-from cocomix.evaluate.perplexity import perplexity
-from cocomix.evaluate.recall import concept_recall
-from cocomix.files import check_weights
-from cocomix.objectives import Objective
+from cocomix.evaluation.perplexity import perplexity
+from cocomix.evaluation.recall import concept_recall
+from cocomix.model.build import Sizes, special_ids
+from cocomix.model.loading import load_causal_lm
+from cocomix.objectives.base import Objective
+from cocomix.objectives.variants import VARIANTS, build_student
+from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.label_sets import LabelSet
 from cocomix.pipeline.logits_stage import LogitsStage
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import ModelStage, Stage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
-from cocomix.students import VARIANTS, Sizes, build_student, load_causal_lm, special_ids
-from cocomix.train import TrainConfig
-from cocomix.train.data import BatchSource
-from cocomix.train.distributed import device, is_main
+from cocomix.train.batches import BatchSource
+from cocomix.train.config import TrainConfig
+from cocomix.utils.distributed import device
+from cocomix.utils.files import check_weights
+from cocomix.utils.processes import is_main
 
 
 class StudentStage(ModelStage):

@@ -6,17 +6,19 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from cocomix.config import RunConfig
-from cocomix.errors import CocomixError
-from cocomix.files import check_weights
-from cocomix.objectives import NtpObjective
+from cocomix.model.build import build_plain, special_ids
+from cocomix.model.loading import load_causal_lm, model_config
+from cocomix.objectives.ntp import NtpObjective
+from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.lent import Lending, borrowed, known_as
 from cocomix.pipeline.stage import ModelStage
 from cocomix.pipeline.training import describe_curve, recipe, train_objective, training_figures, validation_curve
-from cocomix.students import build_plain, load_causal_lm, model_config, special_ids
-from cocomix.train.data import BatchSource
-from cocomix.train.distributed import device, is_main
+from cocomix.train.batches import BatchSource
+from cocomix.utils.distributed import device
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import check_weights
+from cocomix.utils.processes import is_main
 
 SPARE_IDS = 1024
 """Embedding rows a published model may have beyond its tokenizer's vocabulary, as padding for alignment."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cocomix.errors import CocomixError
+from cocomix.utils.errors import CocomixError
 
 if TYPE_CHECKING:
     from cocomix.pipeline.run import Run
@@ -16,7 +16,7 @@ def existing_run(folder: Path) -> "Run":
     Raises:
         CocomixError: there is none.
     """
-    from cocomix.config import load_config
+    from cocomix.pipeline.config import load_config
     from cocomix.pipeline.run import Run
 
     if not (folder / "config.yaml").exists():

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from cocomix.concepts import LabelReader
-from cocomix.config import EvaluationConfig
-from cocomix.evaluate.perplexity import perplexity
-from cocomix.evaluate.recall import concept_recall
-from cocomix.objectives import Objective
-from cocomix.tokens import TokenShards
+from cocomix.data.shards import TokenShards
+from cocomix.evaluation.perplexity import perplexity
+from cocomix.evaluation.recall import concept_recall
+from cocomix.labels.label_reader import LabelReader
+from cocomix.objectives.base import Objective
+from cocomix.pipeline.config import EvaluationConfig
+from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
-from cocomix.train.data import BatchSource
 from cocomix.train.snapshots import save_model
 from cocomix.train.trainer import Trainer, TrainResult
 

@@ -1,6 +1,9 @@
-"""The report of a run: one HTML page, one JSON file, one table for the terminal."""
+"""Tables, charts, statistics and the templates that every report shares."""
 
 from cocomix.report.page import write_report
-from cocomix.report.table import summary_table
+from cocomix.report.tables import summary_table
 
-__all__ = ["summary_table", "write_report"]
+__all__ = [
+    "summary_table",
+    "write_report",
+]

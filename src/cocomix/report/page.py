@@ -8,11 +8,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from cocomix.files import write_json, write_text
 from cocomix.report.charts import AXES, COLOURS, curve_chart
 from cocomix.report.statistics import derive
-from cocomix.report.table import COLUMNS, rows
+from cocomix.report.tables import COLUMNS, rows
 from cocomix.report.wording import headline
+from cocomix.utils.files import write_json, write_text
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from cocomix.files import write_text
 from cocomix.report.charts import COLOURS, drawing, inline_svg
 from cocomix.report.page import count
+from cocomix.utils.files import write_text
 
 
 def write_sae_page(figures: dict[str, Any], path: Path) -> None:

@@ -1,5 +1,7 @@
-"""Training: one loop for concept models, autoencoders and students, alone or under torchrun."""
+"""One training loop on torch.distributed, checkpoints that resume to the same bits, metrics."""
 
 from cocomix.train.config import TrainConfig
 
-__all__ = ["TrainConfig"]
+__all__ = [
+    "TrainConfig",
+]

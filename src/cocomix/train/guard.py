@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from statistics import median
 from typing import Any
 
-from cocomix.errors import CocomixError
+from cocomix.utils.errors import CocomixError
 
 REMEMBERED, NEEDED = 50, 10
 """Losses a jump is judged by, and how many there must be before one can be."""

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from cocomix.train.config import TrainConfig
-from cocomix.train.distributed import world_size
-from cocomix.train.hardware import memory_used, peak_flops
-from cocomix.train.tracking import open_tracker
+from cocomix.train.trackers import open_tracker
+from cocomix.utils.hardware import memory_used, peak_flops
+from cocomix.utils.processes import world_size
 
 
 class Metrics:

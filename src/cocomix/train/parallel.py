@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cocomix.objectives.base import Objective
-from cocomix.train.distributed import device, is_main, world_size
+from cocomix.utils.distributed import device
+from cocomix.utils.processes import is_main, world_size
 
 
 class Parallel(ABC):

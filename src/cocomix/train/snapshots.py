@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from cocomix.objectives.base import Objective
-from cocomix.train.distributed import on_main
 from cocomix.train.parallel import whole
+from cocomix.utils.distributed import on_main
 
 
 def save_model(objective: Objective, folder: Path) -> None:

@@ -20,29 +20,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from cocomix.errors import CocomixError
+from cocomix.data.sampler import batch_order
 from cocomix.objectives.base import Objective
-from cocomix.tokens import batch_order
+from cocomix.train.batches import BatchSource
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
 from cocomix.train.config import TrainConfig
-from cocomix.train.data import BatchSource
-from cocomix.train.distributed import (
-    Interrupted,
-    StopRequest,
-    anywhere,
-    device,
-    is_main,
-    mean_over_processes,
-    rank,
-    world_size,
-)
 from cocomix.train.guard import ON_FAULT, Guard, check_not_hopeless
 from cocomix.train.metrics import Metrics
 from cocomix.train.optimizer import adamw
 from cocomix.train.parallel import parallel
-from cocomix.train.precision import autocast
 from cocomix.train.snapshots import save_snapshot
 from cocomix.train.state import total_norm, training_tensors
+from cocomix.utils.distributed import StopRequest, anywhere, device, mean_over_processes
+from cocomix.utils.errors import CocomixError, Interrupted
+from cocomix.utils.precision import autocast
+from cocomix.utils.processes import is_main, rank, world_size
 
 
 @dataclass

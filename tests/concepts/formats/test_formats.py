@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocomix.concepts import TopKSAE
-from cocomix.concepts.activation import ACTIVATIONS, Activation
-from cocomix.concepts.formats import FORMATS, load_sae
-from cocomix.concepts.formats.hooks import block_before
-from cocomix.concepts.formats.hub import is_hub_id
-from cocomix.concepts.normalisation import NORMALISATIONS
-from cocomix.errors import CocomixError
+from cocomix.sae import TopKSAE
+from cocomix.sae.activation import ACTIVATIONS, Activation
+from cocomix.sae.formats import FORMATS, load_sae
+from cocomix.sae.formats.hooks import block_before
+from cocomix.sae.formats.hub import is_hub_id
+from cocomix.sae.normalisation import NORMALISATIONS
+from cocomix.utils.errors import CocomixError
 
 D, C, K = 8, 20, 4
 

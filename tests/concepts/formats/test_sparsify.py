@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocomix.concepts import TopKSAE
-from cocomix.concepts.activation import GroupMax, JumpReLU
-from cocomix.concepts.formats import FORMATS, load_sae
-from cocomix.errors import CocomixError
+from cocomix.sae import TopKSAE
+from cocomix.sae.activation import GroupMax, JumpReLU
+from cocomix.sae.formats import FORMATS, load_sae
+from cocomix.utils.errors import CocomixError
 
 pytest.importorskip("sparsify")
 

@@ -1,0 +1,202 @@
+"""All there is to say about one concept."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+
+from cocomix.analysis.atlas_record import EDGES, Atlas
+from cocomix.analysis.concept_index import PLACES
+from cocomix.analysis.effects import concept_vectors, measured, mixes, promoted
+from cocomix.analysis.naming import around
+from cocomix.analysis.record import ConceptName, Names
+from cocomix.data.shards import TokenShards
+from cocomix.utils.errors import CocomixError
+
+SHOWN, LISTED, SIMILAR = 8, 10, 8
+"""Passages, tokens on each side, and similar concepts."""
+
+
+class Effect(BaseModel):
+    """A next token and what the concept does to it."""
+
+    token: str
+    id: int
+    effect: float
+
+
+class Effects(BaseModel):
+    """Tokens the concept does most to, strongest first."""
+
+    promotes: list[Effect] = Field(default_factory=list)
+    suppresses: list[Effect] = Field(default_factory=list)
+
+
+class Measured(Effects):
+    """Mean change of log-probabilities, nats."""
+
+    places: int = Field(description="places it is a mean over")
+
+
+class Histogram(BaseModel):
+    """Strengths where the concept is predicted."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class PredictedPassage(BaseModel):
+    """A place where the student predicts the concept most strongly."""
+
+    before: str
+    token: str
+    after: str
+    strength: float = Field(description="logit over the position's largest logit magnitude")
+    true: bool | None = Field(description="among the teacher's labels there; null where there are none")
+
+
+class PredictedAt(BaseModel):
+    """Where the student predicts the concept."""
+
+    count: int
+    share: float
+    histogram: Histogram
+    passages: list[PredictedPassage]
+
+
+class Agreement(BaseModel):
+    """When it is predicted against when it is true, among labelled positions."""
+
+    truth: str = Field(description="what the labels are")
+    predicted: int
+    true: int
+    both: int
+    precision: float | None
+    recall: float | None
+    positions: int
+
+
+class Similar(BaseModel):
+    """A concept whose vector points the same way."""
+
+    concept: int
+    name: str | None
+    cosine: float
+
+
+class Dashboard(BaseModel):
+    """One concept."""
+
+    concept: int
+    about: ConceptName
+    positions: int = Field(description="looked at")
+    split: Literal["validation"] = "validation"
+    predicted: PredictedAt
+    agreement: Agreement | None
+    promotes: list[Effect] = Field(description="from the weights alone: centred logits by the direct path")
+    suppresses: list[Effect]
+    measured: Measured | None
+    similar: list[Similar]
+
+
+class Dashboards:
+    """Dashboards of one student's concepts; what takes long is found when it is first asked for and then kept.
+
+    Args:
+        atlas: the student's.
+        student: in evaluation mode.
+        shards: the text the atlas is of.
+        decode: text of token ids.
+    """
+
+    def __init__(self, atlas: Atlas, student: Any, shards: TokenShards, decode: Callable[[Sequence[int]], str]) -> None:
+        self.atlas, self.student, self.shards, self.decode = atlas, student, shards, decode
+        self._measured: dict[int, Measured | None] = {}
+        self._directions: Any = None  # unit vectors of all concepts, `[C, d_model]`
+
+    def of(self, concept: int, names: Names, *, measure: bool = True) -> Dashboard:
+        """The dashboard of `concept`; without `measure` the student is not run, and `measured` is null unless kept.
+
+        Raises:
+            CocomixError: there is no such concept.
+        """
+        atlas = self.atlas
+        if not 0 <= concept < atlas.n_concepts:
+            raise CocomixError(f"there is no concept {concept}; the student's are 0 to {atlas.n_concepts - 1}")
+        direct = promoted(self.student, concept)
+        effects = Effects() if direct is None else Effects(**self._effects(direct))
+        return Dashboard(
+            concept=concept,
+            about=names.of(concept),
+            positions=atlas.positions,
+            predicted=self._predicted(concept),
+            agreement=self._agreement(concept),
+            promotes=effects.promotes,
+            suppresses=effects.suppresses,
+            measured=self.measured(concept) if measure else self._measured.get(concept),
+            similar=self._similar(concept, names),
+        )
+
+    def measured(self, concept: int) -> Measured | None:
+        """What the concept does at its strongest places. The student is steered meanwhile: hold its lock."""
+        if concept not in self._measured:
+            places, _ = self.atlas.places_of(concept, PLACES)
+            ids = self.shards.windows(places[:, 0], self.atlas.key.seq_len)
+            change = measured(self.student, concept, ids, places[:, 1])
+            found = None if change is None else Measured(places=len(places), **self._effects(change))
+            self._measured[concept] = found
+        return self._measured[concept]
+
+    def _predicted(self, concept: int) -> PredictedAt:
+        atlas, count = self.atlas, int(self.atlas.predicted[concept])
+        places, strengths = atlas.places_of(concept, SHOWN)
+        passages = []
+        for (_, position, true), ids, strength in zip(
+            places.tolist(), self.shards.windows(places[:, 0], atlas.key.seq_len), strengths.tolist(), strict=True
+        ):
+            before, token, after = around(self.decode, ids.tolist(), position)
+            passages.append(
+                PredictedPassage(
+                    before=before, token=token, after=after, strength=strength, true=None if true < 0 else bool(true)
+                )
+            )
+        histogram = Histogram(edges=EDGES.tolist(), counts=atlas.histogram[concept].tolist())
+        return PredictedAt(count=count, share=count / max(1, atlas.positions), histogram=histogram, passages=passages)
+
+    def _agreement(self, concept: int) -> Agreement | None:
+        atlas = self.atlas
+        if atlas.truth is None:
+            return None
+        predicted, true, both = (int(one[concept]) for one in (atlas.predicted_labelled, atlas.true, atlas.both))
+        return Agreement(
+            truth=atlas.truth,
+            predicted=predicted,
+            true=true,
+            both=both,
+            precision=both / predicted if predicted else None,
+            recall=both / true if true else None,
+            positions=atlas.labelled,
+        )
+
+    def _effects(self, change: np.ndarray) -> dict[str, list[Effect]]:
+        def side(sign: int) -> list[Effect]:
+            order = np.argsort(-sign * change, kind="stable")[:LISTED]
+            chosen = order[sign * change[order] > 0].tolist()
+            return [Effect(token=self.decode([one]), id=one, effect=float(change[one])) for one in chosen]
+
+        return {"promotes": side(1), "suppresses": side(-1)}
+
+    def _similar(self, concept: int, names: Names) -> list[Similar]:
+        if not mixes(self.student):
+            return []
+        if self._directions is None:
+            self._directions = F.normalize(concept_vectors(self.student, np.arange(self.atlas.n_concepts)), dim=-1)
+        cosines = self._directions @ self._directions[concept]
+        cosines[concept] = -2.0
+        best = cosines.topk(min(SIMILAR, self.atlas.n_concepts - 1))
+        return [
+            Similar(concept=one, name=names.name(one), cosine=cosine)
+            for one, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]

@@ -1,0 +1,208 @@
+"""What a student makes of a text, token by token: measured here, shown elsewhere.
+
+Strengths are logits in multiples of the position's largest logit magnitude, the unit that steering's strengths have.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from pydantic import BaseModel, Field
+
+from cocomix.labels.labels import ConceptLabels
+from cocomix.model.concept_logits import steered
+from cocomix.model.interventions import Ablate
+from cocomix.utils.errors import CocomixError
+
+
+class PredictedConcept(BaseModel):
+    """A concept among the student's largest at a position."""
+
+    concept: int
+    name: str | None = None
+    logit: float
+    strength: float = Field(description="logit over the position's largest logit magnitude")
+    used: bool = Field(description="among the K that are mixed in")
+    agreed: bool | None = Field(description="among the teacher's labels there; null where there are none")
+
+
+class Odds(BaseModel):
+    """A next token."""
+
+    id: int
+    token: str
+    probability: float
+    without: float | None = Field(default=None, description="probability with the chosen concept ablated")
+
+
+class TokenReading(BaseModel):
+    """One position."""
+
+    id: int
+    token: str
+    loss: float | None = Field(description="-log of the probability this token had, nats; null for the first")
+    loss_without: float | None = Field(default=None, description="the same with the chosen concept ablated")
+    concepts: list[PredictedConcept] = Field(description="largest logit first")
+    labels: list[int] | None = Field(description="the teacher's labels, best first; null where there are none")
+    next: list[Odds] = Field(description="likeliest next tokens, with no concept ablated")
+    chosen: PredictedConcept | None = Field(default=None, description="the chosen concept here")
+
+
+class Reading(BaseModel):
+    """A text as the student sees it."""
+
+    concept: int | None = Field(description="the chosen concept, whose ablation is shown")
+    name: str | None = Field(description="its name")
+    n_concepts: int
+    tokens: list[TokenReading]
+
+
+@contextmanager
+def ablated(student: Any, concept: int) -> Iterator[None]:
+    """Within: `concept` is kept out of what the student mixes in, at every position."""
+    with steered(student, {concept: Ablate()}):
+        yield
+
+
+def check_length(ids: Sequence[int], positions: int) -> None:
+    """Refuse a text that a model of so many positions cannot read.
+
+    Raises:
+        CocomixError: no token, or too many.
+    """
+    if not ids:
+        raise CocomixError("the text is empty; give some words")
+    if len(ids) > positions:
+        raise CocomixError(
+            f"the text has {len(ids)} tokens and the model {positions} positions; shorten it by {len(ids) - positions}"
+        )
+
+
+@torch.no_grad()
+def read_text(
+    student: Any,
+    ids: Sequence[int],
+    decode: Callable[[Sequence[int]], str],
+    *,
+    top: int = 5,
+    concept: int | None = None,
+    labels: ConceptLabels | None = None,
+    name: Callable[[int], str | None] = lambda _: None,
+) -> Reading:
+    """Concepts, losses and next-token odds of every token; of a student without concepts, the last two.
+
+    Args:
+        student: a causal LM in evaluation mode.
+        ids: the text's tokens.
+        decode: text of token ids.
+        top: concepts and next tokens of each position.
+        concept: one to follow, and to ablate for comparison.
+        labels: the teacher's, of the same tokens, `[1, seq, K_attr]`.
+        name: a concept's name, if it has one.
+
+    Raises:
+        CocomixError: no token, more than the model has positions, or a concept that the student does not have.
+    """
+    check_length(ids, student.config.max_position_embeddings)
+    tokens = torch.tensor([list(ids)], device=student.device)
+    output = student(input_ids=tokens, use_cache=False)
+    logits = getattr(output, "concept_logits", None)
+    n_concepts = 0 if logits is None else logits.shape[-1]
+    if concept is not None and not 0 <= concept < n_concepts:
+        raise CocomixError(
+            f"there is no concept {concept}; the student's are 0 to {n_concepts - 1}"
+            if n_concepts
+            else "this student predicts no concepts; use one trained with the objective cocomix"
+        )
+    log_p = _log_probabilities(output.logits)
+    without = None
+    if concept is not None:
+        with ablated(student, concept):
+            without = _log_probabilities(student(input_ids=tokens, use_cache=False).logits)
+    taught: Sequence[list[int] | None] = [None] * len(ids)
+    if labels is not None:
+        taught = [None if min(here) < 0 else here for here in labels.targets()[0].tolist()]
+    concepts: list[list[PredictedConcept]] = [[] for _ in ids]
+    if logits is not None:
+        concepts = _predicted(logits[0], student.config.concept_top_k, top, concept, taught, name)
+    chosen = [None if concept is None else here.pop() for here in concepts]
+    text = cache(lambda token: decode([token]))
+    odds = _odds(log_p, without, top, text)
+    losses, losses_without = _losses(log_p, ids), _losses(without, ids)
+    return Reading(
+        concept=concept,
+        name=None if concept is None else name(concept),
+        n_concepts=n_concepts,
+        tokens=[
+            TokenReading(
+                id=token,
+                token=text(token),
+                loss=losses[place],
+                loss_without=losses_without[place],
+                concepts=concepts[place],
+                labels=taught[place],
+                next=odds[place],
+                chosen=chosen[place],
+            )
+            for place, token in enumerate(ids)
+        ],
+    )
+
+
+def _predicted(
+    logits: torch.Tensor,
+    top_k: int,
+    top: int,
+    concept: int | None,
+    taught: Sequence[list[int] | None],
+    name: Callable[[int], str | None],
+) -> list[list[PredictedConcept]]:
+    """The `top` largest of `logits` `[seq, C]` at each position and, last, `concept`, if one is chosen."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    ids = z.topk(min(top, z.shape[-1])).indices
+    if concept is not None:
+        ids = torch.cat([ids, torch.full_like(ids[:, :1], concept)], dim=-1)
+    mixed = torch.zeros_like(z, dtype=torch.bool).scatter(-1, z.topk(top_k).indices, True)
+    values, used = z.gather(-1, ids), mixed.gather(-1, ids)
+    strengths = values / z.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
+    rows = zip(ids.tolist(), values.tolist(), strengths.tolist(), used.tolist(), taught, strict=True)
+    return [
+        [
+            PredictedConcept(
+                concept=which,
+                name=name(which),
+                logit=logit,
+                strength=strength,
+                used=is_used,
+                agreed=None if here is None else which in here,
+            )
+            for which, logit, strength, is_used in zip(*row, strict=True)
+        ]
+        for *row, here in rows
+    ]
+
+
+def _odds(log_p: torch.Tensor, without: torch.Tensor | None, top: int, text: Callable[[int], str]) -> list[list[Odds]]:
+    """The likeliest next tokens at each position, by log-probabilities `[seq, vocab]`."""
+    ids = log_p.topk(min(top, log_p.shape[-1])).indices
+    likely = log_p.gather(-1, ids).exp().tolist()
+    other = [[None] * ids.shape[-1]] * len(ids) if without is None else without.gather(-1, ids).exp().tolist()
+    return [
+        [Odds(id=one, token=text(one), probability=p, without=q) for one, p, q in zip(*row, strict=True)]
+        for row in zip(ids.tolist(), likely, other, strict=True)
+    ]
+
+
+def _losses(log_p: torch.Tensor | None, ids: Sequence[int]) -> list[float | None]:
+    """-log of the probability each token had, by log-probabilities `[seq, vocab]`; none of the first."""
+    if log_p is None:
+        return [None] * len(ids)
+    after = torch.tensor(ids[1:], dtype=torch.long, device=log_p.device)
+    return [None, *(-log_p[:-1].gather(-1, after[:, None])[:, 0]).tolist()]
+
+
+def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """`[seq, vocab]` of logits `[1, seq, vocab]`, in float32 or better."""
+    return logits[0].to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

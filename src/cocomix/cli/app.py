@@ -1,0 +1,272 @@
+"""The command line: one command a stage, and `cocomix demo` for all of them.
+
+Every problem a user can mend ends in one sentence on standard error and exit code 2. Heavy imports happen
+inside the commands, so `--help` stays quick.
+"""
+
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.bench import bench
+from cocomix.cli.cli_doctor import doctor
+from cocomix.cli.cli_explore import explore
+from cocomix.cli.cli_steer_eval import steer_eval_command
+from cocomix.cli.concepts import inspect_command, name_command
+from cocomix.cli.evaluate import evaluate, perplexity
+from cocomix.cli.options import (
+    DEFAULT_RUN,
+    ConfigFile,
+    Overrides,
+    PathArgument,
+    PathOption,
+    RunDir,
+    Seeds,
+    open_run,
+    quiet_libraries,
+    recipe_file,
+)
+from cocomix.cli.sharing import push
+from cocomix.utils.errors import CocomixError, Interrupted
+from cocomix.utils.files import in_words
+from cocomix.utils.pipeline_console import console, errors
+from cocomix.utils.processes import wait_for_main_to_say_it, world_size
+
+app = typer.Typer(
+    name="cocomix",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="""Pretrain language models with continuous concepts, stage by stage.
+
+A run is a folder. Its config.yaml is written by the first command and read by the later ones; any key can be
+overridden as KEY.PATH=VALUE after the options, e.g. sae.k=8; the saved config.yaml lists every key with its value.
+Finished stages are kept; a changed key redoes what depends on it. A stage is keyed by its settings, not by the
+content of the paths they name: to read changed files again, delete its folder in the run.""",
+)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    run: RunDir = DEFAULT_RUN,
+    config: ConfigFile = None,
+    seeds: Seeds = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="All stages in under two minutes; figures mean nothing.")
+    ] = False,
+) -> None:
+    """Run every stage on real text and end with an honest comparison of students.
+
+    Needs no data of yours: the corpus is the presidents' annual addresses, 1790 to 2026. About 20 minutes on 2 CPU
+    cores. Stop it whenever you like; the same command goes on where it was stopped.
+    """
+    if tiny and config is None:
+        config = recipe_file("tiny")
+        run = Path("runs/tiny") if run == DEFAULT_RUN else run
+    opened = open_run(run, config, overrides, seeds)
+    opened.run_all()
+    opened.print_summary()
+
+
+@app.command()
+def corpus(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
+    """Read the text source and hold out whole documents for validation and test.
+
+    Bad records are skipped, counted, and written to skipped.jsonl. Stopped, the same command goes on.
+    """
+    open_run(run, config, overrides).run_stage("corpus")
+
+
+@app.command()
+def tokenize(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
+    """Train or load the tokenizer and pack the corpus into token shards.
+
+    With tokens.workers processes, and under torchrun too; the tokens are the same. Stopped, the same command goes on.
+    """
+    open_run(run, config, overrides).run_stage("tokens")
+
+
+@app.command()
+def train(
+    who: Annotated[str, typer.Argument(help="`teacher` (the concept model) or a student's name.")],
+    overrides: Overrides = None,
+    run: RunDir = DEFAULT_RUN,
+    config: ConfigFile = None,
+    seeds: Seeds = None,
+) -> None:
+    """Train the concept model or a student.
+
+    The demo's students are ntp, ntp_wide, cocomix and cocomix_act. Works under torchrun, one process a device.
+    On SIGTERM or SIGUSR1 it saves and exits with code 0, on Ctrl-C with 130; the same command goes on from there.
+    """
+    opened = open_run(run, config, overrides, seeds)
+    for name in opened.training_stages(who):
+        opened.run_stage(name)
+
+
+@app.command()
+def sae(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
+    """Train or load the sparse autoencoder of the concept model's residual stream, and report its quality."""
+    open_run(run, config, overrides).run_stage("sae")
+
+
+@app.command("export-sae")
+def export_sae(
+    output: Annotated[Path, PathOption("--output", "-o", help="New folder to write.")],
+    run: RunDir = DEFAULT_RUN,
+    format: Annotated[str, typer.Option("--format", "-f", help="saelens, sparsify or cocomix.")] = "saelens",
+) -> None:
+    """Write the run's sparse autoencoder in another library's format."""
+    from cocomix.cli.export import export_sae as export
+
+    folder = export(open_run(run, None, None), format, output)
+    console.print(f"{folder}: {format}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def label(
+    overrides: Overrides = None,
+    run: RunDir = DEFAULT_RUN,
+    config: ConfigFile = None,
+    name: Annotated[str | None, typer.Option("--name", help="Only this label set; default: all of the run's.")] = None,
+) -> None:
+    """Write the concept labels of every token, once, beside the token shards.
+
+    Also the teacher's likeliest tokens, for students that distil from a store (`--name logits` alone).
+    """
+    opened = open_run(run, config, overrides)
+    for stage in opened.label_stages(name):
+        opened.run_stage(stage)
+
+
+app.command()(evaluate)
+app.command()(perplexity)
+
+
+@app.command()
+def report(
+    overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, seeds: Seeds = None
+) -> None:
+    """Write report.html and report.json from what has been measured, and print the table."""
+    opened = open_run(run, config, overrides, seeds)
+    opened.write_report()
+    opened.print_summary()
+
+
+@app.command()
+def experiment(
+    recipe: Annotated[Path, PathArgument(help="YAML of the experiment, e.g. recipes/cpu/claims.yaml.")],
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None, PathOption("--run", "-r", help="Folder of its runs; default: runs/NAME-OF-THE-RECIPE.")
+    ] = None,
+    output: Annotated[Path | None, PathOption("--output", "-o", help="Folder of the report; default: --run.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at the same time.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of each run, under torchrun.")] = 1,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Seeds 0 to N-1.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what it would take, run nothing.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="With --plan: GPUs that share a batch.")] = 8,
+    peak_tflops: Annotated[
+        float | None, typer.Option(help="With --plan: peak of one GPU; hours are then estimated at 40 % of it.")
+    ] = None,
+    report_only: Annotated[bool, typer.Option("--report", help="Write the report of what is finished.")] = False,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Do only SETTING:STAGE, in this process; may be repeated.")
+    ] = None,
+) -> None:
+    """Run a grid of variants and seeds and report what it says about the paper's claims.
+
+    Each run is a process of its own; finished ones are kept, and the same command goes on where it was stopped.
+    """
+    from cocomix.experiments.run import run_experiment
+
+    quiet_libraries()
+    run_experiment(
+        recipe,
+        [*(overrides or []), *([f"seeds={list(range(seeds))}"] if seeds else [])],
+        folder=run or Path("runs") / recipe.stem,
+        output=output,
+        jobs=jobs,
+        processes=processes,
+        plan_for=(gpus, peak_tflops) if plan else None,
+        report_only=report_only,
+        stages=stage or [],
+    )
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    run: RunDir = DEFAULT_RUN,
+    student: Annotated[str, typer.Option(help="Student of the run, or `teacher`.")] = "cocomix",
+    seed: Annotated[int, typer.Option(help="Which of the student's seeds.")] = 0,
+    model: Annotated[str | None, typer.Option(help="A model folder or hub id instead of a run's student.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.8,
+    sample_seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    steer: Annotated[
+        str | None,
+        typer.Option(help="Concepts to turn, e.g. c123=+4,c7:off,c9=clamp:2@10 (@: from which token of the text on)."),
+    ] = None,
+) -> None:
+    """Continue a text with a trained model."""
+    from cocomix.steering.generate import continue_text, locate
+
+    quiet_libraries()
+    source = model or str(locate(run, student, seed))
+    text = continue_text(
+        source, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=sample_seed, steer=steer
+    )
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+app.command("name")(name_command)
+app.command("inspect")(inspect_command)
+app.command()(explore)
+app.command()(push)
+app.command()(bench)
+app.command("steer-eval")(steer_eval_command)
+app.command()(doctor)
+
+
+def _session() -> AbstractContextManager[None]:
+    """The process group of a launch, if this is one process of several."""
+    if world_size() == 1:
+        return nullcontext()
+    from cocomix.utils.distributed import distributed_session
+
+    return distributed_session()
+
+
+def main() -> None:
+    """Entry point of the `cocomix` command."""
+    try:
+        with _session():
+            app(standalone_mode=True)
+    except CocomixError as error:
+        wait_for_main_to_say_it()
+        errors.print("cocomix:", str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        errors.print(f"cocomix: {in_words(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except Interrupted as stop:
+        errors.print(str(stop), highlight=False, markup=False, soft_wrap=True)
+        sys.exit(130 if stop.by_user else 0)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # 130 is Typer's word for Ctrl-C
+            raise
+        errors.print("stopped; the same command goes on from here", highlight=False)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

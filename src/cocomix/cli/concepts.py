@@ -1,0 +1,57 @@
+"""Commands that look at what a run's concepts are and do."""
+
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.options import DEFAULT_RUN, RunDir, quiet_libraries
+from cocomix.utils.pipeline_console import console
+
+
+def name_command(
+    run: RunDir = DEFAULT_RUN,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the training split to read, evenly spread.")] = 250_000,
+    llm: Annotated[
+        str | None,
+        typer.Option(help="Program that reads a concept's passages as JSON and prints a name; no shell is used."),
+    ] = None,
+    llm_seconds: Annotated[float, typer.Option(min=0.1, help="Its time for each concept.")] = 30.0,
+    edit: Annotated[
+        list[str] | None, typer.Option(help="CONCEPT=NAME: only set this name, by hand; may be repeated.")
+    ] = None,
+) -> None:
+    """Name the run's concepts by the tokens that most set them apart.
+
+    A name is given only where two halves of the text agree on it. Kept in names.json; names by hand are kept apart
+    and never overwritten. All students of the run share them.
+    """
+    from cocomix.pipeline.concept_stages import edit_run, name_run, print_names
+
+    quiet_libraries()
+    print_names(edit_run(run, edit) if edit else name_run(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds))
+
+
+def inspect_command(
+    text: Annotated[str, typer.Argument(help="Text to look at.")],
+    run: RunDir = DEFAULT_RUN,
+    student: Annotated[str, typer.Option(help="Student of the run, one that predicts concepts.")] = "cocomix",
+    seed: Annotated[int, typer.Option(help="Which of the student's seeds.")] = 0,
+    top: Annotated[int, typer.Option(min=1, help="Concepts and next tokens shown for each token.")] = 3,
+    concept: Annotated[
+        int | None, typer.Option(min=0, help="Shade the text by this concept, and show the odds without it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """What a student makes of a text: concepts, losses and next-token odds at each token.
+
+    A tick says that the teacher's attribution, by the rule the student was taught with, has the concept there, too.
+    """
+    from cocomix.analysis.show import print_reading
+    from cocomix.pipeline.inspect_command import inspect_text
+
+    quiet_libraries()
+    reading = inspect_text(run, text, student=student, seed=seed, top=top, concept=concept)
+    if as_json:
+        console.print_json(reading.model_dump_json())
+    else:
+        print_reading(reading, console)

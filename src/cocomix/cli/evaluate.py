@@ -1,0 +1,111 @@
+"""Commands that measure trained models."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.options import (
+    DEFAULT_RUN,
+    ConfigFile,
+    Overrides,
+    PathArgument,
+    PathOption,
+    RunDir,
+    Seeds,
+    open_run,
+    quiet_libraries,
+)
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.pipeline_console import console
+
+
+def evaluate(
+    overrides: Overrides = None,
+    run: RunDir = DEFAULT_RUN,
+    config: ConfigFile = None,
+    seeds: Seeds = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, e.g. lambada_openai,wikitext,hellaswag.")
+    ] = None,
+    task_data: Annotated[
+        Path | None, PathOption(help="Folder with the tasks' datasets, each at OWNER/NAME; default: the hub.")
+    ] = None,
+    student: Annotated[
+        list[str] | None, typer.Option(help="Only this student, with --tasks or --snapshots; may be repeated.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="With --tasks: a model folder or hub id instead of a run.")] = None,
+    snapshots: Annotated[bool, typer.Option("--snapshots", help="Every model saved during training.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="With --snapshots: the test split, too.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents a task, for a try.")] = None,
+    fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Rows of a forward pass of a task, or auto.")] = "16",
+    samples: Annotated[bool, typer.Option("--samples", help="Keep what was asked and answered.")] = False,
+    output: Annotated[Path | None, PathOption("--output", "-o", help="With --model: folder of the results.")] = None,
+) -> None:
+    """Measure trained students: perplexity and concept recall, or the tasks of lm-evaluation-harness.
+
+    Without options: the held-out splits of every student. Tasks and snapshots are kept like stages, and work under
+    torchrun. With --snapshots choose by the validation split; look at --test when every choice is made.
+    """
+    if tasks is None and not snapshots:
+        if model is not None:
+            raise CocomixError("with --model give --tasks, or use `cocomix perplexity`")
+        opened = open_run(run, config, overrides, seeds)
+        for stage in opened.evaluation_stages():
+            opened.run_stage(stage)
+        opened.print_summary()
+        return
+    from cocomix.pipeline.evaluation_stages import TaskOptions, evaluate_model, evaluate_snapshots, evaluate_tasks
+
+    options = TaskOptions.of(tasks, task_data, limit, fewshot, batch_size, samples)
+    if model is not None:
+        quiet_libraries()
+        evaluate_model(model, options, output)
+    elif snapshots:
+        evaluate_snapshots(open_run(run, config, overrides, seeds), student or [], options, test=test)
+    else:
+        evaluate_tasks(open_run(run, config, overrides, seeds), student or [], options)
+
+
+def perplexity(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    text: Annotated[Path, PathArgument(help="Folder of token shards, .txt, .md or .jsonl file, or folder of texts.")],
+    seq_len: Annotated[int | None, typer.Option(min=2, help="Tokens a window; default: the model's positions.")] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="Move the window by so many tokens and score those; default: windows side by side."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows a forward pass.")] = 8,
+    max_windows: Annotated[int | None, typer.Option(min=1, help="Only so many windows, evenly spread.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
+    field: Annotated[str, typer.Option(help="Field of a .jsonl record that holds the text.")] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Perplexity of any model on any tokens or text; text is tokenised with the model's tokenizer.
+
+    With --stride each token but the first is scored once, with at least SEQ_LEN - STRIDE tokens before it; without,
+    each window is read on its own and a last partial one is left out.
+    """
+    from cocomix.evaluation.perplexity_command import measure_perplexity
+
+    quiet_libraries()
+    figures = measure_perplexity(
+        model,
+        text,
+        seq_len=seq_len,
+        stride=stride,
+        batch_size=batch_size,
+        max_windows=max_windows,
+        precision=precision,
+        field=field,
+    )
+    if as_json:
+        console.print_json(data=figures)
+    else:
+        console.print(
+            f"perplexity {figures['perplexity']:.4f}  (loss {figures['loss']:.6f} nats a token, {figures['tokens']:,}"
+            f" tokens scored, windows of {figures['seq_len']})",
+            highlight=False,
+            soft_wrap=True,
+        )

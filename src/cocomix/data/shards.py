@@ -1,0 +1,252 @@
+"""Token shards: one long stream of token ids in memory-mapped files, with document boundaries and checksums.
+
+Every document is followed by the end-of-text token. Ids take two bytes where the vocabulary allows, else four.
+The manifest is written last, so a folder without one is unfinished. Windows are cut at fixed places of the
+stream; a window may cross a document boundary, as in GPT-2's packing, and no token but the last partial window
+is lost.
+"""
+
+import hashlib
+import shutil
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import read_sealed, sha256, write_sealed
+from cocomix.utils.integrity import check_files
+from cocomix.utils.series import FileSeries
+
+MANIFEST = "manifest.json"
+BOUNDARIES = "doc-boundaries.npy"
+MEND = "restore it, or delete the folder and run `cocomix tokenize` again"
+SHARD = "shard-{:05d}.bin"
+MOST_OPEN = 128
+"""shards mapped at a time; each holds a file open, and a process may hold about a thousand"""
+
+
+class TokenShards:
+    """Read access to a folder of token shards.
+
+    Attributes:
+        n_tokens: length of the stream.
+        vocab_size: ids are below it.
+        fingerprint: sha256 over all shards' checksums, 64 hex digits.
+        documents: start offset of each document in the stream, int64 `[n_documents]`.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.n_tokens: int = manifest["n_tokens"]
+        self.vocab_size: int = manifest["vocab_size"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self._dtype = token_dtype(self.vocab_size)
+        self._files = [folder / shard["file"] for shard in manifest["shards"]]
+        self._maps: OrderedDict[int, np.memmap] = OrderedDict()
+        self._starts = np.cumsum([0, *(shard["bytes"] // self._dtype.itemsize for shard in manifest["shards"])])
+        self.documents: np.ndarray = _starts(folder / BOUNDARIES)
+
+    @classmethod
+    def open(cls, folder: Path | str, *, verify: bool = True) -> "TokenShards":
+        """Open a finished folder; `verify` compares sizes and checksums with the manifest.
+
+        A file is read for its checksum once and then remembered (see `cocomix.utils.integrity`).
+
+        Raises:
+            CocomixError: no manifest, or a shard is missing, truncated or altered; the sentence names the file.
+        """
+        folder = Path(folder)
+        try:
+            manifest = read_sealed(folder / MANIFEST)
+            files = [*manifest["shards"], manifest["boundaries"]]
+            _check_numbers(manifest)
+            check_files(folder, files, what="token file", mend=MEND, verify=verify)
+            return cls(folder, manifest)
+        except FileNotFoundError:
+            raise CocomixError(f"{folder} holds no finished token shards; run `cocomix tokenize`") from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CocomixError(
+                f"the manifest of {folder} is damaged ({error}); delete the folder and run `cocomix tokenize` again"
+            ) from error
+
+    def n_windows(self, seq_len: int) -> int:
+        """Number of whole windows of `seq_len` tokens."""
+        return self.n_tokens // seq_len
+
+    def windows(self, indices: np.ndarray | Sequence[int], seq_len: int) -> np.ndarray:
+        """Windows `indices` (window i is tokens i * seq_len to (i + 1) * seq_len), int64 `[len, seq_len]`.
+
+        Raises:
+            IndexError: an index outside the whole windows.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and (indices.min() < 0 or indices.max() >= self.n_windows(seq_len)):
+            raise IndexError(f"window indices must be in 0..{self.n_windows(seq_len) - 1} (seq_len {seq_len})")
+        positions = (indices[:, None] * seq_len + np.arange(seq_len)).ravel()
+        return self._read(positions).reshape(len(indices), seq_len)
+
+    def span(self, begin: int, end: int) -> np.ndarray:
+        """Tokens `begin` to `end` - 1 of the stream, int64 `[end - begin]`.
+
+        Raises:
+            IndexError: outside the stream.
+        """
+        if not 0 <= begin <= end <= self.n_tokens:
+            raise IndexError(f"tokens {begin} to {end} are outside the stream of {self.n_tokens}")
+        return self._read(np.arange(begin, end))
+
+    def _read(self, positions: np.ndarray) -> np.ndarray:
+        owners = np.searchsorted(self._starts, positions, side="right") - 1
+        out = np.empty(positions.shape, dtype=np.int64)
+        for owner in np.unique(owners):
+            chosen = owners == owner
+            out[chosen] = self._map(int(owner))[positions[chosen] - self._starts[owner]]
+        return out
+
+    def _map(self, number: int) -> np.memmap:
+        if number not in self._maps:
+            if len(self._maps) == MOST_OPEN:
+                self._maps.popitem(last=False)
+            self._maps[number] = np.memmap(self._files[number], dtype=self._dtype, mode="r")
+        self._maps.move_to_end(number)
+        return self._maps[number]
+
+
+def _check_numbers(manifest: dict[str, Any]) -> None:
+    """See that the files listed hold the tokens that a manifest promises, no more and no less.
+
+    Raises:
+        ValueError: they do not; KeyError, TypeError, AttributeError: it is no manifest.
+    """
+    size, promised = manifest["vocab_size"], manifest["n_tokens"]
+    if type(size) is not int or type(promised) is not int or not 1 <= size <= 1 << 32:
+        raise ValueError("its vocabulary or number of tokens is none")
+    dtype = token_dtype(size)
+    if manifest["dtype"] != dtype.str:
+        raise ValueError(f"its ids are {manifest['dtype']!r}, not {dtype.str!r}")
+    lengths = [divmod(shard["bytes"], dtype.itemsize) for shard in manifest["shards"]]
+    if any(rest for _, rest in lengths) or sum(length for length, _ in lengths) != promised:
+        raise ValueError(f"its files do not hold {promised} tokens")
+    if manifest["boundaries"]["file"] != BOUNDARIES:
+        raise ValueError(f"it does not list {BOUNDARIES}")
+
+
+def _starts(path: Path) -> np.ndarray:
+    """The document boundaries, mapped, int64 `[n_documents]`.
+
+    Raises:
+        ValueError: they are none.
+    """
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy parses a header as Python, and meets damage with whatever comes of it
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype != np.int64 or found.ndim != 1:
+        raise ValueError(f"{path.name} holds no list of whole numbers")
+    return found
+
+
+def write_shards(
+    folder: Path | str,
+    documents: Iterable[np.ndarray | Sequence[int]],
+    *,
+    vocab_size: int,
+    eos_id: int,
+    shard_tokens: int = 100_000_000,
+) -> TokenShards:
+    """Write documents' token ids as shards of `shard_tokens` tokens, each document followed by `eos_id`.
+
+    In memory are one document and eight bytes for each before it.
+
+    Raises:
+        CocomixError: an id outside the vocabulary, no document at all, or a folder that is already finished.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).exists():
+        raise CocomixError(f"{folder} already holds finished token shards; delete it first or choose another folder")
+    dtype = token_dtype(vocab_size)
+    series = FileSeries(folder, SHARD, durable=False)
+    starts, total = array("q"), 0
+    try:
+        for document in documents:
+            ids = np.append(np.asarray(document, dtype=np.int64), eos_id)
+            if ids.min() < 0 or ids.max() >= vocab_size:
+                raise CocomixError(
+                    f"document {len(starts)} has token id {ids.max() if ids.min() >= 0 else ids.min()} outside the"
+                    f" vocabulary of {vocab_size}; use the tokenizer the vocabulary belongs to"
+                )
+            starts.append(total)
+            total += len(ids)
+            series.fill(ids.astype(dtype).tobytes(), shard_tokens * dtype.itemsize)
+        series.cut()
+    finally:
+        series.close()
+    raw = folder / "starts.int64"
+    raw.write_bytes(np.frombuffer(starts, dtype=np.int64).astype("<i8").tobytes())
+    return finish_shards(
+        folder,
+        series.files,
+        [raw],
+        n_tokens=total,
+        n_documents=len(starts),
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+        dtype=dtype.str,
+    )
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Type of the stored ids: two bytes where all ids fit, else four."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def finish_shards(
+    folder: Path,
+    shards: list[dict[str, Any]],
+    starts: Sequence[Path],
+    *,
+    n_tokens: int,
+    n_documents: int,
+    vocab_size: int,
+    eos_id: int,
+    dtype: str,
+) -> TokenShards:
+    """Write the document boundaries and the manifest of shard files that are all there.
+
+    Args:
+        shards: `file`, `bytes`, `sha256` of each.
+        starts: files of raw little-endian int64, the start of each document in the stream; they are removed.
+
+    Raises:
+        CocomixError: no document at all.
+    """
+    if not n_documents:
+        raise CocomixError(f"there are no documents to write to {folder}; check the corpus")
+    path = folder / BOUNDARIES
+    header = {"descr": "<i8", "fortran_order": False, "shape": (n_documents,)}
+    with path.open("wb") as stream:  # numpy's own writers may leave a short file on a full disk without an error
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in starts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, stream)
+    manifest = {
+        "format": 1,
+        "dtype": dtype,
+        "n_tokens": n_tokens,
+        "vocab_size": vocab_size,
+        "eos_id": eos_id,
+        "n_documents": n_documents,
+        "shards": shards,
+        "boundaries": {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)},
+        "fingerprint": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
+    }
+    write_sealed(folder / MANIFEST, manifest)
+    for part in starts:
+        part.unlink()
+    return TokenShards.open(folder, verify=False)

@@ -1,0 +1,138 @@
+"""Byte-level BPE tokenizers (Tokenizers), and the way from documents to shards."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from cocomix.data.shards import TokenShards, write_shards
+from cocomix.utils.errors import CocomixError, reason
+from cocomix.utils.files import check_source, read_json
+
+if TYPE_CHECKING:
+    from cocomix.data.document import Document
+
+END_OF_TEXT = "<|endoftext|>"
+MOST_GAPS = 1_000_000
+"""Numbers of no token that a vocabulary may have."""
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+"""what ends a text in a bare tokenizer.json, which does not say so; the first there is"""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path | str) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of `vocab_size` entries and save it as a Transformers tokenizer folder.
+
+    `<|endoftext|>` has id 0 and serves as beginning, end and padding token.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
+    fast.save_pretrained(folder)
+    return fast
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load any Transformers or Tokenizers tokenizer; no code from the source is run.
+
+    Args:
+        source: a tokenizer folder, a hub id, a Tokenizers file (`tokenizer.json`; beside a `tokenizer_config.json` its
+            folder is loaded), or a folder with GPT-2's `vocab.json` and `merges.txt` alone.
+
+    Raises:
+        CocomixError: nothing loadable there, or it has no end-of-text token.
+    """
+    check_source(source, "the tokenizer")
+    try:
+        _check_ids(Path(source))
+        tokenizer = _load(Path(source), source)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a damaged file ends in one of many types; a panic in Rust is no Exception
+        raise CocomixError(
+            f"no tokenizer can be loaded from {source} ({reason(error)}); give a tokenizer folder or file, or a hub id"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise CocomixError(
+            f"the tokenizer {source} has no end-of-text token; name one as eos_token in a tokenizer_config.json there"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _check_ids(path: Path) -> None:
+    """See that no token's number is far beyond their count: Tokenizers makes a place for each number up to the largest,
+    and ends the process where there is no memory for them.
+
+    Raises:
+        OSError, ValueError: a number is, or a file is damaged.
+    """
+    files = [path / "tokenizer.json", path / "vocab.json"] if path.is_dir() else [path]
+    for file in files:
+        if not file.is_file():
+            continue
+        content = read_json(file)
+        inside = content if isinstance(content, dict) else {}
+        model = inside.get("model")
+        vocab = model.get("vocab") if isinstance(model, dict) else inside
+        added = inside.get("added_tokens")
+        numbers = [*vocab.values()] if isinstance(vocab, dict) else []
+        numbers += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
+        largest = max((one for one in numbers if isinstance(one, int)), default=0)
+        if largest > len(numbers) + MOST_GAPS:
+            raise ValueError(f"{file.name} numbers {len(numbers)} tokens up to {largest}")
+
+
+def _load(path: Path, source: str) -> PreTrainedTokenizerBase:
+    if path.is_file() and not (path.parent / "tokenizer_config.json").is_file():
+        backend = Tokenizer.from_file(str(path))
+        end = next((token for token in ENDS if backend.token_to_id(token) is not None), None)
+        return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end)
+    inside = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    described = inside & {"tokenizer.json", "tokenizer_config.json", "config.json"}
+    if {"vocab.json", "merges.txt"} <= inside and not described:
+        return GPT2Tokenizer.from_pretrained(source)
+    return AutoTokenizer.from_pretrained(str(path.parent) if path.is_file() else source, trust_remote_code=False)
+
+
+def tokenize_corpus(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: "Iterable[Document]",
+    folder: Path | str,
+    *,
+    shard_tokens: int = 100_000_000,
+    batch_documents: int = 64,
+) -> TokenShards:
+    """Encode documents in batches (in parallel, in Rust) and write them as shards."""
+
+    def ids() -> Iterator[list[int]]:
+        for batch in _batches(documents, batch_documents):
+            texts = [document.text for document in batch]
+            yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    return write_shards(
+        folder,
+        ids(),
+        vocab_size=len(tokenizer),
+        eos_id=int(tokenizer.eos_token_id),  # pyright: ignore[reportArgumentType]
+        shard_tokens=shard_tokens,
+    )
+
+
+def _batches(documents: "Iterable[Document]", size: int) -> "Iterator[list[Document]]":
+    stream = iter(documents)
+    while batch := list(islice(stream, size)):
+        yield batch

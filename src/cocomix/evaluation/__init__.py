@@ -1,0 +1,9 @@
+"""What came out: perplexity, concept recall, lm-evaluation-harness."""
+
+from cocomix.evaluation.perplexity import perplexity
+from cocomix.evaluation.recall import concept_recall
+
+__all__ = [
+    "concept_recall",
+    "perplexity",
+]

@@ -1,0 +1,19 @@
+"""`python -m cocomix.evaluation.harness`: the harness's command line, with the model type `cocomix`.
+
+It has no entry point for model types of other packages, so something has to import ours first. Works under torchrun.
+"""
+
+import sys
+
+from lm_eval.__main__ import cli_evaluate
+
+import cocomix.evaluation.harness  # noqa: F401
+from cocomix.utils.distributed import distributed_session
+from cocomix.utils.errors import CocomixError
+
+if __name__ == "__main__":
+    try:
+        with distributed_session():
+            cli_evaluate()
+    except CocomixError as error:
+        sys.exit(f"cocomix: {error}")

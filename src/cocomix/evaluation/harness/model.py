@@ -1,0 +1,176 @@
+"""The model type `cocomix` of lm-evaluation-harness: its own `hf` class with another way in.
+
+Scoring, windows, batches and generation are the harness's. What had to differ:
+
+- loading: safetensors only, nothing executed from the folder, one sentence for a bad one;
+- processes: the harness shares documents among processes on several GPUs of one machine only; here among all
+  processes of a torch.distributed group, CPU included;
+- `model_sha`: checksum of local weights (the harness asks the hub for a commit, which a folder does not have);
+- generation's default length is cut to half of a model with few positions, and so leaves room for a prompt.
+
+Padding needs nothing: the harness pads scored rows on the right without a mask, where causal models never look, and
+prompts on the left with one; a CoCoMix model's cache counts its own slots.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lm_eval.api.registry import register_model
+from lm_eval.models import huggingface
+from lm_eval.models.utils_hf import get_dtype
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import cocomix
+from cocomix.data.tokenizer import load_tokenizer
+from cocomix.model.loading import load_causal_lm
+from cocomix.utils.distributed import device as own_device
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import sha256
+from cocomix.utils.processes import rank, world_size
+
+HFLM: Any = huggingface.HFLM  # its registration hides its type
+harness_log = logging.getLogger("lm_eval.models.huggingface")
+OPTIONS = frozenset(
+    {
+        "add_bos_token",
+        "logits_cache",
+        "max_batch_size",
+        "max_length",
+        "mixed_precision_dtype",
+        "prefix_token_id",
+        "softmax_dtype",
+        "truncation",
+    }
+)
+"""Arguments of the harness's `hf` that are handed on to it."""
+
+
+class CoCoMixLM(HFLM):
+    """Any model folder or hub id that `cocomix` loads, plain Transformers models included.
+
+    Args:
+        pretrained: folder, hub id, or a loaded model (then `tokenizer` is needed).
+        tokenizer: folder, hub id or loaded; default: beside the model.
+        device: e.g. "cuda:1"; default, and where there is none such: this process's own.
+        dtype: of the weights, e.g. "bfloat16"; default: as saved.
+        batch_size: rows of a forward pass, or "auto" (tries 64 rows of full length first, halves when out of memory).
+        options: see `OPTIONS`; the harness's documentation explains them.
+
+    Attributes:
+        progress: called with rows run and rows expected, while the harness works.
+
+    Raises:
+        CocomixError: nothing loadable there, or an option this model type does not have.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path | PreTrainedModel,
+        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        batch_size: int | str | None = 1,
+        **options: Any,
+    ) -> None:
+        unknown = sorted(set(options) - OPTIONS)
+        if unknown:
+            raise CocomixError(
+                f"the model type cocomix has no argument {unknown[0]!r}; it takes pretrained, tokenizer, device, dtype,"
+                f" batch_size, {', '.join(sorted(OPTIONS))}"
+            )
+        self._source = str(pretrained if isinstance(pretrained, str | Path) else pretrained.name_or_path)
+        loaded = load_causal_lm(pretrained, "the model") if isinstance(pretrained, str | Path) else pretrained
+        if dtype != "auto":
+            loaded = loaded.to(get_dtype(dtype))  # pyright: ignore[reportArgumentType]
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            tokenizer = load_tokenizer(str(tokenizer or self._source))
+        loaded.to(_device(device))  # pyright: ignore[reportArgumentType]
+        options = {"backend": "causal", "batch_size": 1 if batch_size is None else batch_size} | options
+        harness_log.addFilter(_expected)
+        try:
+            super().__init__(pretrained=loaded, tokenizer=tokenizer, **options)
+        finally:
+            harness_log.removeFilter(_expected)
+        self.pretrained = self._source
+        self.progress: Callable[[int, int], None] | None = None
+        self._expect(0)
+        if dist.is_initialized():
+            self._rank, self._world_size = rank(), world_size()
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        self._expect(len(requests))
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        self._expect(sum(-(-len(self.tok_encode(request.args[0])) // self.max_length) for request in requests))
+        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        self._expect(len(requests))
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def _model_call(self, inps: torch.Tensor, **more: Any) -> torch.Tensor:
+        logits = super()._model_call(inps, **more)
+        self._count(len(inps))
+        return logits
+
+    def _model_generate(self, context: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+        made = super()._model_generate(context, *more, **named)
+        self._count(len(context))
+        return made
+
+    def _expect(self, rows: int) -> None:
+        self._rows, self._expected = 0, rows
+
+    def _count(self, rows: int) -> None:
+        """Rows that share a context are run once, so there may be fewer than expected; trying batch sizes adds some."""
+        self._rows = min(self._rows + rows, self._expected)
+        if self.progress is not None:
+            self.progress(self._rows, self._expected)
+
+    @property
+    def max_gen_toks(self) -> int:
+        return min(super().max_gen_toks, self.max_length // 2)
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all processes, one after the other, flat."""
+        if self.world_size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor)
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def get_model_info(self) -> dict[str, Any]:
+        weights = sorted(Path(self._source).glob("*.safetensors")) if Path(self._source).is_dir() else []
+        return {
+            "model_source": "cocomix",
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": self.model.dtype,
+            "model_revision": self.revision,
+            "model_sha": sha256(*weights) if weights else getattr(self.config, "_commit_hash", None) or "",
+            "model_type": self.config.model_type,
+            "cocomix_version": cocomix.__version__,
+        }
+
+
+register_model("cocomix")(CoCoMixLM)
+
+
+def _expected(record: logging.LogRecord) -> bool:
+    """Whether to show a log record: not the warnings that a model object is given, which is our way."""
+    return "already-initialized" not in record.getMessage() and "not of type `str`" not in record.getMessage()
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    """The wanted device; the harness's command line asks for "cuda" wherever nobody says otherwise."""
+    if wanted is None or (str(wanted).startswith("cuda") and not torch.cuda.is_available()):
+        return own_device()
+    return torch.device(wanted)

@@ -1,0 +1,1 @@
+"""The web explorer: a server on this machine and its page."""

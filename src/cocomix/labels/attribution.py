@@ -1,0 +1,173 @@
+r"""Attribution: which of a position's active concepts matter for the next token.
+
+With latents c[t] of the hidden state x[t], next-token loss L[t] = -log p(x[t+1] | x[<=t]) and reconstruction
+D(c) = (W_dec c + pre_bias) * std + mean:
+
+* `reference`: a[t] = c[t] * < d/dx[t] mean_s L[s], W_dec row >. Gradient of the mean loss at the original hidden
+  state, without the factor std: to the last bit what the reference implementation computes. It also carries the
+  losses of all later tokens.
+* `exact`: a[t] = c[t] * dL[t]/dc[t] at x[t] := D(c[t]), every other position as it was. The paper's formula, for
+  all positions from one two-stream pass (`cocomix.labels.exact`).
+* `activation`: a[t] = c[t], no gradient.
+
+The sign then says what is asked for: `signed` (a: concepts whose increase raises the loss), `helpful` (-a: those
+that lower it), `absolute` (|a|). Larger is always better for label selection. The last position and padding have
+no next token: their scores are 0.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from cocomix.labels.exact import two_streams
+from cocomix.labels.fused_gelu import fused_gelu
+from cocomix.model.next_token import NextTokenLoss, has_next_token
+from cocomix.model.teacher import blocks, check_layer, frozen, hidden_at, resumed_at
+from cocomix.sae.sae import SparseLatents, TopKSAE
+from cocomix.utils.errors import CocomixError
+
+
+class ActiveAttribution(NamedTuple):
+    """Attribution of the K active latents of each position."""
+
+    ids: torch.Tensor
+    """latent indices, int64 `[batch, seq, K]`"""
+    scores: torch.Tensor
+    """attribution, `[batch, seq, K]`"""
+    values: torch.Tensor
+    """activations, `[batch, seq, K]`"""
+    valid: torch.Tensor
+    """whether the position has a next token, bool `[batch, seq]`"""
+
+
+class Rule(ABC):
+    """One way to score active latents."""
+
+    @abstractmethod
+    def scores(
+        self,
+        model: PreTrainedModel,
+        sae: TopKSAE,
+        input_ids: torch.Tensor,
+        layer: int,
+        attention_mask: torch.Tensor | None,
+        hidden: torch.Tensor,
+        latents: SparseLatents,
+    ) -> torch.Tensor:
+        """Signed attribution `[batch, seq, K]` given hidden states `[batch, seq, d_model]` and their latents."""
+
+
+class ReferenceRule(Rule):
+    """Gradient of the mean loss at the original hidden states."""
+
+    def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
+        loss = NextTokenLoss(model, input_ids, attention_mask)
+        with torch.enable_grad():
+            x = hidden.detach().requires_grad_()
+            with resumed_at(model, layer, x):
+                mean = loss.total() / loss.count
+            (gradient,) = torch.autograd.grad(mean, x)
+        return latents.values * sae.active_directional_derivative(gradient, latents.ids)
+
+
+class ExactRule(Rule):
+    """Each position's own next-token loss at its reconstruction, from one two-stream pass."""
+
+    def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
+        loss = NextTokenLoss(model, input_ids, attention_mask)
+        with two_streams(model, len(blocks(model)) - layer - 1) as streams:
+            with torch.no_grad(), resumed_at(model, layer, hidden):
+                streams.record(lambda: model.base_model(**loss.inputs))
+            with torch.enable_grad():
+                patched = sae.decode(latents).to(hidden.dtype).detach().requires_grad_()
+                with resumed_at(model, layer, patched):
+                    total = loss.total()
+                (gradient,) = torch.autograd.grad(total, patched)
+        return latents.values * latents.std * sae.active_directional_derivative(gradient, latents.ids)
+
+
+class ActivationRule(Rule):
+    """The activations themselves."""
+
+    def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
+        valid = has_next_token(input_ids, attention_mask)
+        return latents.values * valid.unsqueeze(-1)
+
+
+RULES: dict[str, Rule] = {"reference": ReferenceRule(), "exact": ExactRule(), "activation": ActivationRule()}
+
+SIGNS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "signed": lambda scores: scores,
+    "helpful": torch.neg,
+    "absolute": torch.abs,
+}
+
+
+def attribute(
+    concept_model: PreTrainedModel,
+    sae: TopKSAE,
+    input_ids: torch.Tensor,
+    *,
+    layer: int,
+    rule: str = "exact",
+    sign: str = "signed",
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attribution of every concept at every position, 0 where it is not active.
+
+    Args:
+        concept_model: any Transformers causal LM; it takes no gradients.
+        sae: autoencoder of its residual stream after block `layer` (0-based).
+        input_ids: int64 `[batch, seq]`.
+        rule: a key of `RULES`; see the module's equations.
+        sign: a key of `SIGNS`; `activation` has no sign and ignores it.
+        attention_mask: 1 for tokens, 0 for padding, `[batch, seq]`, either side.
+
+    Returns:
+        `[batch, seq, C]` in the SAE's dtype.
+    """
+    active = attribute_active(
+        concept_model, sae, input_ids, layer=layer, rule=rule, sign=sign, attention_mask=attention_mask
+    )
+    dense = active.scores.new_zeros(*active.scores.shape[:-1], sae.n_latents)
+    return dense.scatter(-1, active.ids, active.scores)
+
+
+def attribute_active(
+    concept_model: PreTrainedModel,
+    sae: TopKSAE,
+    input_ids: torch.Tensor,
+    *,
+    layer: int,
+    rule: str = "exact",
+    sign: str = "signed",
+    attention_mask: torch.Tensor | None = None,
+) -> ActiveAttribution:
+    """Attribution of the K active concepts of each position; `attribute` without the C-wide scatter.
+
+    Raises:
+        CocomixError: an unknown rule or sign, a layer outside the stack, or an SAE of another width.
+    """
+    for kind, name, known in (("rule", rule, RULES), ("sign", sign, SIGNS)):
+        if name not in known:
+            raise CocomixError(f"there is no attribution {kind} {name!r}; choose one of {', '.join(known)}")
+    check_layer(concept_model, layer)
+    if sae.d_model != concept_model.config.hidden_size:
+        raise CocomixError(
+            f"the SAE reads hidden states {sae.d_model} wide and the concept model's are"
+            f" {concept_model.config.hidden_size} wide; use an SAE trained on this model"
+        )
+    with frozen(concept_model), fused_gelu(concept_model), torch.no_grad():
+        hidden = hidden_at(concept_model, input_ids, layer, attention_mask)
+        latents = sae.encode(hidden)
+        raw = RULES[rule].scores(concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
+    valid = has_next_token(input_ids, attention_mask)
+    return with_sign(ActiveAttribution(latents.ids, raw.detach(), latents.values, valid), rule, sign)
+
+
+def with_sign(signed: ActiveAttribution, rule: str, sign: str) -> ActiveAttribution:
+    """A `signed` attribution by `rule` seen with another sign; `activation` has none and stays as it is."""
+    return signed if rule == "activation" else signed._replace(scores=SIGNS[sign](signed.scores))

@@ -1,0 +1,163 @@
+"""Models from shapes.
+
+Plain next-token models are Transformers' own GPT-2 and Llama, so a baseline is never ours to slow down or to
+get wrong; CoCoMix models use the same widths, depths and initialisation scale. Dropout is zero everywhere.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.model.shape import MixConfig, ModelShape
+from cocomix.utils.errors import CocomixError
+
+
+class SpecialIds(TypedDict):
+    """Special tokens' ids, as the model configs call them."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+
+NO_IDS = SpecialIds(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+
+
+class Sizes(NamedTuple):
+    """What a student's shape takes from the rest of the run."""
+
+    vocab_size: int
+    seq_len: int
+    n_concepts: int
+    """C of the run's SAE"""
+    top_k: int
+    """its active latents K"""
+    teacher_width: int
+    sae_layer: int
+    """the teacher's block (0-based) the SAE reads"""
+    special: SpecialIds = NO_IDS
+    label_flops: float = 0.0
+    """operations a trained token takes to be labelled, where its labels are made live"""
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
+    """The tokenizer's ids, so that `generate` of a model made for it starts, stops and pads as it should."""
+    return SpecialIds(**{name: getattr(tokenizer, name) for name in NO_IDS})
+
+
+def _gpt2(shape: ModelShape, vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=seq_len,
+        n_embd=shape.width,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own GELU, as one fused operation
+        **special,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def _llama(shape: ModelShape, vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        max_position_embeddings=seq_len,
+        hidden_size=shape.width,
+        intermediate_size=llama_ffn(shape.width),
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        tie_word_embeddings=True,
+        # No pad_token_id: Llama would freeze that row of its embedding at zero, and ours is the end-of-text token's.
+        bos_token_id=special["bos_token_id"],
+        eos_token_id=special["eos_token_id"],
+    )
+    return LlamaForCausalLM(config)
+
+
+PLAIN: dict[str, Callable[[ModelShape, int, int, SpecialIds], PreTrainedModel]] = {"gpt2": _gpt2, "llama": _llama}
+
+
+def llama_ffn(width: int) -> int:
+    """SwiGLU inner width: 8/3 of the model width, rounded up to a multiple of 16."""
+    return -(-8 * width // 48) * 16
+
+
+def build_plain(
+    shape: ModelShape, *, vocab_size: int, seq_len: int, special: SpecialIds | None = None
+) -> PreTrainedModel:
+    """A Transformers causal LM of this shape, freshly initialised from torch's global generator."""
+    return PLAIN[shape.backbone](shape, vocab_size, seq_len, special or NO_IDS)
+
+
+def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any) -> CoCoMixForCausalLM:
+    """A student with a channel and a mixer, freshly initialised from torch's global generator.
+
+    Args:
+        sizes: vocabulary, context and special tokens of the run.
+        settings: further fields of `CoCoMixConfig`.
+    """
+    config = CoCoMixConfig(
+        vocab_size=sizes.vocab_size,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=llama_ffn(shape.width) if shape.backbone == "llama" else None,
+        max_position_embeddings=sizes.seq_len,
+        backbone=shape.backbone,
+        concept_layer=mix.concept_layer,
+        mixer=mix.mixer,
+        mixer_options=mix.mixer_options,
+        **{**NO_CONCEPTS, **settings},
+        **sizes.special,
+    )
+    return CoCoMixForCausalLM(config)
+
+
+NO_CONCEPTS: dict[str, Any] = {"num_concepts": 1, "concept_top_k": 1}
+"""For channels that predict none."""
+
+
+def parameter_count(build: Callable[[], nn.Module]) -> int:
+    """Parameters of the model `build` returns, tied ones once; built on the meta device, so free of memory."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build().parameters())
+
+
+@cache
+def match_width(shape: ModelShape, target: int, *, vocab_size: int, seq_len: int) -> ModelShape:
+    """`shape` at the width whose plain model has the parameter count closest to `target`.
+
+    Raises:
+        CocomixError: the target is below the narrowest possible model.
+    """
+    step = 2 * shape.heads
+
+    def count(width: int) -> int:
+        resized = shape.model_copy(update={"width": width})
+        return parameter_count(lambda: build_plain(resized, vocab_size=vocab_size, seq_len=seq_len))
+
+    low = step
+    if count(low) > target:
+        raise CocomixError(f"no width of {shape.layers} layers has as few as {target} parameters; use fewer layers")
+    while count(low + step) <= target:
+        low += step
+    best = min((low, low + step), key=lambda width: abs(count(width) - target))
+    return shape.model_copy(update={"width": best})

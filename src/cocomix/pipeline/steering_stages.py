@@ -1,0 +1,188 @@
+"""`cocomix steer-eval`: all methods on all seeds of a student, then the report."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cocomix.analysis.record import Names, read_names
+from cocomix.pipeline.concept_stages import name_run
+from cocomix.pipeline.steer_eval_stage import Measured, SteerEvalStage, Writer
+from cocomix.pipeline.student_stages import StudentStage
+from cocomix.pipeline.trained import existing_run, student_stage
+from cocomix.steering.score import activity
+from cocomix.steering.study import summary
+from cocomix.steering.study.concepts import Concept, chosen_concepts
+from cocomix.steering.study.material import PROMPT_TOKENS
+from cocomix.steering.study.methods import METHODS
+from cocomix.utils.env import git_commit, machine
+from cocomix.utils.errors import CocomixError
+
+if TYPE_CHECKING:
+    from cocomix.pipeline.run import Run
+
+NAMED_FROM = 250_000
+"""Training tokens that names are found from where there are none yet, as `cocomix name` does."""
+
+
+def steer_eval(
+    folder: Path, output: Path, student: str, *, concepts: int, prompts: int, tokens: int, seed: int
+) -> dict[str, Any]:
+    """Measure what is not measured yet and write `report.json` and `report.html` into `output`.
+
+    Returns:
+        the report.
+
+    Raises:
+        CocomixError: no such run or student, one that cannot be steered by this SAE's concepts, texts longer than it
+            can take, or too few concepts that can be measured.
+    """
+    from cocomix.steering.study.page import write_steering_report
+
+    run = existing_run(folder)
+    stages = [stage for stage in run.students if stage.student == student]
+    student_stage(run, student, run.config.seeds[0])  # says what there is if there is none
+    _check(run, stages, tokens)
+    chosen = _concepts(run, concepts)
+    asked = {"prompts": prompts, "tokens": tokens, "seed": seed}
+    measured = [Measured(one, baseline(run, one), reader(run, one), chosen, asked) for one in stages]
+    can = {name for one in measured for name in one.stages()}
+    methods = [name for name, method in METHODS.items() if method.subject in can]
+    done = _measure(run, measured, methods)
+    parts = {name: {stage.measured.student.seed: stage.part() for stage in done[name]} for name in methods}
+    report = _about(run, student, measured, chosen, asked) | summary(parts)
+    for name, one in report["methods"].items():
+        method = METHODS[name]
+        one |= {"about": method.about, "unit": method.unit, "ties": method.ties, "subject": method.subject}
+        one["examples"] = [example.model_dump() for example in parts[name][stages[0].seed].examples]
+    output.mkdir(parents=True, exist_ok=True)
+    return write_steering_report(report, output)
+
+
+def baseline(run: "Run", student: StudentStage) -> StudentStage | None:
+    """The finished next-token student of the same seed that the run compares with; else any other; else None."""
+    found = _next_token_students(run, student.seed)
+    return next((one for one in found if one.student == run.config.baseline), found[0] if found else None)
+
+
+def reader(run: "Run", student: StudentStage) -> Writer:
+    """The model that judges fluency, one that is neither steered nor the judge of concepts.
+
+    Another next-token student of the same seed; else the baseline of another seed; else, for want of both, the teacher.
+    """
+    steered = baseline(run, student)
+    others = [one for one in _next_token_students(run, student.seed) if one is not steered]
+    order = sorted(run.config.seeds, key=lambda seed: seed <= student.seed)  # the next one, round about
+    elsewhere = [other for seed in order if seed != student.seed and (other := _of_seed(run, steered, seed))]
+    return next(iter([*others, *elsewhere]), run.teacher)
+
+
+def _next_token_students(run: "Run", seed: int) -> list[StudentStage]:
+    return [one for one in run.students if one.seed == seed and one.config.objective == "ntp" and one.done()]
+
+
+def _of_seed(run: "Run", like: StudentStage | None, seed: int) -> StudentStage | None:
+    found = _next_token_students(run, seed)
+    return next((one for one in found if like is not None and one.student == like.student), None)
+
+
+def _check(run: "Run", stages: Sequence[StudentStage], tokens: int) -> None:
+    """Before anything is measured.
+
+    Raises:
+        CocomixError: a student that is not trained, or not on the SAE's concepts, or texts that are too long.
+    """
+    for stage in stages:
+        _ = stage.figures
+    if not stages[0].variant.recall or stages[0].labels is None:
+        may = sorted({one.student for one in run.students if one.variant.recall and one.labels is not None})
+        raise CocomixError(
+            f"the student {stages[0].student} is not trained on the SAE's concepts, so the SAE cannot judge it; "
+            + (f"choose --student {' or '.join(may)}" if may else "train one with the objective cocomix and labels")
+        )
+    longest = PROMPT_TOKENS + max(map(int, METHODS["prompt"].doses)) + tokens
+    if longest > run.config.seq_len:
+        raise CocomixError(
+            f"prompts and --tokens {tokens} make texts of {longest} tokens, more than the {run.config.seq_len} of"
+            f" seq_len; lower --tokens by {longest - run.config.seq_len}"
+        )
+
+
+def _concepts(run: "Run", wanted: int) -> list[Concept]:
+    """The concepts to steer, with names made first where the run has none for its autoencoder."""
+    names = read_names(run.folder, run.sae.checksum())
+    if names.found is None:
+        names = name_run(run.folder, tokens=NAMED_FROM)
+    tokenizer, shards = run.tokens.tokenizer(), run.tokens.shards("val")
+    teacher, sae, config = run.teacher.model(), run.sae.model(), run.config
+    found = activity(teacher, sae, shards, layer=config.sae.layer, seq_len=config.seq_len)
+    return chosen_concepts(
+        found, names, lambda ids: str(tokenizer.decode(list(ids))), vocab_size=len(tokenizer), wanted=wanted
+    )
+
+
+def _measure(run: "Run", measured: Sequence[Measured], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
+    """Every method on every seed, one seed after the other."""
+    done: dict[str, list[SteerEvalStage]] = {name: [] for name in methods}
+    number = 0
+    for one in measured:
+        made: dict[str, SteerEvalStage] = {}
+        for name in methods:
+            number += 1
+            made[name] = SteerEvalStage(one, name, made.get(METHODS[name].reads or ""))
+            run.do(made[name], f"[{number}/{len(measured) * len(methods)}] {made[name].name}")
+            done[name].append(made[name])
+        one.forget()
+    return done
+
+
+def _about(
+    run: "Run", student: str, measured: Sequence[Measured], chosen: Sequence[Concept], asked: dict[str, int]
+) -> dict[str, Any]:
+    tokenizer, names = run.tokens.tokenizer(), read_names(run.folder, run.sae.checksum())
+    return {
+        "title": f"Steering {student}, measured",
+        "run": run.config.title,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["cocomix", *sys.argv[1:]]),
+        "commit": git_commit(),
+        "machine": machine(),
+        "student": student,
+        "asked": asked | {"concepts": len(chosen), "prompt_tokens": PROMPT_TOKENS},
+        "concepts": [_concept(one, names, tokenizer) for one in chosen],
+        "judges": [_judges(run, one) for one in measured],
+    }
+
+
+def _concept(one: Concept, names: Names, tokenizer: Any) -> dict[str, Any]:
+    words, follow = ([str(tokenizer.decode([token])) for token in listed] for listed in (one.words, one.follow))
+    about = names.of(one.concept)
+    return {
+        "concept": one.concept,
+        "name": one.name,
+        "words": words,
+        "follow": follow,
+        "kind": about.kind,
+        "stability": about.stability,
+        "share": one.share,
+        "strength": one.strength,
+    }
+
+
+def _judges(run: "Run", one: Measured) -> dict[str, Any]:
+    """Who judges and who is steered beside the student, for one seed."""
+
+    def known(stage: Writer | None) -> str | None:
+        if stage is None:
+            return None
+        return f"{stage.student}, seed {stage.seed}" if isinstance(stage, StudentStage) else "the teacher"
+
+    return {
+        "seed": one.student.seed,
+        "fluency": known(one.reader),
+        "independent": one.reader is not run.teacher,
+        "baseline": known(one.baseline),
+        "same_width": one.baseline is None or one.baseline.figures["width"] == one.student.figures["width"],
+    }

@@ -1,0 +1,207 @@
+"""SAELens' folders: `cfg.json` beside `sae_weights.safetensors`.
+
+Since version 6 `cfg.json` names the architecture and keeps what is known about the model under `metadata`; before, it
+was one flat mapping in which a topk activation function made a "standard" autoencoder a TopK one. Both are read.
+What is trained as batch-TopK is saved as JumpReLU there; an unfinished checkpoint holds its threshold as one number.
+`expected_average_only_in` is a constant factor: it is folded into the weights if the folder has it
+(`activation_scaler.json`), as SAELens does when training ends. Its `layer_norm` is our `standard`, to the letter:
+unbiased std, 1e-5 added to it, the output scaled back by std alone.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from cocomix.sae.activation import Activation, JumpReLU, ReLU
+from cocomix.sae.formats.base import LoadedSae, SaeFormat, filled
+from cocomix.sae.reading import agrees, peek_json, read_json, read_tensors, shaped, sizes, whole, words
+from cocomix.sae.sae import TopKSAE
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import write_json
+
+CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+NORMALISATION = {
+    "none": "none",
+    "layer_norm": "standard",
+    "constant_norm_rescale": "rescale",
+    "expected_average_only_in": "none",
+}
+"""Theirs -> ours, the last once its factor is folded in."""
+LAYOUT = "6.0.0"
+"""The SAELens version whose layout we write; without one a reader takes the folder for an older one."""
+
+
+class SaeLensFormat(SaeFormat):
+    """Architectures topk, jumprelu, batchtopk, matryoshka_batchtopk and standard."""
+
+    name, title = "saelens", "SAELens' format"
+
+    def detect(self, path: Path) -> bool:
+        config = peek_json(path / CONFIG)
+        return "d_sae" in config or (path / WEIGHTS).is_file()
+
+    def hook(self, path: Path) -> str | None:
+        return words(_metadata(peek_json(path / CONFIG)).get("hook_name"), "hook_name", path)
+
+    def load(self, path: Path, k: int) -> LoadedSae:
+        config, tensors = read_json(path / CONFIG), read_tensors(path / WEIGHTS)
+        _refuse_strangers(config, path)
+        scaling = tensors.pop("scaling_factor", torch.ones(1))
+        if not torch.allclose(scaling, torch.ones_like(scaling)):
+            raise CocomixError(f"{path} has a fine-tuned scaling_factor, which cocomix does not apply; use another SAE")
+        architecture = _architecture(config)
+        if architecture not in READERS:
+            raise CocomixError(
+                f"{path} is a SAELens autoencoder of the architecture {architecture!r};"
+                f" cocomix reads {', '.join(READERS)}"
+            )
+        extra, own_k = READERS[architecture]
+        d_model, n_latents = sizes(tensors, "W_enc", path)
+        agrees(config.get("d_in"), d_model, "d_in", path)
+        agrees(config.get("d_sae"), n_latents, "d_sae", path)
+        vectors = {name: (n_latents,) if name == "threshold" else () for name in extra}
+        shapes = {"W_enc": (d_model, n_latents), "b_enc": (n_latents,), "W_dec": (n_latents, d_model)}
+        weights = shaped(tensors, shapes | {"b_dec": (d_model,)} | vectors, path)
+        threshold = weights.get("threshold", weights.get("topk_threshold"))
+        rescale = bool(config.get("rescale_acts_by_decoder_norm"))
+        _fold(weights, _factor(config, path), rescale)
+        if "topk_threshold" in extra and rescale and threshold is not None:
+            threshold = threshold / _factor(config, path)
+        if own_k:
+            k = whole(config.get("k", _kwargs(config).get("k")), "k", path)
+        activation: Activation = ReLU(n_latents) if threshold is None else JumpReLU(n_latents)
+        sae = TopKSAE(
+            d_model,
+            n_latents,
+            k,
+            normalisation=NORMALISATION[_normalisation(config)],
+            activation=activation,
+            bias_input=config.get("apply_b_dec_to_input", True),
+        )
+        named = {
+            "pre_bias": weights["b_dec"],
+            "encoder_weight": weights["W_enc"].T,
+            "latent_bias": weights["b_enc"],
+            "decoder_weight": weights["W_dec"],
+        }
+        if threshold is not None:
+            named["activation.threshold"] = threshold.to(named["latent_bias"].dtype).expand(n_latents)
+        about = _metadata(config)
+        model = words(about.get("model_name"), "model_name", path)
+        return LoadedSae(filled(sae, named), self.name, self.hook(path), model, own_k)
+
+    def write(self, sae: TopKSAE, folder: Path, about: Mapping[str, Any]) -> None:
+        theirs = {ours: name for name, ours in NORMALISATION.items() if name != "expected_average_only_in"}
+        if sae.activation.kind != "relu":
+            raise CocomixError(
+                f"SAELens has no {sae.activation.kind} activation of which {sae.k} are kept;"
+                " only TopK with ReLU can be exported to it"
+            )
+        layer = about.get("layer")
+        metadata = {
+            "sae_lens_version": LAYOUT,
+            "sae_lens_training_version": None,
+            "model_name": about.get("model"),
+            "hook_name": None if layer is None else f"blocks.{layer}.hook_resid_post",
+            "hook_head_index": None,
+            "prepend_bos": False,
+        }
+        config = {
+            "architecture": "topk",
+            "d_in": sae.d_model,
+            "d_sae": sae.n_latents,
+            "k": sae.k,
+            "dtype": str(sae.encoder_weight.dtype).removeprefix("torch."),
+            "device": "cpu",
+            "apply_b_dec_to_input": sae.bias_input,
+            "normalize_activations": theirs[sae.normalisation],
+            "reshape_activations": "none",
+            "rescale_acts_by_decoder_norm": False,
+            "metadata": metadata,
+        }
+        tensors = {
+            "W_enc": sae.encoder_weight.detach().T,
+            "b_enc": sae.latent_bias.detach(),
+            "W_dec": sae.decoder_weight.detach(),
+            "b_dec": sae.pre_bias.detach(),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+        write_json(folder / CONFIG, config)
+
+
+READERS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "topk": ((), True),
+    "standard": ((), False),
+    "jumprelu": (("threshold",), False),
+    "batchtopk": (("topk_threshold",), False),
+    "matryoshka_batchtopk": (("topk_threshold",), False),
+}
+"""Tensors an architecture has beside the four all have, and whether it has a K of its own."""
+
+
+def _kwargs(config: dict[str, Any]) -> dict[str, Any]:
+    found = config.get("activation_fn_kwargs")
+    return found if isinstance(found, dict) else {}
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    stated = str(config.get("architecture", "standard"))
+    function = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+    if function == "topk":
+        return "topk"
+    return stated if function == "relu" else f"{stated} with {function}"
+
+
+def _normalisation(config: dict[str, Any]) -> str:
+    stated = config.get("normalize_activations")
+    if isinstance(stated, bool):  # versions before 3
+        return "expected_average_only_in" if stated else "none"
+    return "none" if stated is None else str(stated)
+
+
+def _metadata(config: dict[str, Any]) -> dict[str, Any]:
+    found = config.get("metadata")
+    about = found if isinstance(found, dict) else config
+    return {"hook_name": about.get("hook_name", about.get("hook_point")), "model_name": about.get("model_name")}
+
+
+def _refuse_strangers(config: dict[str, Any], path: Path) -> None:
+    normalisation = _normalisation(config)
+    if normalisation not in NORMALISATION:
+        raise CocomixError(
+            f"{path} normalises activations by {normalisation!r}, which cocomix does not know;"
+            f" it knows {', '.join(NORMALISATION)}"
+        )
+    if config.get("reshape_activations", "none") != "none":
+        raise CocomixError(
+            f"{path} reads reshaped activations ({config['reshape_activations']!r}), not a residual stream;"
+            " use an autoencoder of a block's output"
+        )
+
+
+def _factor(config: dict[str, Any], path: Path) -> float:
+    """What inputs are multiplied by on average-norm scaling; 1 without it."""
+    if _normalisation(config) != "expected_average_only_in":
+        return 1.0
+    factor = peek_json(path / SCALER).get("scaling_factor")
+    if not isinstance(factor, int | float) or factor <= 0:
+        raise CocomixError(
+            f"{path} asks for expected_average_only_in and does not hold the factor ({SCALER}); fold it into the"
+            " weights with SAELens' fold_activation_norm_scaling_factor and save the SAE again"
+        )
+    return float(factor)
+
+
+def _fold(weights: dict[str, torch.Tensor], factor: float, rescale: bool) -> None:
+    """Put the input factor, then the decoder's norms that scale the activations, into the weights, in place."""
+    weights["W_enc"] = weights["W_enc"] * factor
+    weights["W_dec"] = weights["W_dec"] / factor
+    weights["b_dec"] = weights["b_dec"] / factor
+    if rescale:
+        norms = weights["W_dec"].norm(dim=-1)
+        weights["W_enc"], weights["b_enc"] = weights["W_enc"] * norms, weights["b_enc"] * norms
+        weights["W_dec"] = weights["W_dec"] / norms.clamp_min(1e-8).unsqueeze(-1)

@@ -1,0 +1,86 @@
+"""The training loss of the TopK autoencoder.
+
+Squared error of the normalised hidden states, relative to their variance, plus AuxK (Gao et al. 2024, eq. 8):
+the latents that have not fired for `dead_after_tokens` tokens reconstruct what the live ones left over, which
+gives them a gradient again. Measured in the normalised space every position weighs the same. What the errors are
+relative to is taken over all processes, so that several with a share each take the step one with everything takes.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from cocomix.kernels.topk import largest
+from cocomix.sae.sae import TopKSAE
+from cocomix.sae.sae_encode import encode_chosen
+from cocomix.utils.distributed import mean_over_processes
+
+
+class SaeTraining(nn.Module):
+    """An autoencoder with its training loss and its memory of which latents fired.
+
+    Args:
+        sae: trained in place.
+        aux_k: dead latents used a position by the auxiliary loss.
+        aux_coefficient: its weight (1/32 in the paper).
+        dead_after_tokens: a latent silent for more tokens than this is dead.
+    """
+
+    tokens_since_fired: torch.Tensor
+    """tokens since each latent last fired, int64 `[C]`"""
+
+    def __init__(
+        self, sae: TopKSAE, *, aux_k: int = 64, aux_coefficient: float = 1 / 32, dead_after_tokens: int = 100_000
+    ) -> None:
+        super().__init__()
+        self.sae = sae
+        self.aux_k, self.aux_coefficient, self.dead_after_tokens = aux_k, aux_coefficient, dead_after_tokens
+        self.register_buffer("tokens_since_fired", torch.zeros(sae.n_latents, dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Loss of hidden states `x` `[n, d_model]`, a scalar; counts who fired when in training mode."""
+        sae = self.sae
+        normed, _, _ = sae.preprocess(x)
+        values, ids = sae.chosen(normed)
+        residual = normed - (sae.combine(values, ids) + sae.pre_bias)
+        scale, left = self._scales(normed.detach(), residual.detach())
+        loss = residual.square().mean() / scale
+        if self.training:
+            self._count(ids, values, len(x))
+        dead = (self.tokens_since_fired > self.dead_after_tokens).nonzero().squeeze(-1)
+        if len(dead) and self.aux_coefficient:
+            loss = loss + self.aux_coefficient * self._auxiliary(normed, dead, residual.detach()) / left
+        return loss
+
+    @staticmethod
+    def _scales(normed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Mean square of the inputs around their mean, and of the residual, over all processes, `[2]`."""
+        around = normed - mean_over_processes(normed.mean(0))
+        squares = torch.stack([around.square().mean(), residual.square().mean()])
+        return mean_over_processes(squares).clamp_min(1e-12)
+
+    def _auxiliary(self, normed: torch.Tensor, dead: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of the residual reconstructed from the top `aux_k` dead latents."""
+        sae, k = self.sae, min(self.aux_k, len(dead))
+        rows = sae.encoder_weight.index_select(0, dead), sae.latent_bias.index_select(0, dead)
+        values, places = encode_chosen(normed, sae.pre_bias if sae.bias_input else None, *rows, k, _strongest)
+        guess = sae.combine(F.relu(values), dead[places])
+        return (guess - residual).square().mean()
+
+    @torch.no_grad()
+    def _count(self, ids: torch.Tensor, values: torch.Tensor, n_tokens: int) -> None:
+        """Note which latents fired anywhere: selected `ids` and `values` `[n, K]` of this process's `n_tokens`."""
+        fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.uint8)
+        # A reduction, unlike indexing with a mask, needs no wait for the GPU.
+        fired.scatter_reduce_(0, ids.flatten(), (values > 0).flatten().to(fired.dtype), reduce="amax")
+        world = 1
+        if dist.is_initialized():
+            dist.all_reduce(fired, op=dist.ReduceOp.MAX)
+            world = dist.get_world_size()
+        self.tokens_since_fired += n_tokens * world
+        self.tokens_since_fired.masked_fill_(fired.bool(), 0)
+
+
+def _strongest(pre: torch.Tensor, k: int) -> torch.Tensor:
+    return largest(pre, k)[1]

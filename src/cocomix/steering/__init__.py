@@ -1,0 +1,36 @@
+"""Changing concepts while a model runs, and measuring whether that works."""
+
+from cocomix.model.concept_logits import concept_head, steered
+from cocomix.model.interventions import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Intervention
+from cocomix.model.plan import Setting, Steering
+from cocomix.steering.residual import steer_residual
+from cocomix.steering.score import Place, Trial, choose_concepts, steering_score, strongest_places
+from cocomix.steering.serialization import SharedItem, SharedSetting, from_items, from_json, to_items, to_json
+from cocomix.steering.text import format_steering, parse_steering
+
+__all__ = [
+    "INTERVENTIONS",
+    "Ablate",
+    "Amplify",
+    "Clamp",
+    "Dampen",
+    "Intervention",
+    "Place",
+    "Setting",
+    "SharedItem",
+    "SharedSetting",
+    "Steering",
+    "Trial",
+    "choose_concepts",
+    "concept_head",
+    "format_steering",
+    "from_items",
+    "from_json",
+    "parse_steering",
+    "steer_residual",
+    "steered",
+    "steering_score",
+    "strongest_places",
+    "to_items",
+    "to_json",
+]

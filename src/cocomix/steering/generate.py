@@ -1,0 +1,65 @@
+"""Continue a text with a trained model, a run's or any other."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from cocomix.data.tokenizer import load_tokenizer
+from cocomix.model.concept_logits import steered
+from cocomix.model.loading import load_causal_lm
+from cocomix.steering.text import parse_steering
+from cocomix.utils.errors import CocomixError
+
+
+def locate(run_dir: Path, student: str, seed: int) -> Path:
+    """Folder of a run's trained model.
+
+    Raises:
+        CocomixError: there is none of that name and seed.
+    """
+    root = run_dir.resolve()
+    folder = (
+        root / "teacher" / "model" if student == "teacher" else root / "students" / student / f"seed{seed}" / "model"
+    )
+    if not folder.resolve().is_relative_to(root) or not (folder / "config.json").exists():
+        there = ", ".join(sorted(str(p.relative_to(root / "students")) for p in (root / "students").glob("*/seed*")))
+        raise CocomixError(
+            f"{run_dir} has no trained {student!r} of seed {seed}"
+            + (f"; it has: {there}" if there else "; run `cocomix demo` first")
+        )
+    return folder
+
+
+def continue_text(
+    source: str, prompt: str, *, max_new_tokens: int, temperature: float, seed: int, steer: str | None = None
+) -> str:
+    """Prompt and continuation as text; `temperature` 0 is greedy decoding.
+
+    With `steer`, such as `c123=+4,c7:off`, the model's concepts are steered; see `cocomix.steering.text`.
+
+    Raises:
+        CocomixError: the model or its tokenizer cannot be loaded, prompt and continuation exceed its positions, or the
+            steering cannot be read or is of concepts that the model does not have.
+    """
+    setting = parse_steering(steer) if steer else {}  # before the model is loaded, which takes a while
+    tokenizer = load_tokenizer(source)
+    model = load_causal_lm(source, "the model")
+    ids = torch.tensor([tokenizer.encode(prompt) or [tokenizer.bos_token_id]])
+    room = model.config.max_position_embeddings - ids.shape[1]
+    if room < 1:
+        raise CocomixError(
+            f"the prompt has {ids.shape[1]} tokens and the model {model.config.max_position_embeddings} positions;"
+            " shorten the prompt"
+        )
+    torch.manual_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    with torch.inference_mode(), steered(model, setting) if setting else nullcontext():
+        output = model.generate(  # pyright: ignore
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=min(max_new_tokens, room),
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
+    return str(tokenizer.decode(output[0], skip_special_tokens=True))

@@ -1,0 +1,126 @@
+"""What is found in generated texts, by models that had no part in writing them down.
+
+The teacher reads each text again, unsteered, and its SAE says which concepts are active; another language model, which
+is neither steered nor the judge of concepts, says how likely the text is. Only generated positions count, and every
+text is read after the plain prompt, whatever led to it.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from cocomix.model.teacher import hidden_at
+from cocomix.sae.sae import TopKSAE
+from cocomix.steering.study.concepts import Concept
+from cocomix.steering.study.diversity import distinct, repeated
+
+ROWS = 64
+"""Texts read at a time."""
+
+
+class Found(NamedTuple):
+    """Figures of texts in groups, one group for each steered concept; float64."""
+
+    shares: torch.Tensor
+    """of a group's positions at which the SAE has each concept active, `[groups, C]`"""
+    words: torch.Tensor
+    """of a group's positions at which a distinguishing token of each chosen concept stands, `[groups, concepts]`"""
+    follow: torch.Tensor
+    """the same of the tokens that follow it, `[groups, concepts]`"""
+    loss: torch.Tensor
+    """mean next-token loss under the independent model, nats, `[groups]`"""
+    distinct1: torch.Tensor
+    """mean distinct-1 of the texts, `[groups]`"""
+    distinct2: torch.Tensor
+    """mean distinct-2, `[groups]`"""
+    repeated4: torch.Tensor
+    """mean share of 4-grams that came before in their text, `[groups]`"""
+
+
+class Judge:
+    """Reads texts.
+
+    Args:
+        layer: the teacher's block (0-based) after which the SAE reads.
+        reader: the independent model.
+        prompt_tokens: of each text, not counted.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        sae: TopKSAE,
+        layer: int,
+        reader: PreTrainedModel,
+        concepts: list[Concept],
+        prompt_tokens: int,
+    ) -> None:
+        self.teacher, self.sae, self.layer, self.reader = teacher, sae, layer, reader
+        self.concepts, self.prompt_tokens = concepts, prompt_tokens
+
+    @torch.no_grad()
+    def read(self, texts: torch.Tensor) -> Found:
+        """Figures of texts int64 `[groups * rows, seq]`, the rows of a group together."""
+        groups, new = len(self.concepts), texts.shape[1] - self.prompt_tokens
+        each = len(texts) // groups
+        group = torch.arange(groups).repeat_interleave(each)
+        counts = torch.zeros(groups, self.sae.n_latents, dtype=torch.double)
+        losses = torch.zeros(len(texts), dtype=torch.double)
+        for start in range(0, len(texts), ROWS):
+            rows = slice(start, start + ROWS)
+            counts += self._active(texts[rows], group[rows], groups)
+            losses[rows] = self._loss(texts[rows])
+        written = texts[:, self.prompt_tokens :].cpu()
+        return Found(
+            shares=counts / (each * new),
+            words=_shares(written.reshape(groups, -1), [one.words for one in self.concepts]),
+            follow=_shares(written.reshape(groups, -1), [one.follow for one in self.concepts]),
+            loss=losses.view(groups, each).mean(-1),
+            distinct1=distinct(written, 1).view(groups, each).mean(-1),
+            distinct2=distinct(written, 2).view(groups, each).mean(-1),
+            repeated4=repeated(written, 4).view(groups, each).mean(-1),
+        )
+
+    def _active(self, texts: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
+        """Positions at which each concept is active in each group, `[groups, C]`."""
+        hidden = hidden_at(self.teacher, texts.to(self.teacher.device), self.layer)
+        latents = self.sae.encode(hidden[:, self.prompt_tokens :])
+        on = (latents.values > 0).cpu()
+        place = latents.ids.cpu() + self.sae.n_latents * group[:, None, None]
+        counts = torch.bincount(place[on], minlength=groups * self.sae.n_latents)
+        return counts.view(groups, -1).double()
+
+    def _loss(self, texts: torch.Tensor) -> torch.Tensor:
+        """Mean loss of each text's generated tokens, `[rows]`."""
+        ids = texts.to(self.reader.device)
+        model: Any = self.reader
+        logits = model(input_ids=ids, use_cache=False).logits[:, self.prompt_tokens - 1 : -1]
+        targets = ids[:, self.prompt_tokens :]
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return losses.double().view_as(targets).mean(-1).cpu()
+
+
+def _shares(written: torch.Tensor, sets: list[list[int]]) -> torch.Tensor:
+    """Share of tokens `[groups, tokens]` that are in each set, `[groups, sets]`."""
+    members = [torch.isin(written, torch.tensor(one, dtype=torch.long)) for one in sets]
+    return torch.stack([one.double().mean(-1) for one in members], dim=-1)
+
+
+def leak(shares: torch.Tensor, unsteered: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """How far all other concepts moved, as a share of what they were: sum_j |s_j - u_j| / sum_j u_j, j not own.
+
+    It is not 0 for two samples of unsteered text, either; what it is there is its noise floor.
+
+    Args:
+        shares: s, of each group's positions, `[groups, C]`.
+        unsteered: u, `[C]`.
+        own: the concept left out of each group, int64 `[groups]`.
+
+    Returns:
+        float64 `[groups]`.
+    """
+    moved = (shares - unsteered).abs()
+    moved, base = (one.sum(-1) - one.gather(-1, own[:, None])[:, 0] for one in (moved, unsteered.expand_as(shares)))
+    return moved / base.clamp_min(torch.finfo(torch.double).tiny)

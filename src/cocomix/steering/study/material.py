@@ -1,0 +1,108 @@
+"""What all methods work with: the models, the concepts, the prompts, and unsteered text of each model."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from cocomix.data.shards import TokenShards
+from cocomix.model.teacher import hidden_at
+from cocomix.sae.sae import TopKSAE
+from cocomix.steering.score import spread_windows
+from cocomix.steering.study.concepts import Concept
+from cocomix.steering.study.judge import Found, Judge
+from cocomix.steering.study.sample import Noise, continued
+
+PROMPT_TOKENS = 16
+CONTRAST_WINDOWS, BATCH = 256, 8
+"""Training windows that a contrast of hidden states is taken from, and how many at a time."""
+
+
+class Subject:
+    """A model that writes.
+
+    Args:
+        model: in evaluation mode.
+        noise: of its first sample; it is the same for all subjects.
+    """
+
+    def __init__(self, model: PreTrainedModel, material: "Material") -> None:
+        self.model, self._material = model, material
+
+    def texts(self, prompts: torch.Tensor, sample: int = 0) -> torch.Tensor:
+        """Continuations of `prompts` `[rows, seq]`; those with the same `sample` share their chance."""
+        return continued(self.model, prompts, self._material.new_tokens, self._material.noise(sample))
+
+    @cached_property
+    def unsteered(self) -> torch.Tensor:
+        """Its texts without steering, as many rows as with it."""
+        return self.texts(self._material.rows)
+
+    @cached_property
+    def unsteered_found(self) -> Found:
+        """What the judge finds in these."""
+        return self._material.judge.read(self.unsteered)
+
+
+@dataclass
+class Material:
+    """What the methods of one student and seed share.
+
+    Args:
+        models: gives the model a name stands for: `student`, `teacher` (with the SAE), `baseline` (without concepts).
+        reader: the independent model.
+        prompts: int64 `[prompts, PROMPT_TOKENS]`.
+        key: what chance depends on.
+    """
+
+    models: Callable[[str], PreTrainedModel]
+    sae: TopKSAE
+    layer: int
+    reader: PreTrainedModel
+    concepts: list[Concept]
+    prompts: torch.Tensor
+    new_tokens: int
+    key: tuple[int, ...]
+    train: TokenShards
+    seq_len: int
+    decode: Callable[[Sequence[int]], str]
+    _subjects: dict[str, Subject] = field(default_factory=dict, init=False)
+
+    def subject(self, name: str) -> Subject:
+        """The model called `name`, with its unsteered text."""
+        if name not in self._subjects:
+            self._subjects[name] = Subject(self.models(name), self)
+        return self._subjects[name]
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Reads all texts."""
+        length = self.prompts.shape[1]
+        return Judge(self.models("teacher"), self.sae, self.layer, self.reader, self.concepts, length)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """All prompts for the first concept, then all for the second …, int64 `[concepts * prompts, seq]`."""
+        return self.prompts.repeat(len(self.concepts), 1)
+
+    @property
+    def own(self) -> torch.Tensor:
+        """Numbers of the concepts, int64 `[concepts]`."""
+        return torch.tensor([one.concept for one in self.concepts])
+
+    def noise(self, sample: int) -> Noise:
+        """The chance of one sample of all rows."""
+        return Noise((*self.key, sample), len(self.concepts) * len(self.prompts), self.train.vocab_size)
+
+    @torch.no_grad()
+    def contrast_text(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Training tokens `[batch, seq]`, and where the SAE has each concept active, bool `[batch, seq, concepts]`."""
+        teacher: Any = self.models("teacher")
+        own = self.own.to(teacher.device)
+        for ids in spread_windows(self.train, CONTRAST_WINDOWS, self.seq_len).split(BATCH):
+            latents = self.sae.encode(hidden_at(teacher, ids.to(teacher.device), self.layer))
+            on = (latents.ids.unsqueeze(-1) == own) & (latents.values > 0).unsqueeze(-1)
+            yield ids, on.any(-2)

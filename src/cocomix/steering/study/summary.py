@@ -1,0 +1,108 @@
+"""From parts to what the report says: curves of each method with intervals, one number each, and differences.
+
+Of a method at dose d, for concept i and seed s:
+
+    gain  g = share of positions with concept i in texts steered towards i, less that in unsteered text
+          or the same of its distinguishing tokens, or of those that distinguish what follows it
+    cost  c = mean loss of the steered texts under the independent model, less that of unsteered text (nats a token)
+
+Unsteered text is the same model's, from all rows of the same seed. Curves are means over concepts and seeds; the one
+number is `bounded_area` of the mean curve, for what a user of one dose would get on average. Its interval comes from
+computing all of it again with other concepts and seeds (`bootstrap`). A largest of noisy means is a little too large;
+how much so, the random concept and the second unsteered sample show.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cocomix.steering.study.area import BOUND, best_dose, bounded_area
+from cocomix.steering.study.bootstrap import Resampling, interval
+from cocomix.steering.study.method_result import GAINS, Part
+
+COSTS = ("fluency_loss",)
+FIGURES = ("distinct1", "distinct2", "repeated4", "leak")
+MAIN = "concept"
+"""The method the others are compared with."""
+Parts = Mapping[str, Mapping[int, Part]]
+"""By method, then by seed; all methods have the same seeds."""
+
+
+def summary(parts: Parts, bound: float = BOUND) -> dict[str, Any]:
+    """Per method: curves, area and best dose; the differences of the areas; what each concept gained, JSON-able."""
+    seeds = list(next(iter(parts.values())))
+    n_concepts = len(next(iter(parts.values()))[seeds[0]].unsteered.presence)
+    draws = Resampling(len(seeds), n_concepts)
+    methods, areas = {}, {}
+    for name, of_seeds in parts.items():
+        values = arrays([of_seeds[seed] for seed in seeds])
+        means = {figure: draws.means(one) for figure, one in values.items()}
+        areas[name] = {gain: bounded_area(means[gain], means["fluency_loss"], bound) for gain in GAINS}
+        methods[name] = _method([of_seeds[seed] for seed in seeds], values, means, areas[name], bound)
+    return {
+        "bound": bound,
+        "seeds": seeds,
+        "methods": methods,
+        "differences": [
+            {"method": MAIN, "than": other, "figure": gain} | _difference(areas[MAIN][gain] - areas[other][gain])
+            for gain in GAINS
+            for other in parts
+            if MAIN in parts and other != MAIN
+        ],
+    }
+
+
+def arrays(parts: list[Part]) -> dict[str, np.ndarray]:
+    """Gains, costs and other figures of the seeds' parts, each `[seeds, concepts, doses]`."""
+
+    def of(one: Part, figure: str) -> np.ndarray:
+        return np.array([getattr(dose, figure) for dose in one.at]).T
+
+    def gained(one: Part, figure: str) -> np.ndarray:
+        own = np.array([np.diagonal(getattr(dose, figure)) for dose in one.at])
+        return (own - np.array(getattr(one.unsteered, figure))).T
+
+    found = {gain: np.stack([gained(one, gain) for one in parts]) for gain in GAINS}
+    found["fluency_loss"] = np.stack([of(one, "loss") - one.unsteered.loss for one in parts])
+    return found | {figure: np.stack([of(one, figure) for one in parts]) for figure in FIGURES}
+
+
+def _method(
+    parts: list[Part],
+    values: dict[str, np.ndarray],
+    means: dict[str, np.ndarray],
+    areas: dict[str, np.ndarray],
+    bound: float,
+) -> dict[str, Any]:
+    doses = [one.dose for one in parts[0].at]
+    best = best_dose(means["presence"][0], means["fluency_loss"][0], bound)
+    return {
+        "area": {gain: interval(one) for gain, one in areas.items()},
+        "best": None if best is None else doses[best],
+        "doses": [
+            {"dose": dose} | {figure: interval(one[:, place]) for figure, one in means.items()}
+            for place, dose in enumerate(doses)
+        ],
+        "unsteered": {
+            figure: float(np.mean([np.mean(getattr(one.unsteered, figure)) for one in parts]))
+            for figure in (*GAINS, "loss", "distinct1", "distinct2", "repeated4")
+        },
+        "by_concept": {figure: values[figure].mean(0).round(6).tolist() for figure in (*GAINS, *COSTS)},
+        "by_seed": {
+            gain: [float(bounded_area(*_curve(values, gain, place), bound)) for place in range(len(parts))]
+            for gain in GAINS
+        },
+    }
+
+
+def _curve(values: dict[str, np.ndarray], gain: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One seed's gains and costs, means over the concepts, `[doses]`."""
+    return values[gain][seed].mean(0), values["fluency_loss"][seed].mean(0)
+
+
+def _difference(draws: np.ndarray) -> dict[str, Any]:
+    """Interval of a difference, and what it says of the first."""
+    found = interval(draws)
+    decided = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "undecided"
+    return found | {"verdict": decided}

@@ -1,0 +1,168 @@
+"""The little of torch.distributed the rest needs: who am I, wait for all, and a clean start and end.
+
+A process started by torchrun finds RANK and WORLD_SIZE in its environment; without them everything here is a
+no-op, so the same code runs on a laptop.
+"""
+
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from cocomix.utils.errors import Interrupted
+from cocomix.utils.processes import is_main, rank, world_size
+
+__all__ = [
+    "Interrupted",
+    "StopRequest",
+    "anywhere",
+    "barrier",
+    "device",
+    "distributed_session",
+    "gathered",
+    "is_main",
+    "mean_over_processes",
+    "on_main",
+    "rank",
+    "sum_over_processes",
+    "world_size",
+]
+
+LONGEST_WAIT = timedelta(hours=6)
+"""Some stages are one process's work (tokenizing, evaluating) while the others wait at a barrier."""
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def device() -> torch.device:
+    """This process's device."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+Value = TypeVar("Value")
+
+
+def gathered(mine: Value) -> list[Value]:
+    """Every process's value, in the processes' order; all must call it."""
+    if not dist.is_initialized():
+        return [mine]
+    everyone: list[Value | None] = [None] * world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone  # pyright: ignore[reportReturnType]
+
+
+def on_main(do: Callable[[], Value]) -> Value:
+    """What `do` returns in the main process, for all; what it raises there is raised everywhere, so nobody waits."""
+    if not dist.is_initialized():
+        return do()
+    outcome: list[tuple[bool, Value | Exception] | None] = [None]
+    if is_main():
+        try:
+            outcome = [(True, do())]
+        except Exception as error:
+            outcome = [(False, _portable(error))]
+    dist.broadcast_object_list(outcome, src=0)
+    assert outcome[0] is not None
+    fine, value = outcome[0]
+    if not fine:
+        raise value  # pyright: ignore[reportGeneralTypeIssues]
+    return value  # pyright: ignore[reportReturnType]
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one that says the same where it cannot travel to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over all processes."""
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= world_size()
+    return value
+
+
+def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor on the CPU over all processes, on the CPU."""
+    if not dist.is_initialized():
+        return value
+    total = value.to(device(), copy=True)
+    dist.all_reduce(total)
+    return total.cpu()
+
+
+def anywhere(mine: bool) -> bool:
+    """Whether it is so in any process; all processes get the same answer."""
+    if not dist.is_initialized():
+        return mine
+    flag = torch.tensor([float(mine)], device=device())
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+@contextmanager
+def distributed_session() -> Iterator[None]:
+    """Join the process group a torchrun launch announces, and leave it at the end."""
+    if world_size() == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    store, _, _ = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        # A launcher that starts its processes again gives them the same store, with the dead ones' addresses in it.
+        store=dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),  # pyright: ignore[reportPrivateImportUsage]
+        rank=rank(),
+        world_size=world_size(),
+        timeout=LONGEST_WAIT,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class StopRequest:
+    """Remembers SIGTERM, SIGUSR1, SIGHUP and SIGINT while active; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue  # somebody said so, e.g. nohup
+            try:
+                self._previous[number] = signal.signal(number, self._remember)
+            except ValueError:
+                break  # not the main thread: signals stay with whoever owns it
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def _remember(self, number: int, _frame: object) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name

@@ -1,0 +1,178 @@
+"""Small files written whole or not at all, checksums, and a look at a path before a hub is asked for it."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cocomix.utils.errors import CocomixError
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode("utf-8"), durable=durable)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write `content` beside `path`, then rename: a reader sees the old file or the new one, never half of one.
+
+    With `durable` that holds after a power cut, too, and the new file is on the disk when this returns.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same file
+    try:
+        temporary.write_bytes(content)
+        if durable:
+            _sync(temporary)
+        os.replace(temporary, path)
+        if durable:
+            _sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says; `json.loads`, but for one thing.
+
+    Raises:
+        ValueError: it is none, or nested too deeply to be read: a thousand brackets are no bug of the reader.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is too deeply nested") from None
+
+
+def read_json(path: Path) -> Any:
+    """`parse_json` of a file in UTF-8.
+
+    Raises:
+        OSError: it cannot be read. ValueError: as `parse_json`.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(content, indent=1), durable=durable)
+
+
+SEAL = "seal"
+
+
+def seal(content: dict[str, Any]) -> str:
+    """Checksum of JSON-able content, apart from a seal in it, 64 hex digits."""
+    return sha256_of(json.dumps({key: value for key, value in content.items() if key != SEAL}, sort_keys=True))
+
+
+def write_sealed(path: Path, content: dict[str, Any], *, durable: bool = False) -> None:
+    """`write_json` of `content` with its seal, so that `read_sealed` notices a digit that became another."""
+    write_json(path, content | {SEAL: seal(content)}, durable=durable)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote; what an earlier version wrote has no seal, and is taken as it is.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is no JSON object, or was altered.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    if content.pop(SEAL, None) not in (None, seal(content)):
+        raise ValueError("it was altered")
+    return content
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_source(source: str | Path, what: str) -> None:
+    """Refuse a local path that does not exist before a hub is asked for it, with all its retries.
+
+    A `folder/name` whose first part is a local folder is taken for a path; any other may be a hub id.
+
+    Raises:
+        CocomixError: there is no such folder.
+    """
+    path = Path(source)
+    local = path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2
+    if not path.exists() and (local or (len(path.parts) == 2 and path.parent.is_dir())):
+        raise CocomixError(f"{what} cannot be loaded from {source}: there is no such folder; check the path")
+    check_readable(path)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a file, or a folder with one in it, that may not be read, before a library calls it missing or damaged.
+
+    Raises:
+        CocomixError: nothing is wrong with it but its permissions.
+    """
+    folder = path if path.is_dir() else path.parent
+    # Of a folder that may not be entered not even the names are known.
+    closed = folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
+    inside = [] if closed else [*path.iterdir()] if path.is_dir() else [path] if path.exists() else []
+    for one in [folder] if closed else inside:
+        if not os.access(one, os.R_OK):
+            raise CocomixError(f"{one} may not be read; mend its permissions")
+
+
+def sha256(*paths: Path) -> str:
+    """Checksum of one file, or of several in the given order, 64 hex digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
+
+
+def sha256_of(text: str) -> str:
+    """Checksum of a text in UTF-8, 64 hex digits."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def check_weights(folder: Path, mend: str) -> None:
+    """See that every safetensors file of a model folder has a whole header and as many bytes as it promises.
+
+    Raises:
+        CocomixError: there is none, or a damaged one; `mend` says what the user does about it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CocomixError(f"{folder} holds no weights; {mend}")
+    for path in files:
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise CocomixError(f"the weights {path} are damaged ({error}); {mend}") from error
+
+
+def combined(checksums: Sequence[str]) -> str:
+    """Checksum of several files from theirs, 64 hex digits; that of a single file is its own."""
+    return checksums[0] if len(checksums) == 1 else hashlib.sha256("".join(checksums).encode()).hexdigest()
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an exception means a full disk; safetensors and torch raise types of their own for it."""
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
+
+
+def in_words(error: OSError) -> str:
+    """What a user is told of the system's error: cause and mend, without its number."""
+    if disk_full(error):
+        return "the disk is full; free some space and run the same command again, finished stages are kept"
+    what = (error.strerror or str(error)).lower()
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{what}; mend the path or its permissions"

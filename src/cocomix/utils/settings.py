@@ -1,0 +1,165 @@
+"""Read settings from YAML, apply `key.path=value` overrides, validate, and say in one sentence what is wrong."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import check_readable, sha256_of, write_text
+from cocomix.utils.plain_yaml import plain_yaml
+
+SEAL = "# sha256 of the lines below: "
+
+
+def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in `path`, with overrides such as `sae.k=8` applied.
+
+    Raises:
+        CocomixError: a missing or malformed file, or an override that does not fit.
+    """
+    check_readable(Path(path))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        _check_seal(text, path)
+        raw = plain_yaml(text)
+    except FileNotFoundError:
+        raise CocomixError(f"there is no config file {path}; give an existing one") from None
+    except (OSError, ValueError) as error:
+        raise CocomixError(f"{path} cannot be read as YAML ({error}); mend or replace it") from error
+    if not isinstance(raw, dict):
+        raise CocomixError(f"{path} holds no mapping of sections; start from one of the files in recipes/")
+    raw = _unshared(raw)
+    for override in overrides:
+        _apply(raw, override)
+    return raw
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate(kind: type[Model], raw: dict[str, Any], origin: str) -> Model:
+    """Validate a plain mapping as `kind`.
+
+    Raises:
+        CocomixError: the first problem in one sentence; `origin` names the mapping.
+    """
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise CocomixError(f"{origin}: {_explain(error, kind)}") from error
+    except UnicodeEncodeError as error:  # Pydantic's core is Rust, where a text is UTF-8
+        raise CocomixError(f"{origin}: it holds half a character, {error.object[error.start]!r}; remove it") from error
+
+
+def save_config(config: BaseModel, path: Path) -> None:
+    """Write the resolved config as YAML, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_text(path, f"{SEAL}{sha256_of(text)}; whoever edits this file deletes this line\n{text}")
+
+
+def _check_seal(text: str, path: Path) -> None:
+    """A flipped bit or a lost end would be other settings, and the stages made with the right ones would be replaced.
+
+    Raises:
+        CocomixError: the settings are not what cocomix wrote, and nobody has said that this is meant.
+    """
+    first, _, rest = text.partition("\n")
+    if first.startswith(SEAL) and first.removeprefix(SEAL)[:64] != sha256_of(rest):
+        raise CocomixError(
+            f"{path} is not as cocomix wrote it; if you edited it, delete its first line, else restore it or give the"
+            " settings again with --config"
+        )
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`base` with `over` on top, mapping by mapping; neither is changed, and the result shares nothing with them."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {key: merge(base.get(key), over.get(key, base.get(key))) for key in {**base, **over}}
+    return _unshared(over)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places share a mapping, as YAML aliases do: an override changes the place it names."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise CocomixError(f"the override {override!r} is not of the form key.path=value, e.g. sae.k=8")
+    try:
+        value = _unshared(plain_yaml(text))
+    except ValueError as error:
+        raise CocomixError(f"the value in {override!r} is not valid YAML ({error}); quote it") from None
+    *parents, last = key.split(".")
+    section = raw
+    for part in parents:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise CocomixError(f"the override {override!r} goes below {part!r}, which is a plain value")
+    section[last] = value
+
+
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """The first problem as one sentence, with the nearest known key for an unknown one."""
+    first = error.errors(include_url=False)[0]
+    inside = first["loc"][:-1] if first["type"] in {"extra_forbidden", "missing"} else first["loc"]
+    path, known = _walk(kind, inside)
+    if first["type"] in {"extra_forbidden", "missing"}:
+        path.append(str(first["loc"][-1]))
+    where = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys there: {', '.join(known)}"
+        return f"the key {where!r} does not exist; {hint}"
+    if first["type"] == "missing":
+        return f"the key {where!r} is missing; add it"
+    if first["type"] == "union_tag_not_found":
+        return f"the key '{where}.objective' is missing; add it"
+    if first["type"] == "union_tag_invalid":
+        context = first.get("ctx", {})
+        choices = str(context.get("expected_tags", "")).replace("'", "")
+        return f"{where}: there is no objective {context.get('tag')!r}; choose one of {choices}"
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {first['input']!r})"
+    return f"{where}: {message}{got}" if where else f"{message}{got}"
+
+
+def _walk(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """A place in `kind` as a user writes it, and the keys known there.
+
+    Where a section is one of several, Pydantic's location has the objective's name as a step of its own.
+    """
+    model: Any = kind
+    path: list[str] = []
+    for part in location:
+        if isinstance(model, tuple) and any(part in _names(one) for one in model) and path[-1:] != ["students"]:
+            model = next(one for one in model if part in _names(one))
+            continue
+        path.append(str(part))
+        if isinstance(part, str) and isinstance(model, type) and part in model.model_fields:
+            model = _section_type(model.model_fields[part].annotation)
+    return path, sorted(model.model_fields) if isinstance(model, type) else []
+
+
+def _names(section: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(section.model_fields["objective"].annotation)
+
+
+def _section_type(annotation: Any) -> Any:
+    """The pydantic model inside `X`, `X | None` or `dict[str, X]`; a tuple where it is one of several."""
+    found, pending = [], [annotation]
+    while pending:
+        one = pending.pop(0)
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            found.append(one)
+        else:
+            pending += get_args(one)
+    return tuple(found) if len(found) > 1 else (found[0] if found else None)
