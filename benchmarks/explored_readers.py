@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from cocomix.explorer.access import access_for
-from cocomix.explorer.app import create_app
+from cocomix.explorer.app import create_app, prepare
 from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.prepare import prepare
-from cocomix.hub_facts import lineage, measured
-from cocomix.pipeline.results import collect_results
+from cocomix.explorer.security import access_for
+from cocomix.hub import lineage, measured
+from cocomix.pipeline.run import collect_results
 from cocomix.pipeline.trained import existing_run
 from cocomix.utils.errors import CocomixError
 from reader import Reader

@@ -22,11 +22,10 @@ from cocomix.bench.contestant import Contestant, Lap
 from cocomix.bench.measure import figure, interleaved, ratios
 from cocomix.kernels import largest, linear_losses, weighted_rows
 from cocomix.kernels import matmul as few_rows
-from cocomix.labels import own_attention
-from cocomix.model.backbones import GPT2Backbone
-from cocomix.model.block_run import BlockRun
+from cocomix.labels import exact as own_attention
 from cocomix.model.cache import GrowingLayer
 from cocomix.model.mixers import CONCEPTS
+from cocomix.model.transformer import BlockRun, GPT2Backbone
 from cocomix.sae import TopKSAE
 from cocomix.utils.files import write_json
 from provenance import provenance

@@ -10,17 +10,15 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from cocomix.analysis.atlas_record import Atlas, AtlasKey, read_atlas, write_atlas
-from cocomix.labels.store import LabelStore
-from cocomix.labels.store_writer import LabelWriter
+from cocomix.analysis.concept_index import Atlas, AtlasKey, read_atlas, write_atlas
+from cocomix.labels.store import LabelStore, LabelWriter
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.model.build import build_plain
+from cocomix.model.build import ModelShape, build_plain
 from cocomix.model.loading import load_causal_lm
-from cocomix.model.shape import ModelShape
 from cocomix.sae.formats import FORMATS, load_sae
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
-from cocomix.train.state import training_tensors
+from cocomix.train.trainer import training_tensors
 from cocomix.utils.files import check_weights
 from planted import PICKLE, PICKLES
 from reader import Reader, changed, put, resealed

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cocomix.analysis.record import ConceptName, FoundNames, edit_name, read_names, write_found
+from cocomix.analysis.naming import ConceptName, FoundNames, edit_name, read_names, write_found
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.grid import Grid
 from cocomix.pipeline.config import load_config, validate_config

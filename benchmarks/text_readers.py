@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cocomix.data.corpus import CorpusWriter
-from cocomix.data.jsonl import JsonlSource
-from cocomix.data.parquet import ParquetSource
-from cocomix.data.reader import Corpus
+from cocomix.data.corpus import Corpus, CorpusWriter
 from cocomix.data.shards import TokenShards, write_shards
-from cocomix.data.source import TextSource
+from cocomix.data.sources import JsonlSource, ParquetSource, TextSource
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
 from reader import Reader, changed, entry_of, resealed
 

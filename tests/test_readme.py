@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cocomix.experiments.console import console_summary
+from cocomix.experiments.report import console_summary
 from cocomix.report import summary_table
 from cocomix.steering.study.report import steering_table
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.series import FileSeries
+from cocomix.utils.files import FileSeries
 
 DATA = bytes(np.random.default_rng(0).integers(0, 256, 2000, dtype=np.uint8))
 

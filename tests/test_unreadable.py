@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cocomix.cli.app import app
-from cocomix.doctor_check import Finding
+from cocomix.doctor import Finding
 
 
 @pytest.mark.parametrize(

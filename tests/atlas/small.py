@@ -8,7 +8,7 @@ import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.analysis import Atlas, AtlasKey, ConceptName, FoundNames, Names, build
-from cocomix.analysis.record import TokenScore
+from cocomix.analysis.naming import TokenScore
 from cocomix.data import TokenShards, write_shards
 from cocomix.labels import LabelReader
 

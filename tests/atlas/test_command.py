@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cocomix.analysis import Atlas, build
-from cocomix.pipeline.atlas_command import atlas_path, student_atlas
+from cocomix.pipeline.concept_stages import atlas_path, student_atlas
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, student_stage
 from cocomix.utils.errors import CocomixError
@@ -31,7 +31,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made.append(key.student)
         return build(student, shards, key, **how)
 
-    monkeypatch.setattr("cocomix.pipeline.atlas_command.build", counted)
+    monkeypatch.setattr("cocomix.pipeline.concept_stages.build", counted)
     return made
 
 

@@ -7,8 +7,7 @@ import torch
 
 from atlas.small import SEQ, TRUTH, WINDOWS, C, Labels, atlas, corpus, decode, names, student
 from cocomix.analysis import Dashboards, measured, promoted
-from cocomix.analysis.atlas_record import EDGES
-from cocomix.analysis.concept_index import PLACES
+from cocomix.analysis.concept_index import EDGES, PLACES
 from cocomix.analysis.dashboards import LISTED, SHOWN, SIMILAR, Effect
 from cocomix.analysis.naming import AFTER, BEFORE
 from cocomix.utils.errors import CocomixError

@@ -6,7 +6,7 @@ import torch
 
 from atlas.small import SEQ, VOCAB, C, student
 from cocomix.analysis import measured, promoted
-from cocomix.analysis.effects import concept_vectors, mixes
+from cocomix.analysis.dashboards import concept_vectors, mixes
 from cocomix.model import MIXERS, CoCoMixForCausalLM
 
 REACH_THE_HEAD = {"interleave", "add", "gated_add", "drop_tokens"}

@@ -10,8 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from atlas.small import KEY, SEQ, TRUTH, WINDOWS, C, K, Labels, atlas, corpus, student
 from cocomix.analysis import Atlas, build
-from cocomix.analysis.atlas_record import EDGES, UNLABELLED
-from cocomix.analysis.concept_index import PLACES, concept_channel, predictions
+from cocomix.analysis.concept_index import EDGES, PLACES, UNLABELLED, concept_channel, predictions
 from cocomix.data import TokenShards, write_shards
 from cocomix.utils.errors import CocomixError
 

@@ -9,8 +9,7 @@ from cocomix.bench.made import student_config
 from cocomix.bench.shapes import SHAPES
 from cocomix.labels import ConceptLabeller, attribute, select_labels
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.model.build import build_plain
-from cocomix.model.shape import ModelShape
+from cocomix.model.build import ModelShape, build_plain
 from cocomix.objectives import CoCoMixObjective
 from cocomix.sae import TopKSAE
 from randomised import randomised

@@ -14,8 +14,7 @@ from cocomix.labels import attribute, attribute_active, select_active, select_la
 from cocomix.model import hidden_at
 from cocomix.model.teacher import blocks
 from cocomix.sae import TopKSAE
-from cocomix.sae.activation import ACTIVATIONS
-from cocomix.sae.normalisation import NORMALISATIONS
+from cocomix.sae.sae import ACTIVATIONS, NORMALISATIONS
 from cocomix.utils.errors import CocomixError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

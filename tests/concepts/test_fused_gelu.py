@@ -6,7 +6,7 @@ from test_families import FAMILIES, made, tokens
 from torch import nn
 from transformers.activations import ACT2FN
 
-from cocomix.labels.fused_gelu import SPELT_OUT, fused_gelu
+from cocomix.labels.exact import SPELT_OUT, fused_gelu
 
 
 @pytest.mark.parametrize("kind", SPELT_OUT)

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from cocomix.labels import LabelStore
-from cocomix.labels.store_layout import BLOCK, StoreLayout
-from cocomix.labels.store_marks import MARKS
-from cocomix.labels.store_writer import LabelWriter
+from cocomix.labels.store import BLOCK, MARKS, LabelWriter, StoreLayout
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_sealed
 

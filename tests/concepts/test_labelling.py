@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cocomix.labels import LabelStore, attribute_active, select_active
-from cocomix.labels.labelling import runs
-from cocomix.labels.store_marks import MARKS, read_marks
+from cocomix.labels.labeler import runs
+from cocomix.labels.store import MARKS, read_marks
 from cocomix.utils.errors import CocomixError, Interrupted
 from concepts.labelled import (
     BATCH,

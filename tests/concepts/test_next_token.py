@@ -7,8 +7,7 @@ from test_families import FAMILIES, OWN_ATTENTION, left_padding, made, tokens
 from torch import nn
 
 from cocomix.model import hidden_at
-from cocomix.model.next_token import NextTokenLoss, has_next_token, linear_head, next_token_losses
-from cocomix.model.teacher import resumed_at
+from cocomix.model.teacher import NextTokenLoss, has_next_token, linear_head, next_token_losses, resumed_at
 
 MORE_THAN_LINEAR = {"gemma2"}
 """Families whose logits are capped."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cocomix.labels.own_attention import can_fuse, fused, plain
+from cocomix.labels.exact import can_fuse, fused, plain
 
 BATCH, HEADS, SEQ, WIDTH = 2, 3, 37, 16
 

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.model import hidden_at
 from cocomix.model.teacher import blocks
-from cocomix.report.sae_page import write_sae_page
+from cocomix.report.page import write_sae_page
 from cocomix.sae import TopKSAE, sae_quality, spliced_losses
 from cocomix.sae.metrics import density
 from cocomix.utils.errors import CocomixError

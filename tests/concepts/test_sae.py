@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from cocomix.sae import SaeTraining, TopKSAE
-from cocomix.sae.activation import ACTIVATIONS
-from cocomix.sae.normalisation import NORMALISATIONS
+from cocomix.sae.sae import ACTIVATIONS, NORMALISATIONS
 from cocomix.utils.errors import CocomixError
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from cocomix.kernels import largest
-from cocomix.sae import TopKSAE, sae_encode
-from cocomix.sae.activation import ACTIVATIONS
-from cocomix.sae.sae_encode import encode_chosen, equal_chunks
+from cocomix.sae import TopKSAE
+from cocomix.sae import sae as sae_encode
+from cocomix.sae.sae import ACTIVATIONS, encode_chosen, equal_chunks
 
 
 def choose(pre: torch.Tensor, k: int) -> torch.Tensor:

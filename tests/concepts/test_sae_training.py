@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cocomix.model import hidden_at
 from cocomix.objectives import SaeObjective
 from cocomix.sae import SaeTraining, TopKSAE
-from cocomix.sae.activation import ACTIVATIONS
+from cocomix.sae.sae import ACTIVATIONS
 from processes import program, torchrun
 
 PROGRAM = """

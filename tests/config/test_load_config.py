@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cocomix.pipeline.config import load_config
+from cocomix.utils.env import fast_precision
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.precision import fast_precision
 from cocomix.utils.settings import save_config
 
 DEMO = Path(str(resources.files("cocomix") / "recipes" / "demo.yaml"))

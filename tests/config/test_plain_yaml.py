@@ -7,8 +7,7 @@ import yaml
 
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.plain_yaml import DEEPEST, MOST, plain_yaml
-from cocomix.utils.settings import read_yaml, validate
+from cocomix.utils.settings import DEEPEST, MOST, plain_yaml, read_yaml, validate
 
 BOMB = "[&a0 [x, x], " + ", ".join(f"&a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)) + "]"
 MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}], y{n}: 1}}\n" for n in range(1, 40))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cocomix.data import SOURCES, Document, Skipped, jsonl
+from cocomix.data import SOURCES, Document, Skipped
+from cocomix.data import sources as jsonl
 from cocomix.utils.errors import CocomixError
 from corpus.made import write_jsonl, write_parquet
 

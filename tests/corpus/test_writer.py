@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cocomix.data import SPLITS, Corpus, CorpusWriter, Document, Skipped, TextSource
-from cocomix.data.source import Place
+from cocomix.data.sources import Place
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_sealed
 from corpus.listed import split_documents

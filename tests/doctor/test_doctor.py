@@ -18,20 +18,12 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from cocomix import doctor
-from cocomix import (
-    doctor_checks as checks,
-)
-from cocomix import (
-    doctor_libraries as libraries,
-)
-from cocomix import (
-    doctor_system as system,
-)
-from cocomix import (
-    doctor_torch_works as torch_works,
-)
+from cocomix import doctor as checks
+from cocomix import doctor as libraries
+from cocomix import doctor as system
+from cocomix import doctor as torch_works
 from cocomix.cli.app import app
-from cocomix.doctor_check import CHECKS, Check, Finding, State, Where, examine
+from cocomix.doctor import CHECKS, Check, Finding, State, Where, examine
 
 HERE = Where(Path())
 

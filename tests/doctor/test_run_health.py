@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from cocomix.data import TokenShards
-from cocomix.doctor import RunCheck
-from cocomix.doctor_check import Finding, State, Where, examine
+from cocomix.doctor import Finding, RunCheck, State, Where, examine
 from cocomix.pipeline.trained import existing_run
 from command import cocomix
 

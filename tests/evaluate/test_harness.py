@@ -18,8 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 import harness_data
 from cocomix.data import load_tokenizer
 from cocomix.evaluation.harness.model import CoCoMixLM
-from cocomix.evaluation.harness.run import run_tasks
-from cocomix.evaluation.harness.table import metrics
+from cocomix.evaluation.harness.run import metrics, run_tasks
 from cocomix.evaluation.harness.tasks import Tasks
 from cocomix.utils.errors import CocomixError
 

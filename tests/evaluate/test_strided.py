@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.data import TokenShards, load_tokenizer, train_tokenizer, write_shards
-from cocomix.evaluation.perplexity import perplexity
-from cocomix.evaluation.perplexity_command import measure_perplexity
-from cocomix.evaluation.strided import strided_perplexity
+from cocomix.evaluation.perplexity import measure_perplexity, perplexity, strided_perplexity
 from cocomix.utils.errors import CocomixError
 
 TEXT = "The house gave way, and the long road went over the hill to the river. "

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.experiments.claims import STATEMENTS, judge_claims
-from cocomix.experiments.parts import judge, side
+from cocomix.experiments.claims import STATEMENTS, judge, judge_claims, side
 from cocomix.report.statistics import STUDENT_T_975
 from experiments.experiment_results import compare, experiment, setting, student
 

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cocomix.experiments.best import main_variant
 from cocomix.experiments.charts import MOST_CURVES, curve_names
-from cocomix.experiments.console import console_summary
-from cocomix.experiments.report import write_experiment_report
+from cocomix.experiments.comparisons import main_variant
+from cocomix.experiments.report import console_summary, write_experiment_report
 from experiments.experiment_results import compare, experiment, setting, student
 
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from cocomix.experiments.best import best, statement
-from cocomix.experiments.frontier import against_frontier, interpolate
-from cocomix.experiments.naming import overlap, place_names
+from cocomix.experiments.charts import overlap, place_names
+from cocomix.experiments.comparisons import against_frontier, best, interpolate, statement
 from experiments.experiment_results import compare, experiment, setting, student
 
 NTP = ("ntp_half", "ntp", "ntp_long")

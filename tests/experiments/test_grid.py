@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cocomix.experiments.collect import collect
 from cocomix.experiments.config import ExperimentConfig
-from cocomix.experiments.grid import Grid
-from cocomix.experiments.launch import Launcher
+from cocomix.experiments.grid import Grid, collect
 from cocomix.experiments.report import write_experiment_report
+from cocomix.experiments.run import Launcher
 from cocomix.objectives import VARIANTS
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import read_yaml, validate

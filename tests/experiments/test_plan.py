@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from cocomix.experiments.config import ExperimentConfig
-from cocomix.experiments.plan import plan
-from cocomix.experiments.plan_table import plan_table
+from cocomix.experiments.plan import plan, plan_table
 from cocomix.model import ModelShape, build_plain
 from cocomix.model.flops import labelling_flops, model_flops, sae_training_flops
 from cocomix.pipeline.run import Run

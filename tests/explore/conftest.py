@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from cocomix.explorer.access import access_for
-from cocomix.explorer.app import create_app
+from cocomix.explorer.app import create_app, prepare
 from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.prepare import prepare
+from cocomix.explorer.security import access_for
 from explore.browsing import Watched, chromium, watched
 from explore.explored import client_of, served
 

@@ -9,11 +9,9 @@ import uvicorn
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
-from cocomix.explorer.access import Access, access_for
-from cocomix.explorer.app import create_app
+from cocomix.explorer.app import create_app, listen
 from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.limits import Limits
-from cocomix.explorer.serve import listen
+from cocomix.explorer.security import Access, Limits, access_for
 
 COCOMIX, NTP = "0/cocomix/0", "0/ntp/0"
 TEXT = "Fellow citizens of the Senate and of the House of Representatives"

@@ -9,10 +9,10 @@ import torch
 from starlette.testclient import TestClient
 
 from cocomix import __version__
-from cocomix.analysis.record import EDITED
+from cocomix.analysis.naming import EDITED
 from cocomix.explorer.app import PAGE
 from cocomix.explorer.catalog import Catalog
-from cocomix.pipeline.inspect_command import inspect_text
+from cocomix.pipeline.trained import inspect_text
 from cocomix.steering import from_items, parse_steering, to_items
 from explore.explored import COCOMIX, NTP, STEERING, TEXT, client_of, hooked
 

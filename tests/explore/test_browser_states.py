@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from cocomix.explorer.access import access_for
 from cocomix.explorer.app import create_app
 from cocomix.explorer.catalog import Catalog
+from cocomix.explorer.security import access_for
 from explore.browsing import CONTRASTS, REFUSED, watched
 from explore.explored import COCOMIX, TEXT, served
 from explore.wide import WideCatalog

@@ -11,9 +11,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from cocomix.explorer.access import Access, access_for, is_loopback, url_host
 from cocomix.explorer.app import _broken, _not_served
-from cocomix.explorer.security import HEADERS, LARGEST, Guard
+from cocomix.explorer.security import HEADERS, LARGEST, Access, Guard, access_for, is_loopback, url_host
 from cocomix.utils.errors import CocomixError
 
 TOKEN = "a-token-of-enough-letters"

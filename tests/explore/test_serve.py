@@ -15,11 +15,9 @@ from typing import Any
 
 import pytest
 
-from cocomix.explorer.access import access_for
-from cocomix.explorer.app import create_app
+from cocomix.explorer.app import create_app, listen
 from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.limits import Limits
-from cocomix.explorer.serve import listen
+from cocomix.explorer.security import Limits, access_for
 from cocomix.utils.errors import CocomixError
 from command import cocomix, refused
 from explore.explored import COCOMIX, NTP, STEERING, TEXT, hooked, served, wait_until

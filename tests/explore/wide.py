@@ -14,8 +14,7 @@ from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.analysis import AtlasKey, ConceptName, Dashboards, FoundNames, build, write_found
 from cocomix.data import write_shards
 from cocomix.explorer.catalog import Entry, ModelInfo
-from cocomix.explorer.namebook import NameBook
-from cocomix.explorer.sessions import Instrument
+from cocomix.explorer.sessions import Instrument, NameBook
 
 VOCAB, SEQ, K = 60, 32, 6
 KEY = "0/wide/0"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cocomix.kernels.products import _BLOCK, _TILE, add_product, scores_into
+from cocomix.kernels.matmul import _BLOCK, _TILE, add_product, scores_into
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

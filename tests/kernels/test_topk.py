@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocomix.kernels import largest
-from cocomix.kernels.topk import _group_size
+from cocomix.kernels.sparse import _group_size
 
 
 @settings(max_examples=80, deadline=None)

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model import concept_loss
-from cocomix.model.masks import attend
+from cocomix.model.transformer import attend
 from cocomix.utils.errors import CocomixError
 
 VOCAB, T = 37, 9

@@ -7,7 +7,7 @@ import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model import CHANNELS, MIXERS
-from cocomix.model.masks import attend
+from cocomix.model.transformer import attend
 from cocomix.utils.errors import CocomixError
 
 VOCAB, T = 37, 10

@@ -6,9 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cocomix.analysis import counts as counting
-from cocomix.analysis.counts import PairCounts
-from cocomix.analysis.token_statistics import COMPARED, PRIOR, agreement, best_tokens, contrasts
+from cocomix.analysis import token_statistics as counting
+from cocomix.analysis.token_statistics import COMPARED, PRIOR, PairCounts, agreement, best_tokens, contrasts
 
 C, V, K, N = 7, 11, 3, 300
 
@@ -56,9 +55,9 @@ def ranking_by_loop(scores: dict[tuple[int, int], float], concept: int, wanted: 
     return [token for _, token in sorted(mine)][:wanted]
 
 
-@pytest.mark.parametrize("pending", [counting.PENDING, 100])
+@pytest.mark.parametrize("pending", [counting.PENDING_PAIRS, 100])
 def test_counts_are_those_of_a_loop(pending: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "PENDING", pending)
+    monkeypatch.setattr(counting, "PENDING_PAIRS", pending)
     parts = [positions(seed) for seed in range(3)]
     for pairs in (counted(*parts), counted(*parts[:2]) + counted(parts[2])):
         keys, counts = pairs.pairs()

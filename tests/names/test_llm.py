@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cocomix.analysis import ConceptName, Passage, TokenScore, name_with
-from cocomix.analysis.llm import GIVE_UP_AFTER, question
+from cocomix.analysis.naming import GIVE_UP_AFTER, question
 from cocomix.utils.errors import CocomixError
 
 CONCEPTS = [

@@ -18,8 +18,7 @@ from cocomix.analysis import (
     read_names,
     write_found,
 )
-from cocomix.analysis.naming import AFTER, BEFORE, STABLE, chosen_words
-from cocomix.analysis.record import EDITED, FOUND, TokenScore
+from cocomix.analysis.naming import AFTER, BEFORE, EDITED, FOUND, STABLE, TokenScore, chosen_words
 from cocomix.data import write_shards
 from cocomix.model import hidden_at
 from cocomix.utils.errors import CocomixError

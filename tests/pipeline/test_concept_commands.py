@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from cocomix.analysis import FoundNames, Reading
-from cocomix.analysis.naming import FEWEST, STABLE
-from cocomix.analysis.record import EDITED, FOUND
+from cocomix.analysis.naming import EDITED, FEWEST, FOUND, STABLE
 from cocomix.labels import attribute, select_labels
 from cocomix.pipeline.concept_stages import name_run
 from cocomix.pipeline.config import load_config
-from cocomix.pipeline.inspect_command import inspect_text
 from cocomix.pipeline.run import Run
+from cocomix.pipeline.trained import inspect_text
 from cocomix.utils.errors import CocomixError
 from command import cocomix, refused
 

@@ -9,8 +9,7 @@ import pytest
 
 import harness_data
 from cocomix.evaluation.harness.model import CoCoMixLM
-from cocomix.evaluation.harness.run import run_tasks
-from cocomix.evaluation.harness.table import metrics
+from cocomix.evaluation.harness.run import metrics, run_tasks
 from cocomix.evaluation.harness.tasks import Tasks
 from cocomix.evaluation.perplexity import perplexity
 from cocomix.model import load_causal_lm

@@ -9,8 +9,7 @@ import cocomix
 from cocomix.model import labelling_flops
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.label_stages import LabelStage
-from cocomix.pipeline.results import collect_results
-from cocomix.pipeline.run import Run
+from cocomix.pipeline.run import Run, collect_results
 from cocomix.utils.errors import CocomixError
 from concepts.labelled import contents
 from processes import torchrun

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocomix.cli.export import export_sae
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
+from cocomix.pipeline.trained import export_sae
 from cocomix.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 from command import cocomix, refused

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model import BACKBONES, CHANNELS, MIXERS
-from cocomix.model.output import CoCoMixOutput
+from cocomix.model.modeling_cocomix import CoCoMixOutput
 from randomised import randomised
 
 VOCAB, LONGEST = 23, 9

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_training import objective
 
-from cocomix.train.state import training_tensors
-from cocomix.train.trainer import Trainer
+from cocomix.train.trainer import Trainer, training_tensors
 from cocomix.utils.errors import Interrupted
 
 MADE = OBJECTIVES | {"dropout": lambda: objective(dropout=0.1)}

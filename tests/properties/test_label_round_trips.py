@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocomix.labels import LabelStore
-from cocomix.labels.store_marks import MARKS
+from cocomix.labels.store import MARKS
 from properties.drawn import seeds
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from cocomix.sae import TopKSAE
-from cocomix.sae.activation import ACTIVATIONS
-from cocomix.sae.normalisation import NORMALISATIONS
+from cocomix.sae.sae import ACTIVATIONS, NORMALISATIONS
 from properties.drawn import (
     PARTS,
     by_token,

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from cocomix.model import Ablate, Amplify, Clamp, Dampen
-from cocomix.model.build import PLAIN, build_plain
-from cocomix.model.shape import ModelShape
+from cocomix.model.build import PLAIN, ModelShape, build_plain
 from cocomix.sae import TopKSAE
 from cocomix.steering import steer_residual
 from properties.drawn import LONGEST, VOCAB, WITH_CONCEPTS, on_each_backbone, seeds, student, students, tokens

@@ -11,8 +11,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cocomix.hub import push_student
-from cocomix.hub_facts import public
+from cocomix.hub import public, push_student
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
 from cocomix.utils.errors import CocomixError

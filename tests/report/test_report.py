@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from cocomix.report import summary_table, write_report
-from cocomix.report.statistics import cost_to_reach, derive, paired_difference, same_perplexity, summary
-from cocomix.report.wording import headline
+from cocomix.report.statistics import cost_to_reach, derive, headline, paired_difference, same_perplexity, summary
 
 
 def run(seed: int, final: float, *, recall: float | None = None) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from steering_material import VOCAB, C, active_at, material, models
 
 from cocomix.steering.study.concepts import derangement
-from cocomix.steering.study.diversity import distinct, repeated
-from cocomix.steering.study.judge import leak
+from cocomix.steering.study.judge import distinct, leak, repeated
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])

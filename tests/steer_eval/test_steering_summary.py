@@ -9,12 +9,11 @@ import torch
 from steering_material import material
 
 from cocomix.steering.study import METHODS, Part, bounded_area, summary
-from cocomix.steering.study.bootstrap import DRAWS, Resampling
 from cocomix.steering.study.judge import leak
 from cocomix.steering.study.method_result import GAINS
 from cocomix.steering.study.methods import Writing
-from cocomix.steering.study.summary import arrays
-from cocomix.steering.study.wording import headline
+from cocomix.steering.study.report import headline
+from cocomix.steering.study.summary import DRAWS, Resampling, arrays
 
 
 @pytest.fixture(scope="module")

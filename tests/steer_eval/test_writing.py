@@ -9,10 +9,8 @@ import torch
 from steering_material import LAYER, NEW, VOCAB, WIDE, active_at, material, models
 
 from cocomix.steering.study import METHODS
-from cocomix.steering.study.contrast import contrast_vectors, middle_block
-from cocomix.steering.study.material import Material
-from cocomix.steering.study.methods import Writing
-from cocomix.steering.study.sample import Noise, continued
+from cocomix.steering.study.material import Material, Noise, continued
+from cocomix.steering.study.methods import Writing, contrast_vectors, middle_block
 from cocomix.utils.errors import CocomixError
 
 Change = Callable[[Any, Any, Any], Any]

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM, build_plain, load_causal_lm, model_config
-from cocomix.model.promised import within_weights
-from cocomix.model.shape import ModelShape
+from cocomix.model.build import ModelShape
+from cocomix.model.loading import within_weights
 from cocomix.utils.errors import CocomixError
 
 HUGE = 1 << 40

@@ -10,12 +10,30 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from cocomix.data import Corpus, CorpusWriter, Document, load_tokenizer, tokenize_corpus, train_tokenizer, workers
+from cocomix.data import (
+    Corpus,
+    CorpusWriter,
+    Document,
+    load_tokenizer,
+    tokenize_corpus,
+    train_tokenizer,
+)
 from cocomix.data import tokenize as encode
-from cocomix.data.cuts import may_cut, pieces
-from cocomix.data.join import join_parts
-from cocomix.data.tokenize import Job, RustEncoder, encode_documents, encode_part, load_encoder
-from cocomix.data.workers import Tongue, encode_parts
+from cocomix.data import (
+    tokenize as workers,
+)
+from cocomix.data.tokenize import (
+    Job,
+    RustEncoder,
+    Tongue,
+    encode_documents,
+    encode_part,
+    encode_parts,
+    join_parts,
+    load_encoder,
+    may_cut,
+    pieces,
+)
 from cocomix.utils.errors import CocomixError
 from corpus.made import content
 from tokens.texts import TEXTS, gpt2_files
@@ -149,7 +167,7 @@ def test_parts_joined_are_the_shards_of_one_writer(
 def test_a_join_stopped_anywhere_goes_on(
     corpus: Corpus, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cocomix.data import join
+    from cocomix.data import tokenize as join
 
     encoder = load_encoder(tokenizer_folder, 500, 0)
 

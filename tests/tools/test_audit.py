@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import audit
-from cocomix.doctor_libraries import wanted
+from cocomix.doctor import wanted
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 

@@ -10,8 +10,7 @@ from small_training import CONFIG, objective, source, weights
 
 from cocomix.data import batch_order
 from cocomix.objectives import NtpObjective
-from cocomix.train.guard import Guard
-from cocomix.train.trainer import Trainer
+from cocomix.train.trainer import Guard, Trainer
 from cocomix.utils.errors import CocomixError
 
 

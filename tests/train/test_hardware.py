@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.utils import hardware
-from cocomix.utils.hardware import memory_used, peak_flops
+from cocomix.utils import env as hardware
+from cocomix.utils.env import memory_used, peak_flops
 
 
 @pytest.mark.parametrize(

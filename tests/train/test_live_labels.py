@@ -7,7 +7,7 @@ import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.labels import LabelStore, LiveLabels
-from cocomix.labels.label_reader import LabelReader
+from cocomix.labels.store import LabelReader
 from cocomix.objectives import CoCoMixObjective
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig

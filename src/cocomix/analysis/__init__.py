@@ -1,25 +1,41 @@
 """What the concepts of a student are: names, readings of a text, an index, dashboards."""
 
-from cocomix.analysis.atlas_record import Atlas, AtlasKey, read_atlas, write_atlas
-from cocomix.analysis.concept_index import TOKENS, build
-from cocomix.analysis.dashboards import Dashboard, Dashboards
-from cocomix.analysis.effects import measured, promoted
-from cocomix.analysis.inspect import Odds, PredictedConcept, Reading, TokenReading, ablated, check_length, read_text
-from cocomix.analysis.listing import SORTS, Catalogue, ConceptRow, Listing
-from cocomix.analysis.llm import name_with
-from cocomix.analysis.naming import name_concepts
-from cocomix.analysis.occurrences import Occurrences, observe
-from cocomix.analysis.record import (
+from cocomix.analysis.concept_index import (
+    SORTS,
+    TOKENS,
+    Atlas,
+    AtlasKey,
+    Catalogue,
+    ConceptRow,
+    Listing,
+    build,
+    read_atlas,
+    write_atlas,
+)
+from cocomix.analysis.dashboards import Dashboard, Dashboards, measured, promoted
+from cocomix.analysis.inspect import (
+    Odds,
+    PredictedConcept,
+    Reading,
+    TokenReading,
+    ablated,
+    check_length,
+    print_reading,
+    read_text,
+)
+from cocomix.analysis.naming import (
     ConceptName,
     FoundNames,
     Names,
     Passage,
     TokenScore,
     edit_name,
+    name_concepts,
+    name_with,
     read_names,
     write_found,
 )
-from cocomix.analysis.show import print_reading
+from cocomix.analysis.token_statistics import Occurrences, observe
 
 __all__ = [
     "SORTS",

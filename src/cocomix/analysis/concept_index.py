@@ -4,19 +4,156 @@ Only the K concepts a position mixes in are kept of it, so memory does not depen
 C logits of a position no more exist at once than `LOGIT_BYTES` hold.
 """
 
+import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from cocomix.analysis.atlas_record import BINS, UNLABELLED, Atlas, AtlasKey
-from cocomix.analysis.strongest import StrongestPlaces
+from cocomix.analysis.naming import ConceptName, Names
+from cocomix.analysis.token_statistics import StrongestPlaces
 from cocomix.data.shards import TokenShards
 from cocomix.evaluation.perplexity import window_subset
-from cocomix.labels.label_reader import LabelReader
+from cocomix.labels.store import LabelReader
 from cocomix.model.predictors import ConceptChannel
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import write_bytes
+
+# An atlas in memory and on disk: one safetensors file that says of which weights and which text it is.
+
+BINS = 40
+"""Bins of a strength's histogram."""
+EDGES = np.arange(-BINS // 2, BINS // 2 + 1) / (BINS // 2)
+"""Their edges; a bin holds its lower one, the last one both."""
+UNLABELLED = -1
+"""A place's `true` where the position carries no labels."""
+
+
+class AtlasKey(BaseModel):
+    """What an atlas is of; with another key it is made anew."""
+
+    model_config = ConfigDict(frozen=True)
+    format: Literal[1] = 1
+    student: str = Field(description="checksum of its weights")
+    shards: str = Field(description="fingerprint of the token shards")
+    labels: str | None = Field(default=None, description="checksum of all that the labels depend on")
+    seq_len: int
+    tokens: int = Field(description="about how many were asked for")
+
+
+class _About(BaseModel):
+    """What is beside the arrays."""
+
+    key: AtlasKey
+    truth: str | None
+    windows: int
+    positions: int
+    labelled: int
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """What was found of C concepts in some windows of text. A concept is predicted where it is among the K mixed in."""
+
+    key: AtlasKey
+    truth: str | None
+    """what the labels are, e.g. "exact/absolute labels"; None: there are none"""
+    windows: int
+    positions: int
+    """looked at"""
+    labelled: int
+    """of these, positions with labels"""
+    predicted: np.ndarray
+    """positions each concept is predicted at, int64 `[C]`"""
+    predicted_labelled: np.ndarray
+    """the same among labelled positions, int64 `[C]`"""
+    true: np.ndarray
+    """positions it is among the labels of, int64 `[C]`"""
+    both: np.ndarray
+    """positions with both, int64 `[C]`"""
+    histogram: np.ndarray
+    """its strengths where it is predicted, between `EDGES`, int32 `[C, BINS]`"""
+    starts: np.ndarray
+    """where each concept's places start and the last one's end, int64 `[C + 1]`"""
+    places: np.ndarray
+    """its strongest places: window, position, and whether it is a label there (1, 0, `UNLABELLED`), int32 `[n, 3]`"""
+    strengths: np.ndarray
+    """strengths there, falling within a concept, float32 `[n]`"""
+
+    @property
+    def n_concepts(self) -> int:
+        """C."""
+        return len(self.predicted)
+
+    def places_of(self, concept: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `most` strongest places of `concept` at most, int64 `[n, 3]`, and their strengths, float32 `[n]`."""
+        first = int(self.starts[concept])
+        chosen = slice(first, min(first + most, int(self.starts[concept + 1])))
+        return self.places[chosen].astype(np.int64), self.strengths[chosen]
+
+    def precision(self) -> np.ndarray:
+        """Share of labelled predictions that are true; NaN without any, float64 `[C]`."""
+        return share(self.both, self.predicted_labelled)
+
+    def recall(self) -> np.ndarray:
+        """Share of true positions at which it is predicted; NaN without any, float64 `[C]`."""
+        return share(self.both, self.true)
+
+
+_SHAPES = {
+    "predicted": (np.int64, ("C",)),
+    "predicted_labelled": (np.int64, ("C",)),
+    "true": (np.int64, ("C",)),
+    "both": (np.int64, ("C",)),
+    "histogram": (np.int32, ("C", BINS)),
+    "starts": (np.int64, ("C + 1",)),
+    "places": (np.int32, ("n", 3)),
+    "strengths": (np.float32, ("n",)),
+}
+
+
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """`part / whole`, NaN where `whole` is 0, float64."""
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
+def write_atlas(path: Path, atlas: Atlas) -> None:
+    """Keep `atlas` in the file `path`; folders are made."""
+    about = _About(**{name: getattr(atlas, name) for name in _About.model_fields})
+    arrays = {name: np.ascontiguousarray(getattr(atlas, name), dtype) for name, (dtype, _) in _SHAPES.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, save(arrays, metadata={"about": about.model_dump_json()}))
+
+
+def read_atlas(path: Path, key: AtlasKey) -> Atlas | None:
+    """The atlas in the file `path`; None where there is none of this key, or a damaged one: it can be made again."""
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            about = _About.model_validate_json((stored.metadata() or {})["about"])
+            arrays = {name: stored.get_tensor(name) for name in _SHAPES}
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+        return None  # the last two are safetensors' words for a type NumPy has not
+    if about.key != key or not _fits(arrays):
+        return None
+    return Atlas(**{name: getattr(about, name) for name in _About.model_fields}, **arrays)
+
+
+def _fits(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether types and shapes are those of an atlas, and the places end where they should."""
+    n, n_concepts = arrays["strengths"].size, arrays["predicted"].size
+    sizes = {"C": n_concepts, "C + 1": n_concepts + 1, "n": n}
+    right = all(
+        arrays[name].dtype == dtype and arrays[name].shape == tuple(sizes.get(size, size) for size in shape)
+        for name, (dtype, shape) in _SHAPES.items()
+    )
+    return right and bool((np.diff(arrays["starts"], prepend=0) >= 0).all()) and int(arrays["starts"][-1]) == n
+
 
 TOKENS = 100_000
 """Tokens looked at."""
@@ -171,3 +308,118 @@ def concept_channel(student: Any) -> ConceptChannel:
 def windows_at_once(n_concepts: int, seq_len: int) -> int:
     """Windows whose concept logits fit `LOGIT_BYTES`; at least one."""
     return max(1, LOGIT_BYTES // (4 * n_concepts * seq_len))
+
+
+# Rows of concepts: sorted and searched over all of them at once, so that 32,768 answer as one keeps typing.
+
+_NUMBER = re.compile(r"c?(\d+)")
+
+
+class ConceptRow(BaseModel):
+    """One concept in short."""
+
+    concept: int
+    name: str | None
+    edited: bool
+    stability: float | None = Field(description="do two halves of the text name it alike, 0 to 1")
+    predicted: float = Field(description="share of positions it is predicted at")
+    true: float | None = Field(description="share of labelled positions it is true at; null without labels")
+    precision: float | None
+    recall: float | None
+
+
+class Listing(BaseModel):
+    """Some of the concepts that were asked for."""
+
+    total: int = Field(description="how many there are")
+    concepts: list[ConceptRow]
+
+
+class Catalogue:
+    """All concepts of an atlas under their names, ready to be listed."""
+
+    def __init__(self, atlas: Atlas, names: Names) -> None:
+        known = [names.of(concept) for concept in range(atlas.n_concepts)]
+        self._names = [one.name for one in known]
+        self._edited = [one.edited for one in known]
+        self._stability = np.array([np.nan if one.stability is None else one.stability for one in known])
+        self._tokens = [_tokens(one) for one in known]
+        self._predicted = atlas.predicted / max(1, atlas.positions)
+        self._true = share(atlas.true, np.full(atlas.n_concepts, atlas.labelled))
+        self._precision, self._recall = atlas.precision(), atlas.recall()
+        self._in_order: dict[str, np.ndarray] = {}
+
+    def rename(self, name: ConceptName) -> None:
+        """Take in what a concept is called from now on."""
+        self._names[name.concept], self._edited[name.concept] = name.name, name.edited
+        self._in_order.pop("name", None)
+
+    def listing(self, *, q: str = "", sort: str = "predicted", offset: int = 0, limit: int = 50) -> Listing:
+        """Concepts `offset` to `offset + limit` of those that `q` finds.
+
+        Args:
+            q: a concept's number, as 12 or c12, which then comes first; or part of a name or of a distinguishing
+                token, in either case; empty finds all.
+            sort: a key of `SORTS`. What a concept does not have stands last; equal ones are in order of number.
+
+        Raises:
+            CocomixError: no such order.
+        """
+        if sort not in SORTS:
+            raise CocomixError(f"concepts cannot be sorted by {sort!r}; choose one of {', '.join(SORTS)}")
+        if sort not in self._in_order:
+            self._in_order[sort] = SORTS[sort](self)
+        order = self._in_order[sort]
+        wanted = q.strip().casefold()
+        if wanted:
+            order = order[self._matches(wanted)[order]]
+            number = _NUMBER.fullmatch(wanted)
+            if number and int(number[1]) < len(self._names):
+                order = np.concatenate(([int(number[1])], order[order != int(number[1])]))
+        return Listing(total=len(order), concepts=[self._row(one) for one in order[offset : offset + limit].tolist()])
+
+    def _matches(self, wanted: str) -> np.ndarray:
+        pairs = zip(self._names, self._tokens, strict=True)
+        return np.array(
+            [wanted in tokens or (name is not None and wanted in name.casefold()) for name, tokens in pairs], dtype=bool
+        )
+
+    def _row(self, concept: int) -> ConceptRow:
+        return ConceptRow(
+            concept=concept,
+            name=self._names[concept],
+            edited=self._edited[concept],
+            stability=_or_none(self._stability[concept]),
+            predicted=float(self._predicted[concept]),
+            true=_or_none(self._true[concept]),
+            precision=_or_none(self._precision[concept]),
+            recall=_or_none(self._recall[concept]),
+        )
+
+    def _falling(self, of: str) -> np.ndarray:
+        return np.argsort(-getattr(self, f"_{of}"), kind="stable")
+
+    def _by_name(self) -> np.ndarray:
+        names = [(name is None, (name or "").casefold()) for name in self._names]
+        return np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
+
+
+SORTS: dict[str, Callable[[Catalogue], np.ndarray]] = {
+    "predicted": lambda catalogue: catalogue._falling("predicted"),
+    "true": lambda catalogue: catalogue._falling("true"),
+    "recall": lambda catalogue: catalogue._falling("recall"),
+    "precision": lambda catalogue: catalogue._falling("precision"),
+    "stability": lambda catalogue: catalogue._falling("stability"),
+    "number": lambda catalogue: np.arange(len(catalogue._names)),
+    "name": Catalogue._by_name,
+}
+"""Orders of all concepts, int64 `[C]`; each is found once."""
+
+
+def _tokens(name: ConceptName) -> str:
+    """All distinguishing tokens, a line each, as they are searched."""
+    return "\n".join(one.token for one in [*name.tokens, *name.next_tokens]).casefold()
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,14 +1,156 @@
 """Names made from what was counted, and no name where two halves of the text would not give the same one."""
 
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
-from cocomix.analysis.occurrences import ITSELF, NEXT, Occurrences
-from cocomix.analysis.record import ConceptName, Passage, TokenScore
-from cocomix.analysis.token_statistics import agreement, best_tokens, contrasts
+from cocomix.analysis.token_statistics import ITSELF, NEXT, Occurrences, agreement, best_tokens, contrasts
 from cocomix.data.shards import TokenShards
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import read_json, write_json, write_text
+
+# Names of concepts on disk: `names.json` holds what was found, `names-edited.json` what people call them.
+#
+# Two files, so that finding names again never touches an edit. Both belong to one autoencoder, by its checksum: after
+# it was trained again concept 12 is another concept. Edits are kept under the checksum they were made for, so they are
+# back when that autoencoder is.
+
+FOUND, EDITED = "names.json", "names-edited.json"
+
+
+class TokenScore(BaseModel):
+    """A token that distinguishes a concept."""
+
+    token: str
+    score: float = Field(description="nats it adds to the divergence of the concept's tokens from all tokens")
+
+
+class Passage(BaseModel):
+    """A place where a concept is most active."""
+
+    before: str
+    token: str
+    after: str
+    activation: float
+
+
+class ConceptName(BaseModel):
+    """One concept, what it is called, and why."""
+
+    concept: int
+    name: str | None = Field(default=None, description="null where none would be honest; see `why`")
+    source: Literal["tokens", "llm", "edited"] | None = None
+    edited: bool = False
+    why: str = Field(default="", description="why there is no name")
+    occurrences: int = Field(default=0, description="positions at which it is active")
+    share: float = Field(default=0.0, description="of all positions seen")
+    stability: float | None = Field(default=None, description="0 to 1: do two halves of the text name it alike")
+    coverage: float | None = Field(
+        default=None, description="share of its positions at which a token of an automatic name is"
+    )
+    kind: Literal["token", "next"] = Field(default="token", description="which tokens tell it apart")
+    tokens: list[TokenScore] = Field(default_factory=list, description="tokens it is active at, best first")
+    next_tokens: list[TokenScore] = Field(default_factory=list, description="tokens after those, best first")
+    passages: list[Passage] = Field(default_factory=list, description="strongest first, at most one a window")
+
+
+class FoundNames(BaseModel):
+    """All concepts of one autoencoder, as found in some text."""
+
+    format: Literal[1] = 1
+    sae: str = Field(description="checksum of the autoencoder's weights")
+    tokens: str = Field(description="checksum of the token shards")
+    split: str
+    windows: int
+    positions: int
+    concepts: list[ConceptName] = Field(description="in order, all C of them")
+
+
+class Names:
+    """Names of a run's concepts, edits first; empty where none were made for this autoencoder."""
+
+    def __init__(self, found: FoundNames | None, edits: dict[int, str]) -> None:
+        self.found, self.edits = found, edits
+
+    def of(self, concept: int) -> ConceptName:
+        """What is known of `concept`; a bare record where nothing is."""
+        all_found = [] if self.found is None else self.found.concepts
+        known = all_found[concept] if 0 <= concept < len(all_found) else ConceptName(concept=concept)
+        if concept not in self.edits:
+            return known
+        edit = {"name": self.edits[concept], "source": "edited", "edited": True, "why": "", "coverage": None}
+        return known.model_copy(update=edit)
+
+    def name(self, concept: int) -> str | None:
+        """Its name, if it has one."""
+        return self.of(concept).name
+
+
+def read_names(folder: Path, sae: str) -> Names:
+    """Names kept in the run `folder` for the autoencoder with checksum `sae`.
+
+    Raises:
+        CocomixError: a file is damaged.
+    """
+    path, found = folder / FOUND, None
+    if path.exists():
+        try:
+            found = FoundNames.model_validate_json(path.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise CocomixError(f"{path} is damaged; delete it and run `cocomix name` again") from error
+    mine = found if found is not None and found.sae == sae else None
+    return with_edits(folder, sae, mine)
+
+
+def with_edits(folder: Path, sae: str, found: FoundNames | None) -> Names:
+    """`read_names` where what was found is known already.
+
+    Raises:
+        CocomixError: the file of edits is damaged.
+    """
+    return Names(found, {int(concept): name for concept, name in _edits(folder).get(sae, {}).items()})
+
+
+def write_found(folder: Path, found: FoundNames) -> None:
+    """Replace what was found before; edits stay."""
+    write_text(folder / FOUND, found.model_dump_json(indent=1))
+
+
+def edit_name(folder: Path, sae: str, concept: int, name: str) -> None:
+    """Call `concept` `name` from now on; an empty name takes the edit back.
+
+    Raises:
+        CocomixError: the file of edits is damaged.
+    """
+    edits = _edits(folder)
+    mine = edits.setdefault(sae, {})
+    if name.strip():
+        mine[str(concept)] = name.strip()
+    else:
+        mine.pop(str(concept), None)
+    write_json(folder / EDITED, {"format": 1, "edited": edits})
+
+
+def _edits(folder: Path) -> dict[str, Any]:
+    """Names by concept by checksum of the autoencoder."""
+    path = folder / EDITED
+    if not path.exists():
+        return {}
+    try:
+        edits = read_json(path)["edited"]
+        return {sae: {str(int(c)): str(name) for c, name in names.items()} for sae, names in edits.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CocomixError(f"{path} is damaged; mend it by hand or delete it, the edits in it are lost then") from error
+
 
 FEWEST = 10
 """Positions in each half below which nothing is said about a concept."""
@@ -133,3 +275,101 @@ def around(decode: Callable[[Sequence[int]], str], ids: Sequence[int], position:
     """Text before the token at `position` of `ids`, the token, and the text after it."""
     before, after = ids[max(0, position - BEFORE) : position], ids[position + 1 : position + 1 + AFTER]
     return decode(before), decode([ids[position]]), decode(after)
+
+
+# Names from a program of the user's: it reads a concept's passages as JSON and prints a name.
+#
+# It is started for each concept, never through a shell, and killed with whatever it started when its time is up. What
+# goes wrong leaves the automatic name; after a few failures in a row it is not asked again.
+
+GIVE_UP_AFTER = 3
+"""Failures in a row."""
+LONGEST = 120
+"""Characters of a name."""
+
+
+def name_with(
+    command: str,
+    concepts: Sequence[ConceptName],
+    *,
+    seconds: float,
+    progress: Callable[..., Any] | None = None,
+) -> tuple[list[ConceptName], list[str]]:
+    """`concepts` with names from `command`, where it gave one, and what went wrong, a sentence each.
+
+    Only concepts with enough occurrences are asked for.
+
+    Args:
+        command: program and arguments, split as a shell would, without one.
+        seconds: time for each concept.
+
+    Raises:
+        CocomixError: the command is empty, or cannot be split.
+    """
+    try:
+        arguments = shlex.split(command)
+    except ValueError as error:
+        raise CocomixError(f"--llm {command!r} cannot be split into words ({error}); mend its quotes") from error
+    if not arguments:
+        raise CocomixError("--llm names no program; give one that reads JSON and prints a name")
+    named, problems, in_a_row = list(concepts), [], 0
+    asked = [one.concept for one in concepts if one.passages and one.occurrences >= 2 * FEWEST]
+    at = {one.concept: place for place, one in enumerate(concepts)}
+    for number, concept in enumerate(asked):
+        one = named[at[concept]]
+        try:
+            update = {"name": _ask(arguments, question(one), seconds), "source": "llm", "why": "", "coverage": None}
+            named[at[concept]] = one.model_copy(update=update)
+            in_a_row = 0
+        except _Failed as failure:
+            problems.append(f"concept {concept}: {arguments[0]} {failure}")
+            in_a_row += 1
+            if in_a_row == GIVE_UP_AFTER:
+                problems.append(f"{len(asked) - number - 1} concepts were not asked for after {in_a_row} failures")
+                break
+        if progress is not None:
+            progress(number + 1, len(asked), {})
+    return named, problems
+
+
+def question(one: ConceptName) -> dict[str, Any]:
+    """What the program reads."""
+    return one.model_dump(include={"concept", "stability", "share", "tokens", "next_tokens", "passages"}) | {
+        "automatic_name": one.name
+    }
+
+
+class _Failed(Exception):
+    pass
+
+
+def _ask(arguments: list[str], asked: dict[str, Any], seconds: float) -> str:
+    """The first line that is not empty of what the program prints."""
+    try:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise _Failed(f"cannot be started ({error.strerror})") from error
+    try:
+        said, complaint = process.communicate(json.dumps(asked), timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise _Failed(f"said nothing for {seconds:g} seconds") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # what it started may outlive it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        last = (complaint.strip().splitlines() or ["no message"])[-1]
+        raise _Failed(f"ended with code {process.returncode} ({last[:LONGEST]})")
+    name = next((line.strip() for line in said.splitlines() if line.strip()), "")
+    if not name:
+        raise _Failed("printed no name")
+    return name[:LONGEST]

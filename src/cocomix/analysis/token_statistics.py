@@ -6,11 +6,90 @@ it adds to the divergence of the concept's tokens from all tokens: high for a to
 rare elsewhere. Plain log-odds would put any token that never occurs elsewhere first, however seldom it is there.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
-from cocomix.analysis.counts import PairCounts, looked_up
+from cocomix.data.shards import TokenShards
+from cocomix.evaluation.perplexity import window_subset
+from cocomix.model.teacher import hidden_at
+from cocomix.sae.sae import TopKSAE
+from cocomix.utils.errors import CocomixError
+
+# How often a concept and a token meet: counted sparsely, since nearly all of the C x vocabulary pairs never do.
+
+PENDING_PAIRS = 8_000_000
+"""Pairs held before they are counted; 64 MB."""
+
+
+class PairCounts:
+    """Positions at which a concept is active and a token stands, for all pairs that occur.
+
+    Attributes:
+        tokens: positions at which each token stands, whatever is active there, int64 `[vocab]`.
+    """
+
+    def __init__(self, n_concepts: int, vocab_size: int) -> None:
+        self.n_concepts, self.vocab_size = n_concepts, vocab_size
+        self.tokens = np.zeros(vocab_size, dtype=np.int64)
+        self._keys, self._counts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        self._pending: list[np.ndarray] = []
+
+    def add(self, concepts: np.ndarray, active: np.ndarray, tokens: np.ndarray) -> None:
+        """Count positions: concepts int64 `[n, K]`, those that are active bool `[n, K]`, tokens int64 `[n]`."""
+        self.tokens += np.bincount(tokens, minlength=self.vocab_size)
+        self._pending.append((concepts * self.vocab_size + tokens[:, None])[active])
+        if sum(map(len, self._pending)) > PENDING_PAIRS:
+            self._count()
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys (concept * vocabulary + token), ascending, and the positions of each, both int64 `[pairs]`."""
+        self._count()
+        return self._keys, self._counts
+
+    def concepts(self) -> np.ndarray:
+        """Positions at which each concept is active, int64 `[C]`."""
+        keys, counts = self.pairs()
+        return _sums(keys // self.vocab_size, counts, self.n_concepts)
+
+    def at(self, concepts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Positions of pairs, int64 of any one shape; 0 for a pair that does not occur."""
+        return looked_up(*self.pairs(), concepts * self.vocab_size + tokens)
+
+    def __add__(self, other: "PairCounts") -> "PairCounts":
+        both = PairCounts(self.n_concepts, self.vocab_size)
+        both.tokens = self.tokens + other.tokens
+        both._keys, both._counts = _merged(*self.pairs(), *other.pairs())
+        return both
+
+    def _count(self) -> None:
+        if self._pending:
+            new = np.unique(np.concatenate(self._pending), return_counts=True)
+            self._keys, self._counts = _merged(self._keys, self._counts, *new)
+            self._pending = []
+
+
+def looked_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """`values` of the `wanted` among ascending `keys`, in the shape of `wanted`; 0 for what is not there."""
+    if not len(keys):
+        return np.zeros(wanted.shape, dtype=values.dtype)
+    places = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], 0)
+
+
+def _merged(*keys_and_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of two sets of keys as those of their union."""
+    a, of_a, b, of_b = keys_and_counts
+    keys, place = np.unique(np.concatenate((a, b)), return_inverse=True)
+    return keys, _sums(place, np.concatenate((of_a, of_b)), len(keys))
+
+
+def _sums(groups: np.ndarray, counts: np.ndarray, n_groups: int) -> np.ndarray:
+    return np.bincount(groups, weights=counts, minlength=n_groups).astype(np.int64)  # exact below 2^53
+
 
 PRIOR = 20.0
 """Positions with the tokens of the whole text that each concept is given in advance."""
@@ -83,3 +162,155 @@ def ranked(group: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray
     order = np.lexsort((-value, group))
     ordered = group[order]
     return order, np.arange(len(order)) - np.searchsorted(ordered, ordered)
+
+
+# Where concepts are strongest, kept while a text goes by.
+
+PENDING_STRENGTHS = 500_000
+"""Places held before the weaker ones are dropped."""
+
+
+class StrongestPlaces:
+    """The strongest places of each concept, at most one a window; of equal ones the better by ties, then the earlier.
+
+    Args:
+        per_concept: places kept of each.
+        carried: further numbers that a place brings along.
+    """
+
+    def __init__(self, per_concept: int, carried: int = 0) -> None:
+        self._per_concept = per_concept
+        self._places = [np.empty((3 + carried, 0), dtype=np.int64)]
+        self._strengths, self._ties = [np.empty(0)], [np.empty(0)]
+
+    def add(self, places: np.ndarray, strengths: np.ndarray, ties: np.ndarray | None = None) -> None:
+        """Take in places.
+
+        Args:
+            places: int64 `[3 + carried, n]`, whose first rows are concept, window and position.
+            strengths: `[n]`.
+            ties: what decides between equal strengths, larger first, `[n]`; None: nothing does.
+        """
+        self._places.append(places)
+        self._strengths.append(strengths)
+        self._ties.append(np.zeros(len(strengths)) if ties is None else ties)
+        if sum(map(len, self._strengths[1:])) > PENDING_STRENGTHS:
+            self._drop()
+
+    def found(self) -> tuple[np.ndarray, np.ndarray]:
+        """The places kept, int64 `[3 + carried, places]`, and their strengths, float64 `[places]`.
+
+        They are in order of concept, strongest first.
+        """
+        self._drop()
+        return self._places[0], self._strengths[0]
+
+    def _drop(self) -> None:
+        if len(self._strengths) == 1:
+            return
+        places = np.concatenate(self._places, axis=1)
+        strengths, ties = np.concatenate(self._strengths), np.concatenate(self._ties)
+        order = np.lexsort((-ties, -strengths, places[1], places[0]))
+        of = places[:2, order]
+        first = np.ones(len(order), dtype=bool)
+        first[1:] = (of[:, 1:] != of[:, :-1]).any(0)
+        order = order[first]
+        order = order[np.argsort(-ties[order], kind="stable")]
+        by_strength, rank = ranked(places[0, order], strengths[order])
+        kept = order[by_strength[rank < self._per_concept]]
+        self._places, self._strengths, self._ties = [places[:, kept]], [strengths[kept]], [ties[kept]]
+
+
+# Where a teacher's autoencoder finds each concept in a text, and beside which tokens.
+
+BATCH = 16
+"""Windows of a forward pass."""
+ITSELF, NEXT = "token", "next"
+"""What is counted: the token a concept is active at, and the one after it."""
+
+
+class Occurrences:
+    """What was seen of C concepts in windows of tokens.
+
+    Attributes:
+        halves: counts of `ITSELF` and `NEXT`, in even and in odd windows.
+        windows, positions: seen so far.
+    """
+
+    def __init__(self, n_concepts: int, vocab_size: int, *, passages: int = 5) -> None:
+        self.n_concepts, self.vocab_size = n_concepts, vocab_size
+        kinds = (ITSELF, NEXT)
+        self.halves = {kind: (PairCounts(n_concepts, vocab_size), PairCounts(n_concepts, vocab_size)) for kind in kinds}
+        self.windows = self.positions = 0
+        self._strongest = StrongestPlaces(passages)
+
+    def add(self, windows: np.ndarray, ids: np.ndarray, concepts: np.ndarray, values: np.ndarray) -> None:
+        """Take in some windows.
+
+        Args:
+            windows: their numbers in the shards, int64 `[windows]`.
+            ids: tokens, int64 `[windows, seq]`.
+            concepts: int64 `[windows, seq, K]`.
+            values: activations `[windows, seq, K]`; one that is not positive is none.
+        """
+        k = concepts.shape[-1]
+        active = values > 0
+        odd = (self.windows + np.arange(len(ids))) % 2
+        for half in (0, 1):
+            mine = odd == half
+            rows, on, tokens = concepts[mine], active[mine], ids[mine]
+            self.halves[ITSELF][half].add(rows.reshape(-1, k), on.reshape(-1, k), tokens.ravel())
+            before = rows[:, :-1].reshape(-1, k), on[:, :-1].reshape(-1, k)
+            self.halves[NEXT][half].add(*before, tokens[:, 1:].ravel())
+        self.windows += len(ids)
+        self.positions += ids.size
+        row, position, _ = np.nonzero(active)
+        self._strongest.add(np.stack([concepts[active], windows[row], position]), values[active])
+
+    def counts(self) -> np.ndarray:
+        """Positions at which each concept is active in either half, int64 `[2, C]`."""
+        return np.stack([half.concepts() for half in self.halves[ITSELF]])
+
+    def strongest(self) -> tuple[np.ndarray, np.ndarray]:
+        """The most active places of all concepts, at most one a window: int64 `[3, places]`, strengths `[places]`.
+
+        The rows are concept, window and position; places are in order of concept, strongest first.
+        """
+        return self._strongest.found()
+
+
+@torch.no_grad()
+def observe(
+    teacher: PreTrainedModel,
+    sae: TopKSAE,
+    shards: TokenShards,
+    *,
+    layer: int,
+    seq_len: int,
+    tokens: int,
+    progress: Callable[..., Any] | None = None,
+) -> Occurrences:
+    """Encode about `tokens` tokens of `shards`, in evenly spread windows of `seq_len`.
+
+    Args:
+        layer: the teacher's block (0-based) after which the SAE reads.
+        progress: called with the windows done, and how many there are.
+
+    Raises:
+        CocomixError: the shards hold fewer than two windows.
+    """
+    chosen = window_subset(shards.n_windows(seq_len), max(2, -(-tokens // seq_len)))
+    if len(chosen) < 2:
+        raise CocomixError(
+            f"{shards.folder} has fewer tokens than two windows of {seq_len}, so no name could be checked; add text"
+        )
+    seen = Occurrences(sae.n_latents, shards.vocab_size)
+    device = next(teacher.parameters()).device
+    for start in range(0, len(chosen), BATCH):
+        windows = chosen[start : start + BATCH]
+        ids = shards.windows(windows, seq_len)
+        latents = sae.encode(hidden_at(teacher, torch.from_numpy(ids).to(device), layer))
+        seen.add(windows, ids, latents.ids.cpu().numpy(), latents.values.double().cpu().numpy())
+        if progress is not None:
+            progress(seen.windows, len(chosen), {})
+    return seen

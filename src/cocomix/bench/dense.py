@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cocomix.model.build import build_plain
+from cocomix.model.build import ModelShape, build_plain
 from cocomix.model.configuration_cocomix import CoCoMixConfig
-from cocomix.model.shape import ModelShape
 
 
 class DenseStudent(nn.Module):

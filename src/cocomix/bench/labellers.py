@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from cocomix.bench.contestant import Contestant, Lap, Setting
 from cocomix.bench.dense_labels import dense_labels
 from cocomix.bench.made import token_windows
+from cocomix.labels.attribution import ConceptLabels
 from cocomix.labels.labeler import ConceptLabeller
-from cocomix.labels.labels import ConceptLabels
 from cocomix.model.flops import labelling_flops
 from cocomix.sae.sae import TopKSAE
 

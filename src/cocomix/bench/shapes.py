@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import Field
 
-from cocomix.model.shape import ModelShape
-from cocomix.utils.section import Section
+from cocomix.model.build import ModelShape
+from cocomix.utils.settings import Section
 
 
 class Growth(Section):

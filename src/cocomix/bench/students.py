@@ -14,7 +14,7 @@ from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.cocomix import CoCoMixObjective
 from cocomix.train.config import TrainConfig
 from cocomix.train.optimizer import adamw
-from cocomix.utils.precision import autocast
+from cocomix.utils.env import autocast
 
 TRAIN = TrainConfig(steps=1)
 """The paper's optimiser, for every contestant."""

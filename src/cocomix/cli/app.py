@@ -13,11 +13,8 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.bench import bench
-from cocomix.cli.cli_doctor import doctor
-from cocomix.cli.cli_explore import explore
-from cocomix.cli.cli_steer_eval import steer_eval_command
-from cocomix.cli.concepts import inspect_command, name_command
-from cocomix.cli.evaluate import evaluate, perplexity
+from cocomix.cli.concepts import explore, inspect_command, name_command
+from cocomix.cli.evaluate import evaluate, perplexity, steer_eval_command
 from cocomix.cli.options import (
     DEFAULT_RUN,
     ConfigFile,
@@ -30,11 +27,10 @@ from cocomix.cli.options import (
     quiet_libraries,
     recipe_file,
 )
-from cocomix.cli.sharing import push
+from cocomix.cli.sharing import doctor, push
+from cocomix.utils.console import console, errors, wait_for_main_to_say_it, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import in_words
-from cocomix.utils.pipeline_console import console, errors
-from cocomix.utils.processes import wait_for_main_to_say_it, world_size
 
 app = typer.Typer(
     name="cocomix",
@@ -122,7 +118,7 @@ def export_sae(
     format: Annotated[str, typer.Option("--format", "-f", help="saelens, sparsify or cocomix.")] = "saelens",
 ) -> None:
     """Write the run's sparse autoencoder in another library's format."""
-    from cocomix.cli.export import export_sae as export
+    from cocomix.pipeline.trained import export_sae as export
 
     folder = export(open_run(run, None, None), format, output)
     console.print(f"{folder}: {format}", highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.options import PathOption, quiet_libraries
-from cocomix.utils.pipeline_console import console
+from cocomix.utils.console import console
 
 
 def bench(

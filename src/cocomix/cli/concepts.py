@@ -1,11 +1,13 @@
 """Commands that look at what a run's concepts are and do."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import DEFAULT_RUN, RunDir, quiet_libraries
-from cocomix.utils.pipeline_console import console
+from cocomix.cli.options import DEFAULT_RUN, PathArgument, PathOption, RunDir, quiet_libraries
+from cocomix.utils.console import console
+from cocomix.utils.errors import CocomixError
 
 
 def name_command(
@@ -46,8 +48,8 @@ def inspect_command(
 
     A tick says that the teacher's attribution, by the rule the student was taught with, has the concept there, too.
     """
-    from cocomix.analysis.show import print_reading
-    from cocomix.pipeline.inspect_command import inspect_text
+    from cocomix.analysis.inspect import print_reading
+    from cocomix.pipeline.trained import inspect_text
 
     quiet_libraries()
     reading = inspect_text(run, text, student=student, seed=seed, top=top, concept=concept)
@@ -55,3 +57,33 @@ def inspect_command(
         console.print_json(reading.model_dump_json())
     else:
         print_reading(reading, console)
+
+
+# The command that opens a run in the browser.
+
+
+def explore(
+    run: Annotated[Path, PathArgument(help="The run's folder.", show_default=True)] = DEFAULT_RUN,
+    others: Annotated[
+        list[Path] | None, PathOption("--with", help="A further run, to compare with; may be repeated.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback a token is needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any that is free.")] = 7860,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="COCOMIX_TOKEN", help="Ask every browser for it; default: one is made where needed."),
+    ] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
+) -> None:
+    """Look into a run's students and steer them, in the browser.
+
+    The first time it names the run's concepts and looks at held-out text; that is kept in the run.
+    """
+    try:
+        from cocomix.explorer.app import explore as serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "anyio"):
+            raise
+        raise CocomixError(f"the explorer needs {error.name}; run `pip install starlette uvicorn`") from error
+    quiet_libraries()
+    serve([run, *(others or [])], host=host, port=port, token=token, browser=not no_open)

@@ -16,8 +16,8 @@ from cocomix.cli.options import (
     open_run,
     quiet_libraries,
 )
+from cocomix.utils.console import console
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.pipeline_console import console
 
 
 def evaluate(
@@ -87,7 +87,7 @@ def perplexity(
     With --stride each token but the first is scored once, with at least SEQ_LEN - STRIDE tokens before it; without,
     each window is read on its own and a last partial one is left out.
     """
-    from cocomix.evaluation.perplexity_command import measure_perplexity
+    from cocomix.evaluation.perplexity import measure_perplexity
 
     quiet_libraries()
     figures = measure_perplexity(
@@ -109,3 +109,34 @@ def perplexity(
             highlight=False,
             soft_wrap=True,
         )
+
+
+# The command that measures steering.
+
+
+def steer_eval_command(
+    run: RunDir = DEFAULT_RUN,
+    output: Annotated[
+        Path | None, PathOption("--output", "-o", help="Folder for the report; default: RUN/steer-eval.")
+    ] = None,
+    student: Annotated[
+        str, typer.Option(help="Student of the run, one that was taught the SAE's concepts.")
+    ] = "cocomix",
+    concepts: Annotated[int, typer.Option(min=2, help="Concepts to steer, evenly spread by frequency.")] = 24,
+    prompts: Annotated[int, typer.Option(min=1, help="Validation prompts for each.")] = 8,
+    tokens: Annotated[int, typer.Option(min=4, help="Tokens generated after each prompt.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+) -> None:
+    """Measure steering: how much of a concept it brings, for how much fluency, and how far it leaks.
+
+    On every seed of the student, against no steering, a random concept, residual steering and prompting, at fixed
+    doses. Writes report.html and report.json. Finished parts are kept: stopped, the same command goes on.
+    """
+    from cocomix.pipeline.steering_stages import steer_eval
+    from cocomix.steering.study.report import steering_table
+
+    quiet_libraries()
+    folder = output or run / "steer-eval"
+    report = steer_eval(run, folder, student, concepts=concepts, prompts=prompts, tokens=tokens, seed=seed)
+    console.print(steering_table(report))
+    console.print(f"Report: {(folder / 'report.html').resolve()}", highlight=False, soft_wrap=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cocomix.utils.console import errors
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.pipeline_console import errors
 
 if TYPE_CHECKING:
     from cocomix.pipeline.run import Run

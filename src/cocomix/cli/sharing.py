@@ -1,4 +1,4 @@
-"""The command that publishes a trained student."""
+"""Commands beside the stages: publish a trained student, look whether everything is in order."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.options import DEFAULT_RUN, PathOption, RunDir, open_run
+from cocomix.utils.console import console
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.pipeline_console import console
 
 
 def push(
@@ -42,3 +42,20 @@ def push(
         only_stage=output if dry_run else None,
     )
     console.print(f"{'Would upload' if dry_run else 'Uploaded'}: {where}", highlight=False, soft_wrap=True)
+
+
+def doctor(
+    run: Annotated[
+        Path | None, PathOption("--run", "-r", help="A run to look at, too: its settings, stages and files.")
+    ] = None,
+    folder: Annotated[Path, PathOption(help="Where runs are to be written.")] = Path("runs"),
+) -> None:
+    """Look whether everything cocomix needs is here, and say what to do where it is not.
+
+    Python, packages, torch, GPU, disk, memory, the folder of runs; with --run a run's health, for which all its files
+    are read. Exit code 1 if something must be mended.
+    """
+    from cocomix.doctor import Where, examine, print_findings
+
+    if not print_findings(examine(Where(run or folder, run)), console):
+        raise typer.Exit(1)

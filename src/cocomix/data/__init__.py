@@ -1,13 +1,9 @@
 """Text to documents, documents to tokens, tokens to windows."""
 
-from cocomix.data.corpus import CorpusWriter
-from cocomix.data.document import Document, Skipped
-from cocomix.data.reader import Corpus, read_file
+from cocomix.data.corpus import SPLITS, Corpus, CorpusWriter, read_file
 from cocomix.data.sampler import batch_order
 from cocomix.data.shards import TokenShards, write_shards
-from cocomix.data.source import TextSource
-from cocomix.data.sources import SOURCES
-from cocomix.data.split import SPLITS
+from cocomix.data.sources import SOURCES, Document, Skipped, TextSource
 from cocomix.data.tokenizer import load_tokenizer, tokenize_corpus, train_tokenizer
 
 __all__ = [

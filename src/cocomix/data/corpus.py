@@ -4,19 +4,182 @@ Killed at any moment, it goes on from its last commit to the same bytes: what a 
 source, and what the held-out splits are owed are noted down together.
 """
 
+import hashlib
 import json
+import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cocomix.data.document import Document, Skipped
-from cocomix.data.reader import MANIFEST
-from cocomix.data.source import TextSource
-from cocomix.data.split import SPLITS, Splitter, check_counts
+from cocomix.data.sources import Document, Skipped, TextSource
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import combined, read_sealed, write_sealed, write_text
-from cocomix.utils.series import FileSeries
+from cocomix.utils.files import FileSeries, combined, parse_json, read_sealed, sha256, write_sealed, write_text
+from cocomix.utils.integrity import is_inside
+
+# Hold out whole documents, spread over the source's order (for dated sources: over the eras).
+
+SPLITS = ("train", "val", "test")
+
+
+class Splitter:
+    """Assigns whole documents to `train`, `val` and `test`, systematically and without chance.
+
+    Walking through the documents, a held-out split takes one whenever its share has grown by a whole document;
+    the two splits' turns are half a period apart, so they never want the same document for long.
+
+    Attributes:
+        owed: documents each held-out split has a right to, with fractions; all that there is to keep of the walk.
+    """
+
+    def __init__(self, val_fraction: float, test_fraction: float, owed: Mapping[str, float] | None = None) -> None:
+        self._grows = {"val": val_fraction, "test": test_fraction}
+        self.owed = dict(owed or {"val": 0.5, "test": 0.0})
+
+    def take(self) -> str:
+        """Split of the next document."""
+        for name, fraction in self._grows.items():
+            self.owed[name] += fraction
+        taker = next((name for name in self._grows if self.owed[name] >= 1), "train")
+        if taker != "train":
+            self.owed[taker] -= 1
+        return taker
+
+
+def check_counts(documents: Mapping[str, int]) -> None:
+    """Refuse a corpus in which a split got no document.
+
+    Raises:
+        CocomixError: no documents, or too few for every split to get one.
+    """
+    if not any(documents.values()):
+        raise CocomixError("the corpus has no documents; check its path and options")
+    empty = [name for name, count in documents.items() if not count]
+    if empty:
+        raise CocomixError(
+            f"{sum(documents.values())} documents are too few to hold out whole ones for {' and '.join(empty)};"
+            " add documents or raise corpus.val_fraction and corpus.test_fraction"
+        )
+
+
+# The corpus on disk: a folder of JSON-lines files a split, and a manifest with counts and checksums.
+#
+# The first layout, one `train.jsonl` beside the manifest, is read as a split of one file.
+
+MANIFEST = "corpus.json"
+
+
+class Corpus:
+    """Read access to a finished corpus.
+
+    Attributes:
+        splits: by name, the entries of a split's files in order: `file` (below the folder), `documents`, `chars`,
+            `sha256`.
+
+    Raises:
+        CocomixError: there is no corpus in `folder`.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.splits: dict[str, list[dict[str, Any]]] = {}
+        try:
+            splits = read_sealed(self.folder / MANIFEST)["splits"]
+            for name, counts in splits.items():
+                entries = counts.get("files", [{**counts, "file": f"{name}.jsonl"}])
+                self.splits[name] = [_entry(entry) for entry in entries]
+        except PermissionError:
+            raise
+        except FileNotFoundError:
+            raise CocomixError(f"{folder} holds no corpus; run `cocomix corpus`") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CocomixError(
+                f"{self.folder / MANIFEST} is damaged ({error}); delete {folder} and run `cocomix corpus` again"
+            ) from None
+
+    def files(self, split: str) -> list[dict[str, Any]]:
+        """Entries of the files of `split`, in order."""
+        if split not in self.splits:
+            raise CocomixError(f"{self.folder} holds no corpus with a {split} split; run `cocomix corpus`")
+        return self.splits[split]
+
+    def count(self, split: str, what: str) -> int:
+        """`documents` or `chars` of a split."""
+        return sum(entry[what] for entry in self.files(split))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all files' checksums, 64 hex digits."""
+        sums = [entry["sha256"] for split in sorted(self.splits) for entry in self.splits[split]]
+        return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            CocomixError: one is missing or was altered.
+        """
+        for entries in self.splits.values():
+            for entry in entries:
+                check_file(self.folder / entry["file"], entry["sha256"])
+
+    def documents(self, split: str) -> Iterator[Document]:
+        """Documents of `split` in their order; each file is checked before its first one is given out."""
+        for entry in self.files(split):
+            yield from read_file(self.folder / entry["file"], entry["sha256"])
+
+
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """What is used of a manifest's entry.
+
+    Raises:
+        ValueError, TypeError, KeyError: it names a file outside the folder, or a value is another type, or missing.
+    """
+    if not is_inside(entry["file"]):
+        raise ValueError(f"{entry['file']!r} is outside the folder")
+    counts = {name: operator.index(entry[name]) for name in ("documents", "chars")}
+    return {"file": entry["file"], **counts, "sha256": str(entry["sha256"])}
+
+
+def read_file(path: Path, checksum: str) -> Iterator[Document]:
+    """Documents of one corpus file, in their order, after checking it as `check_file` does; in memory is one."""
+    check_file(path, checksum)
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                document = _document(parse_json(line.decode("utf-8")))
+            except (ValueError, TypeError, KeyError) as error:
+                raise CocomixError(
+                    f"line {number} of the corpus file {path} is no document ({error}); {_again(path)}"
+                ) from error
+            yield document
+
+
+def _document(row: Any) -> Document:
+    if not (isinstance(row["id"], str) and isinstance(row["text"], str) and isinstance(row["meta"], dict)):
+        raise TypeError("a value is of another type")
+    row["text"].encode()  # half a character cannot be tokenised
+    return Document(row["id"], row["text"], row["meta"])
+
+
+def _again(path: Path) -> str:
+    return f"delete {path.parent.parent} and run `cocomix corpus` again"
+
+
+def check_file(path: Path, checksum: str) -> None:
+    """Compare a corpus file with its checksum.
+
+    Raises:
+        CocomixError: the file is missing or was altered.
+    """
+    mend = _again(path)
+    try:
+        same = sha256(path) == checksum
+    except FileNotFoundError:
+        raise CocomixError(f"the corpus file {path} is missing; {mend}") from None
+    if not same:
+        raise CocomixError(f"the corpus file {path} was altered; {mend}")
+
 
 SKIPPED = "skipped.jsonl"
 STATE = "corpus-so-far.json"

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import read_sealed, sha256, write_sealed
+from cocomix.utils.files import FileSeries, read_sealed, sha256, write_sealed
 from cocomix.utils.integrity import check_files
-from cocomix.utils.series import FileSeries
 
 MANIFEST = "manifest.json"
 BOUNDARIES = "doc-boundaries.npy"

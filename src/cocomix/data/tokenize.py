@@ -5,9 +5,16 @@ written last. A part with a record is finished; so processes may work in any ord
 """
 
 import hashlib
+import json
+import multiprocessing
 import os
+import re
+import signal
+import threading
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
@@ -15,11 +22,49 @@ from typing import IO, Any, NamedTuple, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from cocomix.data.cuts import may_cut, pieces
-from cocomix.data.document import Document
-from cocomix.data.reader import read_file
+from cocomix.data.corpus import read_file
+from cocomix.data.shards import MANIFEST, SHARD, TokenShards, finish_shards
+from cocomix.data.sources import Document
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import read_sealed, sha256, write_sealed
+from cocomix.utils.files import FileSeries, read_sealed, sha256, write_sealed
+
+# Cutting a very long document into pieces whose tokens, joined, are those of the whole.
+#
+# An encoder takes about 110 bytes a character, so a text of gigabytes must be cut. With the splitting rule
+# of GPT-2 (a byte-level BPE, no normaliser) no pre-token holds a blank after a character that is none, and what lies
+# left of such a place is matched without a look beyond it: cut there, nothing changes. Other tokenizers get their
+# documents whole.
+
+_PLACE = re.compile(r"\S(?=[ \n\r\t])")
+
+
+def may_cut(tokenizer: Tokenizer) -> bool:
+    """Whether `pieces` leaves this tokenizer's tokens as they are."""
+    state: dict[str, Any] = json.loads(tokenizer.to_str())
+    rule = state["pre_tokenizer"] or {}
+    return (
+        state["normalizer"] is None
+        and rule.get("type") == "ByteLevel"
+        and rule.get("use_regex", False)
+        and not rule.get("add_prefix_space", True)
+        and state["model"].get("type") == "BPE"
+        and not state["model"].get("dropout")
+        and not any(_sees_blanks(token) for token in state["added_tokens"])
+    )
+
+
+def _sees_blanks(token: dict[str, Any]) -> bool:
+    return token["lstrip"] or token["rstrip"] or token["single_word"] or any(map(str.isspace, token["content"]))
+
+
+def pieces(text: str, at_least: int) -> Iterator[str]:
+    """Parts of `text`, each but the last of `at_least` characters up to the next place to cut."""
+    start = 0
+    while len(text) - start > at_least and (place := _PLACE.search(text, start + at_least - 1)) is not None:
+        yield text[start : place.end()]
+        start = place.end()
+    yield text[start:]
+
 
 BATCH_CHARS, BATCH_DOCUMENTS = 1 << 18, 256
 """what is encoded at a time; the encoder takes about 110 bytes a character meanwhile"""
@@ -203,3 +248,196 @@ def part_is_whole(part: Path) -> bool:
     if record is None or not all(file.exists() for file in files):
         return False
     return "sha256" not in record or record["sha256"] == [sha256(file) for file in files]
+
+
+# Encoding parts in several processes.
+#
+# Processes come from a fork server that has imported the package once, so they share its memory; where there is none
+# they are spawned. They end when the one that started them does, however that ends.
+
+MOST = 32
+"""processes unless more are asked for"""
+WORTH = 16_000_000
+"""bytes of text another process is started for, unless it is asked for"""
+
+
+class Tongue(NamedTuple):
+    """What a process needs to load its encoder."""
+
+    folder: Path
+    """the tokenizer's"""
+    vocab_size: int
+    eos_id: int
+
+    def load(self) -> Encoder:
+        """Read the tokenizer."""
+        return load_encoder(self.folder, self.vocab_size, self.eos_id)
+
+
+def cores() -> int:
+    """Processor cores this process may use; the processes torchrun started on this machine share them."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, there // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def encode_parts(
+    jobs: Sequence[Job], tongue: Tongue, workers: int | None, finished: Callable[[dict[str, Any]], None]
+) -> None:
+    """Do all jobs with at most `workers` processes; what they write does not depend on how many.
+
+    Args:
+        workers: None starts one a core, as far as there is enough to do. One is this process itself, with the
+            encoder's own threads unless just one was asked for.
+        finished: called with each part's record.
+
+    Raises:
+        CocomixError: a process died, or a document cannot be encoded.
+    """
+    if workers is None:
+        size = sum(job.source.stat().st_size for job in jobs)
+        processes = min(cores(), MOST, 1 + size // WORTH, len(jobs))
+    else:
+        processes = min(workers, len(jobs))
+    if processes <= 1:
+        encoder = tongue.load() if jobs else None
+        with _threads(workers != 1):
+            for job in jobs:
+                assert encoder is not None
+                finished(encode_part(encoder, job))
+        return
+    context = _context()
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tongue,))
+    try:
+        for future in as_completed([pool.submit(_work, job) for job in jobs]):
+            finished(future.result())
+    except BrokenProcessPool:
+        raise CocomixError(
+            "a tokenizing process died, probably because memory ran out; lower tokens.workers and run the same command"
+            " again, finished parts are kept"
+        ) from None
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+_encoder: Encoder | None = None
+
+
+def _begin(tongue: Tongue) -> None:
+    global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _encoder = tongue.load()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(job: Job) -> dict[str, Any]:
+    assert _encoder is not None
+    return encode_part(_encoder, job)
+
+
+@contextmanager
+def _threads(many: bool) -> Iterator[None]:
+    """Within: whether the encoder may use several threads."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if many else "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+# From parts, in order, to token shards: the same stream and the same cuts as if one process had written them.
+#
+# A part is removed when it is in the shards and that is committed, so tokens need their room on disk once, and a part's
+# more. In memory are one block of ids and one part's document lengths.
+
+BLOCK = 1 << 23
+
+
+def join_parts(
+    parts: Sequence[Path], folder: Path, *, vocab_size: int, eos_id: int, shard_tokens: int, dtype: str
+) -> TokenShards:
+    """Write `folder` from the records in `parts`; killed and called again, it goes on behind the last part it took.
+
+    What it has to remember lies beside the parts.
+
+    Raises:
+        CocomixError: no document at all, or a part is not as it was written; its record is gone then, so that it is
+            made again.
+    """
+    if (folder / MANIFEST).exists():
+        return TokenShards.open(folder, verify=False)
+    notes = parts[0].parent / f"join-{folder.name}"
+    state = _state(notes / "state.json")
+    shards = FileSeries(folder, SHARD, state.get("shards"))
+    starts = FileSeries(notes, "starts-{}.int64", state.get("starts"))
+    done, n_tokens, n_documents = (state.get(name, 0) for name in ("parts", "tokens", "documents"))
+    _refuse_spoilt(parts[done:])
+    limit = shard_tokens * np.dtype(dtype).itemsize
+    for number in range(done, len(parts)):
+        lengths = np.fromfile(parts[number].with_suffix(".lengths"), dtype="<i8")
+        with parts[number].with_suffix(".ids").open("rb") as stream:
+            while block := stream.read(BLOCK):
+                shards.fill(block, limit)
+        ends = np.cumsum(lengths) + n_tokens
+        starts.write((ends - lengths).astype("<i8").tobytes())
+        n_tokens, n_documents = n_tokens + int(lengths.sum()), n_documents + len(lengths)
+        state = {"parts": number + 1, "tokens": n_tokens, "documents": n_documents}
+        write_sealed(notes / "state.json", state | {"shards": shards.commit(), "starts": starts.commit()})
+        for ending in ENDINGS:
+            parts[number].with_suffix(ending).unlink()
+    shards.cut()
+    shards.close()
+    starts.cut()
+    starts.close()
+    return finish_shards(
+        folder,
+        shards.files,
+        [notes / entry["file"] for entry in starts.files],
+        n_tokens=n_tokens,
+        n_documents=n_documents,
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+        dtype=dtype,
+    )
+
+
+def _refuse_spoilt(parts: Sequence[Path]) -> None:
+    spoilt = [part for part in parts if not part_is_whole(part)]
+    for part in spoilt:
+        part.unlink(missing_ok=True)
+    if spoilt:
+        raise CocomixError(
+            f"{spoilt[0].parent} lost tokens of {len(spoilt)} files before they were joined;"
+            " run `cocomix tokenize` again, which makes them anew"
+        )
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        return read_sealed(path)
+    except (OSError, ValueError):
+        return {}

@@ -13,7 +13,7 @@ from cocomix.utils.errors import CocomixError, reason
 from cocomix.utils.files import check_source, read_json
 
 if TYPE_CHECKING:
-    from cocomix.data.document import Document
+    from cocomix.data.sources import Document
 
 END_OF_TEXT = "<|endoftext|>"
 MOST_GAPS = 1_000_000

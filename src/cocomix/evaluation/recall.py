@@ -5,12 +5,11 @@ from typing import Any
 import torch
 
 from cocomix.data.shards import TokenShards
-from cocomix.evaluation.perplexity import window_subset
-from cocomix.evaluation.shares import batches
-from cocomix.labels.label_reader import LabelReader
+from cocomix.evaluation.perplexity import batches, window_subset
+from cocomix.labels.store import LabelReader
 from cocomix.utils.distributed import sum_over_processes
+from cocomix.utils.env import autocast
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.precision import autocast
 
 
 @torch.no_grad()

@@ -5,15 +5,62 @@ curves are few, and their legend stands in the order of their ends. Colours are 
 carry a meaning alone: a verdict shows in the interval too, a curve in its dashes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import mean
 from typing import Any
 
-from cocomix.experiments.best import equal_tokens
-from cocomix.experiments.comparisons import compared, find_student, loss_pairs
-from cocomix.experiments.naming import place_names
+from cocomix.experiments.comparisons import compared, equal_tokens, find_student, loss_pairs
 from cocomix.report.charts import COLOURS, drawing, inline_svg, mean_curve
 from cocomix.report.page import count
+
+# Names beside crowded marks: each takes the nearest free place.
+
+Point = tuple[float, float]
+
+CLEARANCE = 8.0
+"""Distance from a mark to its name, and room each mark keeps free around it (half of it), in points."""
+
+
+def place_names(marks: Sequence[Point], widths: Sequence[float], height: float) -> list[Point]:
+    """Lower left corners of names, none overlapping another name or a mark, each as near to its mark as is free.
+
+    Names are placed from the top down, so that a crowd fans out in the order of its marks. Lengths in points.
+
+    Args:
+        marks: centre of each mark.
+        widths: of each name.
+        height: of every name.
+    """
+    radius = CLEARANCE / 2
+    taken = [(x - radius, y - radius, x + radius, y + radius) for x, y in marks]
+    corners: dict[int, Point] = {}
+    for index in sorted(range(len(marks)), key=lambda number: -marks[number][1]):
+        for start, bottom in _places(marks[index], widths[index], height):
+            box = (start, bottom, start + widths[index], bottom + height)
+            if not any(overlap(box, other) for other in taken):
+                taken.append(box)
+                corners[index] = (start, bottom)
+                break
+    return [corners[index] for index in range(len(marks))]
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, bottom, right, top) share any area."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _places(mark: Point, width: float, height: float) -> Iterator[Point]:
+    """Corners to try, nearest first: right and left of the mark, ever further up and down and out; it never ends."""
+    x, y = mark
+    ring = 0
+    while True:
+        for up in (ring, -ring):
+            for out in (0, ring):
+                bottom = y - height / 2 + up * height / 2
+                yield x + CLEARANCE + out * height / 2, bottom
+                yield x - CLEARANCE - out * height / 2 - width, bottom
+        ring += 1
+
 
 VERDICTS = {"better": "#3b82f6", "worse": "#e8821a", "undecided": "#8a8f98"}
 WIDTH = 14.0

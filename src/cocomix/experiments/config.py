@@ -12,8 +12,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from cocomix.pipeline.config import RunConfig, validate_config
-from cocomix.utils.section import Section
-from cocomix.utils.settings import merge
+from cocomix.utils.settings import Section, merge
 
 
 class SettingConfig(Section):

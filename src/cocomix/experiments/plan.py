@@ -7,12 +7,19 @@ Seconds are not predicted: they follow only if the caller gives a peak to assume
 Not counted: evaluation, steering, timing, validation labels.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from cocomix.data.tokenizer import load_tokenizer
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.plan_memory import (
     KEPT,
@@ -22,17 +29,254 @@ from cocomix.experiments.plan_memory import (
     store_bytes,
     training_memory,
 )
-from cocomix.experiments.plan_outlook import Outlook
-from cocomix.experiments.plan_table import plan_table
+from cocomix.model.build import Sizes, build_plain
 from cocomix.model.flops import model_flops, sae_training_flops
 from cocomix.objectives.base import Objective
 from cocomix.objectives.variants import build_student
+from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.label_stages import LabelStage
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.config import TrainConfig
 from cocomix.utils.errors import CocomixError
+
+# What is known of a setting before it runs: vocabulary, corpus size, concept model, number of concepts.
+#
+# Nothing is downloaded, trained or allocated. Models live on the meta device; a hub is never asked, so names that are
+# not folders here are looked up in the small tables below; what has to be assumed is said in `notes`. A finished
+# tokens stage is read instead of assuming anything about the corpus.
+
+GPT2_VOCABULARY = 50257
+GPT2_SHAPES = {"gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20)}
+GPT2_SHAPES |= {"gpt2-xl": (1600, 48, 25), "distilgpt2": (768, 6, 12)}
+"""Width, layers and heads of the published GPT-2 models, by their hub id without its owner."""
+
+KNOWN_CORPORA = {
+    "openwebtext": (9_040_017_095, "counted by nanoGPT, data/openwebtext/readme.md"),
+    "open-web-math": (14_700_000_000, "by its dataset card, another tokenizer's"),
+}
+"""Tokens of hub datasets, training and held-out text together, by their hub id without its owner, and who says so."""
+
+
+class Outlook:
+    """One setting of an experiment, looked at before it runs.
+
+    Args:
+        name: the setting.
+        run: its stages.
+        earlier: settings made before it, by name, which it may refer to as `$NAME/...`.
+        corpus_tokens: tokens of the training split, if the user says so.
+
+    Attributes:
+        notes: what was assumed, one sentence each.
+    """
+
+    def __init__(self, name: str, run: Run, earlier: dict[str, "Outlook"], corpus_tokens: int | None) -> None:
+        self.name, self.run, self.config, self._earlier = name, run, run.config, earlier
+        self.notes: list[str] = []
+        self._record = (run.tokens.record() or {}).get("figures")
+        self.vocab_size = self._vocab_size()
+        self.corpus, self.basis = self._corpus(corpus_tokens)
+        self.n_concepts, self.k = self._concepts()
+
+    def sizes(self, reads: frozenset[str]) -> Sizes:
+        """What a student that reads `reads` takes from the run, as its stage will."""
+        n_concepts, k = (self.n_concepts, self.k) if "sae" in reads else (0, 0)
+        width = self.teacher.config.hidden_size if "teacher" in reads and self.teacher is not None else 0
+        return Sizes(self.vocab_size, self.config.seq_len, n_concepts, k, width, self.config.sae.layer)
+
+    @cached_property
+    def teacher(self) -> PreTrainedModel | None:
+        """The concept model on the meta device; None if its shape is not known here."""
+        source = self.config.teacher.pretrained
+        if source is not None and (other := self._referred(source)) is not None:
+            return other.teacher
+        with torch.device("meta"):
+            if source is None:
+                shape = self.config.teacher.model
+                return build_plain(shape, vocab_size=self.vocab_size, seq_len=self.config.seq_len)
+            if (Path(source) / "config.json").is_file():
+                return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, trust_remote_code=False))
+            known = GPT2_SHAPES.get(Path(source).name)
+            if known is not None:
+                width, layers, heads = known
+                return GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=heads))
+        self.notes.append(
+            f"the shape of the concept model {source} is not known here: what depends on it is left out; a local"
+            " folder would be read"
+        )
+        return None
+
+    def _vocab_size(self) -> int:
+        if self._record is not None:
+            return self._record["vocab_size"]
+        source = self.config.tokens.tokenizer
+        if source is None:
+            return self.config.tokens.vocab_size
+        if (other := self._referred(source)) is not None:
+            return other.vocab_size
+        if Path(source).exists():
+            return len(load_tokenizer(source))
+        if Path(source).name in GPT2_SHAPES:
+            return GPT2_VOCABULARY
+        raise CocomixError(
+            f"setting {self.name}: the vocabulary of the tokenizer {source} is not known here and a plan asks no hub;"
+            " put the tokenizer into a folder and name that in tokens.tokenizer"
+        )
+
+    def _corpus(self, given: int | None) -> tuple[dict[str, int], str]:
+        """Tokens of each split, and whether they are `given`, `measured` or `assumed`."""
+        held_out = {"val": self.config.corpus.val_fraction, "test": self.config.corpus.test_fraction}
+        share = 1 - sum(held_out.values())
+        if given is None and self._record is not None:
+            return dict(self._record["tokens"]), "measured"
+        train = self._assumed(share) if given is None else given
+        splits = {split: round(train * fraction / share) for split, fraction in held_out.items()}
+        return {"train": train, **splits}, "assumed" if given is None else "given"
+
+    def _assumed(self, share: float) -> int:
+        """One pass over what the longest training reads, or the corpus if it is known to be smaller."""
+        read = [train.steps * train.batch_size * self.config.seq_len for train in self._trainings() if train.steps]
+        path = str(self.config.corpus.options.get("path", ""))
+        whole, who = KNOWN_CORPORA.get(Path(path).name, (None, ""))
+        if not read and whole is None:
+            raise CocomixError(
+                f"setting {self.name}: every training length is in epochs and the corpus is not tokenised yet, so"
+                f" nothing can be counted; run its stages {self.name}:corpus and {self.name}:tokens first"
+            )
+        known = None if whole is None else round(whole / self.config.corpus.every * share)
+        if known is not None and (not read or known < max(read)):
+            self.notes.append(f"{path} has {known:,} training tokens ({who})")
+            return known
+        self.notes.append(f"the corpus has {max(read):,} training tokens, as many as the longest training reads")
+        return max(read)
+
+    def _trainings(self) -> list[TrainConfig]:
+        config: RunConfig = self.config
+        made_here = [
+            section.train
+            for section in (config.teacher, config.sae)
+            if section.pretrained is None and section.train is not None
+        ]
+        return [*made_here, *(stage.train for stage in self.run.students)]
+
+    def _concepts(self) -> tuple[int, int]:
+        sae = self.config.sae
+        if sae.pretrained is not None:
+            if (other := self._referred(sae.pretrained)) is not None:
+                return other.n_concepts, other.k
+            if not {"n_latents", "k"} <= sae.model_fields_set:
+                self.notes.append(
+                    f"the loaded SAE has {sae.n_latents} latents, {sae.k} of them active; set sae.n_latents and sae.k"
+                    " to be sure"
+                )
+        return sae.n_latents, sae.k
+
+    def _referred(self, source: str) -> "Outlook | None":
+        """The earlier setting whose folder holds `source`, unless that is a path of its own."""
+        try:
+            owner = Path(source).relative_to(self.run.folder.parent).parts[0]
+        except (ValueError, IndexError):
+            return None
+        if owner in self._earlier:
+            return self._earlier[owner]
+        if Path(source).exists():
+            return None
+        raise CocomixError(
+            f"setting {self.name} needs {source}, and no setting before it is called {owner!r}; correct the name, or"
+            " put the setting it belongs to first"
+        )
+
+
+# A plan for the terminal, at most 100 columns.
+
+WIDTH = 100
+COLUMNS = ("variant", "params", "width", "steps", "tokens", "FLOPs/tok", "FLOPs", "GiB", "sharded")
+UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def plan_table(plan: dict[str, Any]) -> RenderableType:
+    """A table a setting, what its shared stages and its disk take, and what was assumed.
+
+    Args:
+        plan: what `cocomix.experiments.plan.plan` returned.
+    """
+    parts: list[RenderableType] = [Text(plan["title"], style="bold")]
+    for name, setting in plan["settings"].items():
+        parts += [_variants(name, setting), *(Text(line) for line in _lines(setting))]
+        parts += [Text(f"Note: {note}.", style="dim") for note in setting["notes"]]
+    parts.append(Text(f"\nAll settings: {count(plan['flops'])} FLOPs{_hours(plan)}", style="bold"))
+    parts.append(
+        Text(
+            "FLOPs: training, all seeds. GiB: weights, gradients, moments, activations and logits of a micro-batch"
+            f" on each of {plan['gpus']} GPUs under DDP; sharded: with the first three split over them; ! is more"
+            f" than {plan['gpu_memory_gib']:g} GiB. An estimate: leave a tenth free.",
+            style="dim",
+        )
+    )
+    hours = [f"Assumed: {plan['assumption']}."] if plan["assumption"] else []
+    return Constrain(Group(*parts, *(Text(line, style="dim") for line in hours)), WIDTH)
+
+
+def _variants(name: str, setting: dict[str, Any]) -> Table:
+    title = Text(f"\n{name}: {setting['title']}", style="bold")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in COLUMNS:
+        is_name = column == "variant"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
+    for row in setting["variants"]:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    memory = row["memory"]
+    return [
+        row["name"],
+        count(row["parameters"]),
+        "?" if row["width"] is None else str(row["width"]),
+        f"{row['steps']:,}",
+        count(row["tokens"]),
+        count(row["flops_per_token"]),
+        count(row["flops"]),
+        *("?" if memory is None else _gib(memory[f"{way}_gib"], memory[f"fits_{way}"]) for way in ("ddp", "sharded")),
+    ]
+
+
+def _gib(size: float, fits: bool) -> str:
+    return f"{size:.{1 if size >= 10 else 2}f}" + ("" if fits else " !")
+
+
+def _lines(setting: dict[str, Any]) -> list[str]:
+    seeds, corpus = len(setting["seeds"]), setting["corpus"]
+    shared = ", ".join(f"{name} {count(flops)}" for name, flops in setting["shared"].items())
+    disk = ", ".join(f"{name} {count(size, BYTES)}" for name, size in setting["disk"].items())
+    splits = ", ".join(f"{split} {count(corpus[split])}" for split in ("train", "val", "test"))
+    return [
+        f"{seeds} seed{'s' if seeds > 1 else ''}, windows of {setting['seq_len']} tokens, vocabulary of"
+        f" {setting['vocab_size']}; tokens ({corpus['basis']}): {splits}",
+        f"Made once, FLOPs: {shared or 'nothing'}",
+        f"Disk: {disk}; together {count(sum(setting['disk'].values()), BYTES)}",
+        f"Together: {count(setting['flops'])} FLOPs{_hours(setting)}",
+    ]
+
+
+def _hours(part: dict[str, Any]) -> str:
+    return "" if part["hours"] is None else f", {part['hours']:,.2f} hours"
+
+
+def count(number: float | None, units: tuple[tuple[float, str], ...] = UNITS) -> str:
+    """Three figures with a unit: `85.1M`, `2.10TB`; beyond the units as `3.1e+18`, `?` for None."""
+    if number is None:
+        return "?"
+    if number >= 1000 * units[0][0]:
+        return f"{number:.2e}"
+    size, unit = next(((size, unit) for size, unit in units if number >= size), (1, ""))
+    scaled = number / size
+    return f"{scaled:.{0 if unit == '' else 2 if scaled < 10 else 1 if scaled < 100 else 0}f}{unit}"
+
 
 __all__ = ["plan", "plan_table"]
 

@@ -4,22 +4,196 @@ The figures come from claims, best, tables; this module puts them on the page. T
 seeds within a setting; over settings only losses are pooled.
 """
 
+import csv
+import io
+from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
+from rich.table import Table
+from rich.text import Text
 
-from cocomix.experiments.best import AXES, best, main_variant, statement
 from cocomix.experiments.charts import curve_names, curves, difference_bars, frontier_scatter
 from cocomix.experiments.claims import judge_claims
-from cocomix.experiments.comparisons import in_words
-from cocomix.experiments.console import console_summary
-from cocomix.experiments.tables import claims_csv, variant_rows, variants_csv
+from cocomix.experiments.comparisons import (
+    AXES,
+    best,
+    compared,
+    estimate,
+    find_student,
+    in_words,
+    loss_pairs,
+    main_variant,
+    statement,
+)
 from cocomix.report.page import count
+from cocomix.report.statistics import same_perplexity
 from cocomix.utils.files import write_json, write_text
+
+# Rows of the variants' table, and the two CSV files.
+
+
+def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each setting and variant; what was not measured is None.
+
+    Perplexities, tokens, FLOPs and seconds are means over seeds; `vs_baseline` is the paired difference in test loss
+    (nats per token); `..._ratio` and `..._to_baseline` are multiples of the baseline's.
+    """
+    return [
+        _row(name, setting, student)
+        for name, setting in results["settings"].items()
+        for student in setting["students"]
+        if student["runs"]
+    ]
+
+
+def _row(name: str, setting: dict[str, Any], student: dict[str, Any]) -> dict[str, Any]:
+    base, runs, timing = find_student(setting, setting["baseline"]), student["runs"], setting["timing"]
+    other = None if base is None or base is student else base
+    difference = compared(list(loss_pairs(setting, student["name"], base["name"]).values()) if other and base else [])
+    reach = same_perplexity(student, other) if other else {}
+    step, base_step = timing.get(student["name"]), timing.get(setting["baseline"])
+
+    def average(figure: str) -> float | None:
+        values = [run[figure] for run in runs if run.get(figure) is not None]
+        return mean(values) if values else None
+
+    return {
+        "setting": name,
+        "variant": student["name"],
+        "about": student.get("about") or "",
+        "objective": student["objective"],
+        "label_rule": student["label_rule"],
+        "width": student["width"],
+        "parameters": student["parameters"],
+        "seeds": len(runs),
+        "val_perplexity": average("val_perplexity"),
+        "test_perplexity": average("test_perplexity"),
+        "test_ci95": estimate([run["test_perplexity"] for run in runs])["ci95"],
+        "vs_baseline": difference["difference"],
+        "vs_baseline_ci95": difference["ci95"],
+        "vs_baseline_verdict": difference["verdict"] if other else "reference",
+        "recall": average("recall"),
+        "recall_baseline": average("recall_baseline"),
+        "tokens": average("tokens"),
+        "flops": average("flops"),
+        "label_flops": average("label_flops"),
+        "seconds": average("seconds"),
+        "label_seconds": average("label_seconds"),
+        "seconds_per_step": step,
+        "step_ratio": step / base_step if step and base_step else None,
+        "flops_ratio": student["flops_per_token"] / base["flops_per_token"] if base else None,
+        "tokens_to_baseline": reach.get("tokens"),
+        "flops_to_baseline": reach.get("flops"),
+        "seconds_to_baseline": reach.get("seconds"),
+        "flops_to_baseline_with_labels": reach.get("flops_with_labels"),
+        "seconds_to_baseline_with_labels": reach.get("seconds_with_labels"),
+        "reached_baseline": reach.get("reached"),
+    }
+
+
+def variants_csv(rows: list[dict[str, Any]]) -> str:
+    """The variants' table; an interval is two columns, what is missing an empty cell."""
+    return _csv(map(_flat, rows))
+
+
+def claims_csv(claims: list[dict[str, Any]]) -> str:
+    """One line for each claim, without its parts."""
+    return _csv(
+        _flat({key: _TEXT.get(key, _same)(value) for key, value in claim.items() if key != "parts"}) for claim in claims
+    )
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_TEXT: dict[str, Callable[[Any], Any]] = {"corpora": " ".join}
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if key.endswith("ci95"):
+            flat[f"{key}_low"], flat[f"{key}_high"] = value or (None, None)
+        else:
+            flat[key] = value
+    return flat
+
+
+def _csv(rows: Iterable[dict[str, Any]]) -> str:
+    rows, stream = list(rows), io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+# An experiment's result for the terminal, at most 100 columns: claims with verdicts, then the best variants.
+
+WIDTH = 100
+STYLES = {"reproduced": "bold blue", "not reproduced": "bold yellow", "undecided": "dim"}
+
+
+def console_summary(results: dict[str, Any]) -> RenderableType:
+    """The nine claims with verdicts, then for each setting the best variant at equal tokens, FLOPs and wall clock.
+
+    Args:
+        results: the raw results, or what `write_experiment_report` returned.
+    """
+    complete = "statement" in results
+    claims = results["claims"] if complete else judge_claims(results)
+    ranked = results["best"] if complete else best(results)
+    table = _table(results["title"])
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("claim", overflow="fold")
+    table.add_column("difference [95 %]", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for claim in claims:
+        figures = "" if claim["difference"] is None else in_words(claim, 3)
+        verdict = Text(claim["verdict"], style=STYLES[claim["verdict"]])
+        table.add_row(str(claim["id"]), Text(claim["statement"]), figures, verdict)
+    note = (
+        "Differences in test loss, nats a token, negative is better; claim 9: share of positions, positive is better."
+    )
+    settings = [_setting(results, name, axes) for name, axes in ranked.items()]
+    return Constrain(Group(table, Text(note, style="dim"), *settings), WIDTH)
+
+
+def _setting(results: dict[str, Any], name: str, axes: dict[str, Any]) -> Table:
+    """The winner of each ranking, its difference, and where CoCoMix stands."""
+    main = main_variant(results)
+    table = _table(results["settings"][name]["title"])
+    table.add_column("", overflow="fold")
+    table.add_column("best variant", overflow="fold")
+    table.add_column("difference [95 %]", no_wrap=True)
+    table.add_column(f"{main} [95 %]", overflow="fold")
+    for axis, entry in axes.items():
+        rows = {row["variant"]: row for row in entry["ranking"]}
+        cells = [_cell(rows.get(variant)) for variant in (entry["winner"], main)]
+        table.add_row(AXES[axis], Text(entry["winner"] or "–"), *cells)
+    return table
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None or row["verdict"] == "reference":
+        return "–" if row is None else "0 (reference)"
+    return row.get("range") or in_words(row, 3)
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title), title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, expand=True
+    )
+
 
 __all__ = ["console_summary", "write_experiment_report"]
 

@@ -1,20 +1,139 @@
 """`cocomix experiment`: plan, run and report."""
 
-from collections.abc import Sequence
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import yaml
 
 from cocomix.experiments.config import ExperimentConfig
-from cocomix.utils.console import duration
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.console import console, duration
+from cocomix.utils.distributed import StopRequest
+from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import write_text
-from cocomix.utils.pipeline_console import console
 from cocomix.utils.settings import read_yaml, validate
 
 if TYPE_CHECKING:
     from cocomix.experiments.grid import Grid
+
+
+# Run the jobs of a grid as processes, a few at a time.
+#
+# A job's output goes to a log of its own. With several at once the processor's threads are shared out among them, and
+# each gets GPUs of its own where there are any. A failed job does not stop the others; the first signal asks all of
+# them to save and stop, and none outlives this process unless it is killed outright.
+
+Job = list[str]
+
+
+class Launcher:
+    """Runs jobs by the command that does one stage.
+
+    Args:
+        command: arguments of `cocomix` that do a stage when its name is added.
+        logs: folder of the logs.
+        at_once: jobs at the same time.
+        processes: processes of each under torchrun; 1 runs it plainly.
+        finished: told of each job whose process ended well; says whether its stages are really done.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        logs: Path,
+        *,
+        at_once: int = 1,
+        processes: int = 1,
+        finished: Callable[[Job, float], bool] = lambda _job, _seconds: True,
+    ) -> None:
+        self.command, self.logs, self.at_once, self.processes = command, logs, at_once, processes
+        self.finished = finished
+
+    def run(self, jobs: Sequence[Job]) -> CocomixError | None:
+        """Run all `jobs`; returns when every one has ended, with the first failure in the order of `jobs`.
+
+        Raises:
+            Interrupted: a signal came; running jobs were asked to save first.
+        """
+        waiting, failed = list(jobs), []
+        free = list(range(self.at_once))
+        running: dict[int, tuple[Job, subprocess.Popen[bytes], float]] = {}
+        try:
+            with StopRequest() as stop:
+                while (waiting or running) and stop.received is None:
+                    while waiting and free:
+                        place, job = free.pop(0), waiting.pop(0)
+                        running[place] = (job, self._start(job, place), time.monotonic())
+                    for place, (job, process, started) in list(running.items()):
+                        if process.poll() is None:
+                            continue
+                        del running[place]
+                        free.append(place)
+                        if process.returncode or not self.finished(job, time.monotonic() - started):
+                            failed.append(job)
+                    time.sleep(0.05)
+                if stop.received is not None:
+                    raise Interrupted("stopped; the same command goes on from here", by_user=stop.received == "SIGINT")
+        finally:
+            for _, process, _ in running.values():
+                process.send_signal(signal.SIGTERM)
+            for _, process, _ in running.values():
+                process.wait()
+        return self._failure(sorted(failed, key=jobs.index)) if failed else None
+
+    def _failure(self, failed: list[Job]) -> CocomixError:
+        log = self._log(failed[0])
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return CocomixError(f"{failed[0][0]}{more} failed: {_last_words(log)}; its log is {log}")
+
+    def _start(self, job: Job, place: int) -> subprocess.Popen[bytes]:
+        environment = dict(os.environ)
+        threads = max(1, (os.cpu_count() or 1) // (self.at_once * self.processes))
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+        if self.at_once > 1 and torch.cuda.is_available():
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus(place))
+        starter = [sys.executable, "-m"]
+        if self.processes > 1:
+            starter += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
+        log = self._log(job)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        stages = [part for stage in job for part in ("--stage", stage)]
+        with log.open("wb") as stream:
+            return subprocess.Popen(
+                [*starter, "cocomix", *self.command, *stages],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # a Ctrl-C reaches it once, from here
+            )
+
+    def _gpus(self, place: int) -> list[str]:
+        """The GPUs of the job at `place`, out of those this process may use."""
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        there = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
+        if self.processes > len(there):
+            raise CocomixError(f"{self.processes} processes need as many GPUs, and there are {len(there)}; lower it")
+        return [there[(place * self.processes + index) % len(there)] for index in range(self.processes)]
+
+    def _log(self, job: Job) -> Path:
+        return self.logs / f"{job[0].replace(':', '--').replace('/', '--')}.log"
+
+
+def _last_words(log: Path) -> str:
+    """What a failed process said last: our own sentence if there is one, else its last line with a word in it."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    starts = [number for number, line in enumerate(lines) if line.startswith("cocomix: ")]
+    if starts:
+        return " ".join(filter(None, lines[starts[-1] :])).removeprefix("cocomix: ").rstrip(".")
+    spoken = [line for line in lines if any(letter.isalpha() for letter in line)]
+    return spoken[-1].strip("│ ").rstrip(".") if spoken else "it said nothing"
 
 
 def run_experiment(
@@ -32,8 +151,7 @@ def run_experiment(
     """Do what the command line asks for; see `cocomix experiment --help`. `plan_for`: GPUs and the peak of one."""
     config = validate(ExperimentConfig, read_yaml(recipe, overrides), str(recipe))
     if plan_for is not None:
-        from cocomix.experiments.plan import plan
-        from cocomix.experiments.plan_table import plan_table
+        from cocomix.experiments.plan import plan, plan_table
 
         gpus, peak_tflops = plan_for
         console.print(plan_table(plan(config, folder, gpus=gpus, peak_tflops=peak_tflops)))
@@ -58,7 +176,6 @@ def run_experiment(
 
 def _run(grid: "Grid", *, jobs: int, processes: int) -> CocomixError | None:
     """Do what is not done yet. A failure ends the rounds that need it, no others; the first one is returned."""
-    from cocomix.experiments.launch import Job, Launcher
 
     console.print(f"[bold]{grid.config.title}[/] in {grid.folder}", highlight=False)
     # Processes read this copy, so that editing the recipe meanwhile does not mix two experiments.
@@ -99,9 +216,8 @@ def _run(grid: "Grid", *, jobs: int, processes: int) -> CocomixError | None:
 
 
 def _report(grid: "Grid", output: Path) -> None:
-    from cocomix.experiments.collect import collect
-    from cocomix.experiments.console import console_summary
-    from cocomix.experiments.report import write_experiment_report
+    from cocomix.experiments.grid import collect
+    from cocomix.experiments.report import console_summary, write_experiment_report
 
     results = write_experiment_report(collect(grid), output)
     console.print(console_summary(results))

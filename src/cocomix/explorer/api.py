@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 
 from cocomix import __version__
 from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.limits import Limits
 from cocomix.explorer.schemas import (
     AskedForModels,
     AskedForSteering,
@@ -25,9 +24,13 @@ from cocomix.explorer.schemas import (
     AskedToName,
     AskedToRead,
     AskedToSteer,
+    Comparison,
+    ModelReading,
+    Models,
+    ProblemEvent,
 )
+from cocomix.explorer.security import Limits
 from cocomix.explorer.snippets import copies, read_setting
-from cocomix.explorer.told import Comparison, ModelReading, Models, ProblemEvent
 from cocomix.steering.serialization import from_items
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import parse_json

@@ -8,14 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from cocomix.explorer.opened import OpenedRun
-from cocomix.explorer.refusals import NotThere
-from cocomix.explorer.sessions import Instrument
+from cocomix.explorer.security import NotThere
+from cocomix.explorer.sessions import Instrument, OpenedRun
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.loading import model_config
 from cocomix.model.mixers import MIXERS
 from cocomix.model.predictors import CHANNELS, ConceptChannel
-from cocomix.pipeline.snapshot_stage import snapshots_of, step_of
+from cocomix.pipeline.evaluation_stages import snapshots_of, step_of
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.utils.errors import CocomixError
 

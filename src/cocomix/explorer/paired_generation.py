@@ -14,8 +14,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, Field
 
-from cocomix.model.concept_logits import steered
-from cocomix.model.plan import Setting, Steering
+from cocomix.model.interventions import Setting, Steering, steered
 from cocomix.model.teacher import check_layer
 from cocomix.sae.sae import TopKSAE
 

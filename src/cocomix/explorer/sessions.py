@@ -7,21 +7,180 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from cocomix.analysis.concept_index import Catalogue, Listing
 from cocomix.analysis.dashboards import Dashboard, Dashboards
 from cocomix.analysis.inspect import Reading, check_length, read_text
-from cocomix.analysis.listing import Catalogue, Listing
-from cocomix.analysis.record import ConceptName, Names
-from cocomix.explorer.namebook import NameBook
-from cocomix.explorer.opened import OpenedRun
+from cocomix.analysis.naming import EDITED, FOUND, ConceptName, Names, edit_name, read_names, with_edits
+from cocomix.evaluation.perplexity import window_subset
 from cocomix.explorer.paired_generation import CachedReader, End, Judge, Start, Step, duet
-from cocomix.explorer.refusals import NotThere
-from cocomix.model.concept_logits import steered
+from cocomix.explorer.security import NotThere
+from cocomix.labels.attribution import ConceptLabels
+from cocomix.model.interventions import Setting, steered
 from cocomix.model.loading import load_causal_lm
-from cocomix.model.plan import Setting
-from cocomix.pipeline.atlas_command import SPLIT, student_atlas
+from cocomix.pipeline.concept_stages import INDEX_SPLIT, student_atlas
 from cocomix.pipeline.student_stages import StudentStage
+from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
+from cocomix.sae.sae import TopKSAE
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import sha256
+
+# Names of concepts while they are being looked at: read once, read again when the files change, edited in place.
+
+_Stamp = tuple[int, int] | None
+
+
+class NameBook:
+    """Names kept in a run for one set of concepts; for use by several threads.
+
+    Args:
+        folder: of the run.
+        key: checksum of the weights the concepts belong to.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self._lock = threading.Lock()
+        self._read: tuple[_Stamp, _Stamp, Names] | None = None
+
+    def names(self) -> Names:
+        """As they are on disk now: `cocomix name` may have been run meanwhile.
+
+        Raises:
+            CocomixError: a file is damaged.
+        """
+        with self._lock:
+            return self._names()
+
+    def edit(self, concept: int, name: str) -> ConceptName:
+        """Call `concept` `name`; an empty one takes the edit back. Returns what is known of it then.
+
+        Raises:
+            CocomixError: a file is damaged.
+        """
+        with self._lock:
+            edit_name(self.folder, self.key, concept, name)
+            return self._names().of(concept)
+
+    def _names(self) -> Names:
+        found, edited = _stamp(self.folder / FOUND), _stamp(self.folder / EDITED)
+        if self._read is None or self._read[0] != found:
+            self._read = found, edited, read_names(self.folder, self.key)
+        elif self._read[1] != edited:
+            self._read = found, edited, with_edits(self.folder, self.key, self._read[2].found)
+        return self._read[2]
+
+
+def _stamp(path: Path) -> _Stamp:
+    """Inode and time of change; files here are replaced, never written over."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+# A run that is being explored: its teacher and autoencoder, loaded when first needed and shared by its students.
+
+EXAMPLES, EXAMPLE_TOKENS = 3, 48
+"""Starts of held-out text that are offered, and tokens of each at most."""
+KEPT_LABELS = 16
+
+
+class OpenedRun:
+    """One run.
+
+    Args:
+        folder: as the user gave it; command lines name it so.
+        number: its place among the runs explored.
+
+    Attributes:
+        lock: held by whoever runs the teacher.
+
+    Raises:
+        CocomixError: there is no run.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.number = folder, number
+        self.name = folder.resolve().name
+        self.run = existing_run(folder)
+        self.lock = threading.RLock()
+        self._books: dict[str, NameBook] = {}
+        self._labels: dict[tuple[str, tuple[int, ...]], ConceptLabels | None] = {}
+
+    @cached_property
+    def has_teacher(self) -> bool:
+        """Whether the teacher is there, to judge text."""
+        return self.run.teacher.done()
+
+    @cached_property
+    def has_sae(self) -> bool:
+        """Whether its autoencoder is there, too."""
+        return self.has_teacher and self.run.sae.done()
+
+    def load(self) -> None:
+        """Load teacher and autoencoder now, so that nobody waits for them later."""
+        with self.lock:
+            _ = self._teacher, self._sae
+
+    def teacher(self) -> PreTrainedModel:
+        """The teacher; run it under `lock`."""
+        with self.lock:
+            return self._teacher
+
+    def sae(self) -> TopKSAE:
+        """The teacher's autoencoder."""
+        with self.lock:
+            return self._sae
+
+    @cached_property
+    def _teacher(self) -> PreTrainedModel:
+        return self.run.teacher.model()
+
+    @cached_property
+    def _sae(self) -> TopKSAE:
+        return self.run.sae.model()
+
+    def labelled(self, stage: StudentStage) -> bool:
+        """Whether the teacher can say which concepts a student should have predicted."""
+        return stage.variant.recall and has_teacher_labels(stage)
+
+    def labels(self, stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
+        """The teacher's labels of a text, `[1, seq, K_attr]`; only of a student that is `labelled`.
+
+        Those of the last few texts are kept: one text is read again for every concept that is chosen in it.
+        """
+        asked = stage.name, tuple(ids)
+        with self.lock:
+            if asked not in self._labels:
+                self._labels[asked] = labels_of(stage, ids, self._teacher, self._sae)
+            labels = self._labels[asked] = self._labels.pop(asked)  # now the youngest
+            if len(self._labels) > KEPT_LABELS:
+                del self._labels[next(iter(self._labels))]
+            return labels
+
+    def book(self, stage: StudentStage) -> NameBook:
+        """Names of a student's concepts; all students that learn the autoencoder's share them."""
+        with self.lock:
+            shared = stage.variant.recall and self.run.sae.done()
+            owner = "sae" if shared else stage.name
+            if owner not in self._books:
+                own = sorted((stage.folder / "model").glob("*.safetensors"))
+                self._books[owner] = NameBook(self.folder, self.run.sae.checksum() if shared else sha256(*own))
+            return self._books[owner]
+
+    def examples(self) -> list[str]:
+        """Starts of held-out windows, spread over the validation split, up to the last whole word."""
+        shards, tokenizer = self.run.tokens.shards("val"), self.run.tokens.tokenizer()
+        seq_len = self.run.config.seq_len
+        chosen = window_subset(shards.n_windows(seq_len), EXAMPLES)
+        length = min(EXAMPLE_TOKENS, seq_len // 2)  # so that there is room to go on writing
+        texts = [str(tokenizer.decode(ids[:length].tolist())).strip() for ids in shards.windows(chosen, seq_len)]
+        return [text.rsplit(maxsplit=1)[0] if text else text for text in texts]
+
 
 NO_CONCEPTS = "this student predicts no concepts; choose one trained with the objective cocomix"
 
@@ -128,7 +287,7 @@ class Instrument:
     def _dashboards(self) -> Dashboards:
         snapshot = None if self.folder.name == "model" else self.folder.name
         atlas = student_atlas(self.stage, self.model, snapshot=snapshot)
-        return Dashboards(atlas, self.model, self.stage.tokens.shards(SPLIT), self.decode)
+        return Dashboards(atlas, self.model, self.stage.tokens.shards(INDEX_SPLIT), self.decode)
 
     def duet(
         self, prompt: str, setting: Setting, *, tokens: int, temperature: float, seed: int

@@ -3,11 +3,17 @@
 import shlex
 
 from cocomix.explorer.catalog import Entry
-from cocomix.explorer.schemas import AskedToSteer
-from cocomix.explorer.told import Copies
-from cocomix.model.plan import Setting
-from cocomix.steering.serialization import SharedSetting, from_items, from_json, to_items, to_json
-from cocomix.steering.text import format_steering, parse_steering
+from cocomix.explorer.schemas import AskedToSteer, Copies
+from cocomix.model.interventions import Setting
+from cocomix.steering.serialization import (
+    SharedSetting,
+    format_steering,
+    from_items,
+    from_json,
+    parse_steering,
+    to_items,
+    to_json,
+)
 
 
 def copies(entry: Entry, asked: AskedToSteer) -> Copies:

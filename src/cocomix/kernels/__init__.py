@@ -2,8 +2,7 @@
 
 from cocomix.kernels.linear_cross_entropy import LinearLosses, is_wrapped, linear_losses, plain_linear
 from cocomix.kernels.matmul import Linear, linear
-from cocomix.kernels.sparse import row_products, weighted_rows
-from cocomix.kernels.topk import largest
+from cocomix.kernels.sparse import largest, row_products, weighted_rows
 
 __all__ = [
     "Linear",

@@ -12,11 +12,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from cocomix.kernels.eager import outside_graphs
-from cocomix.kernels.matmul import Linear
-from cocomix.kernels.products import add_product, scores_into
-from cocomix.kernels.sparse import rows_gradient, weighted_rows
-from cocomix.kernels.topk import largest
+from cocomix.kernels.matmul import Linear, add_product, outside_graphs, scores_into
+from cocomix.kernels.sparse import largest, rows_gradient, weighted_rows
 
 CHUNK_BYTES = 1 << 26
 """Scores held at a time."""

@@ -1,11 +1,17 @@
 """Which concepts matter at a position: attribution, and the store of labels made with it."""
 
-from cocomix.labels.attribution import RULES, SIGNS, ActiveAttribution, attribute, attribute_active
-from cocomix.labels.label_reader import LabelReader
-from cocomix.labels.labeler import ConceptLabeller, Labeller, TopTokens
-from cocomix.labels.labels import ConceptLabels, select_active, select_labels
-from cocomix.labels.live import LiveLabels
-from cocomix.labels.store import LabelStore
+from cocomix.labels.attribution import (
+    RULES,
+    SIGNS,
+    ActiveAttribution,
+    ConceptLabels,
+    attribute,
+    attribute_active,
+    select_active,
+    select_labels,
+)
+from cocomix.labels.labeler import ConceptLabeller, Labeller, LiveLabels, TopTokens
+from cocomix.labels.store import LabelReader, LabelStore
 
 __all__ = [
     "RULES",

@@ -4,16 +4,437 @@ Shards of whole windows, like the tokens' (`store_layout`), written by `store_wr
 compared with the manifest's checksums once (`cocomix.utils.integrity`), and with what the reader relies on each time.
 """
 
+import errno
+import hashlib
+import math
+import os
+import secrets
+import shutil
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cocomix.labels.label_reader import LabelReader
-from cocomix.labels.store_layout import MANIFEST, StoreLayout, read_description
-from cocomix.labels.store_writer import LabelWriter
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.integrity import check_files
+from cocomix.utils.files import read_sealed, write_sealed
+from cocomix.utils.integrity import FileEntry, check_files, note_verified
+
+# What training and evaluation need of labels, wherever they come from: a store, or the concept model itself.
+
+
+class LabelReader(ABC):
+    """Labels of the windows of one token stream.
+
+    Attributes:
+        n_labels: labels a position, K_attr.
+        where: what to call them in a message.
+    """
+
+    n_labels: int
+    where: str
+
+    @abstractmethod
+    def read(self, windows: np.ndarray, seq_len: int) -> np.ndarray:
+        """Labels of `windows`, int64 `[len, seq_len, n_labels]`, best first, -100 where there are none.
+
+        Raises:
+            CocomixError: `seq_len` is not the length the labels are for.
+        """
+
+    @abstractmethod
+    def labelled(self, windows: np.ndarray) -> np.ndarray:
+        """Number of labelled positions in each of `windows`, int64 `[len]`.
+
+        All processes of a launch ask for the same windows at the same time, before each reads its share of them.
+        """
+
+
+# How labels lie on disk: shards of whole windows, each a file of ids and, where asked for, one of scores.
+#
+# Ids take two bytes where the number of concepts allows, so K_attr = 4 labels of C = 32768 concepts are 8 bytes a
+# token. Positions without labels hold the largest id.
+
+FORMAT = 2
+LARGEST = 1 << 48
+"""Tokens or windows; sizes in bytes then fit into a machine's numbers."""
+MANIFEST, PENDING = "manifest.json", "pending.json"
+BLOCK = 1 << 16
+"""Bytes of the ranges of a file that belong to one process each; a multiple of any machine's memory page, since two
+machines that write into the same page of a shared file can undo each other's work."""
+
+
+@dataclass(frozen=True)
+class StoreLayout:
+    """Shapes and file names of one store.
+
+    Attributes:
+        n_tokens: length of the token stream the labels are aligned with.
+        seq_len: tokens a window; labels were made window by window.
+        n_labels: labels a position, K_attr.
+        n_latents: ids are below it.
+        shard_windows: windows a shard; the last one may hold fewer.
+        scores: whether scores (float32) are kept beside the ids.
+        lineage: checksums and settings the labels were made from.
+    """
+
+    n_tokens: int
+    seq_len: int
+    n_labels: int
+    n_latents: int
+    shard_windows: int
+    scores: bool
+    lineage: dict[str, Any]
+
+    @cached_property
+    def n_windows(self) -> int:
+        return self.n_tokens // self.seq_len
+
+    @cached_property
+    def n_shards(self) -> int:
+        return math.ceil(self.n_windows / self.shard_windows)
+
+    @cached_property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """Element type of each kind of file; the id type leaves its largest value free to mean "no label"."""
+        ids = np.dtype("<u2") if self.n_latents < 1 << 16 else np.dtype("<u4")
+        return {"ids": ids} | ({"scores": np.dtype("<f4")} if self.scores else {})
+
+    @property
+    def nothing(self) -> int:
+        """The id of "no label"."""
+        return int(np.iinfo(self.dtypes["ids"]).max)
+
+    def window_bytes(self, kind: str) -> int:
+        """Bytes of a window in a file of `kind`."""
+        return self.seq_len * self.n_labels * self.dtypes[kind].itemsize
+
+    def windows_in(self, shard: int) -> int:
+        """Number of windows in `shard`."""
+        return min(self.shard_windows, self.n_windows - shard * self.shard_windows)
+
+    def file(self, kind: str, shard: int) -> str:
+        """File name of `kind` of `shard`."""
+        return f"{kind}-{shard:05d}.bin"
+
+    def files(self, shard: int) -> dict[str, int]:
+        """Names and bytes of the files of `shard`."""
+        return {self.file(kind, shard): self.windows_in(shard) * self.window_bytes(kind) for kind in self.dtypes}
+
+    def pieces(self, start: int, count: int) -> Iterator[tuple[int, int, slice]]:
+        """Windows `start` to `start + count` shard by shard: (shard, place of its first window there, which ones)."""
+        done = 0
+        while done < count:
+            shard, place = divmod(start + done, self.shard_windows)
+            many = min(count - done, self.shard_windows - place)
+            yield shard, place, slice(done, done + many)
+            done += many
+
+    def blocks(self, windows: np.ndarray) -> np.ndarray:
+        """Number of the block of each of `windows`, int64; windows of different blocks share no page of any file."""
+        aligned = math.lcm(*(BLOCK // math.gcd(BLOCK, self.window_bytes(kind)) for kind in self.dtypes))
+        shard, place = np.divmod(windows, self.shard_windows)
+        return shard * math.ceil(self.shard_windows / aligned) + place // aligned
+
+    def about(self) -> dict[str, Any]:
+        """JSON-able description."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def of(cls, about: dict[str, Any], path: Path) -> "StoreLayout":
+        """The layout that `about`, read from `path`, describes.
+
+        Raises:
+            CocomixError: it is of an earlier version, or damaged.
+        """
+        again = "delete its folder and run `cocomix label` again"
+        if about.get("format") != FORMAT:
+            raise CocomixError(f"{path} was written by another version of cocomix; {again}")
+        missing = [name for name in cls.__dataclass_fields__ if name not in about]
+        if missing:
+            raise CocomixError(f"{path} is damaged ({missing[0]!r} is missing); {again}")
+        layout = cls(**{name: about[name] for name in cls.__dataclass_fields__})
+        if wrong := layout.wrong():
+            raise CocomixError(f"{path} is damaged ({wrong} is {getattr(layout, wrong)!r}); {again}")
+        return layout
+
+    def wrong(self) -> str | None:
+        """The first value that no store has; what is read from a file may be anything."""
+        counts = {"n_tokens": LARGEST, "seq_len": self.n_tokens, "n_labels": 1 << 20, "n_latents": (1 << 32) - 1}
+        for name, most in (counts | {"shard_windows": LARGEST}).items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                return name
+        return next(
+            (name for name, kind in (("scores", bool), ("lineage", dict)) if type(getattr(self, name)) is not kind),
+            None,
+        )
+
+
+def read_description(path: Path, missing: str) -> dict[str, Any]:
+    """The JSON object in `path`; `missing` is the message where there is no such file."""
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        raise CocomixError(missing) from None
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
+        raise CocomixError(f"{path} is damaged; delete its folder and run `cocomix label` again") from None
+
+
+# Marks of finished windows: each writing process appends to a file of its own, so no two touch the same page.
+#
+# A mark carries a checksum of the labels it stands for, and counts only if the data files still hold them. So nothing
+# has to be forced to the disk in a certain order: what a power cut took is simply not done, whatever its mark says.
+
+MARKS = "marks"
+_RECORD = np.dtype([("start", "<i8"), ("count", "<i8"), ("digest", "u1", (16,)), ("check", "<u4"), ("spare", "<u4")])
+
+
+class Mark(NamedTuple):
+    """Windows `start` to `start + count`, all of one shard, were written."""
+
+    start: int
+    count: int
+    digest: bytes
+    """of their labels, 16 bytes"""
+
+
+def digest(parts: Iterable[bytes | memoryview]) -> bytes:
+    """Checksum of labels: the ids' bytes, then the scores' if there are any."""
+    made = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        made.update(part)
+    return made.digest()
+
+
+class MarkWriter:
+    """Appends marks to a new file in `folder`, made on the first one; every attempt of every process has its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / MARKS
+        self._file: int | None = None
+
+    def add(self, mark: Mark) -> None:
+        """Append `mark` at once: a process killed right after has made it."""
+        record = np.zeros((), dtype=_RECORD)
+        record["start"], record["count"] = mark.start, mark.count
+        record["digest"] = np.frombuffer(mark.digest, dtype=np.uint8)
+        record["check"] = _check(record)
+        if self._file is None:
+            self._folder.mkdir(exist_ok=True)
+            path = self._folder / f"{os.getpid()}-{secrets.token_hex(8)}.bin"
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        os.write(self._file, record.tobytes())
+
+    def close(self) -> None:
+        """Put the marks on the disk and close their file."""
+        if self._file is not None:
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = None
+
+
+def read_marks(folder: Path) -> list[Mark]:
+    """All whole marks in `folder`, in an order that all processes agree on; half-written ones are left out."""
+    marks = []
+    for path in sorted((folder / MARKS).glob("*.bin")):
+        content = path.read_bytes()
+        whole = len(content) // _RECORD.itemsize * _RECORD.itemsize
+        for record in np.frombuffer(content[:whole], dtype=_RECORD):
+            if int(record["check"]) == _check(record):
+                marks.append(Mark(int(record["start"]), int(record["count"]), record["digest"].tobytes()))
+    return marks
+
+
+def _check(record: np.ndarray) -> int:
+    return zlib.crc32(record["start"].tobytes() + record["count"].tobytes() + record["digest"].tobytes())
+
+
+# Writing a label store: by many processes at once, resumable, and finished only when it is whole.
+#
+# Files are allocated before the first label, so a full disk ends the work before it begins. Labels are written in
+# place, each run of windows followed by its mark (`store_marks`); a store killed at any moment, by whatever number of
+# processes it was being written, goes on from its marks. The manifest, with every file's checksum, comes last.
+
+CHUNK_WINDOWS = 1024
+"""Windows read at a time when a shard is summed up."""
+
+
+class ShardSummary(NamedTuple):
+    """What the manifest says about one shard."""
+
+    files: list[FileEntry]
+    labelled: int
+    """positions with labels"""
+
+
+class LabelWriter:
+    """Goes on with the store in `folder`; `begin` starts one.
+
+    Raises:
+        CocomixError: nothing was begun there.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        missing = f"{self.folder} holds no labels yet; run `cocomix label`"
+        path = self.folder / PENDING
+        self.layout = StoreLayout.of(read_description(path, missing), path)
+        self._marks = MarkWriter(self.folder)
+        self._shard = -1
+        self._open: dict[str, int] = {}
+
+    @classmethod
+    def begin(cls, folder: Path | str, layout: StoreLayout) -> "LabelWriter":
+        """Start a store, or go on with one begun alike; one process does it, before the others open theirs.
+
+        Raises:
+            CocomixError: `folder` holds a finished store or one begun with another layout, or there is no window.
+        """
+        folder = Path(folder)
+        if layout.n_windows < 1:
+            raise CocomixError(
+                f"{layout.n_tokens} tokens are less than one window of {layout.seq_len}; add text or lower seq_len"
+            )
+        if (folder / MANIFEST).exists():
+            raise CocomixError(f"{folder} already holds labels; delete it first or choose another folder")
+        if (folder / PENDING).exists() and cls(folder).layout != layout:
+            raise CocomixError(f"{folder} holds labels begun with other settings; delete it first")
+        folder.mkdir(parents=True, exist_ok=True)
+        for shard in range(layout.n_shards):
+            for name, n_bytes in layout.files(shard).items():
+                _allocate(folder / name, n_bytes)
+        write_sealed(folder / PENDING, layout.about())
+        return cls(folder)
+
+    def done(self, part: int = 0, parts: int = 1) -> np.ndarray:
+        """Whether each window has been written, bool `[n_windows]`, by every `parts`-th mark from `part` on.
+
+        Only marks whose labels are still in the files count.
+        """
+        done = np.zeros(self.layout.n_windows, dtype=bool)
+        for mark in read_marks(self.folder)[part::parts]:
+            if digest(self._stored(mark)) == mark.digest:
+                done[mark.start : mark.start + mark.count] = True
+        return done
+
+    def write(self, start: int, ids: np.ndarray, scores: np.ndarray, valid: np.ndarray) -> None:
+        """Labels of consecutive windows from `start` on.
+
+        Args:
+            ids: `[windows, seq_len, n_labels]` integers; scores: the same shape, floats, kept where the layout says.
+            valid: bool `[windows, seq_len]`; False positions carry no labels.
+        """
+        layout = self.layout
+        content = {"ids": np.where(valid[..., None], ids, layout.nothing)}
+        if layout.scores:
+            content["scores"] = np.where(valid[..., None], scores, 0)
+        for shard, place, which in layout.pieces(start, len(ids)):
+            self._turn_to(shard)
+            written = []
+            for kind, dtype in layout.dtypes.items():
+                data = content[kind][which].astype(dtype).tobytes()
+                _pwrite(self._open[kind], data, place * layout.window_bytes(kind))
+                written.append(data)
+            self._marks.add(Mark(start + which.start, which.stop - which.start, digest(written)))
+
+    def close(self) -> None:
+        """Put everything written on the disk."""
+        self._turn_to(-1)
+        self._marks.close()
+
+    def summarise(self, shards: Iterable[int]) -> dict[int, ShardSummary]:
+        """Checksums of `shards`, once every process has closed its writer."""
+        return {shard: self._summary(shard) for shard in shards}
+
+    def publish(self, summaries: Mapping[int, ShardSummary]) -> None:
+        """Write the manifest of all shards, once every window is marked; the marks are then gone.
+
+        Raises:
+            CocomixError: windows are missing.
+        """
+        marked = np.zeros(self.layout.n_windows, dtype=bool)
+        for mark in read_marks(self.folder):
+            marked[mark.start : mark.start + mark.count] = True
+        if not marked.all():
+            raise CocomixError(
+                f"{int((~marked).sum())} of {len(marked)} windows in {self.folder} have no labels yet;"
+                " run `cocomix label`"
+            )
+        files = [entry for shard in range(self.layout.n_shards) for entry in summaries[shard].files]
+        labelled = sum(summary.labelled for summary in summaries.values())
+        manifest = self.layout.about() | {"files": files, "labelled": labelled}
+        note_verified(self.folder, files)
+        write_sealed(self.folder / MANIFEST, manifest, durable=True)
+        (self.folder / PENDING).unlink()
+        shutil.rmtree(self.folder / MARKS, ignore_errors=True)
+
+    def finish(self) -> None:
+        """`close`, then `publish`, for a single process."""
+        self.close()
+        self.publish(self.summarise(range(self.layout.n_shards)))
+
+    def _turn_to(self, shard: int) -> None:
+        """Open the files of `shard` for writing, after those of another one are safe on the disk; -1: none."""
+        if shard == self._shard:
+            return
+        for file in self._open.values():
+            os.fsync(file)
+            os.close(file)
+        kinds = self.layout.dtypes if shard >= 0 else ()
+        self._open = {kind: os.open(self.folder / self.layout.file(kind, shard), os.O_WRONLY) for kind in kinds}
+        self._shard = shard
+
+    def _stored(self, mark: Mark) -> Iterable[bytes]:
+        shard, place = divmod(mark.start, self.layout.shard_windows)
+        for kind in self.layout.dtypes:
+            size = self.layout.window_bytes(kind)
+            with (self.folder / self.layout.file(kind, shard)).open("rb", buffering=0) as stream:
+                stream.seek(place * size)
+                yield stream.read(mark.count * size)
+
+    def _summary(self, shard: int) -> ShardSummary:
+        files: list[FileEntry] = []
+        labelled = 0
+        for kind, dtype in self.layout.dtypes.items():
+            name, made = self.layout.file(kind, shard), hashlib.sha256()
+            with (self.folder / name).open("rb") as stream:
+                while content := stream.read(CHUNK_WINDOWS * self.layout.window_bytes(kind)):
+                    made.update(content)
+                    if kind == "ids":
+                        first = np.frombuffer(content, dtype=dtype)[:: self.layout.n_labels]
+                        labelled += int((first != self.layout.nothing).sum())
+            files.append({"file": name, "bytes": self.layout.files(shard)[name], "sha256": made.hexdigest()})
+        return ShardSummary(files, labelled)
+
+
+def _pwrite(file: int, data: bytes, offset: int) -> None:
+    """All of `data` at `offset`; a single call may write less."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(file, rest, offset)
+        rest, offset = rest[count:], offset + count
+
+
+def _allocate(path: Path, n_bytes: int) -> None:
+    """Make a file whose blocks exist, so that a full disk fails here; one of that size already is left alone."""
+    if path.exists() and path.stat().st_size == n_bytes:
+        return
+    with path.open("wb") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, n_bytes)
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            for start in range(0, n_bytes, 1 << 20):
+                stream.write(bytes(min(1 << 20, n_bytes - start)))
+
 
 SHARD_TOKENS = 100_000_000
 """Tokens a shard where nothing else is said, as the tokens' own."""

@@ -2,23 +2,36 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cocomix.model.backbones import BACKBONES
-from cocomix.model.build import Sizes, build_mixed, build_plain, match_width, parameter_count, special_ids
-from cocomix.model.channel import Channel
-from cocomix.model.concept_head import ConceptHead, ConceptPrediction
-from cocomix.model.concept_logits import concept_head, steered
+from cocomix.model.build import (
+    MixConfig,
+    ModelShape,
+    Sizes,
+    build_mixed,
+    build_plain,
+    match_width,
+    parameter_count,
+    special_ids,
+)
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.flops import labelling_flops, model_flops, sae_training_flops
-from cocomix.model.interventions import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Intervention
+from cocomix.model.interventions import (
+    INTERVENTIONS,
+    Ablate,
+    Amplify,
+    Clamp,
+    Dampen,
+    Intervention,
+    Setting,
+    Steering,
+    concept_head,
+    steered,
+)
 from cocomix.model.loading import load_causal_lm, model_config
-from cocomix.model.loss import concept_loss
 from cocomix.model.mixers import MIXERS, Mixer
-from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
-from cocomix.model.output import CoCoMixOutput
-from cocomix.model.plan import Setting, Steering
-from cocomix.model.predictors import CHANNELS
-from cocomix.model.shape import MixConfig, ModelShape
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, CoCoMixOutput, concept_loss
+from cocomix.model.predictors import CHANNELS, Channel, ConceptHead, ConceptPrediction
 from cocomix.model.teacher import hidden_at
+from cocomix.model.transformer import BACKBONES
 
 AutoConfig.register("cocomix", CoCoMixConfig, exist_ok=True)
 AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM, exist_ok=True)

@@ -99,9 +99,9 @@ class CoCoMixConfig(PretrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        from cocomix.model.backbones import BACKBONES
         from cocomix.model.mixers import check_mixer
         from cocomix.model.predictors import check_channel
+        from cocomix.model.transformer import BACKBONES
 
         if not 1 <= self.concept_layer < self.num_hidden_layers:
             raise ConfigError(

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from cocomix.model.block_run import BlockRun
+from cocomix.model.transformer import BlockRun
 from cocomix.utils.registry import check_choice
 
 TOKENS, CONCEPTS = slice(0, None, 2), slice(1, None, 2)

@@ -5,27 +5,107 @@ blocks with what was predicted and hands on what feeds the final norm and the LM
 expects works: generate with a cache, padding on either side, gradient checkpointing, autocast, compile.
 """
 
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from cocomix.kernels.linear_cross_entropy import linear_losses, plain_linear
 from cocomix.kernels.matmul import Linear
-from cocomix.model.backbones import BACKBONES
-from cocomix.model.block_run import BlockRun
 from cocomix.model.cache import slot_cache
-from cocomix.model.channel import Predicted
 from cocomix.model.configuration_cocomix import CoCoMixConfig
-from cocomix.model.loss import concept_loss
 from cocomix.model.mixers import MIXERS
-from cocomix.model.output import CoCoMixOutput
-from cocomix.model.own_init import OwnInit
-from cocomix.model.predictors import CHANNELS
-from cocomix.model.steerable import Steerable
+from cocomix.model.predictors import CHANNELS, Predicted
+from cocomix.model.transformer import BACKBONES, BlockRun, OwnInit
 from cocomix.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cocomix.model.interventions import Steering
+
+
+# What a forward pass returns.
+
+
+@dataclass
+class CoCoMixOutput(ModelOutput):
+    """Output of `CoCoMixForCausalLM`.
+
+    Attributes:
+        loss: lm_loss + concept_loss_weight * concept_loss, of those that were asked for, + channel_loss; a scalar.
+        lm_loss: mean next-token cross entropy over the targets; a scalar.
+        concept_loss: mean cross entropy of the concept logits over all labels; a scalar.
+        logits: next-token logits, `[batch, seq, vocab]`.
+        concept_logits: predicted concepts z, `[batch, seq, C]`, of a model whose channel is `concepts`.
+        predicted_hidden: the teacher's normalised hidden state as predicted, `[batch, seq, target_size]`, of a model
+            whose channel is `hidden`.
+        channel_loss: the training loss of a channel that learns from itself (`ncp`), a scalar; only while training.
+        hidden_states: after the embedding and after each block, `[batch, seq, d_model]`, from concept_layer on
+            `[batch, slots, d_model]`; only if asked for.
+        cache: keys and values; layers from concept_layer on hold every slot, two a token when interleaving.
+    """
+
+    loss: torch.Tensor | None = None
+    lm_loss: torch.Tensor | None = None
+    concept_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    concept_logits: torch.Tensor | None = None
+    predicted_hidden: torch.Tensor | None = None
+    channel_loss: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    cache: Cache | None = None
+
+    @property
+    def past_key_values(self) -> Cache | None:
+        """The name Transformers used for `cache` before 5.20."""
+        return self.cache
+
+
+# The concept loss.
+
+
+def concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean of CE(z[t], i) over all labels i != -100: 1/K_attr sum_i (logsumexp(z[t]) - z[t, i]) per labelled position.
+
+    One logsumexp and a gather stand for K_attr cross entropies over the same logits. Computed in float32 or better.
+
+    Args:
+        logits: z, `[batch, seq, C]`.
+        labels: int64 `[batch, seq, K_attr]`; -100 is ignored.
+
+    Returns:
+        A scalar; 0 (still part of the graph) where nothing is labelled.
+    """
+    used = labels != -100
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    chosen = wide.gather(-1, labels.masked_fill(~used, 0))
+    losses = wide.logsumexp(-1, keepdim=True) - chosen
+    return (losses * used).sum() / used.sum().clamp_min(1)
+
+
+# The student's own way into `cocomix.steering`.
+
+
+class Steerable:
+    """A model whose predicted concepts can be turned up and down."""
+
+    def steer(self, steering: "Steering") -> AbstractContextManager[None]:
+        """Within: forward passes and generation have their concepts changed.
+
+        `with model.steer({123: Amplify(4.0), 7: Ablate(start=10)}): model.generate(...)`, or a list with a mapping
+        for each row. See `cocomix.model.steered`.
+
+        Raises:
+            CocomixError: on entering, where the model has no concepts that it uses, or not these.
+        """
+        from cocomix.model.interventions import steered
+
+        model: Any = self
+        return steered(model, steering)
 
 
 class CoCoMixForCausalLM(Steerable, PreTrainedModel, GenerationMixin):

@@ -1,22 +1,148 @@
 """What is predicted at concept_layer and the vector it becomes: one small class each, registered in `CHANNELS`."""
 
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses, plain_linear
+from cocomix.kernels.matmul import Linear
 from cocomix.kernels.normalize import normalise
-from cocomix.kernels.sparse import weighted_rows
-from cocomix.model.backbones import Backbone
-from cocomix.model.channel import Channel, Predicted
-from cocomix.model.concept_head import ConceptHead, ConceptPrediction
+from cocomix.kernels.sparse import largest, weighted_rows
 from cocomix.model.mixers import BlockCost
-from cocomix.model.ncp import NextConceptChannel
-from cocomix.model.own_init import OwnInit
+from cocomix.model.transformer import Attend, Backbone, OwnInit
+from cocomix.utils.errors import ConfigError
 from cocomix.utils.registry import check_choice
 
 if TYPE_CHECKING:
     from cocomix.model.configuration_cocomix import CoCoMixConfig
+
+
+# The interface of what is predicted at concept_layer.
+
+
+class Predicted(NamedTuple):
+    """What a channel makes of the hidden states entering the upper blocks."""
+
+    vector: torch.Tensor | None
+    """`[batch, seq, d_model]`, for the mixer; None where the mixer uses none"""
+    concept_logits: torch.Tensor | None = None
+    """z, `[batch, seq, C]`"""
+    hidden: torch.Tensor | None = None
+    """the teacher's normalised hidden state as predicted, `[batch, seq, target_size]`"""
+    loss: torch.Tensor | None = None
+    """the channel's own training loss, a scalar; only while training"""
+    concept_losses: LinearLosses | None = None
+    """cross entropies of the concept labels, in place of the logits"""
+
+
+class Channel(OwnInit, ABC):
+    """Interface of all channels.
+
+    Args:
+        config: the model's; `channel_options` there are the keyword arguments of the class.
+        backbone: the model's, for blocks of its family.
+        with_vector: whether the mixer uses a vector; without one its weights are left out.
+    """
+
+    cacheable: ClassVar[bool] = True
+    """Whether a position's vector depends on that position's hidden state alone, so that cached generation works."""
+
+    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+    ) -> Predicted:
+        """What is predicted from `hidden`.
+
+        Args:
+            hidden: entering the upper blocks, `[batch, seq, d_model]`.
+            positions: of its tokens, int64 `[batch or 1, seq]`.
+            padding: 1 for tokens, 0 for padding, `[batch, past + seq]`; None: no padding.
+            labels: concepts of each position, int64 `[batch, seq, K_attr]`, where their losses will do without logits.
+        """
+
+    @classmethod
+    @abstractmethod
+    def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
+        """Forward operations per token; `cost` is that of one block over the whole context."""
+
+
+# Predict concepts from a hidden state.
+
+
+class ConceptPrediction(NamedTuple):
+    """Predicted concepts, and what is needed to bring them back to the hidden states' scale."""
+
+    logits: torch.Tensor | None
+    """z, `[batch, seq, C]`; None where only its losses were asked for"""
+    values: torch.Tensor
+    """the K largest logits as they are, without ReLU, `[batch, seq, K]`"""
+    ids: torch.Tensor
+    """their concepts, int64 `[batch, seq, K]`"""
+    mean: torch.Tensor
+    """mean of the hidden state, `[batch, seq, 1]`"""
+    std: torch.Tensor
+    """unbiased standard deviation of the hidden state, `[batch, seq, 1]`"""
+    pre_bias: torch.Tensor
+    """the learned centre, `[d_model]`, subtracted before prediction and added back after mixing"""
+    losses: LinearLosses | None = None
+    """cross entropies of the labels, where logits were not kept"""
+
+
+class ConceptHead(OwnInit):
+    """z = M (norm(h) - pre_bias) + b, with norm(h) = (h - mean) / (std + 1e-5) as in the SAE.
+
+    Args:
+        hidden_size: d_model.
+        num_concepts: C.
+        top_k: K, concepts kept.
+    """
+
+    def __init__(self, hidden_size: int, num_concepts: int, top_k: int) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.pre_bias = nn.Parameter(torch.zeros(hidden_size))
+        self.proj = Linear(hidden_size, num_concepts)
+
+    def reset(self, std: float) -> None:
+        nn.init.zeros_(self.pre_bias)
+
+    def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> ConceptPrediction:
+        """Prediction for `hidden` `[batch, seq, d_model]`.
+
+        With `labels` int64 `[batch, seq, K_attr]` (-100 is ignored) their losses are computed and the logits not kept,
+        unless something is hooked to the projection, which then sees all logits.
+        """
+        normed, mean, std = normalise(hidden)
+        centred = normed - self.pre_bias
+        if labels is None or not plain_linear(self.proj):
+            logits = self.proj(centred)
+            values, ids = largest(logits, self.top_k)
+            return ConceptPrediction(logits, values, ids, mean, std, self.pre_bias)
+        losses = self._losses(centred, labels, self.top_k)
+        assert losses.values is not None and losses.ids is not None
+        values, ids = (one.view(*hidden.shape[:-1], -1) for one in (losses.values, losses.ids))
+        return ConceptPrediction(None, values, ids, mean, std, self.pre_bias, losses)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """z alone, `[batch, seq, C]`."""
+        return self.proj(normalise(hidden)[0] - self.pre_bias)
+
+    def losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> LinearLosses | None:
+        """Losses of the labels alone; None where something is hooked to the projection."""
+        return self._losses(normalise(hidden)[0] - self.pre_bias, labels) if plain_linear(self.proj) else None
+
+    def _losses(self, centred: torch.Tensor, labels: torch.Tensor, top_k: int = 0) -> LinearLosses:
+        return linear_losses(centred.flatten(0, 1), self.proj.weight, self.proj.bias, labels.flatten(0, 1), top_k=top_k)
 
 
 class ConceptVector(OwnInit):
@@ -126,6 +252,138 @@ class HiddenChannel(Channel):
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
         return (4 if with_vector else 2) * config.channel_options["target_size"] * config.hidden_size
+
+
+# Next-concept prediction in the manner of ConceptLM (arXiv 2602.08984), as one more channel.
+#
+# The hidden states of each chunk of tokens are pooled and quantised, segment by segment, with a learned codebook; a
+# small causal stack over the chunks predicts the next chunk's codes; their expected codebook entry is the vector of
+# every token in that next chunk. No teacher: the codes are the student's own. Choices of ours where the paper leaves
+# some: the stack reads the pooled states themselves rather than their codes, and pooled states are layer-normalised
+# before quantisation, so that the codebook cannot win by shrinking them. Chunks are counted in each row's own tokens.
+
+COMMITMENT = 0.25
+"""Weight of pulling pooled states to their code, against pulling the code to them (van den Oord et al. 2017)."""
+
+
+class NextConceptChannel(Channel):
+    """Loss: ncp_weight * CE(codes of the next chunk) + vq_weight * (|sg(u) - e|^2 + 0.25 |u - sg(e)|^2).
+
+    Args:
+        chunk: tokens a chunk k.
+        segments: parts S a pooled state is cut in; divides hidden_size.
+        codes: codes N a part.
+        layers: blocks over the chunks.
+        ncp_weight, vq_weight: weights of the two losses.
+    """
+
+    cacheable = False  # a vector depends on all the tokens of the chunks before
+
+    def __init__(
+        self,
+        config: "CoCoMixConfig",
+        backbone: Backbone,
+        with_vector: bool,
+        *,
+        chunk: int = 4,
+        segments: int = 4,
+        codes: int = 64,
+        layers: int = 1,
+        ncp_weight: float = 0.1,
+        vq_weight: float = 0.1,
+    ) -> None:
+        super().__init__(config, backbone, with_vector)
+        d = config.hidden_size
+        if d % segments:
+            raise ConfigError(f"hidden_size {d} is not a multiple of segments {segments}; change one of them")
+        self.chunk, self.segments, self.codes = chunk, segments, codes
+        self.ncp_weight, self.vq_weight = ncp_weight, vq_weight
+        self.blocks = nn.ModuleList(backbone.block(config, index) for index in range(layers))
+        self.norm = backbone.norm(config)
+        self.predict = nn.Linear(d, segments * codes)
+        self.codebook = nn.Parameter(torch.empty(segments, codes, d // segments))
+        self.project = nn.Linear(d, d) if with_vector else None
+        self.start = nn.Parameter(torch.empty(d)) if with_vector else None
+        self._backbone = (backbone,)  # in a tuple: its weights are the model's, not this module's
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+    ) -> Predicted:
+        if padding is None:
+            return self._aligned(hidden, None)
+        # Every row's tokens to the front, so that chunks begin with its first token.
+        order = padding.long().argsort(dim=1, descending=True, stable=True)
+        places = order[..., None].expand_as(hidden)
+        found = self._aligned(hidden.gather(1, places), padding.bool().gather(1, order))
+        vector = None if found.vector is None else torch.zeros_like(found.vector).scatter(1, places, found.vector)
+        return found._replace(vector=vector)
+
+    def _aligned(self, hidden: torch.Tensor, real: torch.Tensor | None) -> Predicted:
+        batch, seq, d = hidden.shape
+        whole = seq // self.chunk
+        if not whole:
+            vector = None if self.start is None else self.start.expand_as(hidden)
+            return Predicted(vector, loss=hidden.new_zeros(()) if self.training else None)
+        pooled = hidden[:, : whole * self.chunk].view(batch, whole, self.chunk, d).mean(2)
+        logits = self._predict(pooled)
+        complete = None
+        if real is not None:
+            complete = real[:, : whole * self.chunk].view(batch, whole, self.chunk).all(-1)
+        loss = self._loss(pooled, logits, complete) if self.training else None
+        return Predicted(self._vectors(logits, seq), loss=loss)
+
+    def _predict(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Code logits of the chunk after each one, `[batch, chunks, S, N]`."""
+        chunks = pooled.shape[1]
+        rotary = self._backbone[0].rotary(torch.arange(chunks, device=pooled.device)[None], pooled.dtype)
+        state = pooled
+        for block in self.blocks:
+            state = block(state, layout=Attend(None, causal=True), rotary=rotary)
+        return self.predict(self.norm(state)).unflatten(-1, (self.segments, self.codes))
+
+    def _vectors(self, logits: torch.Tensor, seq: int) -> torch.Tensor | None:
+        """A token's vector: its chunk's expected codes as the chunks before predict them, `[batch, seq, d_model]`."""
+        if self.project is None or self.start is None:
+            return None
+        expected = torch.einsum("bjsn,sne->bjse", logits.softmax(-1), self.codebook.to(logits.dtype)).flatten(2)
+        later = self.project(expected)
+        first = self.start.to(later.dtype).expand(len(later), 1, -1)
+        return torch.cat((first, later), dim=1).repeat_interleave(self.chunk, dim=1)[:, :seq]
+
+    def _loss(self, pooled: torch.Tensor, logits: torch.Tensor, complete: torch.Tensor | None) -> torch.Tensor:
+        wide = torch.promote_types(pooled.dtype, torch.float32)
+        parts = F.layer_norm(pooled.to(wide), pooled.shape[-1:]).unflatten(-1, (self.segments, -1))
+        book = self.codebook.to(wide)
+        with torch.no_grad():
+            distance = book.square().sum(-1) - 2 * torch.einsum("bjse,sne->bjsn", parts, book)
+            chosen = distance.argmin(-1)  # [batch, chunks, S]
+        if complete is None:
+            complete = chosen.new_ones(chosen.shape[:2], dtype=torch.bool)
+        entries = book[torch.arange(self.segments, device=chosen.device), chosen]
+        gap = (parts.detach() - entries).square() + COMMITMENT * (parts - entries.detach()).square()
+        quantisation = (gap.mean((-1, -2)) * complete).sum() / complete.sum().clamp_min(1)
+        targets = chosen[:, 1:].masked_fill(~complete[:, 1:, None], -100).flatten()
+        guesses = logits[:, :-1].to(wide).flatten(0, 2)
+        summed = F.cross_entropy(guesses, targets, ignore_index=-100, reduction="sum")
+        return self.vq_weight * quantisation + self.ncp_weight * summed / (targets != -100).sum().clamp_min(1)
+
+    @classmethod
+    def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
+        options = {"chunk": 4, "segments": 4, "codes": 64, "layers": 1} | config.channel_options
+        k, d, n = options["chunk"], config.hidden_size, options["codes"]
+        stack = options["layers"] * (cost.linear + cost.attention / k)
+        predict = 2 * d * options["segments"] * n
+        quantise, expect = 2 * n * d, (2 * n * d + 2 * d * d if with_vector else 0)
+        return (stack + predict + quantise + expect) / k
+
+    def reset(self, std: float) -> None:
+        nn.init.normal_(self.codebook)  # the pooled states' own scale: they are layer-normalised
+        if self.start is not None:
+            nn.init.normal_(self.start, std=std)
 
 
 CHANNELS: dict[str, type[Channel]] = {

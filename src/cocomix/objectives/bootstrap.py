@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from cocomix.model.flops import hidden_flops, model_flops
-from cocomix.model.loss import concept_loss
-from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, concept_loss
 from cocomix.objectives.base import Objective
 from cocomix.sae.sae import TopKSAE
 from cocomix.sae.training import SaeTraining

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from cocomix.kernels.linear_cross_entropy import linear_losses
 from cocomix.model.flops import model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
-from cocomix.model.next_token import linear_head
+from cocomix.model.teacher import linear_head
 from cocomix.objectives.base import Objective
 
 

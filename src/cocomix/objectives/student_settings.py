@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cocomix.model.shape import MixConfig, ModelShape
-from cocomix.utils.section import Section
+from cocomix.model.build import MixConfig, ModelShape
+from cocomix.utils.settings import Section
 
 Sign = Literal["signed", "helpful", "absolute"]
 

@@ -11,12 +11,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cocomix.model.shape import MixConfig, ModelShape
+from cocomix.model.build import MixConfig, ModelShape
 from cocomix.objectives.student_settings import BaseStudent, PlainStudent, Sign, StudentConfig
 from cocomix.train.config import TrainConfig
-from cocomix.utils.precision import Precision
-from cocomix.utils.section import Section
-from cocomix.utils.settings import read_yaml, validate
+from cocomix.utils.env import Precision
+from cocomix.utils.settings import Section, read_yaml, validate
 
 
 class CorpusConfig(Section):

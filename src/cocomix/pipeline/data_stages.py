@@ -6,22 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cocomix.data.corpus import CorpusWriter
-from cocomix.data.join import join_parts
-from cocomix.data.reader import Corpus
+from cocomix.data.corpus import SPLITS, Corpus, CorpusWriter
 from cocomix.data.shards import TokenShards, token_dtype
 from cocomix.data.sources import SOURCES
-from cocomix.data.split import SPLITS
-from cocomix.data.tokenize import Job, finished_part
+from cocomix.data.tokenize import Job, Tongue, encode_parts, finished_part, join_parts
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
-from cocomix.data.workers import Tongue, encode_parts
 from cocomix.pipeline.config import RunConfig
-from cocomix.pipeline.lent import Lending, borrowed, known_as
-from cocomix.pipeline.stage import SECONDS, Stage
+from cocomix.pipeline.stage import SECONDS, Lending, Stage, borrowed, known_as
+from cocomix.utils.console import is_main, rank, world_size
 from cocomix.utils.distributed import barrier
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import read_sealed, sha256, write_sealed
-from cocomix.utils.processes import is_main, rank, world_size
 
 
 class CorpusStage(Stage):

@@ -1,20 +1,214 @@
 """What `cocomix evaluate` does beyond the perplexity stages: the harness's tasks, and the snapshots of a training."""
 
+import csv
+import io
+import json
+import re
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cocomix.pipeline.snapshot_stage import SnapshotStage, snapshot_table, snapshots_of, step_of, write_rows
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from cocomix.evaluation.harness.model import CoCoMixLM
+from cocomix.evaluation.harness.run import metrics, run_tasks
+from cocomix.evaluation.harness.tasks import Tasks
+from cocomix.evaluation.perplexity import perplexity
+from cocomix.model.loading import load_causal_lm
+from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
-from cocomix.utils.console import StageProgress
+from cocomix.utils.console import StageProgress, console, is_main
+from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.pipeline_console import console
-from cocomix.utils.processes import is_main
+from cocomix.utils.files import write_json, write_text
 
 if TYPE_CHECKING:
-    from cocomix.evaluation.harness.tasks import Tasks
-    from cocomix.pipeline.harness_stage import HarnessSettings
     from cocomix.pipeline.run import Run
+
+
+# Perplexity of the models saved during a student's training.
+
+
+def snapshots_of(student: StudentStage) -> list[str]:
+    """Names of a finished student's snapshots, `step-00000100`, by step; none where it is not finished."""
+    if not student.done():
+        return []
+    folders = [path.parent for path in (student.folder / "snapshots").glob("step-*/config.json")]
+    return sorted((path.name for path in folders if step_of(path.name) >= 0), key=step_of)
+
+
+def snapshot_weights(student: StudentStage, snapshot: str) -> list[Path]:
+    """The weight files of a snapshot."""
+    return sorted((student.folder / "snapshots" / snapshot).glob("*.safetensors"))
+
+
+def step_of(name: str) -> int:
+    """The training step in a snapshot's name; -1 where there is none."""
+    found = re.fullmatch(r"step-(\d+)", name)
+    return int(found[1]) if found else -1
+
+
+class SnapshotStage(Stage):
+    """Perplexity of one snapshot on one held-out split, with the evaluation's own windows."""
+
+    def __init__(self, student: StudentStage, snapshot: str, split: str) -> None:
+        self.student, self.snapshot, self.split = student, snapshot, split
+        name = f"{student.name.replace('students/', 'snapshots/', 1)}/{snapshot}/{split}"
+        super().__init__(student.run_dir, name, "cocomix evaluate --snapshots", [student])
+
+    def settings(self) -> dict[str, Any]:
+        config = self.student.run_config
+        return {"seq_len": config.seq_len, "windows": config.evaluation.windows, "split": self.split}
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        return f"perplexity {figures['perplexity']:.2f} ({self.split})"
+
+    def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        config = self.student.run_config
+        where = self.student.folder / "snapshots" / self.snapshot
+        model = load_causal_lm(where, f"the snapshot {self.snapshot} of {self.student.student}", self.student.again)
+        measured = perplexity(
+            model.to(device()),  # pyright: ignore[reportArgumentType]
+            self.student.tokens.shards(self.split),
+            seq_len=config.seq_len,
+            batch_size=config.evaluation.batch_size,
+            max_windows=config.evaluation.windows,
+        )
+        progress(1, 1, {})
+        return measured
+
+
+COLUMNS: tuple[str, ...] = ("student", "seed", "step", "metric", "value", "stderr")
+
+
+def write_rows(rows: Sequence[dict[str, Any]], run_dir: Path) -> tuple[Path, Path]:
+    """Write rows of `COLUMNS` as `snapshots.json` and `snapshots.csv` into the run; returns both paths."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(COLUMNS))
+    writer.writeheader()
+    writer.writerows(rows)
+    note = "val is what choices may be made by; a figure on test is for the end, after every choice is made"
+    write_json(run_dir / "snapshots.json", {"note": note, "rows": list(rows)})
+    write_text(run_dir / "snapshots.csv", text.getvalue())
+    return run_dir / "snapshots.json", run_dir / "snapshots.csv"
+
+
+def snapshot_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A line a student, seed and step, a column a metric."""
+    names = list(dict.fromkeys(row["metric"] for row in rows))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("student", "seed", "step", *names):
+        table.add_column(heading, justify="left" if heading == "student" else "right", overflow="fold")
+    lines: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in rows:
+        cell = f"{row['value']:.4g}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.2g}")
+        lines.setdefault((row["student"], row["seed"], row["step"]), {})[row["metric"]] = cell
+    for (student, seed, step), cells in lines.items():
+        table.add_row(student, str(seed), f"{step:,}", *(cells.get(name, "") for name in names))
+    return table
+
+
+# One task of lm-evaluation-harness on one trained student, as a stage: kept, resumed and dated like any other.
+
+RESULTS, SAMPLES = "results.json", "samples.jsonl"
+
+
+class HarnessSettings(NamedTuple):
+    """How tasks are run."""
+
+    limit: int | None = None
+    """the first so many documents only; None: all"""
+    num_fewshot: int | None = None
+    """examples before each question; None: each task's own number"""
+    batch_size: int | str = 16
+    """rows of a forward pass, or "auto" """
+    samples: bool = False
+    """also keep what was asked and answered"""
+
+
+class HarnessStage(Stage):
+    """Results in the harness's own layout in `harness/STUDENT/seedN/TASK/results.json`, lineage beside it.
+
+    Args:
+        snapshot: name of a folder under the student's `snapshots/`; None: the finished student.
+    """
+
+    distributed = True
+
+    def __init__(
+        self, student: StudentStage, task: str, tasks: Tasks, settings: HarnessSettings, snapshot: str | None = None
+    ) -> None:
+        self.student, self.task, self.tasks, self.how, self.snapshot = student, task, tasks, settings, snapshot
+        where = student.name.replace("students/", "harness/", 1) + (f"/{snapshot}" if snapshot else "")
+        super().__init__(student.run_dir, f"{where}/{task}", f"cocomix evaluate --tasks {task}", [student])
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "task": self.task,
+            "data": None if self.tasks.data is None else str(self.tasks.data.resolve()),
+            "limit": self.how.limit,
+            "num_fewshot": self.how.num_fewshot,
+            "snapshot": self.snapshot,
+            "lm_eval": version("lm_eval"),
+        }
+
+    def outputs(self) -> list[str]:
+        return [RESULTS, SAMPLES] if self.how.samples else [RESULTS]
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        shown = [one for one in figures["metrics"] if one["task"] == self.task]
+        return ", ".join(f"{one['metric']} {one['value']:.4g}" for one in shown)
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the model that is measured lies."""
+        return self.student.folder / ("model" if self.snapshot is None else f"snapshots/{self.snapshot}")
+
+    def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        model = _loaded(self.model_folder, self.how.batch_size)
+        found = run_tasks(
+            model,
+            self.tasks,
+            self.task,
+            limit=self.how.limit,
+            num_fewshot=self.how.num_fewshot,
+            log_samples=self.how.samples,
+            progress=progress,
+        )
+        return {} if found is None or not is_main() else write_results(found, folder)
+
+
+def write_results(found: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write what the harness found, in its layout, into `folder`; returns its metrics as figures of a stage."""
+    from lm_eval.utils import handle_non_serializable
+
+    samples = found.pop("samples", None)
+    write_text(folder / RESULTS, json.dumps(found, indent=2, default=handle_non_serializable, ensure_ascii=False))
+    if samples is not None:
+        lines = [
+            json.dumps({"task": task} | sample, default=handle_non_serializable, ensure_ascii=False) + "\n"
+            for task, several in samples.items()
+            for sample in several
+        ]
+        write_text(folder / SAMPLES, "".join(lines))
+    return {
+        "metrics": [one._asdict() for one in metrics(found)],
+        "documents": {task: counts["effective"] for task, counts in found["n-samples"].items()},
+        "model_sha": found["config"]["model_sha"],
+    }
+
+
+_last: dict[tuple[Path, int | str], CoCoMixLM] = {}
+
+
+def _loaded(folder: Path, batch_size: int | str) -> CoCoMixLM:
+    """The model, kept until another is asked for: tasks of one student follow each other."""
+    if (folder, batch_size) not in _last:
+        _last.clear()
+        _last[folder, batch_size] = CoCoMixLM(folder, batch_size=batch_size)
+    return _last[folder, batch_size]
 
 
 class TaskOptions(NamedTuple):
@@ -61,7 +255,6 @@ class TaskOptions(NamedTuple):
 
     def settings(self) -> "HarnessSettings":
         """How tasks are run, for a stage."""
-        from cocomix.pipeline.harness_stage import HarnessSettings
 
         return HarnessSettings(self.limit, self.num_fewshot, self.batch_size, self.samples)
 
@@ -72,8 +265,7 @@ def evaluate_tasks(run: "Run", students: Sequence[str], options: TaskOptions) ->
     Raises:
         CocomixError: unknown task or student, missing data, or a student that is not trained.
     """
-    from cocomix.evaluation.harness.table import Metric, results_table
-    from cocomix.pipeline.harness_stage import HarnessStage
+    from cocomix.evaluation.harness.run import Metric, results_table
 
     chosen = _chosen(run, students)
     for stage in chosen:
@@ -90,9 +282,7 @@ def evaluate_tasks(run: "Run", students: Sequence[str], options: TaskOptions) ->
 def evaluate_model(source: str, options: TaskOptions, output: Path | None) -> None:
     """Run the harness's tasks on any model folder or hub id; results go to `output/TASK/results.json`."""
     from cocomix.evaluation.harness.model import CoCoMixLM
-    from cocomix.evaluation.harness.run import run_tasks
-    from cocomix.evaluation.harness.table import metrics, results_table
-    from cocomix.pipeline.harness_stage import write_results
+    from cocomix.evaluation.harness.run import metrics, results_table, run_tasks
 
     known = options.known()
     model = CoCoMixLM(source, batch_size=options.batch_size)
@@ -139,8 +329,6 @@ def evaluate_snapshots(run: "Run", students: Sequence[str], options: TaskOptions
     for stage, figures in zip(stages, _do(run, stages), strict=True):
         rows.append(_row(stage.student, stage.snapshot, f"{stage.split} perplexity", figures["perplexity"], None))
     if options.names:
-        from cocomix.pipeline.harness_stage import HarnessStage
-
         known, settings = options.known(), options.settings()
         asked = [HarnessStage(one, task, known, settings, name) for one, name in chosen for task in options.names]
         for stage, one in _metrics(asked, _do(run, asked)):

@@ -1,15 +1,120 @@
 """The stage that labels the corpus with concepts."""
 
+import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from cocomix.labels.labelling import label_split
-from cocomix.labels.store import LabelStore
-from cocomix.pipeline.config import RunConfig
-from cocomix.pipeline.label_sets import LabelSet
+from transformers import PretrainedConfig
+
+from cocomix.labels.labeler import ConceptLabeller, LiveLabels, TopTokens, label_split
+from cocomix.labels.store import LabelReader, LabelStore
+from cocomix.model.flops import labelling_flops, model_flops
+from cocomix.model.loading import model_config
+from cocomix.pipeline.config import LabelConfig, RunConfig
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
+from cocomix.utils.console import world_size
+from cocomix.utils.errors import CocomixError
+
+# Where students get concept labels from: a store made once, or the concept model itself while they train.
+#
+# Both are made by the same labeller, so a student ends with the same weights either way. A store costs disk and is
+# charged to its readers by the share they read; live labels cost their passes again in every epoch of every student,
+# and count as training.
+
+
+class LabelSet(ABC):
+    """One named set of labels.
+
+    Attributes:
+        config: its section of the run's settings.
+        needed: stages that must be finished before it can be read.
+    """
+
+    config: LabelConfig
+    teacher: TeacherStage
+    sae: SaeStage
+    seq_len: int
+    needed: list[Stage]
+
+    @abstractmethod
+    def reader(self, split: str, sign: str) -> LabelReader:
+        """The labels of `split` with `sign`, checked against the tokens, teacher and SAE as they are now."""
+
+    @abstractmethod
+    def made_once(self) -> dict[str, float]:
+        """`seconds` and `flops` spent before any training."""
+
+    @abstractmethod
+    def reader_settings(self) -> dict[str, Any]:
+        """What of its settings a student's fingerprint must hold, beyond the stages it needs."""
+
+    @abstractmethod
+    def live_share(self, batch_size: int, processes: int) -> float:
+        """Windows labelled for each one trained on, in steps of `batch_size` windows shared by `processes`.
+
+        0 if labels are stored; above 1 where passes are filled up by repetition.
+        """
+
+    def labeller(self, signs: tuple[str, ...]) -> ConceptLabeller:
+        """What makes the labels, with the finished teacher and SAE."""
+        config = self.config
+        return ConceptLabeller(
+            self.teacher.model(),
+            self.sae.model(),
+            layer=self.sae.config.layer,
+            rule=config.rule,
+            signs=signs,
+            k=config.k,
+            batch_size=config.batch_size,
+            precision=config.precision,
+        )
+
+    def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
+        """Operations a labelled token of this set takes, by a concept model and an SAE of these shapes."""
+        return labelling_flops(
+            teacher, n_latents=n_latents, k=k, layer=self.sae.config.layer, rule=self.config.rule, seq_len=self.seq_len
+        )
+
+    def live_flops(self, batch_size: int) -> float:
+        """Operations of labelling in every trained token, with the finished teacher and SAE; 0 if labels are stored."""
+        share = self.live_share(batch_size, world_size())
+        if not share:
+            return 0.0
+        shape = model_config(self.teacher.folder / "model", self.teacher.again)
+        return share * self.flops_per_token(shape, self.sae.figures["n_latents"], self.sae.figures["k"])
+
+
+class LiveLabelSet(LabelSet):
+    """Labels made in every training step; nothing on disk."""
+
+    def __init__(self, config: LabelConfig, teacher: TeacherStage, sae: SaeStage) -> None:
+        self.config, self.teacher, self.sae, self.seq_len = config, teacher, sae, sae.seq_len
+        self.needed = [teacher, sae]
+
+    def reader(self, split: str, sign: str) -> LabelReader:
+        return LiveLabels(self.teacher.tokens.shards(split), self.labeller((sign,)), seq_len=self.seq_len)
+
+    def made_once(self) -> dict[str, float]:
+        return {"seconds": 0.0, "flops": 0.0}
+
+    def reader_settings(self) -> dict[str, Any]:
+        return {"live_labels": self.config.model_dump(mode="json", exclude={"signs", "scores"})}
+
+    def live_share(self, batch_size: int, processes: int) -> float:
+        share = math.ceil(batch_size / processes)
+        passes = math.ceil(share / self.config.batch_size)
+        return passes * self.config.batch_size / share
+
+
+def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> LabelSet:
+    """The set `name`, stored or live as its settings say."""
+
+    if config.labels[name].live:
+        return LiveLabelSet(config.labels[name], teacher, sae)
+    return LabelStage(run_dir, name, config, teacher, sae)
 
 
 class LabelStage(Stage, LabelSet):
@@ -85,3 +190,64 @@ class LabelStage(Stage, LabelSet):
 
     def live_share(self, batch_size: int, processes: int) -> float:
         return 0.0
+
+
+# The stage that stores the teacher's likeliest tokens, for distillation without running it again.
+
+
+class LogitsStage(Stage):
+    """The k likeliest next tokens of every training position, and their log-probabilities."""
+
+    version = 2  # sharded stores
+    distributed = True
+
+    def __init__(self, run_dir: Path, k: int, config: RunConfig, teacher: TeacherStage) -> None:
+        super().__init__(run_dir, f"logits/top{k}", "cocomix label --name logits", [teacher.tokens, teacher])
+        self.k, self.seq_len, self.teacher, self.tokens = k, config.seq_len, teacher, teacher.tokens
+        self.batch_size = config.evaluation.batch_size
+        self.precision = config.students_train.precision
+        self.shard_tokens = config.tokens.shard_tokens
+
+    def settings(self) -> dict[str, Any]:
+        return {"k": self.k, "seq_len": self.seq_len, "precision": self.precision, "batch_size": self.batch_size}
+
+    def outputs(self) -> list[str]:
+        return ["top/manifest.json"]
+
+    def verify(self) -> None:
+        self.store()
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        return f"{self.k} tokens a position; {figures['tokens_per_second']:,.0f} tokens/s"
+
+    def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        teacher, shards = self.teacher.model(), self.tokens.shards("train")
+        if self.k > shards.vocab_size:
+            raise CocomixError(f"teacher_top_k {self.k} is more than the vocabulary of {shards.vocab_size}; lower it")
+        figures = label_split(
+            TopTokens(
+                teacher,
+                k=self.k,
+                vocab_size=shards.vocab_size,
+                batch_size=self.batch_size,
+                precision=self.precision,
+            ),
+            shards,
+            folder,
+            seq_len=self.seq_len,
+            lineage=self.lineage(),
+            scores=True,
+            shard_tokens=self.shard_tokens,
+            progress=progress,
+        )
+        return figures | {"flops": model_flops(teacher.config, self.seq_len).forward * figures["tokens"]}
+
+    def lineage(self) -> dict[str, Any]:
+        """What these logits depend on, by content."""
+        tokens = self.tokens.shards("train").fingerprint
+        return self.settings() | {"tokens": tokens, "teacher": self.teacher.checksum()}
+
+    def store(self) -> LabelStore:
+        """The finished logits, checked against the tokens and the teacher as they are now."""
+        _ = self.figures
+        return LabelStore.open(self.folder / "top", expect=self.lineage())

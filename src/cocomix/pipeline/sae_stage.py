@@ -12,19 +12,18 @@ from cocomix.model.teacher import hidden_at
 from cocomix.objectives.sae import SaeObjective
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import TokensStage
-from cocomix.pipeline.lent import Lending, borrowed, known_as
-from cocomix.pipeline.stage import ModelStage
+from cocomix.pipeline.stage import Lending, ModelStage, borrowed, known_as
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.training import recipe, train_objective, training_figures
-from cocomix.report.sae_page import write_sae_page
+from cocomix.report.page import write_sae_page
 from cocomix.sae.formats import load_sae
 from cocomix.sae.metrics import Reconstruction, spliced_losses
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.batches import BatchSource
+from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device, on_main
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import check_weights
-from cocomix.utils.processes import is_main
 
 LOWEST_EXPLAINED_VARIANCE = 0.3
 """Below this a loaded autoencoder is taken for another layer's; published ones explain well over 0.8 of theirs."""

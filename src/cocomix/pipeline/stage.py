@@ -13,19 +13,19 @@ import os
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from cocomix.utils.clock import Stopwatch
+from cocomix.utils.console import is_main
 from cocomix.utils.distributed import barrier
 from cocomix.utils.env import git_commit, machine
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import SEAL, disk_full, read_json, seal, sha256, write_sealed
 from cocomix.utils.integrity import NOTE, FileEntry, check_files
-from cocomix.utils.processes import is_main
 
 RECORD, SECONDS, CHECKPOINTS = "stage.json", "seconds.json", "checkpoints"
 MANIFESTS = {"manifest.json", "corpus.json"}
@@ -281,3 +281,31 @@ def _only_one(partial: Path, title: str) -> Iterator[None]:
         except BlockingIOError:
             raise CocomixError(f"another command is working on {title} right now; wait until it is done") from None
         yield
+
+
+# What one run uses of another: a stage elsewhere whose output stands in for training one's own.
+
+
+class Lent(NamedTuple):
+    """A stage of another run."""
+
+    name: str
+    """how the configuration calls it, e.g. `$sotu/teacher/model`; wherever the runs lie, it is the same"""
+    stage: Stage
+    """what must be finished first, and makes the borrower outdated when it is made again"""
+
+
+Lending = Mapping[str, Lent]
+"""By the path the borrower's configuration has."""
+
+
+def borrowed(lending: Lending, source: str | None) -> list[Stage]:
+    """The stage behind `source`, as further inputs of a stage; none where it is nobody else's."""
+    lent = lending.get(source or "")
+    return [] if lent is None else [lent.stage]
+
+
+def known_as(lending: Lending, source: str | None) -> str | None:
+    """`source` by the name that does not depend on where runs lie."""
+    lent = lending.get(source or "")
+    return source if lent is None else lent.name

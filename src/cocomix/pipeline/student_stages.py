@@ -13,16 +13,15 @@ from cocomix.model.loading import load_causal_lm
 from cocomix.objectives.base import Objective
 from cocomix.objectives.variants import VARIANTS, build_student
 from cocomix.pipeline.config import RunConfig
-from cocomix.pipeline.label_sets import LabelSet
-from cocomix.pipeline.logits_stage import LogitsStage
+from cocomix.pipeline.label_stages import LabelSet, LogitsStage
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import ModelStage, Stage
 from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
+from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device
 from cocomix.utils.files import check_weights
-from cocomix.utils.processes import is_main
 
 
 class StudentStage(ModelStage):

@@ -11,14 +11,13 @@ from cocomix.model.loading import load_causal_lm, model_config
 from cocomix.objectives.ntp import NtpObjective
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import TokensStage
-from cocomix.pipeline.lent import Lending, borrowed, known_as
-from cocomix.pipeline.stage import ModelStage
+from cocomix.pipeline.stage import Lending, ModelStage, borrowed, known_as
 from cocomix.pipeline.training import describe_curve, recipe, train_objective, training_figures, validation_curve
 from cocomix.train.batches import BatchSource
+from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import check_weights
-from cocomix.utils.processes import is_main
 
 SPARE_IDS = 1024
 """Embedding rows a published model may have beyond its tokenizer's vocabulary, as padding for alignment."""

@@ -1,30 +1,34 @@
 """A run's finished parts by what a user calls them, and one sentence where there are none."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
+from cocomix.analysis.inspect import Reading, read_text
+from cocomix.analysis.naming import Names, read_names
+from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active
+from cocomix.pipeline.config import load_config
+from cocomix.pipeline.run import Run
+from cocomix.pipeline.student_stages import StudentStage
+from cocomix.sae.formats import FORMATS
+from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
-if TYPE_CHECKING:
-    from cocomix.pipeline.run import Run
-    from cocomix.pipeline.student_stages import StudentStage
 
-
-def existing_run(folder: Path) -> "Run":
+def existing_run(folder: Path) -> Run:
     """The run in `folder`, with its own settings.
 
     Raises:
         CocomixError: there is none.
     """
-    from cocomix.pipeline.config import load_config
-    from cocomix.pipeline.run import Run
-
     if not (folder / "config.yaml").exists():
         raise CocomixError(f"there is no run in {folder}; run `cocomix demo` first or give another --run")
     return Run(folder, load_config(folder / "config.yaml"))
 
 
-def student_stage(run: "Run", student: str, seed: int) -> "StudentStage":
+def student_stage(run: Run, student: str, seed: int) -> StudentStage:
     """The stage of a student.
 
     Raises:
@@ -37,7 +41,7 @@ def student_stage(run: "Run", student: str, seed: int) -> "StudentStage":
     raise CocomixError(f"{run.folder} has no student {student!r} of seed {seed}; choose one of {there}")
 
 
-def with_concepts(run: "Run", stage: "StudentStage") -> Any:
+def with_concepts(run: Run, stage: StudentStage) -> Any:
     """The finished student of `stage`, one that predicts concepts.
 
     Raises:
@@ -51,3 +55,73 @@ def with_concepts(run: "Run", stage: "StudentStage") -> Any:
             + (f"choose --student {' or '.join(may)}" if may else "train one with the objective cocomix")
         )
     return model
+
+
+# `cocomix inspect`: from a run to a reading of a text.
+
+
+def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, concept: int | None) -> Reading:
+    """`read_text` of a run's student, with the teacher's labels by the student's own rule, and names, if any.
+
+    Raises:
+        CocomixError: no such run or student, or as `read_text`.
+    """
+    run = existing_run(folder)
+    stage = student_stage(run, student, seed)
+    model, tokenizer = with_concepts(run, stage), stage.tokens.tokenizer()
+    ids = tokenizer.encode(text)
+    if not text.strip():
+        raise CocomixError("the text is empty; give some words")
+    of_the_sae = stage.variant.recall and stage.sae.done()  # bootstrapped concepts are the student's own
+    names = read_names(folder, stage.sae.checksum()) if of_the_sae else Names(None, {})
+    fits = len(ids) <= model.config.max_position_embeddings
+    return read_text(
+        model,
+        ids,
+        lambda some: str(tokenizer.decode(list(some))),
+        top=top,
+        concept=concept,
+        labels=teacher_labels(stage, ids) if of_the_sae and fits else None,
+        name=names.name,
+    )
+
+
+def teacher_labels(stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
+    """Labels `[1, seq, K_attr]` of a text by the rule and sign the student was taught with.
+
+    None where it was taught without labels, the teacher is not there, or there is no next token.
+    """
+    if not has_teacher_labels(stage):
+        return None
+    return labels_of(stage, ids, stage.sae.teacher.model(), stage.sae.model())
+
+
+def has_teacher_labels(stage: StudentStage) -> bool:
+    """Whether it was taught with labels whose teacher and autoencoder are there."""
+    return stage.labels is not None and stage.sae.teacher.done() and stage.sae.done()
+
+
+def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae: TopKSAE) -> ConceptLabels | None:
+    """`teacher_labels` with the models at hand; only of a student that has them."""
+    if stage.labels is None or len(ids) < 2:
+        return None
+    config = stage.labels.config
+    tokens = torch.tensor([ids], device=sae.encoder_weight.device)
+    active = attribute_active(teacher, sae, tokens, layer=stage.sae.config.layer, rule=config.rule, sign=stage.sign)
+    return select_active(active, config.k)
+
+
+def export_sae(run: Run, name: str, folder: Path) -> Path:
+    """Write the run's finished autoencoder to `folder` in the format `name`, a key of `FORMATS`; returns `folder`.
+
+    Raises:
+        CocomixError: no such format, one that cannot represent this autoencoder, or a folder in use.
+    """
+    if name not in FORMATS:
+        raise CocomixError(f"there is no SAE format {name!r}; choose one of {', '.join(FORMATS)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CocomixError(f"{folder} holds something already; give a new folder")
+    teacher = run.config.teacher.pretrained
+    about = {"layer": run.sae.config.layer, "model": teacher or f"{run.config.title} (trained by cocomix)"}
+    FORMATS[name].write(run.sae.model().cpu(), folder, about)
+    return folder

@@ -10,12 +10,12 @@ from torch import nn
 from cocomix.data.shards import TokenShards
 from cocomix.evaluation.perplexity import perplexity
 from cocomix.evaluation.recall import concept_recall
-from cocomix.labels.label_reader import LabelReader
+from cocomix.labels.store import LabelReader
 from cocomix.objectives.base import Objective
 from cocomix.pipeline.config import EvaluationConfig
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
-from cocomix.train.snapshots import save_model
+from cocomix.train.parallel import save_model
 from cocomix.train.trainer import Trainer, TrainResult
 
 

@@ -7,8 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cocomix.report.statistics import derive
-from cocomix.report.wording import headline
+from cocomix.report.statistics import derive, headline
 
 COLUMNS: tuple[str, ...] = (
     "student",

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.model.next_token import next_token_losses
-from cocomix.model.teacher import hidden_at, model_inputs, resumed_at
+from cocomix.model.teacher import hidden_at, model_inputs, next_token_losses, resumed_at
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 

@@ -11,9 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from cocomix.kernels.topk import largest
-from cocomix.sae.sae import TopKSAE
-from cocomix.sae.sae_encode import encode_chosen
+from cocomix.kernels.sparse import largest
+from cocomix.sae.sae import TopKSAE, encode_chosen
 from cocomix.utils.distributed import mean_over_processes
 
 

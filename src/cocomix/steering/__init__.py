@@ -1,12 +1,29 @@
 """Changing concepts while a model runs, and measuring whether that works."""
 
-from cocomix.model.concept_logits import concept_head, steered
-from cocomix.model.interventions import INTERVENTIONS, Ablate, Amplify, Clamp, Dampen, Intervention
-from cocomix.model.plan import Setting, Steering
+from cocomix.model.interventions import (
+    INTERVENTIONS,
+    Ablate,
+    Amplify,
+    Clamp,
+    Dampen,
+    Intervention,
+    Setting,
+    Steering,
+    concept_head,
+    steered,
+)
 from cocomix.steering.residual import steer_residual
 from cocomix.steering.score import Place, Trial, choose_concepts, steering_score, strongest_places
-from cocomix.steering.serialization import SharedItem, SharedSetting, from_items, from_json, to_items, to_json
-from cocomix.steering.text import format_steering, parse_steering
+from cocomix.steering.serialization import (
+    SharedItem,
+    SharedSetting,
+    format_steering,
+    from_items,
+    from_json,
+    parse_steering,
+    to_items,
+    to_json,
+)
 
 __all__ = [
     "INTERVENTIONS",

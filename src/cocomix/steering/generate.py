@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from cocomix.data.tokenizer import load_tokenizer
-from cocomix.model.concept_logits import steered
+from cocomix.model.interventions import steered
 from cocomix.model.loading import load_causal_lm
-from cocomix.steering.text import parse_steering
+from cocomix.steering.serialization import parse_steering
 from cocomix.utils.errors import CocomixError
 
 
@@ -36,7 +36,7 @@ def continue_text(
 ) -> str:
     """Prompt and continuation as text; `temperature` 0 is greedy decoding.
 
-    With `steer`, such as `c123=+4,c7:off`, the model's concepts are steered; see `cocomix.steering.text`.
+    With `steer`, such as `c123=+4,c7:off`, the model's concepts are steered; see `cocomix.steering.serialization`.
 
     Raises:
         CocomixError: the model or its tokenizer cannot be loaded, prompt and continuation exceed its positions, or the

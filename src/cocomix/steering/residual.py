@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from cocomix.model.interventions import Scale
-from cocomix.model.plan import Plan, Steering
+from cocomix.model.interventions import Plan, Scale, Steering
 from cocomix.model.teacher import check_layer
 from cocomix.sae.sae import SparseLatents, TopKSAE
 from cocomix.utils.errors import CocomixError

@@ -17,9 +17,7 @@ from transformers import PreTrainedModel
 
 from cocomix.data.shards import TokenShards
 from cocomix.evaluation.perplexity import window_subset
-from cocomix.model.concept_logits import concept_head, steered
-from cocomix.model.interventions import Clamp
-from cocomix.model.plan import Setting
+from cocomix.model.interventions import Clamp, Setting, concept_head, steered
 from cocomix.model.teacher import hidden_at
 from cocomix.sae.sae import SparseLatents, TopKSAE
 from cocomix.utils.errors import CocomixError

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from cocomix.data.shards import TokenShards
-from cocomix.labels.label_reader import LabelReader
-from cocomix.labels.store import LabelStore
+from cocomix.labels.store import LabelReader, LabelStore
 
 
 class BatchSource:

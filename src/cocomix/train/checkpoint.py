@@ -21,11 +21,11 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from cocomix.utils.console import is_main, rank, world_size
 from cocomix.utils.distributed import gathered, on_main
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import read_sealed, sha256, write_sealed
 from cocomix.utils.integrity import is_inside
-from cocomix.utils.processes import is_main, rank, world_size
 
 KEEP = 2
 META = "meta.json"

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cocomix.utils.precision import Precision
+from cocomix.utils.env import Precision
 
 HOW = (
     "micro_batch_size",

@@ -8,8 +8,8 @@ import torch
 
 from cocomix.train.config import TrainConfig
 from cocomix.train.trackers import open_tracker
-from cocomix.utils.hardware import memory_used, peak_flops
-from cocomix.utils.processes import world_size
+from cocomix.utils.console import world_size
+from cocomix.utils.env import memory_used, peak_flops
 
 
 class Metrics:

@@ -5,10 +5,13 @@ same numbers. Parameter names are the same in both, so a checkpoint of one loads
 """
 
 import contextlib
+import os
+import shutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +22,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cocomix.objectives.base import Objective
-from cocomix.utils.distributed import device
-from cocomix.utils.processes import is_main, world_size
+from cocomix.utils.console import is_main, world_size
+from cocomix.utils.distributed import device, on_main
 
 
 class Parallel(ABC):
@@ -114,3 +117,25 @@ def whole(module: nn.Module) -> Iterator[None]:
     finally:
         for owner, name, parameter in places:
             owner._parameters[name] = parameter
+
+
+# Whole models kept along a training run, in their own format, to be evaluated or published like the last one.
+
+
+def save_model(objective: Objective, folder: Path) -> None:
+    """Save the trained model to `folder`; all processes must call it."""
+    with whole(objective):
+        on_main(lambda: objective.save(folder))
+
+
+def save_snapshot(objective: Objective, folder: Path, step: int) -> None:
+    """Save the model to `folder/snapshots/step-N`, whole or not at all; all processes must call it."""
+    final = folder / "snapshots" / f"step-{step:08d}"
+    temporary = final.with_name(f".{final.name}.tmp")
+    save_model(objective, temporary)
+    on_main(lambda: _renamed(temporary, final))
+
+
+def _renamed(temporary: Path, final: Path) -> None:
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)

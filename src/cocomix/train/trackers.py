@@ -18,8 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cocomix.utils.console import is_main
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.processes import is_main
 
 PROJECT = "cocomix"
 PACKAGES = {"comet_ml": "comet-ml"}

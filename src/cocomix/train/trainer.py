@@ -9,32 +9,141 @@ over each part). Seconds count training only: evaluation and checkpoints are lef
 import contextlib
 import hashlib
 import json
+import math
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from cocomix.data.sampler import batch_order
 from cocomix.objectives.base import Objective
 from cocomix.train.batches import BatchSource
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
 from cocomix.train.config import TrainConfig
-from cocomix.train.guard import ON_FAULT, Guard, check_not_hopeless
 from cocomix.train.metrics import Metrics
 from cocomix.train.optimizer import adamw
-from cocomix.train.parallel import parallel
-from cocomix.train.snapshots import save_snapshot
-from cocomix.train.state import total_norm, training_tensors
+from cocomix.train.parallel import parallel, save_snapshot
+from cocomix.utils.console import is_main, rank, world_size
 from cocomix.utils.distributed import StopRequest, anywhere, device, mean_over_processes
+from cocomix.utils.env import autocast
 from cocomix.utils.errors import CocomixError, Interrupted
-from cocomix.utils.precision import autocast
-from cocomix.utils.processes import is_main, rank, world_size
+
+# Everything of a training run that is a tensor, under names that do not depend on how many processes share it.
+
+
+def training_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Parameters, persistent buffers and AdamW's moments, by name; what is written into them is written into the run.
+
+    A tied parameter appears once. Moments that do not exist yet, before the first step, are made as zeros.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in module.named_parameters():
+        tensors[f"model.{name}"] = parameter.detach()
+        if parameter.requires_grad:
+            for kind, moment in _moments(optimizer, parameter).items():
+                tensors[f"optimizer.{name}.{kind}"] = moment
+    kept = module.state_dict().keys()
+    return tensors | {f"model.{name}": buffer for name, buffer in module.named_buffers() if name in kept}
+
+
+def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    state = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        state["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
+    return state
+
+
+def total_norm(norms: list[torch.Tensor]) -> torch.Tensor:
+    """Euclidean norm over several modules' gradients, from their own norms, a plain scalar."""
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))
+
+
+# What to do about a step whose loss or gradient is not finite, or whose loss jumps: stop, or leave the step out.
+
+REMEMBERED, NEEDED = 50, 10
+"""Losses a jump is judged by, and how many there must be before one can be."""
+
+
+class Guard:
+    """Judges each step before its gradient is used.
+
+    Args:
+        spike_factor: a loss beyond this many times the median of the last 50 is a spike; None: never.
+        recent: the losses remembered so far, newest last, e.g. from a checkpoint.
+    """
+
+    def __init__(self, spike_factor: float | None, recent: list[float] | None = None) -> None:
+        self.spike_factor = spike_factor
+        self.recent = list(recent or [])
+
+    def fault(self, loss: float, grad_norm: float) -> str | None:
+        """What is wrong with this step, in a few words; None if it is sound, and its loss is then remembered."""
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(grad_norm):
+            return f"the gradient's norm is {grad_norm} (loss {loss:.4g})"
+        if self.spike_factor is not None and len(self.recent) >= NEEDED:
+            usual = median(self.recent)
+            if loss > self.spike_factor * usual:
+                return f"the loss jumped to {loss:.4g}, the median of the last {len(self.recent)} is {usual:.4g}"
+        self.recent = [*self.recent, loss][-REMEMBERED:]
+        return None
+
+
+class OnFault(ABC):
+    """What a faulty step leads to."""
+
+    @abstractmethod
+    def handle(self, event: dict[str, Any]) -> None:
+        """Called with `step`, `fault` and `windows`, the ids of the batch's windows; its gradient is not used."""
+
+
+class Stop(OnFault):
+    """End the run; its last checkpoint is from before the step."""
+
+    def handle(self, event: dict[str, Any]) -> None:
+        raise CocomixError(
+            f"{event['fault']} by step {event['step']} (windows {', '.join(map(str, event['windows']))}); lower"
+            " learning_rate, use precision fp32, or set on_fault to skip"
+        )
+
+
+class Skip(OnFault):
+    """Leave the step out and go on."""
+
+    def handle(self, event: dict[str, Any]) -> None:
+        pass
+
+
+ON_FAULT: dict[str, OnFault] = {"stop": Stop(), "skip": Skip()}
+
+LONGEST_RUN_OF_FAULTS = 20
+
+
+def check_not_hopeless(skipped: list[dict[str, Any]], step: int) -> None:
+    """Refuse to skip for ever.
+
+    Raises:
+        CocomixError: the last 20 steps were all left out.
+    """
+    last = skipped[-LONGEST_RUN_OF_FAULTS:]
+    if len(last) == LONGEST_RUN_OF_FAULTS and last[0]["step"] > step - LONGEST_RUN_OF_FAULTS:
+        raise CocomixError(
+            f"the last {LONGEST_RUN_OF_FAULTS} steps were all left out ({last[-1]['fault']} by step {step});"
+            " lower learning_rate or use precision fp32"
+        )
 
 
 @dataclass

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from cocomix.utils.console import is_main, rank, world_size
 from cocomix.utils.errors import Interrupted
-from cocomix.utils.processes import is_main, rank, world_size
 
 __all__ = [
     "Interrupted",

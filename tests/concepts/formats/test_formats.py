@@ -11,11 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cocomix.sae import TopKSAE
-from cocomix.sae.activation import ACTIVATIONS, Activation
 from cocomix.sae.formats import FORMATS, load_sae
-from cocomix.sae.formats.hooks import block_before
-from cocomix.sae.formats.hub import is_hub_id
-from cocomix.sae.normalisation import NORMALISATIONS
+from cocomix.sae.formats.base import block_before, is_hub_id
+from cocomix.sae.sae import ACTIVATIONS, NORMALISATIONS, Activation
 from cocomix.utils.errors import CocomixError
 
 D, C, K = 8, 20, 4

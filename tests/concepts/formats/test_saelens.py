@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cocomix.sae import TopKSAE
-from cocomix.sae.activation import JumpReLU
 from cocomix.sae.formats import FORMATS, load_sae
+from cocomix.sae.sae import JumpReLU
 from cocomix.utils.errors import CocomixError
 
 pytest.importorskip("sae_lens")

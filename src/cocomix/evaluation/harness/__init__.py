@@ -15,8 +15,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from cocomix.evaluation.harness.model import CoCoMixLM
-from cocomix.evaluation.harness.run import run_tasks
-from cocomix.evaluation.harness.table import metrics, results_table
+from cocomix.evaluation.harness.run import metrics, results_table, run_tasks
 from cocomix.evaluation.harness.tasks import Tasks
 
 __all__ = ["CoCoMixLM", "Tasks", "metrics", "results_table", "run_tasks"]

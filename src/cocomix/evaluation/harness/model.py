@@ -27,10 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import cocomix
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.model.loading import load_causal_lm
+from cocomix.utils.console import rank, world_size
 from cocomix.utils.distributed import device as own_device
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import sha256
-from cocomix.utils.processes import rank, world_size
 
 HFLM: Any = huggingface.HFLM  # its registration hides its type
 harness_log = logging.getLogger("lm_eval.models.huggingface")

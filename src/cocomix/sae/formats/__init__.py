@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from cocomix.sae.formats.base import LoadedSae, SaeFormat
+from cocomix.sae.formats.base import LoadedSae, SaeFormat, block_before, check_hook, fetch, is_hub_id
 from cocomix.sae.formats.cocomix import OwnFormat
-from cocomix.sae.formats.hooks import block_before, check_hook
-from cocomix.sae.formats.hub import fetch, is_hub_id
 from cocomix.sae.formats.openai import OpenAiFormat
 from cocomix.sae.formats.saelens import SaeLensFormat
 from cocomix.sae.formats.sparsify import SparsifyFormat

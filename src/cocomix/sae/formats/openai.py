@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from cocomix.sae.activation import ACTIVATIONS
 from cocomix.sae.formats.base import LoadedSae, SaeFormat, filled
-from cocomix.sae.sae import TopKSAE
+from cocomix.sae.sae import ACTIVATIONS, TopKSAE
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import check_readable
 

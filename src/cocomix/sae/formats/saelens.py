@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cocomix.sae.activation import Activation, JumpReLU, ReLU
 from cocomix.sae.formats.base import LoadedSae, SaeFormat, filled
 from cocomix.sae.reading import agrees, peek_json, read_json, read_tensors, shaped, sizes, whole, words
-from cocomix.sae.sae import TopKSAE
+from cocomix.sae.sae import Activation, JumpReLU, ReLU, TopKSAE
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_json
 

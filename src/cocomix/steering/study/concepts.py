@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from cocomix.analysis.naming import OF_THE_BEST, STABLE
-from cocomix.analysis.record import ConceptName, Names, TokenScore
+from cocomix.analysis.naming import OF_THE_BEST, STABLE, ConceptName, Names, TokenScore
 from cocomix.evaluation.perplexity import window_subset
 from cocomix.steering.score import Activity, ranked_concepts
 from cocomix.utils.errors import CocomixError

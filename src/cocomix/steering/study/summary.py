@@ -17,9 +17,77 @@ from typing import Any
 
 import numpy as np
 
-from cocomix.steering.study.area import BOUND, best_dose, bounded_area
-from cocomix.steering.study.bootstrap import Resampling, interval
 from cocomix.steering.study.method_result import GAINS, Part
+
+# One number for a method: how much of a concept it brings for how little fluency.
+#
+# A dose d has a gain g_d (presence of the concept less that in unsteered text) and a cost c_d (fluency loss in nats a
+# token). What can be had for a cost of at most x is G(x) = max(0, max {g_d : c_d <= x}), for nothing can always be done
+# at no cost. The number is its mean over all budgets up to B,
+#
+#     A = 1/B * integral from 0 to B of G(x) dx,
+#
+# between 0 and the largest gain; a dose that costs nothing, or less than nothing, counts in full. Only the doses that
+# were measured count, nothing is interpolated, so G is a staircase and A exact.
+
+BOUND = 1.0
+"""B, nats a token."""
+
+
+def bounded_area(gains: np.ndarray, costs: np.ndarray, bound: float = BOUND) -> np.ndarray:
+    """A of gains and costs `[..., doses]`, float64 `[...]`."""
+    costs = np.clip(costs, 0, bound)
+    order = np.argsort(costs, axis=-1, kind="stable")
+    costs = np.take_along_axis(costs, order, -1)
+    best = np.maximum.accumulate(np.take_along_axis(gains, order, -1).clip(min=0), axis=-1)
+    ends = np.concatenate([costs[..., 1:], np.full((*costs.shape[:-1], 1), bound)], -1)
+    return (best * (ends - costs)).sum(-1) / bound
+
+
+def best_dose(gains: np.ndarray, costs: np.ndarray, bound: float = BOUND) -> int | None:
+    """The dose of the largest gain among those `[doses]` that cost at most `bound`; None if none gains anything."""
+    affordable = np.where(costs <= bound, gains, -np.inf)
+    best = int(affordable.argmax())
+    return best if affordable[best] > 0 else None
+
+
+# Means over seeds and concepts, and how far they would move with other ones.
+#
+# Seeds and concepts are drawn anew, with replacement and independently of each other, and everything is computed from
+# the same draws: so the interval of a difference between two methods is that of paired data. Three seeds say little
+# about the spread over seeds, and the intervals are then a little narrow; with one seed they are over concepts alone.
+
+DRAWS = 2000
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the 95 % interval."""
+
+
+class Resampling:
+    """How often each seed and each concept is in each draw; the first draw is the data themselves.
+
+    Attributes:
+        seeds, concepts: weights that sum to 1 in each draw, float64 `[1 + DRAWS, seeds]` and `[1 + DRAWS, concepts]`.
+    """
+
+    def __init__(self, n_seeds: int, n_concepts: int, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        self.seeds, self.concepts = (_weights(generator, n) for n in (n_seeds, n_concepts))
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Of `values` `[seeds, concepts, ...]`: the mean of each draw, `[1 + DRAWS, ...]`."""
+        return np.einsum("rs,rc,sc...->r...", self.seeds, self.concepts, values, optimize=True)
+
+
+def _weights(generator: np.random.Generator, n: int) -> np.ndarray:
+    drawn = generator.multinomial(n, np.full(n, 1 / n), DRAWS)
+    return np.concatenate([np.ones((1, n)), drawn]) / n
+
+
+def interval(draws: np.ndarray) -> dict[str, Any]:
+    """`mean` of the data, `low` and `high` of the 95 % interval, from `[1 + DRAWS]` as `Resampling.means` has them."""
+    low, high = np.percentile(draws[1:], INTERVAL)
+    return {"mean": float(draws[0]), "low": float(low), "high": float(high)}
+
 
 COSTS = ("fluency_loss",)
 FIGURES = ("distinct1", "distinct2", "repeated4", "leak")

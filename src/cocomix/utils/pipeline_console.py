@@ -1,6 +1,0 @@
-"""Where a run talks to its user."""
-
-from rich.console import Console
-
-console = Console()
-errors = Console(stderr=True)
