@@ -1,7 +1,7 @@
 """Make a run again, in the same circumstances and in others, and say what came out the same.
 
-    python benchmarks/determinism.py -o results/determinism                        # toy models, in all circumstances
-    python benchmarks/determinism.py -c demo --only again -o results/determinism   # the demo itself, twice
+    python -m benchmarks.determinism -o results/determinism                        # toy models, in all circumstances
+    python -m benchmarks.determinism -c demo --only again -o results/determinism   # the demo itself, twice
 
 Every run starts from nothing in a fresh folder. A figure of the report is any number in it that is not a reading of a
 clock; files are compared byte by byte, but for those readings (`same_bits`). `again` must be the same in everything, or
@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from provenance import provenance
-from same_bits import ANEW, contents
-from victims import launcher
+from benchmarks.faults.processes import launcher
+from benchmarks.provenance import provenance
+from benchmarks.same_bits import ANEW, contents
 
 STAGES = ("corpus", "tokens", "teacher", "sae", "labels", "students", "evaluation")
 NOT_FIGURES = ("second", "wait_share", "machine", "created", "command", "commits", "reused")

@@ -7,6 +7,8 @@ from typing import Any
 
 from cocomix.utils.env import git_commit, machine
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def provenance(**about: Any) -> dict[str, Any]:
     """Machine, commit and command line of this benchmark, for its report; ask before the work, which may take hours.
@@ -14,5 +16,6 @@ def provenance(**about: Any) -> dict[str, Any]:
     Args:
         about: what is true of the machine here, e.g. `threads=1` where every process is given one.
     """
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    program = Path(sys.argv[0]).resolve().with_suffix("").relative_to(ROOT).as_posix().replace("/", ".")
+    command = shlex.join(["python", "-m", program.removesuffix(".__main__"), *sys.argv[1:]])
     return {"machine": machine() | about, "commit": git_commit(), "command": command}

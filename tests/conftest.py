@@ -11,7 +11,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from hypothesis import HealthCheck, settings
 
-from command import cocomix
+from tests.helpers.command import cocomix
+
+# Programs that tests start find the helpers and benchmarks, too, wherever they run.
+ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 # A busy machine is no failure, and a suite that gates a merge tries the same examples each time.
 settings.register_profile(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arena import recipe
-from determinism import CIRCUMSTANCES, compare, compared, differing, figures, judged, stages, table
-from kill_plan import write_texts
+from benchmarks.determinism import CIRCUMSTANCES, compare, compared, differing, figures, judged, stages, table
+from benchmarks.faults.kill_plan import write_texts
+from benchmarks.faults.run_copies import recipe
 
 
 @pytest.fixture(scope="module")

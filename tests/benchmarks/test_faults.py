@@ -2,19 +2,16 @@
 
 import json
 import random
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import faults
-from damage import FAULTS, SPOILING, plan
-from kill_plan import TARGETS
-from mending import follow, refusal
+from benchmarks.faults import __main__ as faults
+from benchmarks.faults.advice import follow, refusal
+from benchmarks.faults.damage import FAULTS, SPOILING, plan
+from benchmarks.faults.kill_plan import TARGETS
 
 
 def ended(code: int, said: str) -> Any:

@@ -16,17 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import watched
+from benchmarks.fuzz import watched_reading as watched
+from benchmarks.fuzz.__main__ import Attack, attacked
+from benchmarks.fuzz.hostile_values import BOMB, JSON, YAML
+from benchmarks.fuzz.mutations import BYTES, STRUCTURED, mutated
+from benchmarks.fuzz.reader import Outside, Reader
+from benchmarks.fuzz.watched_reading import Task, watch
 from cocomix.utils.errors import CocomixError
-from fuzz import Attack, attacked
-from mutations import BYTES, STRUCTURED, mutated
-from odd import BOMB, JSON, YAML
-from reader import Outside, Reader
-from watched import Task, watch
 
-FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
 MUTANTS = 24
 
 
@@ -221,7 +218,9 @@ def test_a_few_dozen_mutants_of_every_file_are_read_or_refused(tmp_path: Path, t
         "-o",
         str(report),
     ]
-    done = subprocess.run([sys.executable, str(FUZZ), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.fuzz", *arguments], capture_output=True, text=True, check=False
+    )
     content = json.loads(report.read_text())
     assert content["wrong"] == [] and done.returncode == 0, done.stdout
     assert len(content["readers"]) > 25 and content["inputs"] > 20 * MUTANTS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from performance_tables import PAGES, page
+from benchmarks.speed.performance_tables import PAGES, page
 
 BENCH = Path(__file__).resolve().parents[2] / "results/bench"
 

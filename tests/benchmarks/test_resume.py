@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.faults.kill_plan import CASES, TARGETS, TRAINING, recipes
+from benchmarks.faults.processes import BLOWS
+from benchmarks.faults.resume import COLUMNS, table
+from benchmarks.same_bits import contents, differences
 from cocomix.pipeline.config import load_config
-from kill_plan import CASES, TARGETS, TRAINING, recipes
-from resume import COLUMNS, table
-from same_bits import contents, differences
-from victims import BLOWS
 
 
 @pytest.fixture

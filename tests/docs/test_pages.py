@@ -9,7 +9,7 @@ import pytest
 from transformers.utils import logging
 
 from cocomix.model import CHANNELS, MIXERS
-from doc_blocks import Block, Reader, blocks, check
+from tests.helpers.doc_blocks import Block, Reader, blocks, check
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doc_blocks import GROUP
+from tests.helpers.doc_blocks import GROUP
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("mkdocstrings", reason="needs cocomix[docs]")

@@ -8,7 +8,7 @@ import pytest
 
 from cocomix.experiments.claims import STATEMENTS, judge, judge_claims, side
 from cocomix.report.statistics import STUDENT_T_975
-from experiments.experiment_results import compare, experiment, setting, student
+from tests.helpers.experiment_results import compare, experiment, setting, student
 
 
 def of(claims: list[dict[str, Any]], number: int) -> dict[str, Any]:

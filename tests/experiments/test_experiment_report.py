@@ -12,7 +12,7 @@ from rich.console import Console
 from cocomix.experiments.charts import MOST_CURVES, curve_names
 from cocomix.experiments.comparisons import main_variant
 from cocomix.experiments.report import console_summary, write_experiment_report
-from experiments.experiment_results import compare, experiment, setting, student
+from tests.helpers.experiment_results import compare, experiment, setting, student
 
 
 def small(seeds: int = 3, name: str = "<b>evil</b>$x$") -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from cocomix.experiments.charts import overlap, place_names
 from cocomix.experiments.comparisons import against_frontier, best, interpolate, statement
-from experiments.experiment_results import compare, experiment, setting, student
+from tests.helpers.experiment_results import compare, experiment, setting, student
 
 NTP = ("ntp_half", "ntp", "ntp_long")
 

@@ -17,7 +17,7 @@ from cocomix.experiments.run import Launcher
 from cocomix.objectives import VARIANTS
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import read_yaml, validate
-from command import cocomix, refused
+from tests.helpers.command import cocomix, refused
 
 SHAPE = {"width": 16, "layers": 3, "heads": 2}
 MIX = {"concept_layer": 1}

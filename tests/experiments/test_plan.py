@@ -15,7 +15,7 @@ from cocomix.model.flops import labelling_flops, model_flops, sae_training_flops
 from cocomix.pipeline.run import Run
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import merge, validate
-from experiments.planned import GIB, SHAPE, TINY, experiment, gpt2_parameters, planned, rows
+from tests.helpers.planned_recipes import GIB, SHAPE, TINY, experiment, gpt2_parameters, planned, rows
 
 
 def test_lengths_and_flops(tmp_path: Path) -> None:

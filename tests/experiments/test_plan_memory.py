@@ -12,7 +12,7 @@ from cocomix.experiments.plan_memory import shard_bytes, store_bytes, token_acti
 from cocomix.labels import LabelStore
 from cocomix.model import ModelShape, Sizes, build_mixed, build_plain
 from cocomix.objectives import ConceptConfig
-from experiments.planned import GIB, SHAPE, gpt2_parameters, planned, rows
+from tests.helpers.planned_recipes import GIB, SHAPE, gpt2_parameters, planned, rows
 
 
 @pytest.mark.parametrize("scores", [False, True])

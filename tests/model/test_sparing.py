@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from test_mixings import CASES, build, close, tokens
 
 from cocomix import CoCoMixForCausalLM
 from cocomix.model import Amplify, Clamp, steered
+from tests.model.test_mixings import CASES, build, close, tokens
 
 
 def gradients(model: CoCoMixForCausalLM, loss: torch.Tensor) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.trained import inspect_text
 from cocomix.utils.errors import CocomixError
-from command import cocomix, refused
+from tests.helpers.command import cocomix, refused
 
 pytestmark = pytest.mark.slow
 TEXT = "Fellow citizens of the Senate and of the House of Representatives"

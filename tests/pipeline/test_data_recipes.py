@@ -9,8 +9,8 @@ from cocomix.experiments.config import ExperimentConfig
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
 from cocomix.utils.settings import read_yaml, validate
-from corpus.made import write_parquet
-from tokens.texts import TEXTS, gpt2_files
+from tests.helpers.made_corpora import write_parquet
+from tests.helpers.texts import TEXTS, gpt2_files
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TWINS = {"openwebtext": "69m-20b", "openwebmath": "69m-shift"}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import harness_data
 from cocomix.evaluation.harness.model import CoCoMixLM
 from cocomix.evaluation.harness.run import metrics, run_tasks
 from cocomix.evaluation.harness.tasks import Tasks
@@ -17,6 +16,7 @@ from cocomix.pipeline.config import load_config
 from cocomix.pipeline.evaluation_stages import TaskOptions, evaluate_model, evaluate_snapshots, evaluate_tasks
 from cocomix.pipeline.run import Run
 from cocomix.utils.errors import CocomixError
+from tests.helpers import harness_data
 
 pytestmark = pytest.mark.slow
 

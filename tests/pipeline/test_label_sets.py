@@ -11,8 +11,8 @@ from cocomix.pipeline.config import load_config
 from cocomix.pipeline.label_stages import LabelStage
 from cocomix.pipeline.run import Run, collect_results
 from cocomix.utils.errors import CocomixError
-from concepts.labelled import contents
-from processes import torchrun
+from tests.helpers.distributed_programs import torchrun
+from tests.helpers.labeled_tokens import contents
 
 SMALL = (
     "corpus.every=40",

@@ -13,7 +13,7 @@ from cocomix.pipeline.run import Run
 from cocomix.pipeline.trained import export_sae
 from cocomix.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
-from command import cocomix, refused
+from tests.helpers.command import cocomix, refused
 
 pytestmark = pytest.mark.slow
 

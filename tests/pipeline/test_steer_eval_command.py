@@ -16,7 +16,7 @@ from cocomix.pipeline.steering_stages import baseline, reader, steer_eval
 from cocomix.steering.study import METHODS
 from cocomix.steering.study.methods import ResidualOfBaseline
 from cocomix.utils.errors import CocomixError
-from command import cocomix, refused
+from tests.helpers.command import cocomix, refused
 
 pytestmark = pytest.mark.slow
 ASKED = {"concepts": 4, "prompts": 2, "tokens": 8, "seed": 0}

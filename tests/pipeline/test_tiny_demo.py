@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from command import cocomix, refused
+from tests.helpers.command import cocomix, refused
 
 pytestmark = pytest.mark.slow
 

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from every_objective import CONFIG, OBJECTIVES, data
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_training import objective
 
 from cocomix.train.trainer import Trainer, training_tensors
 from cocomix.utils.errors import Interrupted
+from tests.helpers.every_objective import CONFIG, OBJECTIVES, data
+from tests.helpers.small_training import objective
 
 MADE = OBJECTIVES | {"dropout": lambda: objective(dropout=0.1)}
 NEVER, ALWAYS = 1e9, 1e-9

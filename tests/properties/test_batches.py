@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from properties.drawn import (
+from tests.helpers.steered_models import close
+from tests.helpers.strategies import (
     LONGEST,
     PARTS,
     VOCAB,
@@ -19,7 +20,6 @@ from properties.drawn import (
     students,
     tokens,
 )
-from steer.steered_models import close
 
 margins = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=3)
 """Padding before and after each row."""

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from properties.drawn import (
+from tests.helpers.steered_models import close
+from tests.helpers.strategies import (
     LONGEST,
     PARTS,
     VOCAB,
@@ -20,7 +21,6 @@ from properties.drawn import (
     students,
     tokens,
 )  # fmt: skip
-from steer.steered_models import close
 
 
 @on_each_backbone

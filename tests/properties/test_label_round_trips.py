@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cocomix.labels import LabelStore
 from cocomix.labels.store import MARKS
-from properties.drawn import seeds
+from tests.helpers.strategies import seeds
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 

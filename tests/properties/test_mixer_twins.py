@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocomix.model import CHANNELS, MIXERS
-from properties.drawn import PARTS, for_every_part, on_each_backbone, seeds, student, students, tokens
-from properties.slowly import MIXED, PREDICTED, Row, row_by_row
-from steer.steered_models import close
+from tests.helpers.slow_twins import MIXED, PREDICTED, Row, row_by_row
+from tests.helpers.steered_models import close
+from tests.helpers.strategies import PARTS, for_every_part, on_each_backbone, seeds, student, students, tokens
 
 
 def test_every_mixer_and_channel_has_a_twin() -> None:

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from cocomix.sae import TopKSAE
 from cocomix.sae.sae import ACTIVATIONS, NORMALISATIONS
-from properties.drawn import (
+from tests.helpers.steered_models import close
+from tests.helpers.strategies import (
     PARTS,
     by_token,
     for_every_part,
@@ -23,7 +24,6 @@ from properties.drawn import (
     students,
     tokens,
 )
-from steer.steered_models import close
 
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
 AS_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}

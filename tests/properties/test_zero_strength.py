@@ -13,9 +13,9 @@ from cocomix.model import Ablate, Amplify, Clamp, Dampen
 from cocomix.model.build import PLAIN, ModelShape, build_plain
 from cocomix.sae import TopKSAE
 from cocomix.steering import steer_residual
-from properties.drawn import LONGEST, VOCAB, WITH_CONCEPTS, on_each_backbone, seeds, student, students, tokens
-from randomised import randomised
-from steer.steered_models import untouched
+from tests.helpers.randomised import randomised
+from tests.helpers.steered_models import untouched
+from tests.helpers.strategies import LONGEST, VOCAB, WITH_CONCEPTS, on_each_backbone, seeds, student, students, tokens
 
 WIDTH, LATENTS = 16, 20
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -8,8 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import audit
 from cocomix.doctor import wanted
+from tools import audit
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 

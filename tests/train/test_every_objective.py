@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from every_objective import OBJECTIVES, data, train
+
+from tests.helpers.every_objective import OBJECTIVES, data, train
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -15,10 +16,9 @@ def test_two_processes_equal_one(tmp_path: Path, parallel: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
         "import torch\n"
-        "from every_objective import OBJECTIVES, train\n"
+        "from tests.helpers.every_objective import OBJECTIVES, train\n"
         "from cocomix.utils.distributed import distributed_session, rank\n"
         "torch.set_num_threads(1)\n"
         "home = Path(sys.argv[1])\n"

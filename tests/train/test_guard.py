@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import CONFIG, objective, source, weights
 
 from cocomix.data import batch_order
 from cocomix.objectives import NtpObjective
 from cocomix.train.trainer import Guard, Trainer
 from cocomix.utils.errors import CocomixError
+from tests.helpers.small_training import CONFIG, objective, source, weights
 
 
 def test_what_is_a_fault() -> None:

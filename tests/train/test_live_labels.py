@@ -12,7 +12,7 @@ from cocomix.objectives import CoCoMixObjective
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.train.trainer import Trainer
-from concepts.labelled import SEQ, corpus, in_two_processes, label, labeller
+from tests.helpers.labeled_tokens import SEQ, corpus, in_two_processes, label, labeller
 
 CONFIG = TrainConfig(batch_size=8, steps=6, learning_rate=0.01, n_evals=0, checkpoint_seconds=1e9, seed=5)
 WINDOWS = 20  # 48 of them are read: some more than once

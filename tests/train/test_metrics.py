@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from small_training import CONFIG, objective, source
 
 from cocomix.train.trainer import Trainer
+from tests.helpers.small_training import CONFIG, objective, source
 
 pytest.importorskip("tensorboard")
 pytest.importorskip("accelerate")

@@ -16,7 +16,17 @@ import torch
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
 from cocomix.train.checkpoint import META
-from launched import PYTHON, STEPS, checkpoints, ended, half_way, prepare, start, wait_until, weights
+from tests.helpers.launched_commands import (
+    PYTHON,
+    STEPS,
+    checkpoints,
+    ended,
+    half_way,
+    prepare,
+    start,
+    wait_until,
+    weights,
+)
 
 TRAIN = ["cocomix", "train", "ntp", "-r", "run", "-c", "recipe.yaml"]
 TORCHRUN = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

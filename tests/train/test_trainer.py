@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from small_training import CONFIG, objective, source, weights
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.data import write_shards
@@ -18,6 +17,7 @@ from cocomix.train.config import TrainConfig
 from cocomix.train.optimizer import parameter_groups
 from cocomix.train.trainer import Trainer
 from cocomix.utils.errors import CocomixError
+from tests.helpers.small_training import CONFIG, objective, source, weights
 
 
 def test_gradient_accumulation_equals_the_whole_batch(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.bench import bench
 from cocomix.cli.concepts import explore, inspect_command, name_command
 from cocomix.cli.evaluate import evaluate, perplexity, steer_eval_command
 from cocomix.cli.options import (
@@ -225,7 +224,16 @@ app.command("name")(name_command)
 app.command("inspect")(inspect_command)
 app.command()(explore)
 app.command()(push)
-app.command()(bench)
+
+
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench() -> None:
+    """Moved: `python -m benchmarks.speed` in a checkout of the repository."""
+    raise CocomixError(
+        "the benchmarks are no part of the package any more; in a checkout run `python -m benchmarks.speed`"
+    )
+
+
 app.command("steer-eval")(steer_eval_command)
 app.command()(doctor)
 

@@ -1,0 +1,111 @@
+"""Write the measured tables of docs/performance.md and README.md from results/bench, so that no number is typed.
+
+python -m benchmarks.speed.performance_tables
+"""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.speed.keys import KEYS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "docs/performance.md", ROOT / "README.md")
+
+
+def page(text: str, bench: dict[str, Any], spots: dict[str, Any]) -> str:
+    """`text` with what stands between its marks replaced by tables of the two reports."""
+    tables = {
+        "machine": machine(bench),
+        "ratios": ratios(bench),
+        "contestants": contestants(bench),
+        "memory": memory(bench),
+        "slopes": slopes(bench),
+        "spots": hot_spots(spots),
+    }
+    for name, content in tables.items():
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        if end:
+            text = f"{before}{start}{content}\n{end}{after}"
+    return text
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine(bench: dict[str, Any]) -> str:
+    about = ", ".join(f"{key} {value}" for key, value in bench["machine"].items())
+    peak = ", ".join(f"{key} {value / 1e9:.0f}" for key, value in bench["matmul_peak"].items())
+    return f"Machine: {about}. Commit {bench['commit']}, seed {bench['seed']}. Fastest product, GFLOP/s: {peak}."
+
+
+def ratios(bench: dict[str, Any]) -> str:
+    rows = []
+    for name, key in KEYS.items():
+        if name in bench:
+            found = bench[name]
+            low, high = found["spread"]
+            verdict = "met" if found["met"] else "not met"
+            runs = str(len(found["runs"]))
+            rows.append([f"`{name}`", key.title, f"{found['value']:.2f}", f"{low:.2f} to {high:.2f}", runs])
+            rows[-1] += [found["bar"], verdict]
+    return table(["key", "", "median", "spread", "rounds", "bar", ""], rows)
+
+
+def contestants(bench: dict[str, Any]) -> str:
+    rows = []
+    for group, raw in bench["raw"].items():
+        for name, found in raw.get("contestants", {}).items():
+            share = bench["peak_share"].get(group, {}).get(name)
+            rows.append(
+                [
+                    group,
+                    name,
+                    f"{median(found['seconds']):.3f}",
+                    f"{min(found['seconds']):.3f} to {max(found['seconds']):.3f}",
+                    f"{found['units'] / median(found['seconds']):,.1f} {found['unit']}s/s",
+                    f"{share['value']:.0%}" if share else "",
+                ]
+            )
+    return table(["group", "", "median s", "spread s", "", "of peak"], rows)
+
+
+def memory(bench: dict[str, Any]) -> str:
+    kinds = ("before", "forward_backward", "step")
+    rows = [
+        [name, *(f"{median(found[kind]) / 2**30:.2f}" for kind in kinds)]
+        for name, found in bench["raw"]["memory"]["bytes"].items()
+    ]
+    return table(["GiB", "weights and the like, before", "forward and backward", "step"], rows)
+
+
+def slopes(bench: dict[str, Any]) -> str:
+    found = bench["slopes"]
+    names = list(next(iter(found.values())))
+    rows = [[axis, *(f"{one[name]:.2f}" for name in names)] for axis, one in found.items()]
+    return table(["seconds grow as", *names], rows)
+
+
+def hot_spots(spots: dict[str, Any]) -> str:
+    rows = []
+    for name, found in spots["spots"].items():
+        low, high = found["spread"]
+        before, after = median(found["before"]), median(found["after"])
+        rows.append([name, found["plain"], f"{before:.4f}", found["ours"], f"{after:.4f}"])
+        rows[-1] += [f"{found['value']:.2f}", f"{low:.2f} to {high:.2f}"]
+    return table(["", "plain", "s", "ours", "s", "times faster", "spread"], rows)
+
+
+def main() -> None:
+    """Rewrite the pages."""
+    reports = [json.loads((ROOT / f"results/bench/{name}.json").read_text()) for name in ("cpu-2core", "hot_spots")]
+    for path in PAGES:
+        path.write_text(page(path.read_text(encoding="utf-8"), *reports), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The training step: Transformers' GPT-2, ours, and the dense twin, each fed from disk and updated alike."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from benchmarks.speed.contestant import Contestant, Lap, Setting
+from benchmarks.speed.dense import DenseStudent
+from benchmarks.speed.shapes import Shape
+from benchmarks.speed.synthetic import StoredData, plain_gpt2, student_config
+from cocomix.model.flops import model_flops
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.objectives.cocomix import CoCoMixObjective
+from cocomix.train.config import TrainConfig
+from cocomix.train.optimizer import adamw
+from cocomix.utils.env import autocast
+
+TRAIN = TrainConfig(steps=1)
+"""The paper's optimiser, for every contestant."""
+
+
+class Gpt2Loss(nn.Module):
+    """Transformers' GPT-2 with its own loss, from its own `labels` argument."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean next-token loss of `input_ids` int64 `[batch, seq]`, a scalar."""
+        return self.model(input_ids=batch["input_ids"], labels=batch["input_ids"], use_cache=False).loss
+
+
+STUDENTS: dict[str, Callable[[Shape], nn.Module]] = {
+    "gpt2": lambda shape: Gpt2Loss(plain_gpt2(shape)),
+    "cocomix": lambda shape: CoCoMixObjective(CoCoMixForCausalLM(student_config(shape))),
+    "dense": lambda shape: DenseStudent(student_config(shape)),
+}
+"""What is trained, by name: from a batch to its loss."""
+
+
+class Trainee:
+    """A student and its optimiser, trained on by steps of either precision.
+
+    Args:
+        name: key of `STUDENTS`.
+        data: what it is fed.
+    """
+
+    def __init__(self, name: str, setting: Setting, data: StoredData) -> None:
+        self.name, self.setting, self.data, self.steps = name, setting, data, 0
+        self._built: tuple[nn.Module, torch.optim.Optimizer] | None = None
+
+    def built(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The student and its optimiser, built at the first call."""
+        if self._built is None:
+            torch.manual_seed(self.setting.seed)
+            student = STUDENTS[self.name](self.setting.shape).to(self.setting.device).train()
+            self._built = student, adamw(student, TRAIN)
+        return self._built
+
+    def flops(self) -> float:
+        """Operations of a step; a dense twin is asked for no more than its arithmetic needs."""
+        shape = self.setting.shape
+        config = plain_gpt2_config(shape) if self.name == "gpt2" else student_config(shape)
+        return model_flops(config, shape.seq_len).training * shape.tokens
+
+
+def plain_gpt2_config(shape: Shape):
+    """The configuration of `plain_gpt2`, without its weights."""
+    with torch.device("meta"):
+        return plain_gpt2(shape).config
+
+
+class TrainingStep(Contestant):
+    """Read a batch, forward, backward, clip, AdamW, as `Trainer.train_step` does.
+
+    Laps: `data`, `forward_backward`, `update`.
+    """
+
+    unit = "token"
+
+    def __init__(self, trainee: Trainee, precision: str) -> None:
+        self.name, self.trainee, self.precision = f"{trainee.name} {precision}", trainee, precision
+        self.units, self.flops = float(trainee.setting.shape.tokens), trainee.flops()
+
+    def prepare(self) -> None:
+        self.trainee.built()
+
+    def run(self, lap: Lap) -> None:
+        one = self.trainee
+        (student, optimizer), setting = one.built(), one.setting
+        batch = one.data.batch(one.steps, setting.shape.batch, setting.device)
+        lap("data")
+        with autocast(setting.device, self.precision):
+            loss = student(batch)
+        loss.backward()
+        lap("forward_backward")
+        torch.nn.utils.clip_grad_norm_(student.parameters(), TRAIN.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        one.steps += 1
+        lap("update")

@@ -1,0 +1,181 @@
+"""Every source: what is bad is reported with its place, and from every place it goes on as if never stopped."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocomix.data import SOURCES, Document, Skipped
+from cocomix.data import sources as jsonl
+from cocomix.utils.errors import CocomixError
+from tests.helpers.made_corpora import write_jsonl, write_parquet
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def a_folder(home: Path) -> dict[str, Any]:
+    for name in ("b/c.txt", "a.txt", "b.txt", "b/a/z.txt", "é.txt", "a/x.txt"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(name)
+    (home / "b/bad.txt").write_bytes(b"\xff\xff")
+    return {"path": home}
+
+
+def a_jsonl_folder(home: Path) -> dict[str, Any]:
+    write_jsonl(home / "b" / "two.jsonl", [f"two {i}" for i in range(4)])
+    (home / "one.jsonl").write_bytes(
+        b'{"text": "one 0"}\n\n{"text": 5}\nnot json\n{"text": "one \\u00e9"}\n{"text": " "}'
+    )
+    with gzip.open(home / "three.jsonl.gz", "wt") as stream:
+        stream.write("".join(json.dumps({"text": f"three {i}"}) + "\n" for i in range(3)))
+    with pyarrow.output_stream(str(home / "zz.jsonl.zst"), compression="zstd") as stream:
+        stream.write(b'{"text": "packed 0"}\n{"text": "packed 1"}\n')
+    return {"path": home}
+
+
+def a_parquet_glob(home: Path) -> dict[str, Any]:
+    write_parquet(home / "p" / "1.parquet", [f"1 {i}" for i in range(7)], row_group_size=3)
+    write_parquet(home / "p" / "2.parquet", ["2 0", None, "", "2 3"], row_group_size=1)
+    write_parquet(home / "q" / "3.parquet", [f"3 {i}" for i in range(600)])
+    return {"path": str(home / "*" / "*.parquet")}
+
+
+def a_hub_folder(home: Path) -> dict[str, Any]:
+    write_parquet(home / "train-00000-of-00002.parquet", [f"1 {i}" for i in range(5)], row_group_size=2)
+    write_parquet(home / "train-00001-of-00002.parquet", ["2 0", None, "2 2"])
+    return {"path": str(home)}
+
+
+SHAPES = {
+    "sotu": ("sotu", lambda home: {}),
+    "folder": ("folder", a_folder),
+    "jsonl": ("jsonl", a_jsonl_folder),
+    "parquet": ("parquet", a_parquet_glob),
+    "streamed": ("hf", a_hub_folder),
+    "downloaded": ("hf", lambda home: a_hub_folder(home) | {"streaming": False}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_from_every_place_it_goes_on_as_if_never_stopped(tmp_path: Path, shape: str) -> None:
+    name, make = SHAPES[shape]
+    options = make(tmp_path / "data") if shape != "sotu" else {}
+    source = SOURCES[name](options)
+    whole, places = [], []
+    for record in source.records():
+        whole.append(record)
+        places.append(json.dumps(source.place()))
+    assert len(whole) > 5 and len(set(map(str, whole))) == len(whole)
+    chosen = range(len(whole)) if len(whole) < 50 else (0, 1, 6, 7, len(whole) // 2, len(whole) - 2, len(whole) - 1)
+    for number in chosen:
+        again = SOURCES[name](options)
+        assert list(again.records(json.loads(places[number]))) == whole[number + 1 :], number
+
+
+@pytest.mark.parametrize("shape", ["folder", "jsonl", "parquet"])
+def test_a_source_that_changed_meanwhile_is_refused(tmp_path: Path, shape: str) -> None:
+    name, make = SHAPES[shape]
+    options = make(tmp_path)
+    source = SOURCES[name](options)
+    records = source.records()
+    seen = [next(records) for _ in range(2)]
+    assert len(seen) == 2
+    sorted(path for path in tmp_path.rglob("*") if path.is_file())[0].unlink()
+    with pytest.raises(CocomixError, match="stopped command"):
+        list(SOURCES[name](options).records(source.place()))
+
+
+def bad(name: str, options: dict[str, Any]) -> dict[str, str]:
+    return {r.place: r.reason for r in SOURCES[name](options).records() if isinstance(r, Skipped)}
+
+
+def test_bad_records_have_a_place_and_a_reason(tmp_path: Path) -> None:
+    found = bad("jsonl", a_jsonl_folder(tmp_path / "j"))
+    assert set(found) == {"one.jsonl:3", "one.jsonl:4"}
+    assert found["one.jsonl:3"] == "'text' is no text" and found["one.jsonl:4"].startswith("not JSON")
+    assert bad("parquet", a_parquet_glob(tmp_path / "p")) == {"p/2.parquet:2": "'text' is empty"}
+    assert "no text called 'text'; there is: n, text" in bad("hf", a_hub_folder(tmp_path / "h")).popitem()[1]
+    assert set(bad("folder", a_folder(tmp_path / "f"))) == {"b/bad.txt"}
+    (tmp_path / "s.jsonl").write_text('{"text": "\\ud800"}\n{"no": 1}\n')
+    found = bad("jsonl", {"path": tmp_path / "s.jsonl"})
+    assert "surrogate" in found["s.jsonl:1"] and found["s.jsonl:2"] == "no 'text' in it"
+
+
+def test_damaged_containers_lose_only_what_is_damaged(tmp_path: Path) -> None:
+    texts = [f"{i} " + "x" * 50 for i in range(100)]
+    write_parquet(tmp_path / "p" / "a.parquet", texts, row_group_size=10, compression="snappy", use_dictionary=False)
+    (tmp_path / "p" / "b.parquet").write_bytes(b"no parquet")
+    where = parquet.ParquetFile(tmp_path / "p" / "a.parquet").metadata.row_group(4).column(1)
+    content = bytearray((tmp_path / "p" / "a.parquet").read_bytes())
+    content[where.data_page_offset : where.data_page_offset + where.total_compressed_size] = bytes(
+        where.total_compressed_size
+    )
+    (tmp_path / "p" / "a.parquet").write_bytes(content)
+    records = list(SOURCES["parquet"]({"path": tmp_path / "p"}).records())
+    assert [r.text for r in records if not isinstance(r, Skipped)] == texts[:40] + texts[50:]
+    skipped = [r for r in records if isinstance(r, Skipped)]
+    assert [(r.place, r.count) for r in skipped] == [("a.parquet:41", 10), ("b.parquet", 1)]
+    packed = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode(), 0)
+    (tmp_path / "x.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    records = list(SOURCES["jsonl"]({"path": tmp_path / "x.jsonl.gz"}).records())
+    assert len(records) > 10 and isinstance(records[-1], Skipped) and "rest of the file" in records[-1].reason
+    assert all(r.text == texts[i] for i, r in enumerate(records[:-1]) if not isinstance(r, Skipped))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("parquet", {"path": "p", "field": "body"}, r"no column 'body'; set .* one of: n \(int64\), text \(string\)"),
+        ("parquet", {"path": "p", "field": "n"}, "column 'n' of .* holds no text"),
+        ("parquet", {"path": "nowhere/*.parquet"}, "there is no file"),
+        ("jsonl", {"path": "nowhere/*.jsonl"}, "there is no file"),
+    ],
+)
+def test_a_wrong_path_or_field_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "p" / "a.parquet", ["x"])
+    with pytest.raises(CocomixError, match=words):
+        list(SOURCES[name](options))
+
+
+def test_the_order_of_a_folder_is_that_of_its_sorted_paths(tmp_path: Path) -> None:
+    a_folder(tmp_path)
+    (tmp_path / "a-b.txt").write_text("x")
+    slow = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    found = [getattr(r, "id", None) or r.place for r in SOURCES["folder"]({"path": tmp_path}).records()]  # type: ignore
+    assert found == slow
+
+
+def test_a_name_that_is_no_text_is_a_bad_record(tmp_path: Path) -> None:
+    with open(bytes(tmp_path) + b"/\xff.txt", "w") as stream:
+        stream.write("fine")
+    assert "name" in bad("folder", {"path": tmp_path})["\udcff.txt"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+@pytest.mark.parametrize("length", [99, 100, 101, 102, 250, 5000])
+def test_a_line_too_long_to_be_a_document_is_skipped_and_never_held(
+    ending: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "LONGEST", 100)
+    long = '{"text": "' + "x" * (length - 13) + '"}\n'
+    content = ('{"text": "first"}\n' + long + '{"text": "last"}\n' + long.strip()).encode()
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    source = SOURCES["jsonl"]({"path": path})
+    records, places = [], []
+    for record in source.records():
+        records.append(record)
+        places.append(source.place())
+    texts = [record.text if isinstance(record, Document) else record.reason for record in records]
+    beyond = "a line of more than 0 MiB"
+    whole = [beyond if len(one) > 100 else "x" * (length - 13) for one in (long, long.strip())]
+    assert texts == ["first", whole[0], "last", whole[1]]
+    assert places[-1]["offset"] == len(content)
+    for number, place in enumerate(places):
+        assert list(SOURCES["jsonl"]({"path": path}).records(place)) == records[number + 1 :]

@@ -1,0 +1,82 @@
+"""The README is true: its tables come from the committed reports, and its Python runs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cocomix.experiments.report import console_summary
+from cocomix.report import summary_table
+from cocomix.steering.study.report import steering_table
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["demo", "rules"])
+def test_tables_are_the_ones_printed(name: str) -> None:
+    report = json.loads((ROOT / "results" / name / "report.json").read_text(encoding="utf-8"))
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary_table(report))
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")
+    assert f"```text\n{printed}\n```" in README
+
+
+def test_the_claims_are_the_ones_printed() -> None:
+    report = json.loads((ROOT / "results" / "cpu" / "report.json").read_text(encoding="utf-8"))
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(console_summary(report))
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")
+    assert f"```text\n{printed}\n```" in README
+
+
+def test_the_steering_table_is_the_one_printed() -> None:
+    report = json.loads((ROOT / "results" / "steering" / "report.json").read_text(encoding="utf-8"))
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(steering_table(report).renderables[0])
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip("\n")
+    assert f"```text\n{printed}\n```" in README
+
+
+def test_what_it_withstands_is_what_was_found() -> None:
+    faults, fuzzed, twice = (
+        json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
+        for name in ("faults/report.json", "fuzz.json", "determinism/demo.json")
+    )
+    assert set(faults["counts"]) == {"resumed-identical", "refused"} and len(faults["faults"]) >= 200
+    again = twice["runs"]["again"]
+    said = [
+        f"**{len(faults['faults'])} faults**",
+        f"after {faults['counts']['resumed-identical']} the same command ended in the same bits",
+        f"after {faults['counts']['refused']} it said",
+        f"{faults['lost']} finished stages were lost",
+        f"**{fuzzed['inputs']:,} hostile inputs** to {len(fuzzed['readers'])} readers",
+        f"{again['equal']} of {again['figures']} figures",
+    ]
+    flat = " ".join(README.split())
+    assert [words for words in said if words not in flat] == []
+    assert [fuzzed["counts"][outcome] for outcome in ("crashed", "hung", "memory", "escaped")] == [0, 0, 0, 0]
+
+
+def test_the_explorer_is_as_quick_as_was_measured() -> None:
+    report = json.loads((ROOT / "results/explorer/latency.json").read_text(encoding="utf-8"))
+    taken = {name: found["median"] for name, found in report["milliseconds"].items()}
+    flat = " ".join(README.split())
+    assert f"{taken['panel of a token, from click to picture']:.0f} ms after the click" in flat
+    assert f"with a concept ablated after {taken['reading a new text, a concept ablated']:.0f} ms" in flat
+
+
+@pytest.mark.slow
+def test_the_library_example_runs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(tiny)
+    names: dict = {}
+    exec(program.replace("runs/demo", "runs/tiny").replace("layer=3", "layer=1"), names)
+    assert names["loss"].isfinite() and names["labels"].ids.shape[-1] == 4
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert links and all((ROOT / link).exists() for link in links if not link.startswith("http"))

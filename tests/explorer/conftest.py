@@ -1,0 +1,57 @@
+"""An explorer that several tests may ask."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from cocomix.explorer.app import create_app, prepare
+from cocomix.explorer.catalog import Catalog
+from cocomix.explorer.security import access_for
+from tests.helpers.browser import Watched, chromium, watched
+from tests.helpers.explored_run import client_of, served
+
+
+@pytest.fixture(scope="session")
+def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a snapshot of its student; tests that change it must put things back."""
+    copy = tmp_path_factory.mktemp("explored") / "tiny"
+    shutil.copytree(tiny / "runs" / "tiny", copy)
+    student = copy / "students" / "cocomix" / "seed0"
+    shutil.copytree(student / "model", student / "snapshots" / "step-00000030")
+    return copy
+
+
+@pytest.fixture(scope="session")
+def catalog(folder: Path) -> Catalog:
+    opened = Catalog([folder])
+    prepare(opened, name_tokens=20_000)
+    return opened
+
+
+@pytest.fixture(scope="session")
+def client(catalog: Catalog) -> TestClient:
+    return client_of(catalog)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    # no longer than a module: playwright's event loop runs in this thread meanwhile
+    with chromium() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def home(catalog: Catalog) -> Iterator[str]:
+    """Address of a server."""
+    with served(create_app(catalog, access_for("127.0.0.1", 0, None))) as port:
+        yield f"http://127.0.0.1:{port}/"
+
+
+@pytest.fixture
+def watch(browser: Any, home: str) -> Iterator[Watched]:
+    with watched(browser, home) as one:
+        yield one
