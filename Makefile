@@ -18,6 +18,7 @@ test: $(TO_TEST)
 lint: $(TO_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(TO_TEST)
 	$(BIN)/pyright --pythonpath $(BIN)/python

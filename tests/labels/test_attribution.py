@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from cocomix.labels import attribute, attribute_active, select_active, select_labels
 from cocomix.model import hidden_at
 from cocomix.model.teacher import blocks
-from cocomix.sae import TopKSAE
+from cocomix.sae import TopKSAE, from_openai
 from cocomix.sae.sae import ACTIVATIONS, NORMALISATIONS
 from cocomix.utils.errors import CocomixError
 from tests.helpers.patched_passes import patched_loop
@@ -81,7 +81,7 @@ def golden_sae() -> TopKSAE:
     }
     state["activation"] = "TopK"
     state["activation_state_dict"] = {"k": ABOUT["config"]["k"], "postact_fn": "ReLU"}
-    return TopKSAE.from_openai(state)
+    return from_openai(state)
 
 
 def test_reference_rule_matches_the_golden_data() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.sae import SaeTraining, TopKSAE
+from cocomix.sae import SaeTraining, TopKSAE, from_openai, load_openai_file
 from cocomix.sae.sae import ACTIVATIONS, NORMALISATIONS
 from cocomix.utils.errors import CocomixError
 
@@ -60,12 +60,12 @@ def test_openai_layout_in_memory_and_as_a_file(tmp_path: Path) -> None:
     leaked |= {"activation.k": 3, "activation.postact_fn": "ReLU"}
     torch.save(state, tmp_path / "v5_32k_layer_6.pt")
     for loaded in (
-        TopKSAE.from_openai(state),
-        TopKSAE.from_openai(leaked),
-        TopKSAE.load_openai_file(tmp_path / "v5_32k_layer_6.pt"),
+        from_openai(state),
+        from_openai(leaked),
+        load_openai_file(tmp_path / "v5_32k_layer_6.pt"),
     ):
         assert torch.equal(loaded(x), source(x)) and loaded.k == 3 and loaded.normalisation == "standard"
-    linear = TopKSAE.from_openai(state | {"activation_state_dict": {"k": 3, "postact_fn": "Identity"}})
+    linear = from_openai(state | {"activation_state_dict": {"k": 3, "postact_fn": "Identity"}})
     assert linear.activation.kind == "identity"
 
 
@@ -81,7 +81,7 @@ def test_openai_layout_in_memory_and_as_a_file(tmp_path: Path) -> None:
 )
 def test_another_layout_is_refused_by_name(change: dict, words: str) -> None:
     with pytest.raises(CocomixError, match=words):
-        TopKSAE.from_openai(openai_state(sae()) | change)
+        from_openai(openai_state(sae()) | change)
 
 
 class Hostile:
@@ -94,10 +94,10 @@ class Hostile:
 def test_a_file_with_pickled_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"pre_bias": Hostile()}, tmp_path / "bad.pt")
     with pytest.raises(CocomixError, match="not a plain weights file"):
-        TopKSAE.load_openai_file(tmp_path / "bad.pt")
+        load_openai_file(tmp_path / "bad.pt")
     assert "executed" not in capsys.readouterr().out
     with pytest.raises(CocomixError, match="no SAE at"):
-        TopKSAE.load_openai_file(tmp_path / "absent.pt")
+        load_openai_file(tmp_path / "absent.pt")
 
 
 def test_a_truncated_file_and_none_are_refused(tmp_path: Path) -> None:
@@ -258,4 +258,4 @@ def test_a_file_that_unpacks_to_more_than_it_holds_is_refused(
     monkeypatch.setattr(tempfile, "mkdtemp", lambda *_, **__: pytest.fail("it was unpacked"))
     write(tmp_path / "a.pt", openai_state(sae()))
     with pytest.raises(CocomixError, match="use a sound file"):
-        TopKSAE.load_openai_file(tmp_path / "a.pt")
+        load_openai_file(tmp_path / "a.pt")

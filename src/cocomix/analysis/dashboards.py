@@ -19,9 +19,9 @@ from cocomix.utils.errors import CocomixError
 # What a concept does to the next token: from the weights alone, and measured in held-out text.
 #
 # From the weights: the vector that one concept of weight 1 becomes goes through the mixer, the final norm and the LM
-# head with no block between. That is the direct path only, as in a logit lens: what the upper blocks make of the vector,
-# and what they read in it to move elsewhere, is not in it. A mixer whose vectors are only attended to (`keys_values`,
-# `every`) has no direct path; a gate stands as it does at a hidden state of zero.
+# head with no block between. That is the direct path only, as in a logit lens: what the upper blocks make of the
+# vector, and what they read in it to move elsewhere, is not in it. A mixer whose vectors are only attended to
+# (`keys_values`, `every`) has no direct path; a gate stands as it does at a hidden state of zero.
 #
 # Measured: the change of the log-probabilities at the concept's strongest places between the student as it is and with
 # the concept kept out at every position (`inspect.reading.ablated`), where the next largest one takes its place. All

@@ -25,7 +25,8 @@ from cocomix.report.statistics import held_equal, same_perplexity
 #
 # The rule:
 #
-# - `reproduced`: the pooled interval lies wholly on the claimed side, and no setting's own interval wholly on the other;
+# - `reproduced`: the pooled interval lies wholly on the claimed side, and no setting's own interval wholly on the
+#   other;
 # - `not reproduced`: the pooled interval, or any setting's own, lies wholly on the other side;
 # - `undecided`: anything else.
 #

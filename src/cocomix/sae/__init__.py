@@ -1,13 +1,21 @@
 """The sparse autoencoder that defines the concepts: model, training, quality, file formats."""
 
+from cocomix.sae.formats import FORMATS, LoadedSae, SaeFormat, load_sae
+from cocomix.sae.formats.openai import from_openai, load_openai_file
 from cocomix.sae.metrics import sae_quality, spliced_losses
 from cocomix.sae.sae import SparseLatents, TopKSAE
 from cocomix.sae.training import SaeTraining
 
 __all__ = [
+    "FORMATS",
+    "LoadedSae",
+    "SaeFormat",
     "SaeTraining",
     "SparseLatents",
     "TopKSAE",
+    "from_openai",
+    "load_openai_file",
+    "load_sae",
     "sae_quality",
     "spliced_losses",
 ]

@@ -8,6 +8,7 @@ does a dense product over C.
 """
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -421,16 +422,18 @@ class TopKSAE(nn.Module):
 
     @classmethod
     def from_openai(cls, state_dict: dict[str, Any]) -> "TopKSAE":
-        """Read OpenAI's layout; see `cocomix.sae.formats.openai.from_openai`."""
+        """Deprecated: use `cocomix.sae.from_openai`."""
         from cocomix.sae.formats.openai import from_openai
 
+        warnings.warn("TopKSAE.from_openai is now cocomix.sae.from_openai", FutureWarning, stacklevel=2)
         return from_openai(state_dict)
 
     @classmethod
     def load_openai_file(cls, path: Path | str) -> "TopKSAE":
-        """Read one of OpenAI's `.pt` files, with `weights_only=True`."""
+        """Deprecated: use `cocomix.sae.load_openai_file`."""
         from cocomix.sae.formats.openai import load_openai_file
 
+        warnings.warn("TopKSAE.load_openai_file is now cocomix.sae.load_openai_file", FutureWarning, stacklevel=2)
         return load_openai_file(path)
 
     @classmethod

@@ -24,8 +24,8 @@ from cocomix.steering.study.method_result import Dose, Example, Part, dose_of, e
 # A direction for each concept in the residual stream of a model that knows no concepts, and adding it.
 #
 # The vector of a concept is v = mean of h / |h| over the positions at which the teacher's SAE has the concept active,
-# less the mean over all others, where h is the model's hidden state after a block. Steering adds dose * |h| * v: at dose
-# 1 a position moves as far as the two means are apart.
+# less the mean over all others, where h is the model's hidden state after a block. Steering adds dose * |h| * v: at
+# dose 1 a position moves as far as the two means are apart.
 
 
 def middle_block(model: nn.Module) -> int:
