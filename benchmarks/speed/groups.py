@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from benchmarks.speed.contestant import Contestant, Progress, Setting
 from benchmarks.speed.generation import Generation, Writer
-from benchmarks.speed.labelers import DenseLabels, OurLabels, agreement
+from benchmarks.speed.labellers import DenseLabels, OurLabels, agreement
 from benchmarks.speed.matmul import DTYPES, Matmul
 from benchmarks.speed.measure import Timing, interleaved
 from benchmarks.speed.own_process import measure_alone

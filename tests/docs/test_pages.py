@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging
 
-from cocomix.model import CHANNELS, MIXERS
+from cocomix.model import MIXERS, PREDICTORS
 from tests.helpers.doc_blocks import Block, Reader, blocks, check
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def home(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    registries = [(registry, dict(registry)) for registry in (MIXERS, CHANNELS)]
+    registries = [(registry, dict(registry)) for registry in (MIXERS, PREDICTORS)]
     verbosity = logging.get_verbosity()
     yield tmp_path
     logging.set_verbosity(verbosity)

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.data import TokenShards, write_shards
 from cocomix.labels import ConceptLabeller, TopTokens
-from cocomix.labels.labeler import label_split
+from cocomix.labels.labeller import label_split
 from cocomix.sae import TopKSAE
 from cocomix.utils.distributed import on_main
 from tests.helpers.distributed_programs import program, torchrun

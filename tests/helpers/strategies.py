@@ -7,14 +7,14 @@ import torch
 from hypothesis import strategies as st
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.model import BACKBONES, CHANNELS, MIXERS
+from cocomix.model import BACKBONES, MIXERS, PREDICTORS
 from cocomix.model.modeling_cocomix import CoCoMixOutput
 from tests.helpers.randomised import randomised
 
 VOCAB, LONGEST = 23, 9
 """Tokens in the vocabulary, and in a row that is drawn."""
 PARTS = {name: {"mixer": name} for name in MIXERS} | {
-    name: {"channel": name} for name in CHANNELS if name != "concepts"
+    name: {"channel": name} for name in PREDICTORS if name != "concepts"
 }
 """Every registered mixer, of predicted concepts, and every other channel, with whatever mixer is drawn."""
 WITH_CONCEPTS = [name for name, mixer in MIXERS.items() if mixer.uses_vector]

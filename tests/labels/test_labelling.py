@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cocomix.labels import LabelStore, attribute_active, select_active
-from cocomix.labels.labeler import runs
+from cocomix.labels.labeller import runs
 from cocomix.labels.store import MARKS, read_marks
 from cocomix.utils.errors import CocomixError, Interrupted
 from tests.helpers.labeled_tokens import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.model import CHANNELS, MIXERS
+from cocomix.model import MIXERS, PREDICTORS
 from cocomix.model.transformer import attend
 from cocomix.utils.errors import CocomixError
 
@@ -14,7 +14,7 @@ VOCAB, T = 37, 10
 OPTIONS = {"every": {"every": 3}, "drop_tokens": {"blocks": 1}}
 CHANNEL = {"hidden": {"target_size": 12}, "ncp": {"chunk": 3, "segments": 2, "codes": 5, "layers": 1}}
 CASES = [("concepts", mixer) for mixer in MIXERS] + [
-    (channel, mixer) for channel in CHANNELS if channel != "concepts" for mixer in ("interleave", "add", "every")
+    (channel, mixer) for channel in PREDICTORS if channel != "concepts" for mixer in ("interleave", "add", "every")
 ]
 
 

@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.model import CHANNELS, MIXERS
+from cocomix.model import MIXERS, PREDICTORS
 from tests.helpers.slow_twins import MIXED, PREDICTED, Row, row_by_row
 from tests.helpers.steered_models import close
 from tests.helpers.strategies import PARTS, for_every_part, on_each_backbone, seeds, student, students, tokens
 
 
 def test_every_mixer_and_channel_has_a_twin() -> None:
-    assert set(MIXED) == set(MIXERS) and set(PREDICTED) == set(CHANNELS)
+    assert set(MIXED) == set(MIXERS) and set(PREDICTED) == set(PREDICTORS)
 
 
 WAYS = {

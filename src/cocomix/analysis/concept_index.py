@@ -21,7 +21,7 @@ from cocomix.analysis.token_statistics import StrongestPlaces
 from cocomix.data.shards import TokenShards
 from cocomix.evaluation.perplexity import window_subset
 from cocomix.labels.store import LabelReader
-from cocomix.model.predictors import ConceptChannel
+from cocomix.model.predictors import ConceptPredictor
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_bytes
 
@@ -293,14 +293,14 @@ def predictions(student: Any, ids: torch.Tensor) -> tuple[np.ndarray, np.ndarray
     return made.ids.cpu().numpy(), made.values.float().cpu().numpy(), (made.values / scale).float().cpu().numpy()
 
 
-def concept_channel(student: Any) -> ConceptChannel:
+def concept_channel(student: Any) -> ConceptPredictor:
     """Where `student` predicts concepts.
 
     Raises:
         CocomixError: it predicts none.
     """
     channel = getattr(student, "channel", None)
-    if not isinstance(channel, ConceptChannel):
+    if not isinstance(channel, ConceptPredictor):
         raise CocomixError("this student predicts no concepts; use one trained with the objective cocomix")
     return channel
 

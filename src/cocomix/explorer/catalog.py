@@ -13,7 +13,7 @@ from cocomix.explorer.sessions import Instrument, OpenedRun
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.loading import model_config
 from cocomix.model.mixers import MIXERS
-from cocomix.model.predictors import CHANNELS, ConceptChannel
+from cocomix.model.predictors import PREDICTORS, ConceptPredictor
 from cocomix.pipeline.evaluation_stages import snapshots_of, step_of
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.utils.errors import CocomixError
@@ -128,7 +128,7 @@ def _entries(run: OpenedRun, several: bool) -> Iterator[Entry]:
 
 def _entry(run: OpenedRun, stage: StudentStage, folder: Path, key: str, label: str) -> Entry:
     config: Any = model_config(folder, stage.again)
-    predicts = isinstance(config, CoCoMixConfig) and CHANNELS[config.channel] is ConceptChannel
+    predicts = isinstance(config, CoCoMixConfig) and PREDICTORS[config.channel] is ConceptPredictor
     info = ModelInfo(
         key=key,
         label=label,

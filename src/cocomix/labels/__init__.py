@@ -10,7 +10,7 @@ from cocomix.labels.attribution import (
     select_active,
     select_labels,
 )
-from cocomix.labels.labeler import ConceptLabeller, Labeller, LiveLabels, TopTokens
+from cocomix.labels.labeller import ConceptLabeller, Labeller, LiveLabels, TopTokens
 from cocomix.labels.store import LabelReader, LabelStore
 
 __all__ = [

@@ -27,9 +27,15 @@ from cocomix.model.interventions import (
     steered,
 )
 from cocomix.model.loading import load_causal_lm, model_config
-from cocomix.model.mixers import MIXERS, Mixer
+from cocomix.model.mixers import MIXERS, Mixer, register_mixer
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, CoCoMixOutput, concept_loss
-from cocomix.model.predictors import CHANNELS, Channel, ConceptHead, ConceptPrediction
+from cocomix.model.predictors import (
+    PREDICTORS,
+    ConceptHead,
+    ConceptPrediction,
+    Predictor,
+    register_predictor,
+)
 from cocomix.model.teacher import hidden_at
 from cocomix.model.transformer import BACKBONES
 
@@ -38,12 +44,11 @@ AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM, exist_ok=True)
 
 __all__ = [
     "BACKBONES",
-    "CHANNELS",
     "INTERVENTIONS",
     "MIXERS",
+    "PREDICTORS",
     "Ablate",
     "Amplify",
-    "Channel",
     "Clamp",
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
@@ -55,6 +60,7 @@ __all__ = [
     "MixConfig",
     "Mixer",
     "ModelShape",
+    "Predictor",
     "Setting",
     "Sizes",
     "Steering",
@@ -69,6 +75,8 @@ __all__ = [
     "model_config",
     "model_flops",
     "parameter_count",
+    "register_mixer",
+    "register_predictor",
     "sae_training_flops",
     "special_ids",
     "steered",

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import Section
@@ -66,9 +67,7 @@ class MixConfig(Section):
 
     @model_validator(mode="after")
     def _mixer_exists(self) -> Self:
-        from cocomix.model.mixers import check_mixer
-
-        check_mixer(self.mixer, self.mixer_options)
+        MIXERS.check(self.mixer, self.mixer_options)
         return self
 
 

@@ -4,6 +4,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from cocomix.model.mixers import MIXERS
+from cocomix.model.predictors import PREDICTORS
+from cocomix.model.transformer import BACKBONES
 from cocomix.utils.errors import ConfigError
 
 
@@ -25,7 +28,7 @@ class CoCoMixConfig(PretrainedConfig):
         num_concepts: number of concepts C.
         concept_top_k: concepts K kept of a prediction.
         concept_loss_weight: lambda, weight of the concept loss.
-        channel: what is predicted there, a key of `CHANNELS`.
+        channel: what is predicted there, a key of `PREDICTORS`.
         channel_options: the channel's own settings.
         mixer: how the predicted vector joins the hidden states, a key of `MIXERS`.
         mixer_options: the mixer's own settings.
@@ -99,10 +102,6 @@ class CoCoMixConfig(PretrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        from cocomix.model.mixers import check_mixer
-        from cocomix.model.predictors import check_channel
-        from cocomix.model.transformer import BACKBONES
-
         if not 1 <= self.concept_layer < self.num_hidden_layers:
             raise ConfigError(
                 f"concept_layer {self.concept_layer} is outside the stack of {self.num_hidden_layers} blocks;"
@@ -130,5 +129,5 @@ class CoCoMixConfig(PretrainedConfig):
             )
         if self.backbone not in BACKBONES:
             raise ConfigError(f"there is no backbone {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
-        check_mixer(self.mixer, self.mixer_options)
-        check_channel(self.channel, self.channel_options)
+        MIXERS.check(self.mixer, self.mixer_options)
+        PREDICTORS.check(self.channel, self.channel_options)

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
+from cocomix.model.mixers import MIXERS, BlockCost
+from cocomix.model.predictors import PREDICTORS
+
 
 class Flops(NamedTuple):
     """Operations per token."""
@@ -45,12 +48,10 @@ def model_flops(config: PretrainedConfig, seq_len: int) -> Flops:
 
 def _cocomix_forward(config: Any, parts: Parts) -> float:
     """Lower blocks, then what the channel and the mixer say that they cost, then the LM head."""
-    from cocomix.model.mixers import MIXERS, BlockCost
-    from cocomix.model.predictors import CHANNELS
 
     mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
     cost = BlockCost(parts.block - parts.attention, parts.attention, parts.keys_values)
-    channel = CHANNELS[config.channel].flops(config, cost, mixer.uses_vector)
+    channel = PREDICTORS[config.channel].flops(config, cost, mixer.uses_vector)
     upper = mixer.upper_flops(config.num_hidden_layers - config.concept_layer, config.hidden_size, cost)
     return config.concept_layer * parts.block + channel + upper + parts.head
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from cocomix.model.predictors import ConceptChannel, ConceptHead
+from cocomix.model.predictors import ConceptHead, ConceptPredictor
 from cocomix.utils.errors import CocomixError
 
 LAST_START = 2**63 - 1
@@ -363,8 +363,8 @@ def own_places(hidden: torch.Tensor, positions: torch.Tensor, padding: torch.Ten
     return positions if padding is None else (padding.long().cumsum(-1) - 1)[:, -hidden.shape[1] :]
 
 
-def _channel(model: nn.Module) -> ConceptChannel:
-    channel = next((module for module in model.modules() if isinstance(module, ConceptChannel)), None)
+def _channel(model: nn.Module) -> ConceptPredictor:
+    channel = next((module for module in model.modules() if isinstance(module, ConceptPredictor)), None)
     if channel is None:
         raise CocomixError(
             f"{type(model).__name__} predicts no concepts that could be steered; use a student trained with the"

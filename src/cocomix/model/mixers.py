@@ -10,13 +10,13 @@ after a few blocks), `gated_add`, and `none` (concepts are predicted, never mixe
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
 from cocomix.model.transformer import BlockRun
-from cocomix.utils.registry import check_choice
+from cocomix.utils.registry import Registry
 
 TOKENS, CONCEPTS = slice(0, None, 2), slice(1, None, 2)
 """Where tokens and their vectors stand when interleaved."""
@@ -41,6 +41,8 @@ class Mixer(nn.Module, ABC):
         options: the mixing's own settings, keyword arguments of its class.
     """
 
+    name: ClassVar[str]
+    """What settings call it."""
     uses_vector: ClassVar[bool] = True
     """Whether the vector is used at all."""
 
@@ -69,6 +71,8 @@ class Mixer(nn.Module, ABC):
 class InterleaveMixer(Mixer):
     """(h1, c1, h2, c2, ...): a slot for each vector after its token; these slots feed the head."""
 
+    name = "interleave"
+
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
         return upper.run(_interleaved(hidden, vector), slots=2, asking=CONCEPTS)
 
@@ -82,12 +86,16 @@ class InterleaveMixer(Mixer):
 class AddMixer(Mixer):
     """h + c: no extra slot, so the upper blocks cost what they cost in a plain model."""
 
+    name = "add"
+
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
         return upper.run(hidden + _given(vector, hidden))
 
 
 class GatedAddMixer(Mixer):
     """h + sigmoid(G h + g) * c: each hidden state chooses, channel by channel, how much of the vector it takes."""
+
+    name = "gated_add"
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size)
@@ -102,6 +110,8 @@ class GatedAddMixer(Mixer):
 
 class KeysValuesMixer(Mixer):
     """Vectors are extra keys and values of every upper block: no query, no MLP, no slot of their own."""
+
+    name = "keys_values"
 
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
         return upper.run(hidden, memory=_given(vector, hidden))
@@ -122,6 +132,8 @@ class EveryMixer(Mixer):
     Args:
         every: m.
     """
+
+    name = "every"
 
     def __init__(self, hidden_size: int, every: int = 4) -> None:
         super().__init__(hidden_size)
@@ -162,6 +174,8 @@ class DropTokensMixer(Mixer):
         blocks: upper blocks with both slots.
     """
 
+    name = "drop_tokens"
+
     def __init__(self, hidden_size: int, blocks: int = 1) -> None:
         super().__init__(hidden_size)
         self.blocks = blocks
@@ -180,6 +194,8 @@ class DropTokensMixer(Mixer):
 
 class NoMixer(Mixer):
     """The vector is not used: concepts shape the hidden states through their loss alone."""
+
+    name = "none"
 
     uses_vector = False
 
@@ -203,21 +219,13 @@ def _interleaved(hidden: torch.Tensor, vector: torch.Tensor | None) -> torch.Ten
     return torch.stack((hidden, _given(vector, hidden)), dim=2).flatten(1, 2)
 
 
-MIXERS: dict[str, type[Mixer]] = {
-    "interleave": InterleaveMixer,
-    "add": AddMixer,
-    "gated_add": GatedAddMixer,
-    "keys_values": KeysValuesMixer,
-    "every": EveryMixer,
-    "drop_tokens": DropTokensMixer,
-    "none": NoMixer,
-}
+MIXERS: Registry[type[Mixer]] = Registry(
+    "mixer",
+    [InterleaveMixer, AddMixer, GatedAddMixer, KeysValuesMixer, EveryMixer, DropTokensMixer, NoMixer],
+    own=("hidden_size",),
+)
 
 
-def check_mixer(name: str, options: dict[str, Any]) -> None:
-    """Refuse a mixer that does not exist, or options it does not have.
-
-    Raises:
-        ConfigError: with what would do.
-    """
-    check_choice("mixer", MIXERS, name, options, own=("hidden_size",))
+def register_mixer(cls: type[Mixer]) -> type[Mixer]:
+    """Make a mixer of your own known by its `name`; usable as a decorator."""
+    return MIXERS.register(cls)

@@ -20,7 +20,7 @@ from cocomix.kernels.matmul import Linear
 from cocomix.model.cache import slot_cache
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.mixers import MIXERS
-from cocomix.model.predictors import CHANNELS, Predicted
+from cocomix.model.predictors import PREDICTORS, Predicted
 from cocomix.model.transformer import BACKBONES, BlockRun, OwnInit
 from cocomix.utils.errors import ConfigError
 
@@ -124,7 +124,9 @@ class CoCoMixForCausalLM(Steerable, PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.backbone = BACKBONES[config.backbone](config)
         self.mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
-        self.channel = CHANNELS[config.channel](config, self.backbone, self.mixer.uses_vector, **config.channel_options)
+        self.channel = PREDICTORS[config.channel](
+            config, self.backbone, self.mixer.uses_vector, **config.channel_options
+        )
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         if not self.channel.cacheable and self.generation_config is not None:
@@ -287,7 +289,7 @@ class CoCoMixForCausalLM(Steerable, PreTrainedModel, GenerationMixin):
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Transformers' `generate`; prompts padded on the right are moved to the right end of their row first.
 
-        Where a vector depends on more than its own position (`Channel.cacheable`), no cache is used.
+        Where a vector depends on more than its own position (`Predictor.cacheable`), no cache is used.
         """
         ids, mask = kwargs.get("input_ids", inputs), kwargs.get("attention_mask")
         if ids is not None and mask is not None and mask.shape == ids.shape and not bool(mask[:, -1].all()):

@@ -1,7 +1,7 @@
-"""What is predicted at concept_layer and the vector it becomes: one small class each, registered in `CHANNELS`."""
+"""What is predicted at concept_layer and the vector it becomes: one small class each, registered in `PREDICTORS`."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +9,12 @@ from torch import nn
 
 from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses, plain_linear
 from cocomix.kernels.matmul import Linear
-from cocomix.kernels.normalize import normalise
+from cocomix.kernels.normalise import normalise
 from cocomix.kernels.sparse import largest, weighted_rows
 from cocomix.model.mixers import BlockCost
 from cocomix.model.transformer import Attend, Backbone, OwnInit
 from cocomix.utils.errors import ConfigError
-from cocomix.utils.registry import check_choice
+from cocomix.utils.registry import Registry
 
 if TYPE_CHECKING:
     from cocomix.model.configuration_cocomix import CoCoMixConfig
@@ -38,7 +38,7 @@ class Predicted(NamedTuple):
     """cross entropies of the concept labels, in place of the logits"""
 
 
-class Channel(OwnInit, ABC):
+class Predictor(OwnInit, ABC):
     """Interface of all channels.
 
     Args:
@@ -47,6 +47,8 @@ class Channel(OwnInit, ABC):
         with_vector: whether the mixer uses a vector; without one its weights are left out.
     """
 
+    name: ClassVar[str]
+    """What settings call it."""
     cacheable: ClassVar[bool] = True
     """Whether a position's vector depends on that position's hidden state alone, so that cached generation works."""
 
@@ -166,8 +168,10 @@ class ConceptVector(OwnInit):
         return vector * prediction.std + prediction.mean
 
 
-class ConceptChannel(Channel):
+class ConceptPredictor(Predictor):
     """The paper's: concept logits, their TopK, and the vector these make (equations 4 and 5)."""
+
+    name = "concepts"
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__(config, backbone, with_vector)
@@ -193,12 +197,14 @@ class ConceptChannel(Channel):
         return 2 * rows * config.hidden_size
 
 
-class PauseChannel(Channel):
+class PausePredictor(Predictor):
     """Nothing is predicted: one learned vector stands at every place (pause tokens).
 
     Where positions are learned the place's own is added, as to any token: without it all pauses would ask the same
     question of the context and could not find the token before them.
     """
+
+    name = "pause"
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__(config, backbone, with_vector)
@@ -223,7 +229,7 @@ class PauseChannel(Channel):
         nn.init.normal_(self.vector, std=std)
 
 
-class HiddenChannel(Channel):
+class HiddenPredictor(Predictor):
     """The teacher's normalised hidden state is predicted linearly and projected back: concepts without the SAE.
 
     y = M norm(h) + b in R^target_size; vector = (W y + c) * std + mean, with norm, mean and std as in the concept head.
@@ -231,6 +237,8 @@ class HiddenChannel(Channel):
     Args:
         target_size: width of the teacher's hidden states.
     """
+
+    name = "hidden"
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool, *, target_size: int) -> None:
         super().__init__(config, backbone, with_vector)
@@ -266,7 +274,7 @@ COMMITMENT = 0.25
 """Weight of pulling pooled states to their code, against pulling the code to them (van den Oord et al. 2017)."""
 
 
-class NextConceptChannel(Channel):
+class NextConceptPredictor(Predictor):
     """Loss: ncp_weight * CE(codes of the next chunk) + vq_weight * (|sg(u) - e|^2 + 0.25 |u - sg(e)|^2).
 
     Args:
@@ -276,6 +284,8 @@ class NextConceptChannel(Channel):
         layers: blocks over the chunks.
         ncp_weight, vq_weight: weights of the two losses.
     """
+
+    name = "ncp"
 
     cacheable = False  # a vector depends on all the tokens of the chunks before
 
@@ -386,18 +396,13 @@ class NextConceptChannel(Channel):
             nn.init.normal_(self.start, std=std)
 
 
-CHANNELS: dict[str, type[Channel]] = {
-    "concepts": ConceptChannel,
-    "pause": PauseChannel,
-    "hidden": HiddenChannel,
-    "ncp": NextConceptChannel,
-}
+PREDICTORS: Registry[type[Predictor]] = Registry(
+    "channel",
+    [ConceptPredictor, PausePredictor, HiddenPredictor, NextConceptPredictor],
+    own=("config", "backbone", "with_vector"),
+)
 
 
-def check_channel(name: str, options: dict[str, Any]) -> None:
-    """Refuse a channel that does not exist, or options it does not have.
-
-    Raises:
-        ConfigError: with what would do.
-    """
-    check_choice("channel", CHANNELS, name, options, own=("config", "backbone", "with_vector"))
+def register_predictor(cls: type[Predictor]) -> type[Predictor]:
+    """Make a predictor of your own known by its `name`; usable as a decorator."""
+    return PREDICTORS.register(cls)

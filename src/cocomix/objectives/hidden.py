@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.kernels.normalize import normalise
+from cocomix.kernels.normalise import normalise
 from cocomix.model.flops import hidden_flops, model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.model.teacher import hidden_at

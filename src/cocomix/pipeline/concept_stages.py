@@ -13,7 +13,7 @@ from rich.text import Text
 from cocomix.analysis.concept_index import TOKENS, Atlas, AtlasKey, build, read_atlas, write_atlas
 from cocomix.analysis.naming import FoundNames, Names, edit_name, name_concepts, name_with, read_names, write_found
 from cocomix.analysis.token_statistics import observe
-from cocomix.labels.labeler import LiveLabels
+from cocomix.labels.labeller import LiveLabels
 from cocomix.labels.store import LabelReader
 from cocomix.pipeline.evaluation_stages import snapshot_weights
 from cocomix.pipeline.student_stages import StudentStage

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from cocomix.labels.labeler import ConceptLabeller, LiveLabels, TopTokens, label_split
+from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
 from cocomix.labels.store import LabelReader, LabelStore
 from cocomix.model.flops import labelling_flops, model_flops
 from cocomix.model.loading import model_config

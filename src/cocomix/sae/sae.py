@@ -21,7 +21,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from cocomix.kernels.matmul import outside_graphs, scores_into
-from cocomix.kernels.normalize import normalise
+from cocomix.kernels.normalise import normalise
 from cocomix.kernels.sparse import largest, row_products, rows_gradient, weighted_rows
 from cocomix.sae.reading import agrees, read_json, read_tensors, sizes, whole
 from cocomix.utils.errors import CocomixError

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.speed.contestant import Setting
 from benchmarks.speed.groups import take_turns
-from benchmarks.speed.labelers import DenseLabels, OurLabels
+from benchmarks.speed.labellers import DenseLabels, OurLabels
 from benchmarks.speed.own_process import measure_alone
 from benchmarks.speed.sae_steps import RIVALS, OurSae, SaeStep
 from benchmarks.speed.shapes import SHAPES

@@ -10,7 +10,7 @@ from benchmarks.speed.contestant import Contestant, Lap, Setting
 from benchmarks.speed.dense_labels import dense_labels
 from benchmarks.speed.synthetic import token_windows
 from cocomix.labels.attribution import ConceptLabels
-from cocomix.labels.labeler import ConceptLabeller
+from cocomix.labels.labeller import ConceptLabeller
 from cocomix.model.flops import labelling_flops
 from cocomix.sae.sae import TopKSAE
 
