@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 # Before torch is imported, here or in a command that a test starts: the processes that run tests share the cores.
@@ -41,6 +42,12 @@ settings.register_profile(
     "cocomix", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 settings.load_profile("cocomix")
+
+
+def pytest_sessionstart() -> None:
+    """Let the fork server import while tests are collected, and before another preload list can start one."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        ensure_running()
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook

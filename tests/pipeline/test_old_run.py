@@ -1,4 +1,4 @@
-"""A run made by version 0.1 before its code was moved (`tests/fixtures/README.md`): nothing is made again, all loads."""
+"""A run made before the package was divided into layers (`tests/fixtures/README.md`) loads; nothing is redone."""
 
 import json
 import shutil
