@@ -67,7 +67,10 @@ def place(group: str) -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest groups first, so that the processes end at the same time."""
-    items.sort(key=lambda item: place(group(item.nodeid.split("::")[0])))
+    groups = {item: group(item.nodeid.split("::")[0]) for item in items}
+    for item, name in groups.items():
+        assert name == "tiny" or "tiny" not in getattr(item, "fixturenames", ()), f"{item.nodeid}: write `tiny: Path`"
+    items.sort(key=lambda item: place(groups[item]))
 
 
 @pytest.hookimpl(optionalhook=True)
