@@ -79,7 +79,7 @@ def _tasks(run: "Run", student: StudentStage) -> list[dict[str, Any]]:
 def _model(student: StudentStage, record: dict[str, Any]) -> Rows:
     config = read_json(student.folder / "model" / "config.json")
     shape = student.config.model
-    concept = getattr(student.config, "concept", None) or getattr(student.config, "mix", None)
+    concept = student.config.mixing
     weights = sorted((student.folder / "model").glob("*.safetensors"))
     return [
         ("student", f"{student.student}, seed {student.seed}, objective {student.config.objective}"),
@@ -140,7 +140,7 @@ def _concepts(run: "Run", student: StudentStage) -> Rows:
         labels = student.labels.config
         rows.append(("labels", f"rule {labels.rule}, sign {student.sign}, {labels.k} a position"))
     if student.logits is not None:
-        rows.append(("teacher's distribution", f"its {student.config.teacher_top_k} likeliest tokens, stored"))
+        rows.append(("teacher's distribution", f"its {student.config.stored_teacher_tokens} likeliest tokens, stored"))
     return rows
 
 

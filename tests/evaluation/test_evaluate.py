@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.data import TokenShards, write_shards
 from cocomix.evaluation import concept_recall, perplexity
-from cocomix.labels import LabelStore, attribute_active
-from cocomix.model import labelling_flops, model_flops
+from cocomix.labels import LabelStore, attribute_active, labelling_flops
+from cocomix.model import model_flops
 from cocomix.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 

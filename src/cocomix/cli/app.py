@@ -114,7 +114,7 @@ def sae(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFi
 def export_sae(
     output: Annotated[Path, PathOption("--output", "-o", help="New folder to write.")],
     run: RunDir = DEFAULT_RUN,
-    format: Annotated[str, typer.Option("--format", "-f", help="saelens, sparsify or cocomix.")] = "saelens",
+    format: Annotated[str, typer.Option("--format", "-f", help="The format; a wrong name lists all.")] = "saelens",
 ) -> None:
     """Write the run's sparse autoencoder in another library's format."""
     from cocomix.pipeline.trained import export_sae as export

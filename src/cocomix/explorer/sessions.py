@@ -146,7 +146,7 @@ class OpenedRun:
 
     def labelled(self, stage: StudentStage) -> bool:
         """Whether the teacher can say which concepts a student should have predicted."""
-        return stage.variant.recall and has_teacher_labels(stage)
+        return stage.config.uses_sae_concepts and has_teacher_labels(stage)
 
     def labels(self, stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
         """The teacher's labels of a text, `[1, seq, K_attr]`; only of a student that is `labelled`.
@@ -165,7 +165,7 @@ class OpenedRun:
     def book(self, stage: StudentStage) -> NameBook:
         """Names of a student's concepts; all students that learn the autoencoder's share them."""
         with self.lock:
-            shared = stage.variant.recall and self.run.sae.done()
+            shared = stage.config.uses_sae_concepts and self.run.sae.done()
             owner = "sae" if shared else stage.name
             if owner not in self._books:
                 own = sorted((stage.folder / "model").glob("*.safetensors"))
@@ -322,7 +322,7 @@ class Instrument:
         if not self.run.has_teacher:
             return Judge("the unsteered student", CachedReader(self.model, self.lock), [])
         reader = CachedReader(self.run.teacher(), self.run.lock)
-        if not (self.run.has_sae and self.stage.variant.recall):
+        if not (self.run.has_sae and self.stage.config.uses_sae_concepts):
             return Judge("teacher", reader, [])
         return Judge("teacher", reader, concepts, self.run.sae(), self.stage.sae.config.layer)
 

@@ -13,7 +13,7 @@ from cocomix.model.build import (
     special_ids,
 )
 from cocomix.model.configuration_cocomix import CoCoMixConfig
-from cocomix.model.flops import labelling_flops, model_flops, sae_training_flops
+from cocomix.model.flops import model_flops, sae_training_flops
 from cocomix.model.interventions import (
     INTERVENTIONS,
     Ablate,
@@ -69,7 +69,6 @@ __all__ = [
     "concept_head",
     "concept_loss",
     "hidden_at",
-    "labelling_flops",
     "load_causal_lm",
     "match_width",
     "model_config",

@@ -15,18 +15,19 @@ Choices:
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Cache
+from transformers import Cache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cocomix.kernels.matmul import Linear, linear
 from cocomix.utils.registry import Registry
 
 if TYPE_CHECKING:
+    from cocomix.model.build import ModelShape
     from cocomix.model.configuration_cocomix import CoCoMixConfig
 
 
@@ -253,13 +254,24 @@ class Block(GradientCheckpointingLayer):
         return hidden + F.dropout(self.mlp(self.norm_2(hidden)), self.dropout, self.training)
 
 
+class SpecialIds(TypedDict):
+    """Ids of special tokens, as the model configs call them."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+
 class Backbone(nn.Module, ABC):
-    """Embeddings, blocks and the final norm of one family."""
+    """Embeddings, blocks and the final norm of one family, and Transformers' own plain model of the same shape."""
 
     name: ClassVar[str]
     """what settings call it"""
     bias: ClassVar[bool]
     """whether the attention projections have biases"""
+    rotary_positions: ClassVar[bool] = False
+    grouped_queries: ClassVar[bool] = False
+    """whether it may have fewer key/value heads than query heads"""
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
@@ -303,6 +315,16 @@ class Backbone(nn.Module, ABC):
         """Factor on the initial weights that write to the residual stream."""
         return 1.0
 
+    @classmethod
+    @abstractmethod
+    def inner_width(cls, width: int) -> int:
+        """Inner width of the MLP for d_model `width`."""
+
+    @classmethod
+    @abstractmethod
+    def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+        """Transformers' own causal LM of this family and shape, freshly initialised, without dropout."""
+
 
 class GPT2Backbone(Backbone):
     """Learned positions, LayerNorm, GELU, biases everywhere."""
@@ -329,12 +351,34 @@ class GPT2Backbone(Backbone):
     def residual_scale(self, layers: int) -> float:
         return 1 / math.sqrt(2 * layers)
 
+    @classmethod
+    def inner_width(cls, width: int) -> int:
+        return 4 * width
+
+    @classmethod
+    def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+        config = GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=seq_len,
+            n_embd=shape.width,
+            n_layer=shape.layers,
+            n_head=shape.heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's own GELU, as one fused operation
+            **special,
+        )
+        return GPT2LMHeadModel(config)
+
 
 class LlamaBackbone(Backbone):
     """Rotary positions, RMSNorm, SwiGLU, grouped queries, no biases."""
 
     name = "llama"
     bias = False
+    rotary_positions = True
+    grouped_queries = True
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__(config)
@@ -351,6 +395,27 @@ class LlamaBackbone(Backbone):
 
     def rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary | None:
         return rotary_table(positions, self.head_dim, self.theta, dtype)
+
+    @classmethod
+    def inner_width(cls, width: int) -> int:
+        return -(-8 * width // 48) * 16  # 8/3 of the width, rounded up to a multiple of 16
+
+    @classmethod
+    def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+        config = LlamaConfig(
+            vocab_size=vocab_size,
+            max_position_embeddings=seq_len,
+            hidden_size=shape.width,
+            intermediate_size=cls.inner_width(shape.width),
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads or shape.heads,
+            tie_word_embeddings=True,
+            # No pad_token_id: Llama would freeze that row of its embedding at zero; ours is the end-of-text token's.
+            bos_token_id=special["bos_token_id"],
+            eos_token_id=special["eos_token_id"],
+        )
+        return LlamaForCausalLM(config)
 
 
 BACKBONES: Registry[type[Backbone]] = Registry("backbone", [GPT2Backbone, LlamaBackbone], own=("config",))

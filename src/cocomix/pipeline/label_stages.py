@@ -7,9 +7,10 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from cocomix.labels.attribution import labelling_flops
 from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
 from cocomix.labels.store import LabelReader, LabelStore
-from cocomix.model.flops import labelling_flops, model_flops
+from cocomix.model.flops import model_flops
 from cocomix.model.loading import model_config
 from cocomix.pipeline.config import LabelConfig, RunConfig
 from cocomix.pipeline.sae_stage import SaeStage

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cocomix.objectives.variants import VARIANTS
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
 from cocomix.pipeline.label_stages import LabelSet, LabelStage, LogitsStage, label_set
@@ -41,13 +40,13 @@ class Run:
         self.sae = SaeStage(folder, config, self.tokens, self.teacher, lending)
         self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
         stored_labels = {name: made for name, made in self.labels.items() if isinstance(made, Stage)}
-        stored = [getattr(student, "teacher_top_k", None) for student in config.students.values()]
+        stored = [student.stored_teacher_tokens for student in config.students.values()]
         self.logits = {k: LogitsStage(folder, k, config, self.teacher) for k in stored if k is not None}
         self.students = [
             self._student(name, student, seed) for seed in config.seeds for name, student in config.students.items()
         ]
         self.evaluations = [EvaluationStage(student) for student in self.students]
-        used = {getattr(student, "labels", None) for student in config.students.values()}
+        used = {student.label_set for student in config.students.values()}
         self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, self.sae]
         self._shared += [label for name, label in stored_labels.items() if name in used]
         self._shared += self.logits.values()
@@ -58,8 +57,8 @@ class Run:
         self._reused: dict[str, bool] = {}
 
     def _student(self, name: str, student: Any, seed: int) -> StudentStage:
-        labels = self.labels.get(getattr(student, "labels", None) or "")
-        logits = self.logits.get(getattr(student, "teacher_top_k", None) or 0)
+        labels = self.labels.get(student.label_set or "")
+        logits = self.logits.get(student.stored_teacher_tokens or 0)
         return StudentStage(self.folder, name, seed, self.config, self.sae, labels, logits)
 
     def shared(self) -> list[Stage]:
@@ -233,7 +232,7 @@ def _student(run: "Run", name: str) -> dict[str, Any]:
     return {
         "name": name,
         "objective": config.objective,
-        "about": VARIANTS[config.objective].about(config),
+        "about": config.describe(),
         "width": first["width"],
         "parameters": first["parameters"],
         "label_rule": f"{label.config.rule}/{stages[0].student.sign}" if label else None,

@@ -19,6 +19,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def section_for(cls, raw: Any) -> type["Section"]:
+        """The class that validates `raw`: this one, or one of several where a key says which."""
+        return cls
+
 
 # YAML as settings have it: plain values, few of them, whatever the text makes of aliases, merges and tags.
 
@@ -118,7 +123,7 @@ def validate(kind: type[Model], raw: dict[str, Any], origin: str) -> Model:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise CocomixError(f"{origin}: {_explain(error, kind)}") from error
+        raise CocomixError(f"{origin}: {_explain(error, kind, raw)}") from error
     except UnicodeEncodeError as error:  # Pydantic's core is Rust, where a text is UTF-8
         raise CocomixError(f"{origin}: it holds half a character, {error.object[error.start]!r}; remove it") from error
 
@@ -175,11 +180,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel], raw: Any) -> str:
     """The first problem as one sentence, with the nearest known key for an unknown one."""
     first = error.errors(include_url=False)[0]
     inside = first["loc"][:-1] if first["type"] in {"extra_forbidden", "missing"} else first["loc"]
-    path, known = _walk(kind, inside)
+    path, known = _walk(kind, inside, raw)
     if first["type"] in {"extra_forbidden", "missing"}:
         path.append(str(first["loc"][-1]))
     where = ".".join(path)
@@ -189,45 +194,34 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         return f"the key {where!r} does not exist; {hint}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing; add it"
-    if first["type"] == "union_tag_not_found":
-        return f"the key '{where}.objective' is missing; add it"
-    if first["type"] == "union_tag_invalid":
-        context = first.get("ctx", {})
-        choices = str(context.get("expected_tags", "")).replace("'", "")
-        return f"{where}: there is no objective {context.get('tag')!r}; choose one of {choices}"
     message = first["msg"].removeprefix("Value error, ")
     got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {first['input']!r})"
     return f"{where}: {message}{got}" if where else f"{message}{got}"
 
 
-def _walk(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[str]]:
-    """A place in `kind` as a user writes it, and the keys known there.
-
-    Where a section is one of several, Pydantic's location has the objective's name as a step of its own.
-    """
-    model: Any = kind
+def _walk(kind: type[BaseModel], location: Sequence[int | str], raw: Any) -> tuple[list[str], list[str]]:
+    """A place in `kind` as a user writes it, and the keys known there; `raw` says which class a part is of."""
+    section: Any = kind
     path: list[str] = []
     for part in location:
-        if isinstance(model, tuple) and any(part in _names(one) for one in model) and path[-1:] != ["students"]:
-            model = next(one for one in model if part in _names(one))
-            continue
         path.append(str(part))
-        if isinstance(part, str) and isinstance(model, type) and part in model.model_fields:
-            model = _section_type(model.model_fields[part].annotation)
-    return path, sorted(model.model_fields) if isinstance(model, type) else []
+        if isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields:
+            section = _section_type(section.model_fields[part].annotation)
+        try:
+            raw = raw[part]
+        except (KeyError, IndexError, TypeError):
+            raw = None
+        if isinstance(section, type) and issubclass(section, Section):
+            section = section.section_for(raw)
+    return path, sorted(section.model_fields) if isinstance(section, type) else []
 
 
-def _names(section: type[BaseModel]) -> tuple[Any, ...]:
-    return get_args(section.model_fields["objective"].annotation)
-
-
-def _section_type(annotation: Any) -> Any:
-    """The pydantic model inside `X`, `X | None` or `dict[str, X]`; a tuple where it is one of several."""
-    found, pending = [], [annotation]
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model inside `X`, `X | None` or `dict[str, X]`."""
+    pending = [annotation]
     while pending:
-        one = pending.pop(0)
-        if isinstance(one, type) and issubclass(one, BaseModel):
-            found.append(one)
-        else:
-            pending += get_args(one)
-    return tuple(found) if len(found) > 1 else (found[0] if found else None)
+        inner = pending.pop(0)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            return inner
+        pending += get_args(inner)
+    return None
