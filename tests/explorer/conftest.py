@@ -9,8 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from cocomix.explorer.app import create_app, prepare
-from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.security import access_for
+from cocomix.explorer.catalog import ModelCatalog
+from cocomix.explorer.security import access_policy
 from tests.helpers.browser import Watched, chromium, watched
 from tests.helpers.explored_run import client_of, served
 
@@ -26,14 +26,14 @@ def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def catalog(folder: Path) -> Catalog:
-    opened = Catalog([folder])
+def catalog(folder: Path) -> ModelCatalog:
+    opened = ModelCatalog([folder])
     prepare(opened, name_tokens=20_000)
     return opened
 
 
 @pytest.fixture(scope="session")
-def client(catalog: Catalog) -> TestClient:
+def client(catalog: ModelCatalog) -> TestClient:
     return client_of(catalog)
 
 
@@ -45,9 +45,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def home(catalog: Catalog) -> Iterator[str]:
+def home(catalog: ModelCatalog) -> Iterator[str]:
     """Address of a server."""
-    with served(create_app(catalog, access_for("127.0.0.1", 0, None))) as port:
+    with served(create_app(catalog, access_policy("127.0.0.1", 0, None))) as port:
         yield f"http://127.0.0.1:{port}/"
 
 

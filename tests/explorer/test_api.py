@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from cocomix import __version__
 from cocomix.analysis.naming import EDITED
 from cocomix.explorer.app import PAGE
-from cocomix.explorer.catalog import Catalog
+from cocomix.explorer.catalog import ModelCatalog
 from cocomix.pipeline.trained import inspect_text
 from cocomix.steering import from_items, parse_steering, to_items
 from tests.helpers.explored_run import COCOMIX, NTP, STEERING, TEXT, client_of, hooked
@@ -30,7 +30,7 @@ def test_the_page_and_its_files(client: TestClient) -> None:
     assert client.get("/page/main.js", headers={"If-None-Match": script.headers["ETag"]}).status_code == 304
 
 
-def test_models(client: TestClient, catalog: Catalog, folder: Path) -> None:
+def test_models(client: TestClient, catalog: ModelCatalog, folder: Path) -> None:
     told = client.get("/api/models").json()
     models = {one["key"]: one for one in told["models"]}
     assert set(models) == {COCOMIX, SNAPSHOT, NTP, "0/ntp_wide/0"} and told["version"] == __version__
@@ -40,12 +40,12 @@ def test_models(client: TestClient, catalog: Catalog, folder: Path) -> None:
         one = models[f"0/{stage.student}/0"]
         predicts = stage.student == "cocomix"
         assert one["parameters"] == stage.model().num_parameters() and one["positions"] == run.config.seq_len
-        assert one["predicts"] == one["steerable"] == one["has_labels"] == predicts
+        assert one["predicts_concepts"] == one["steerable"] == one["has_labels"] == predicts
         assert (one["n_concepts"], one["top_k"]) == (
             (run.config.sae.n_latents, run.config.sae.k) if predicts else (0, 0)
         )
     assert models[SNAPSHOT]["label"] == "cocomix, seed 0, step 30" and models[COCOMIX]["label"] == "cocomix, seed 0"
-    assert not Catalog([folder])._open, "weights were loaded"
+    assert not ModelCatalog([folder])._sessions, "weights were loaded"
 
 
 @pytest.mark.parametrize("concept", [None, 3])
@@ -68,7 +68,7 @@ def test_a_snapshot_is_read_and_listed_like_its_student(client: TestClient, fold
     }
 
 
-def test_concepts_are_listed_sorted_and_searched(client: TestClient, catalog: Catalog) -> None:
+def test_concepts_are_listed_sorted_and_searched(client: TestClient, catalog: ModelCatalog) -> None:
     def listed(**how: Any) -> dict[str, Any]:
         return client.get("/api/concepts", params={"model": COCOMIX, "limit": 500, **how}).json()
 
@@ -84,10 +84,10 @@ def test_concepts_are_listed_sorted_and_searched(client: TestClient, catalog: Ca
     assert listed(q="no concept is called this")["total"] == 0
 
 
-def test_a_concept_has_a_dashboard(client: TestClient, catalog: Catalog) -> None:
+def test_a_concept_has_a_dashboard(client: TestClient, catalog: ModelCatalog) -> None:
     top = client.get("/api/concepts", params={"model": COCOMIX}).json()["concepts"][0]
     told = client.get("/api/concept", params={"model": COCOMIX, "id": top["concept"]}).json()
-    assert told["about"] == json.loads(catalog.open(COCOMIX).book.names().of(top["concept"]).model_dump_json())
+    assert told["about"] == json.loads(catalog.open(COCOMIX).name_store.names().of(top["concept"]).model_dump_json())
     assert told["split"] == "validation" and told["predicted"]["share"] == pytest.approx(top["predicted"])
     assert (
         told["agreement"]["recall"] == pytest.approx(top["recall"]) and told["promotes"] and told["measured"]["places"]
@@ -104,13 +104,16 @@ def test_names_are_edited_and_stay(client: TestClient, folder: Path) -> None:
     edit = {"model": COCOMIX, "concept": 5}
     told = client.post("/api/name", json={**edit, "name": " <b>mine</b> "}).json()
     assert (told["name"], told["edited"], told["source"]) == ("<b>mine</b>", True, "edited")
-    assert called(client) == ("<b>mine</b>", True) and called(client_of(Catalog([folder]))) == ("<b>mine</b>", True)
+    assert called(client) == ("<b>mine</b>", True) and called(client_of(ModelCatalog([folder]))) == (
+        "<b>mine</b>",
+        True,
+    )
     reading = client.post("/api/read", json={"model": COCOMIX, "text": TEXT, "concept": 5}).json()
     assert reading["name"] == "<b>mine</b>" and "mine" in (folder / EDITED).read_text()
     assert not client.post("/api/name", json={**edit, "name": ""}).json()["edited"] and called(client) == before
 
 
-def test_steering_streams_both_texts(client: TestClient, catalog: Catalog) -> None:
+def test_steering_streams_both_texts(client: TestClient, catalog: ModelCatalog) -> None:
     asked = {"model": COCOMIX, "prompt": TEXT, "steering": STEERING, "tokens": 6, "seed": 3}
     answer = client.post("/api/steer", json=asked)
     assert answer.headers["content-type"].startswith("application/x-ndjson")
@@ -148,7 +151,7 @@ def test_a_setting_is_copied_in_forms_that_say_the_same(client: TestClient, fold
     assert "--model" in of_a_snapshot["cli"] and of_a_snapshot["cli"].endswith("-- --help")
 
 
-def test_models_are_compared_with_and_without_concepts(client: TestClient, catalog: Catalog) -> None:
+def test_models_are_compared_with_and_without_concepts(client: TestClient, catalog: ModelCatalog) -> None:
     told = client.post("/api/compare", json={"left": COCOMIX, "right": NTP, "text": TEXT, "top": 2}).json()
     assert told["same_tokens"] and (told["left"]["model"], told["right"]["model"]) == (COCOMIX, NTP)
     assert told["right"]["n_concepts"] == 0 and all(not token["concepts"] for token in told["right"]["tokens"])
@@ -221,10 +224,10 @@ def test_a_body_that_is_no_json_object(client: TestClient, sent: str) -> None:
         (f"/api/concepts?model={COCOMIX}&limit=x", 400, "limit"),
         (f"/api/concept?model={COCOMIX}&id=128", 404, "there is no concept 128; the student's are 0 to 127"),
         (f"/api/concept?model={COCOMIX}&id=twelve", 400, "id"),
-        ("/api/read", 405, "GET /api/read is nothing that is served here"),
-        ("/api/nothing", 404, "/api/nothing is nothing that is served here"),
-        ("/page/../app.py", 404, "nothing that is served here"),
-        ("/page/%2e%2e/app.py", 404, "nothing that is served here"),
+        ("/api/read", 405, "GET /api/read is not served here"),
+        ("/api/nothing", 404, "/api/nothing is not served here"),
+        ("/page/../app.py", 404, "not served here"),
+        ("/page/%2e%2e/app.py", 404, "not served here"),
     ],
 )
 def test_bad_addresses_are_one_sentence(client: TestClient, address: str, status: int, words: str) -> None:
@@ -232,7 +235,9 @@ def test_bad_addresses_are_one_sentence(client: TestClient, address: str, status
     assert answer.status_code == status and words in answer.json()["error"], answer.text
 
 
-def test_what_breaks_says_where_to_look(client: TestClient, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_breaks_says_where_to_look(
+    client: TestClient, catalog: ModelCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a secret")
 
@@ -242,7 +247,7 @@ def test_what_breaks_says_where_to_look(client: TestClient, catalog: Catalog, mo
         answer.status_code == 500 and "look at the terminal" in answer.json()["error"] and "secret" not in answer.text
     )
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    monkeypatch.setattr("cocomix.explorer.paired_generation.CachedReader._pass", broken)
+    monkeypatch.setattr("cocomix.explorer.paired_generation.CachedModel._forward", broken)
     lines = client.post("/api/steer", json=STEER).text.splitlines()
     assert json.loads(lines[0])["event"] == "start"
     assert json.loads(lines[-1])["event"] == "error" and "look at the terminal" in json.loads(lines[-1])["error"]
@@ -252,7 +257,7 @@ def test_what_breaks_says_where_to_look(client: TestClient, catalog: Catalog, mo
 def test_without_its_teacher_a_run_is_still_read_and_steered(folder: Path, client: TestClient) -> None:
     (folder / "teacher" / "model").rename(folder / "away")
     try:
-        bare = client_of(Catalog([folder]))
+        bare = client_of(ModelCatalog([folder]))
         assert not any(one["has_labels"] for one in bare.get("/api/models").json()["models"])
         reading = bare.post("/api/read", json=READ).json()
         assert all(token["labels"] is None for token in reading["tokens"])
@@ -260,7 +265,7 @@ def test_without_its_teacher_a_run_is_still_read_and_steered(folder: Path, clien
         assert start["judge"] == "the unsteered student" and end["base"]["presence"] == {} and len(steps) == 3
     finally:
         (folder / "away").rename(folder / "teacher" / "model")
-    both = client_of(Catalog([folder, folder]))
+    both = client_of(ModelCatalog([folder, folder]))
     assert {one["label"] for one in both.get("/api/models").json()["models"]} >= {"tiny: cocomix, seed 0"}
     told = both.post("/api/compare", json={"left": COCOMIX, "right": "1/cocomix/0", "text": TEXT}).json()
     assert told["left"]["tokens"] == told["right"]["tokens"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.explorer.catalog import Catalog
+from cocomix.explorer.catalog import ModelCatalog
 from tests.helpers.browser import REFUSED, Watched
 from tests.helpers.explored_run import COCOMIX, NTP, TEXT
 
@@ -28,7 +28,7 @@ def type_text(page: Any, text: str) -> list[str]:
     return written(page, text)
 
 
-def test_typing_shows_tokens_and_a_panel_at_once(watch: Watched, catalog: Catalog) -> None:
+def test_typing_shows_tokens_and_a_panel_at_once(watch: Watched, catalog: ModelCatalog) -> None:
     page, reader = watch.open(), catalog.open(COCOMIX)
     assert type_text(page, TEXT) == [reader.decode([one]) for one in reader.encode(TEXT)]
     panel, n = page.locator("#view-read .side"), len(reader.encode(TEXT))
@@ -44,7 +44,7 @@ def test_typing_shows_tokens_and_a_panel_at_once(watch: Watched, catalog: Catalo
     assert f"token 7 of {n}" in panel.inner_text()
 
 
-def test_a_chosen_concept_shades_the_text_and_pairs_the_odds(watch: Watched, catalog: Catalog) -> None:
+def test_a_chosen_concept_shades_the_text_and_pairs_the_odds(watch: Watched, catalog: ModelCatalog) -> None:
     page = watch.open()
     type_text(page, TEXT)
     assert page.locator(f"{CHIPS}.loss").count() > 0 and page.locator(".odds.paired").count() == 0
@@ -90,20 +90,20 @@ def test_an_old_answer_never_replaces_a_newer_one(watch: Watched) -> None:
     assert "".join(page.locator(CHIPS).all_text_contents()) == "and quick"
 
 
-def test_concepts_are_searched_sorted_and_opened(watch: Watched, catalog: Catalog) -> None:
-    page, instrument = watch.open("#concepts"), catalog.open(COCOMIX)
-    first = instrument.listing(q="", sort="predicted", offset=0, limit=1).concepts[0].concept
+def test_concepts_are_searched_sorted_and_opened(watch: Watched, catalog: ModelCatalog) -> None:
+    page, session = watch.open("#concepts"), catalog.open(COCOMIX)
+    first = session.list_concepts(q="", sort="predicted", offset=0, limit=1).concepts[0].concept
     page.locator(f"article[aria-label='Concept {first}']").wait_for()
-    assert f"{instrument.n_concepts} concepts" in page.locator(".list").inner_text()
+    assert f"{session.n_concepts} concepts" in page.locator(".list").inner_text()
     page.get_by_label("Sort concepts by").select_option("recall")
-    best = [one.concept for one in instrument.listing(q="", sort="recall", offset=0, limit=3).concepts]
+    best = [one.concept for one in session.list_concepts(q="", sort="recall", offset=0, limit=3).concepts]
     page.wait_for_function(
         "(id) => document.querySelector('.virtual-row .line-soft')?.textContent.startsWith(`c${id} `)", arg=best[0]
     )
     page.get_by_label("Search concepts").fill(f"c{best[1]}")
     page.locator(".virtual-row:first-child", has_text=f"c{best[1]} ").click()
     page.locator(f"article[aria-label='Concept {best[1]}']").wait_for()
-    board, shown = instrument.dashboard(best[1]), page.locator("article").inner_text()
+    board, shown = session.dashboard(best[1]), page.locator("article").inner_text()
     assert board.agreement is not None
     for fact in (
         f"{board.agreement.positions:,} positions",
@@ -128,8 +128,8 @@ def test_concepts_are_searched_sorted_and_opened(watch: Watched, catalog: Catalo
     page.get_by_text("No concept found").wait_for()
 
 
-def test_a_name_given_in_the_page_stays(watch: Watched, catalog: Catalog) -> None:
-    page, before = watch.open("#concept=5"), catalog.open(COCOMIX).book.names().of(5)
+def test_a_name_given_in_the_page_stays(watch: Watched, catalog: ModelCatalog) -> None:
+    page, before = watch.open("#concept=5"), catalog.open(COCOMIX).name_store.names().of(5)
     new = 'war & <b>"peace"</b>'
     try:
         page.get_by_role("button", name="Rename").click()
@@ -138,7 +138,7 @@ def test_a_name_given_in_the_page_stays(watch: Watched, catalog: Catalog) -> Non
         page.locator(".nameplate h2", has_text=new).wait_for()
         page.reload()
         page.locator(".nameplate h2", has_text=new).wait_for()
-        assert catalog.open(COCOMIX).book.names().of(5).name == new and page.locator(".nameplate b").count() == 0
+        assert catalog.open(COCOMIX).name_store.names().of(5).name == new and page.locator(".nameplate b").count() == 0
         page.get_by_label("Search concepts").fill("& <b>")
         page.locator(".virtual-row", has_text=new).wait_for()
         assert page.locator(".virtual-row").count() == 1
@@ -147,12 +147,12 @@ def test_a_name_given_in_the_page_stays(watch: Watched, catalog: Catalog) -> Non
         page.keyboard.press("Enter")
         page.get_by_role("button", name="Rename").wait_for()
         assert page.locator(".nameplate .badge").count() == 0
-        assert catalog.open(COCOMIX).book.names().of(5) == before
+        assert catalog.open(COCOMIX).name_store.names().of(5) == before
     finally:
         catalog.open(COCOMIX).rename(5, "")
 
 
-def test_two_students_are_compared(watch: Watched, catalog: Catalog) -> None:
+def test_two_students_are_compared(watch: Watched, catalog: ModelCatalog) -> None:
     page = watch.open("#compare")
     page.get_by_label("Left model").select_option(NTP)
     page.get_by_label("Right model").select_option(COCOMIX)

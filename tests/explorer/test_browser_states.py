@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cocomix.explorer.app import create_app
-from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.security import access_for
+from cocomix.explorer.catalog import ModelCatalog
+from cocomix.explorer.security import access_policy
 from tests.helpers.browser import CONTRASTS, REFUSED, watched
 from tests.helpers.explored_run import COCOMIX, TEXT, served
 from tests.helpers.wide_run import WideCatalog
@@ -36,8 +36,8 @@ def test_what_the_server_refuses_is_said_and_can_be_tried_again(browser: Any, ho
         page.locator("#view-steer .output .trouble").wait_for()
 
 
-def test_a_server_that_is_gone_is_said_and_found_again(browser: Any, catalog: Catalog) -> None:
-    app = create_app(catalog, access_for("127.0.0.1", 0, None))
+def test_a_server_that_is_gone_is_said_and_found_again(browser: Any, catalog: ModelCatalog) -> None:
+    app = create_app(catalog, access_policy("127.0.0.1", 0, None))
     with served(app) as port:
         home = f"http://127.0.0.1:{port}/"
         context = watched(browser, home)
@@ -65,8 +65,8 @@ READ = {
 }
 
 
-def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog: Catalog) -> None:
-    plain = [one.model_dump() for one in catalog.models() if not one.predicts]
+def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog: ModelCatalog) -> None:
+    plain = [one.model_dump() for one in catalog.models() if not one.predicts_concepts]
     with watched(browser, home) as watch:
         listed = {"models": plain, "examples": catalog.examples, "version": "0"}
         watch.page.route("**/api/models*", lambda route: route.fulfill(json=listed))
@@ -82,7 +82,7 @@ def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog
 @pytest.mark.parametrize("n_concepts", [400, 32_768])
 def test_any_number_of_concepts(browser: Any, tmp_path: Path, n_concepts: int) -> None:
     with (
-        served(create_app(WideCatalog(n_concepts, tmp_path), access_for("127.0.0.1", 0, None))) as port,  # pyright: ignore[reportArgumentType]
+        served(create_app(WideCatalog(n_concepts, tmp_path), access_policy("127.0.0.1", 0, None))) as port,  # pyright: ignore[reportArgumentType]
         watched(browser, f"http://127.0.0.1:{port}/") as watch,
     ):
         page = watch.open("#concepts?sort=number")

@@ -92,7 +92,7 @@ def test_stop_ends_a_stream(watch: Watched) -> None:
             if (path !== "/api/steer") return real(path, options);
             const token = { id: 1, token: " on", loss: 1, concepts: {} };
             const lines = [{ event: "start", prompt: [], judge: "teacher", concepts: [] },
-              { event: "token", at: 0, base: token, steered: token, same: true }];
+              { event: "token", index: 0, base: token, steered: token, same: true }];
             const text = lines.map((one) => JSON.stringify(one) + "\\n").join("");
             const body = new ReadableStream({
               start(out) {

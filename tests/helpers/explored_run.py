@@ -9,18 +9,19 @@ import uvicorn
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from cocomix.explorer.api import Limits
 from cocomix.explorer.app import create_app, listen
-from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.security import Access, Limits, access_for
+from cocomix.explorer.catalog import ModelCatalog
+from cocomix.explorer.security import AccessPolicy, access_policy
 
 COCOMIX, NTP = "0/cocomix/0", "0/ntp/0"
 TEXT = "Fellow citizens of the Senate and of the House of Representatives"
 STEERING = [{"concept": 3, "do": "amplify", "amount": 4.0}, {"concept": 7, "do": "ablate", "start": 2}]
 
 
-def client_of(catalog: Catalog, access: Access | None = None, limits: Limits | None = None) -> TestClient:
+def client_of(catalog: ModelCatalog, access: AccessPolicy | None = None, limits: Limits | None = None) -> TestClient:
     """A client in this process that asks as our page would."""
-    app = create_app(catalog, access or access_for("127.0.0.1", 7860, None), limits)
+    app = create_app(catalog, access or access_policy("127.0.0.1", 7860, None), limits)
     return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
 
 
@@ -47,7 +48,7 @@ def wait_until(true, seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def hooked(catalog: Catalog, key: str) -> bool:
+def hooked(catalog: ModelCatalog, key: str) -> bool:
     """Whether anything is left hooked to a model."""
     model = catalog.open(key).model
     return any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())

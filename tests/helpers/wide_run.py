@@ -13,8 +13,9 @@ import torch
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.analysis import AtlasKey, ConceptName, Dashboards, FoundNames, build, write_found
 from cocomix.data import write_shards
-from cocomix.explorer.catalog import Entry, ModelInfo
-from cocomix.explorer.sessions import Instrument, NameBook
+from cocomix.explorer.catalog import CatalogEntry
+from cocomix.explorer.schemas import ModelInfo
+from cocomix.explorer.sessions import ModelSession, NameStore
 
 VOCAB, SEQ, K = 60, 32, 6
 KEY = "0/wide/0"
@@ -31,8 +32,8 @@ class _Words:
         return "".join(f" w{one}" for one in ids)
 
 
-class _WideInstrument(Instrument):
-    """An instrument whose parts were made here instead of loaded."""
+class _WideSession(ModelSession):
+    """An session whose parts were made here instead of loaded."""
 
     def __init__(self, n_concepts: int, folder: Path) -> None:
         torch.manual_seed(0)
@@ -50,8 +51,8 @@ class _WideInstrument(Instrument):
         )
         self.model: Any = CoCoMixForCausalLM(config).eval()
         self.tokenizer: Any = _Words()
-        self.predicts, self.lock, self._listed = True, threading.RLock(), None
-        self.run: Any = SimpleNamespace(labelled=lambda _: False, has_teacher=False, lock=self.lock)
+        self.predicts_concepts, self.lock, self._concept_list = True, threading.RLock(), None
+        self.run: Any = SimpleNamespace(can_label=lambda _: False, has_teacher=False, lock=self.lock)
         self.stage: Any = None
         named = [
             ConceptName(concept=one, name=f"number {one}", source="tokens", stability=0.9)
@@ -66,7 +67,7 @@ class _WideInstrument(Instrument):
         shards = write_shards(folder / "tokens", documents, vocab_size=VOCAB, eos_id=0)
         key = AtlasKey(student="wide", shards=shards.fingerprint, seq_len=SEQ, tokens=16 * SEQ)
         atlas = build(self.model, shards, key)
-        self.__dict__["book"] = NameBook(folder, "wide")
+        self.__dict__["name_store"] = NameStore(folder, "wide")
         self.__dict__["_dashboards"] = Dashboards(atlas, self.model, shards, self.decode)
 
 
@@ -74,7 +75,7 @@ class WideCatalog:
     """The one student, as a catalog."""
 
     def __init__(self, n_concepts: int, folder: Path) -> None:
-        self.instrument = _WideInstrument(n_concepts, folder)
+        self.session = _WideSession(n_concepts, folder)
         self.examples = ["one two three", "four five six seven"]
 
     def models(self) -> list[ModelInfo]:
@@ -84,9 +85,9 @@ class WideCatalog:
             run="wide",
             student="wide",
             seed=0,
-            predicts=True,
+            predicts_concepts=True,
             steerable=True,
-            n_concepts=self.instrument.n_concepts,
+            n_concepts=self.session.n_concepts,
             top_k=K,
             positions=64,
             parameters=1,
@@ -94,12 +95,12 @@ class WideCatalog:
         )
         return [info]
 
-    def entry(self, key: str) -> Entry:
+    def entry(self, key: str) -> CatalogEntry:
         assert key == KEY
         run: Any = SimpleNamespace(folder=Path("wide"))
         stage: Any = SimpleNamespace(student="wide", seed=0, folder=Path("wide"))
-        return Entry(self.models()[0], run, stage, stage.folder / "model")
+        return CatalogEntry(self.models()[0], run, stage, stage.folder / "model")
 
-    def open(self, key: str) -> Instrument:
+    def open(self, key: str) -> ModelSession:
         assert key == KEY
-        return self.instrument
+        return self.session

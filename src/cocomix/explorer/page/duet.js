@@ -84,10 +84,10 @@ export class Duet {
     }
   }
 
-  #token({ at, base, steered, same }) {
+  #token({ index, base, steered, same }) {
     const heard = this.#heard;
     heard.n += 1;
-    if (!same && heard.first === null) heard.first = at;
+    if (!same && heard.first === null) heard.first = index;
     for (const [side, token] of [
       ["base", base],
       ["steered", steered],
@@ -97,7 +97,7 @@ export class Duet {
       for (const [id, value] of strengths)
         heard.present[side][id] = (heard.present[side][id] ?? 0) + (value > 0 ? 1 : 0);
       const active = strengths.filter(([, value]) => value > 0);
-      const marks = [!same && "differs", heard.first === at && "first", active.length > 0 && "present"].filter(Boolean);
+      const marks = [!same && "differs", heard.first === index && "first", active.length > 0 && "present"].filter(Boolean);
       const words = [
         token.loss !== null && token.loss !== undefined && `surprise ${decimal(token.loss)} nats`,
         ...active.map(([id, value]) => `${called(id, this.name(Number(id)))} active, ${decimal(value)}`),

@@ -32,7 +32,7 @@ async function start() {
 }
 
 function build({ models, examples, version }) {
-  const predicting = models.filter((model) => model.predicts);
+  const predicting = models.filter((model) => model.predicts_concepts);
   const app = { state, models, examples, predicting };
   // before the views listen: links can name a model or a concept that is not here
   state.on(["model", "left", "right", "concept", "open"], () => settle(models, predicting));
@@ -91,7 +91,7 @@ function settle(models, predicting) {
   const known = (id) => (id !== null && id < (chosen?.n_concepts ?? 0) ? id : null);
   const left = here(state.now.left)
     ? state.now.left
-    : ((models.find((one) => !one.predicts) ?? models[0])?.key ?? null);
+    : ((models.find((one) => !one.predicts_concepts) ?? models[0])?.key ?? null);
   const right = here(state.now.right) ? state.now.right : (model ?? models.at(-1)?.key ?? null);
   state.set({ model, left, right, concept: known(state.now.concept), open: known(state.now.open) });
 }
