@@ -1,4 +1,4 @@
-"""Measurements divided among processes give what one process gives."""
+"""Measurements sharded over processes give what one process gives."""
 
 import json
 from pathlib import Path
@@ -11,15 +11,15 @@ from tests.helpers.distributed_programs import program, torchrun
 BODY = """
 import json
 from tests.evaluation.test_evaluate import measured
-found = measured(home, shared=True)
-(home / f"rank{rank()}.json").write_text(json.dumps(found))
+figures = measured(home, sharded=True)
+(home / f"rank{rank()}.json").write_text(json.dumps(figures))
 """
 
 
 def test_three_processes_divide_four_batches(tmp_path: Path) -> None:
-    alone = measured(tmp_path, shared=False)
+    alone = measured(tmp_path, sharded=False)
     torchrun(3, program(tmp_path, BODY))
     for rank in range(3):
-        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert found["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-12)
-        assert found["recall"] == alone["recall"]
+        figures = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert figures["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-12)
+        assert figures["recall"] == alone["recall"]
