@@ -135,10 +135,12 @@ def test_a_name_given_in_the_page_stays(watch: Watched, catalog: ModelCatalog) -
         page.get_by_role("button", name="Rename").click()
         page.get_by_label("Name of concept 5").fill(new)
         page.keyboard.press("Enter")
-        page.locator(".nameplate h2", has_text=new).wait_for()
+        page.locator(".name-editor h2", has_text=new).wait_for()
         page.reload()
-        page.locator(".nameplate h2", has_text=new).wait_for()
-        assert catalog.open(COCOMIX).name_store.names().of(5).name == new and page.locator(".nameplate b").count() == 0
+        page.locator(".name-editor h2", has_text=new).wait_for()
+        assert (
+            catalog.open(COCOMIX).name_store.names().of(5).name == new and page.locator(".name-editor b").count() == 0
+        )
         page.get_by_label("Search concepts").fill("& <b>")
         page.locator(".virtual-row", has_text=new).wait_for()
         assert page.locator(".virtual-row").count() == 1
@@ -146,7 +148,7 @@ def test_a_name_given_in_the_page_stays(watch: Watched, catalog: ModelCatalog) -
         page.get_by_label("Name of concept 5").fill("")
         page.keyboard.press("Enter")
         page.get_by_role("button", name="Rename").wait_for()
-        assert page.locator(".nameplate .badge").count() == 0
+        assert page.locator(".name-editor .badge").count() == 0
         assert catalog.open(COCOMIX).name_store.names().of(5) == before
     finally:
         catalog.open(COCOMIX).rename(5, "")

@@ -23,7 +23,7 @@ def test_what_the_server_refuses_is_said_and_can_be_tried_again(browser: Any, ho
         watch.allowed.append(REFUSED)
         page = watch.open()
         page.get_by_label("Text to read").fill("many words " * 60)
-        problem = page.locator("#view-read .trouble")
+        problem = page.locator("#view-read .error-box")
         problem.wait_for()
         assert "positions; shorten it by" in problem.inner_text()
         page.get_by_label("Text to read").fill(TEXT)
@@ -33,7 +33,7 @@ def test_what_the_server_refuses_is_said_and_can_be_tried_again(browser: Any, ho
         page.get_by_text("Nothing to read yet").wait_for()
         page.goto(f"{home}#steer?tokens=999999")
         page.get_by_role("button", name="Run").click()
-        page.locator("#view-steer .output .trouble").wait_for()
+        page.locator("#view-steer .output .error-box").wait_for()
 
 
 def test_a_server_that_is_gone_is_said_and_found_again(browser: Any, catalog: ModelCatalog) -> None:
@@ -46,7 +46,7 @@ def test_a_server_that_is_gone_is_said_and_found_again(browser: Any, catalog: Mo
         page.locator(CHIPS).first.wait_for()
     watch.allowed.append(REFUSED)
     page.get_by_label("Text to read").fill("Where did it go")
-    problem = page.locator("#view-read .trouble")
+    problem = page.locator("#view-read .error-box")
     problem.wait_for()
     assert "does not answer" in problem.inner_text() and "cocomix explore" in problem.inner_text()
     page.route("**/api/read", lambda route: route.fulfill(json={**READ, "tokens": READ["tokens"]}))
@@ -97,9 +97,9 @@ def test_any_number_of_concepts(browser: Any, tmp_path: Path, n_concepts: int) -
         page.get_by_label("Search concepts").fill(f"number {n_concepts - 2}")
         page.locator(".virtual-row", has_text=f"c{n_concepts - 2} ").wait_for()
         page.keyboard.press("Enter")
-        page.locator(".nameplate h2", has_text=f"number {n_concepts - 2}").wait_for()
+        page.locator(".name-editor h2", has_text=f"number {n_concepts - 2}").wait_for()
         page.get_by_role("button", name="Steer with it").click()
-        page.locator(f".dial[data-concept='{n_concepts - 2}']").wait_for()
+        page.locator(f".intervention[data-concept='{n_concepts - 2}']").wait_for()
         page.get_by_label("Prompt").fill("one two three")
         page.get_by_label("Tokens").fill("6")
         page.get_by_role("button", name="Run").click()
@@ -150,7 +150,7 @@ def test_the_keyboard_is_enough(browser: Any, home: str) -> None:
         page.keyboard.type("c9")
         page.locator(".picker-row", has_text="c9 ").first.wait_for()
         page.keyboard.press("Enter")
-        page.locator(".dial[data-concept='9']").wait_for()
+        page.locator(".intervention[data-concept='9']").wait_for()
         assert page.evaluate(focused) == "Amplify c9 by"
         page.keyboard.press("Control+Enter")
         page.locator(".meter").first.wait_for()
@@ -173,7 +173,7 @@ def test_every_view_is_legible_and_fits(browser: Any, home: str, scheme: str, wi
         for view, ready in (
             ("read?concept=3", ".chip"),
             ("concepts", "article"),
-            ('steer?steering=[{"concept":3,"do":"amplify","amount":4}]', ".dial"),
+            ('steer?steering=[{"concept":3,"do":"amplify","amount":4}]', ".intervention"),
             ("compare", ".total"),
         ):
             page.goto(f"{home}#{view}")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def add_concept(page: Any, concept: int) -> Any:
     page.get_by_label("Add a concept to steer").fill(f"c{concept}")
     page.locator(".picker-row", has_text=re.compile(rf"c{concept} ")).click()
-    return page.locator(f".dial[data-concept='{concept}']")
+    return page.locator(f".intervention[data-concept='{concept}']")
 
 
 def run(page: Any) -> None:
@@ -40,18 +40,18 @@ def test_steering_streams_both_sides_and_marks_where_they_part(watch: Watched) -
     setting = {3: Amplify(1000.0), 7: Ablate(start=2)}
     quoted = shlex.quote(format_steering(setting))
     page.wait_for_function(
-        "(line) => document.querySelector('.share .line').textContent.endsWith(`--steer ${line}`)", arg=quoted
+        "(line) => document.querySelector('.snippets .line').textContent.endsWith(`--steer ${line}`)", arg=quoted
     )
     run(page)
     assert base.all_text_contents() == plain and steered.all_text_contents() != plain
     differ = [one != other for one, other in zip(plain, steered.all_text_contents(), strict=True)]
     marked = base.evaluate_all("(all) => all.map((one) => one.classList.contains('differs'))")
     assert marked == differ and page.locator(".column.steered .first").count() == 1
-    assert f"part at token {differ.index(True) + 1}" in page.locator(".output").inner_text()
+    assert f"first difference at token {differ.index(True) + 1}" in page.locator(".output").inner_text()
     meters = page.locator(".meter").all_inner_texts()
     assert [one.split(":")[0] for one in meters] == ["Fluency", "Presence", "Presence", "Variety"]
     page.reload()
-    page.locator(".dial").nth(1).wait_for()
+    page.locator(".intervention").nth(1).wait_for()
     assert page.get_by_label("Amplify c3 by, as a number").input_value() == "1000"
 
 
@@ -60,9 +60,9 @@ def test_a_setting_is_taken_along_and_brought_back(watch: Watched, tmp_path: Pat
     line = "c3=+4,c9=clamp:2@10"
     page.get_by_label("Steering line").fill(line)
     page.get_by_role("button", name="Use line").click()
-    page.locator(".dial").nth(1).wait_for()
+    page.locator(".intervention").nth(1).wait_for()
     page.get_by_label("Clamp c9 by, as a number").fill("-1.5")
-    page.wait_for_function("() => document.querySelector('.share .line').textContent.includes('clamp:-1.5@10')")
+    page.wait_for_function("() => document.querySelector('.snippets .line').textContent.includes('clamp:-1.5@10')")
     with page.expect_download() as coming:
         page.get_by_role("button", name="Save file").click()
     coming.value.save_as(tmp_path / "steering.json")
@@ -70,15 +70,15 @@ def test_a_setting_is_taken_along_and_brought_back(watch: Watched, tmp_path: Pat
     assert from_json(saved) == {3: Amplify(4.0), 9: Clamp(-1.5, start=10)}
     page.get_by_label("Remove c3").click()
     page.get_by_label("Remove c9").click()
-    page.locator(".dials-hint").wait_for()
+    page.locator(".interventions-hint").wait_for()
     page.locator("input[type=file]").set_input_files(tmp_path / "steering.json")
-    page.locator(".dial").nth(1).wait_for()
+    page.locator(".intervention").nth(1).wait_for()
     page.get_by_text("Opened steering.json.").wait_for()
     page.wait_for_function("() => decodeURIComponent(location.hash).includes('clamp')")
     page.get_by_label("Steering line").fill("c3=loud")
     page.get_by_role("button", name="Use line").click()
-    page.locator(".share .bad").wait_for()
-    assert page.locator(".dial").count() == 2
+    page.locator(".snippets .bad").wait_for()
+    assert page.locator(".intervention").count() == 2
     watch.allowed.append(REFUSED)
 
 

@@ -1,46 +1,50 @@
-// What a concept is called, and a way to call it something else, in place.
+// A concept's name, and a form to change it in place.
 
 import { post } from "./api.js";
-import { announce, button, el, put } from "./dom.js";
-import { called, concept } from "./format.js";
+import { announce, button, el, setChildren } from "./dom.js";
+import { concept, nameOrNumber } from "./format.js";
 
-/** `onname(about)` after it was renamed. */
-export function nameplate({ concept: id, about: first }, model, onname) {
-  let about = first;
-  const plate = el("div", { class: "nameplate" });
+/** `onname(name)` after a change, with the server's record of the name. */
+export function nameEditor({ concept: id, about: initial }, model, onname) {
+  let record = initial;
+  const node = el("div", { class: "name-editor" });
 
-  function shown() {
-    put(
-      plate,
+  function show() {
+    setChildren(
+      node,
       el("span", { class: "number" }, concept(id)),
-      el("h2", null, about.name ?? el("span", { class: "soft" }, "no name")),
-      about.edited && el("span", { class: "badge" }, "edited"),
-      button("Rename", edit, { class: "small", "aria-label": `Rename ${called(id, about.name)}` }),
-      !about.name && about.why && el("p", { class: "soft why" }, about.why),
+      el("h2", null, record.name ?? el("span", { class: "soft" }, "no name")),
+      record.edited && el("span", { class: "badge" }, "edited"),
+      button("Rename", edit, { class: "small", "aria-label": `Rename ${nameOrNumber(id, record.name)}` }),
+      !record.name && record.why && el("p", { class: "soft why" }, record.why),
     );
   }
 
   function edit() {
     const box = el("input", {
       type: "text",
-      value: about.name ?? "",
+      value: record.name ?? "",
       "aria-label": `Name of concept ${id}`,
       maxlength: "120",
     });
-    const said = el("p", { class: "soft why" }, about.edited ? "Leave it empty to take the found name back." : "");
-    const leave = () => {
-      shown();
-      plate.querySelector("button").focus();
+    const message = el(
+      "p",
+      { class: "soft why" },
+      record.edited ? "Leave it empty to restore the automatic name." : "",
+    );
+    const close = () => {
+      show();
+      node.querySelector("button").focus();
     };
-    const keep = async () => {
+    const save = async () => {
       try {
-        about = await post("/api/name", { model, concept: id, name: box.value.trim() });
-        onname(about);
-        announce(`named ${about.name ?? "nothing"}`);
-        leave();
+        record = await post("/api/name", { model, concept: id, name: box.value.trim() });
+        onname(record);
+        announce(record.name ? `renamed to ${record.name}` : "name removed");
+        close();
       } catch (error) {
-        put(said, error.message);
-        said.classList.add("bad");
+        setChildren(message, error.message);
+        message.classList.add("bad");
       }
     };
     const form = el(
@@ -49,23 +53,23 @@ export function nameplate({ concept: id, about: first }, model, onname) {
         class: "rename",
         onsubmit: (event) => {
           event.preventDefault();
-          keep();
+          save();
         },
         onkeydown: (event) => {
           if (event.key !== "Escape") return;
           event.stopPropagation();
-          leave();
+          close();
         },
       },
       box,
-      el("button", { type: "submit", class: "small primary" }, "Keep"),
-      button("Cancel", leave, { class: "small" }),
+      el("button", { type: "submit", class: "small primary" }, "Save"),
+      button("Cancel", close, { class: "small" }),
     );
-    put(plate, el("span", { class: "number" }, concept(id)), form, said);
+    setChildren(node, el("span", { class: "number" }, concept(id)), form, message);
     box.select();
     box.focus();
   }
 
-  shown();
-  return plate;
+  show();
+  return node;
 }

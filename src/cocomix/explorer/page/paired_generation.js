@@ -1,16 +1,16 @@
-// Base and steered continuation side by side, as their tokens come in.
+// Base and steered continuation side by side, as their tokens arrive.
 
 import { pair } from "./charts.js";
-import { el, empty, put } from "./dom.js";
-import { called, concept, decimal, mean, percent } from "./format.js";
+import { el, empty, setChildren } from "./dom.js";
+import { concept, decimal, mean, nameOrNumber, percent } from "./format.js";
 import { Strip } from "./strip.js";
 
 const SIDES = ["base", "steered"];
 const TITLES = { base: "Base", steered: "Steered" };
 
-/** Shows the events of one run after another; `name(concept)` is a concept's name or null. */
-export class Duet {
-  #heard = null; // what came in so far
+/** Shows the events of one stream after another; `name(concept)` is a concept's name or null. */
+export class PairedGeneration {
+  #progress = null; // sums over the tokens so far
 
   constructor({ name }) {
     this.name = name;
@@ -19,7 +19,7 @@ export class Duet {
     this.note = el("p", { class: "soft" });
     this.node = el(
       "div",
-      { class: "duet" },
+      { class: "paired-generation" },
       el(
         "div",
         { class: "columns" },
@@ -30,52 +30,54 @@ export class Duet {
       el(
         "div",
         { class: "legend" },
-        el("span", { class: "sample first" }, "where they part"),
-        el("span", { class: "sample differs" }, "differs from the other"),
-        el("span", { class: "sample present" }, "a steered concept is there, by the teacher"),
+        el("span", { class: "sample first" }, "first difference"),
+        el("span", { class: "sample differs" }, "differs from the other text"),
+        el("span", { class: "sample present" }, "the teacher has a steered concept here"),
         this.note,
       ),
       this.meters,
     );
-    this.rest();
+    this.reset();
   }
 
-  /** As before the first run. */
-  rest() {
-    this.#heard = null;
+  /** Shows what will be here after the first run. */
+  reset() {
+    this.#progress = null;
     for (const side of SIDES)
-      put(
+      setChildren(
         this.strips[side].node,
         empty(
           "Nothing yet",
-          side === "base" ? "Press Run: the model continues the prompt." : "The same, with the dials turned.",
+          side === "base"
+            ? "Press Run: the model continues the prompt."
+            : "The same continuation, with the interventions above.",
         ),
       );
   }
 
-  /** A run of so many tokens was asked for. */
-  begin(asked) {
-    this.asked = asked;
-    put(this.note, "Starting…");
+  /** A stream of so many tokens was requested. */
+  begin(requestedTokens) {
+    this.requestedTokens = requestedTokens;
+    setChildren(this.note, "Starting…");
   }
 
-  /** Takes in one event. */
-  hear(event) {
-    const takes = { start: () => this.#start(event), token: () => this.#token(event), end: () => this.#end(event) };
-    takes[event.event]?.();
+  /** Shows one event. */
+  handle(event) {
+    const handlers = { start: () => this.#start(event), token: () => this.#token(event), end: () => this.#end(event) };
+    handlers[event.event]?.();
   }
 
   #start({ prompt, judge, concepts }) {
-    this.#heard = {
+    this.#progress = {
       judge,
       concepts,
-      first: null,
+      firstDifference: null,
       losses: { base: [], steered: [] },
       present: { base: {}, steered: {} },
-      n: 0,
+      tokens: 0,
     };
-    put(this.note);
-    put(this.meters);
+    setChildren(this.note);
+    setChildren(this.meters);
     for (const side of SIDES) {
       const strip = this.strips[side];
       strip.clear();
@@ -85,74 +87,86 @@ export class Duet {
   }
 
   #token({ index, base, steered, same }) {
-    const heard = this.#heard;
-    heard.n += 1;
-    if (!same && heard.first === null) heard.first = index;
+    const progress = this.#progress;
+    progress.tokens += 1;
+    if (!same && progress.firstDifference === null) progress.firstDifference = index;
     for (const [side, token] of [
       ["base", base],
       ["steered", steered],
     ]) {
-      if (token.loss !== null && token.loss !== undefined) heard.losses[side].push(token.loss);
-      const strengths = Object.entries(token.concepts ?? {});
-      for (const [id, value] of strengths)
-        heard.present[side][id] = (heard.present[side][id] ?? 0) + (value > 0 ? 1 : 0);
-      const active = strengths.filter(([, value]) => value > 0);
-      const marks = [!same && "differs", heard.first === index && "first", active.length > 0 && "present"].filter(Boolean);
-      const words = [
-        token.loss !== null && token.loss !== undefined && `surprise ${decimal(token.loss)} nats`,
-        ...active.map(([id, value]) => `${called(id, this.name(Number(id)))} active, ${decimal(value)}`),
-        !same && "differs from the other",
+      const hasLoss = token.loss !== null && token.loss !== undefined;
+      if (hasLoss) progress.losses[side].push(token.loss);
+      const activations = Object.entries(token.concepts ?? {});
+      for (const [id, value] of activations)
+        progress.present[side][id] = (progress.present[side][id] ?? 0) + (value > 0 ? 1 : 0);
+      const active = activations.filter(([, value]) => value > 0);
+      const marks = [
+        !same && "differs",
+        progress.firstDifference === index && "first",
+        active.length > 0 && "present",
+      ].filter(Boolean);
+      const title = [
+        hasLoss && `surprise ${decimal(token.loss)} nats`,
+        ...active.map(([id, value]) => `${nameOrNumber(id, this.name(Number(id)))} active, ${decimal(value)}`),
+        !same && "differs from the other text",
       ].filter(Boolean);
       const strip = this.strips[side];
-      strip.paint(strip.add(token.token), { marks, title: words.join(", ") });
+      strip.paint(strip.add(token.token), { marks, title: title.join(", ") });
     }
-    this.#measure(this.#running());
+    this.#showMeters(this.#summaries());
   }
 
-  #running() {
-    const { losses, present, n } = this.#heard;
-    const side = (which) => ({
-      perplexity: losses[which].length ? Math.exp(mean(losses[which])) : null,
-      presence: Object.fromEntries(Object.entries(present[which]).map(([id, times]) => [id, times / n])),
+  /** The same figures as in the last event, without distinct pairs. */
+  #summaries() {
+    const { losses, present, tokens } = this.#progress;
+    const summary = (side) => ({
+      perplexity: losses[side].length ? Math.exp(mean(losses[side])) : null,
+      presence: Object.fromEntries(Object.entries(present[side]).map(([id, times]) => [id, times / tokens])),
     });
-    return { base: side("base"), steered: side("steered") };
+    return { base: summary("base"), steered: summary("steered") };
   }
 
   #end({ base, steered, milliseconds, tokens }) {
-    this.still();
-    this.#measure({ base, steered });
-    const { first } = this.#heard;
-    const apart = first === null ? "never part" : `part at token ${first + 1}`;
-    const room = tokens < this.asked ? ", all that the model has room for," : "";
-    put(
+    this.finish();
+    this.#showMeters({ base, steered });
+    const { firstDifference } = this.#progress;
+    const difference =
+      firstDifference === null ? "no token differs" : `first difference at token ${firstDifference + 1}`;
+    const full = tokens < this.requestedTokens ? " (the model has no more positions)" : "";
+    setChildren(
       this.note,
-      `${tokens} tokens${room} in ${(milliseconds / 1000).toFixed(1)} s, the same noise for both; the two ${apart}.`,
+      `${tokens} tokens${full} in ${(milliseconds / 1000).toFixed(1)} s, the same noise for both; ${difference}.`,
     );
   }
 
-  /** No more tokens come: it ended, was stopped or broke. */
-  still(note = null) {
+  /** No more tokens will arrive: the stream ended, was stopped or failed. */
+  finish(note = null) {
     for (const side of SIDES) this.strips[side].node.removeAttribute("aria-busy");
-    if (note !== null) put(this.note, note);
+    if (note !== null) setChildren(this.note, note);
   }
 
-  #measure({ base, steered }) {
-    const { judge, concepts } = this.#heard;
-    const most = Math.max(base.perplexity ?? 0, steered.perplexity ?? 0, 1);
-    put(
+  #showMeters({ base, steered }) {
+    const { judge, concepts } = this.#progress;
+    const largest = Math.max(base.perplexity ?? 0, steered.perplexity ?? 0, 1);
+    setChildren(
       this.meters,
       pair(
         "Fluency: perplexity",
-        `as ${judge === "teacher" ? "the teacher" : judge} reads it; lower is more fluent`,
+        `under ${judge === "teacher" ? "the teacher" : judge}; lower is more fluent`,
         base.perplexity,
         steered.perplexity,
-        most,
+        largest,
         (value) => decimal(value, value < 100 ? 1 : 0),
       ),
       concepts.map((id) =>
         pair(
-          ["Presence: ", called(id, this.name(id)), " ", this.name(id) && el("span", { class: "number" }, concept(id))],
-          "share of new tokens at which the teacher's autoencoder has it",
+          [
+            "Presence: ",
+            nameOrNumber(id, this.name(id)),
+            " ",
+            this.name(id) && el("span", { class: "number" }, concept(id)),
+          ],
+          "share of new tokens where the concept is active in the teacher's SAE",
           base.presence?.[id],
           steered.presence?.[id],
           1,
@@ -162,7 +176,7 @@ export class Duet {
       base.distinct !== undefined &&
         pair(
           "Variety: distinct pairs",
-          "different pairs of neighbouring tokens over all pairs",
+          "different pairs of neighbouring tokens / all pairs",
           base.distinct,
           steered.distinct,
           1,

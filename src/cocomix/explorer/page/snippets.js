@@ -1,100 +1,100 @@
-// A setting to take along: as a command, as Python, as a small file, and back.
+// The steering setting for use elsewhere, as a command, as Python or as a small file; and back from a file or a line.
 
 import { post } from "./api.js";
-import { announce, button, el, put } from "./dom.js";
-import { Latest, later } from "./timing.js";
+import { announce, button, el, setChildren } from "./dom.js";
+import { debounce, LatestRequest } from "./timing.js";
 
 const FILE = "steering.json";
 
-/** `ask()` is the setting as the server wants it; `take(steering)` gets one that was opened or typed. */
-export function share({ ask, take }) {
-  const asking = new Latest();
-  let refused = false; // what is said is why the setting has no words
-  let words = null; // the server's {cli, python, json}
+/** `setting()` is the request that the server takes; `apply(steering)` gets a setting that was opened or typed. */
+export function snippetBox({ setting, apply }) {
+  const requests = new LatestRequest();
+  let snippets = null; // the server's {cli, python, json}
+  let refused = false; // whether the message says why there are no snippets
   const cli = el("code", { class: "line", tabindex: "0", "aria-label": "Command line" });
-  const said = el("p", { class: "small-text soft", role: "status" });
-  const file = el("input", { type: "file", accept: ".json,application/json", hidden: true, onchange: opened });
-  const typed = el("input", {
+  const message = el("p", { class: "small-text soft", role: "status" });
+  const file = el("input", { type: "file", accept: ".json,application/json", hidden: true, onchange: openFile });
+  const line = el("input", {
     type: "text",
     placeholder: "c12=+4,c7:off",
     "aria-label": "Steering line",
     spellcheck: "false",
   });
 
-  const refresh = later(120, () => {
-    asking.run(
-      (signal) => post("/api/steering", ask(), signal),
+  const refresh = debounce(120, () => {
+    requests.run(
+      (signal) => post("/api/steering", setting(), signal),
       (answer) => {
-        words = answer;
+        snippets = answer;
         cli.textContent = answer.cli;
-        if (refused) tell("");
+        if (refused) showMessage("");
         refused = false;
       },
       (error) => {
-        words = null;
+        snippets = null;
         refused = true;
         cli.textContent = "";
-        tell(error.message, true);
+        showMessage(error.message, true);
       },
     );
   });
 
-  function tell(text, bad = false) {
-    put(said, text);
-    said.classList.toggle("bad", bad);
+  function showMessage(text, bad = false) {
+    setChildren(message, text);
+    message.classList.toggle("bad", bad);
   }
 
-  async function copy(key, what) {
-    if (words === null) return;
+  async function copy(key, label) {
+    if (snippets === null) return;
     try {
-      await navigator.clipboard.writeText(words[key]);
-      tell(`Copied ${what}.`);
-      announce(`copied ${what}`);
+      await navigator.clipboard.writeText(snippets[key]);
+      showMessage(`Copied ${label}.`);
+      announce(`copied ${label}`);
     } catch {
-      // no clipboard away from localhost or where it is forbidden: show it, marked, to be copied by hand
-      cli.textContent = words[key];
+      // browsers have no clipboard away from localhost, or forbid it: select the text, to be copied by hand
+      cli.textContent = snippets[key];
       getSelection().selectAllChildren(cli);
-      tell("The browser allows no copying here; press Ctrl+C now.");
+      showMessage("The browser does not allow copying here; press Ctrl+C to copy the selected text.");
     }
   }
 
   function save() {
-    if (words === null) return;
-    const address = URL.createObjectURL(new Blob([words.json], { type: "application/json" }));
+    if (snippets === null) return;
+    const address = URL.createObjectURL(new Blob([snippets.json], { type: "application/json" }));
     el("a", { href: address, download: FILE }).click();
     setTimeout(() => URL.revokeObjectURL(address), 1000);
-    tell(`Saved ${FILE}.`);
+    showMessage(`Saved ${FILE}.`);
   }
 
-  async function opened() {
+  async function openFile() {
     const [chosen] = file.files;
     file.value = "";
-    if (chosen) await read(await chosen.text(), `Opened ${chosen.name}.`);
+    if (chosen) await use(await chosen.text(), `Opened ${chosen.name}.`);
   }
 
-  async function read(text, done) {
+  /** Applies the setting in `text`; false if the server cannot read it. */
+  async function use(text, success) {
     try {
       const { steering } = await post("/api/steering/read", { text });
-      take(steering);
-      refresh.stop();
+      apply(steering);
       refresh();
-      tell(done);
+      showMessage(success);
       return true;
     } catch (error) {
-      tell(error.message, true);
+      showMessage(error.message, true);
       return false;
     }
   }
 
   const node = el(
     "div",
-    { class: "share" },
+    { class: "snippets" },
     cli,
     el(
       "div",
       { class: "actions" },
       button("Copy command", () => copy("cli", "the command"), { class: "small" }),
-      button("Copy Python", () => copy("python", "the Python"), { class: "small" }),
+      button("Copy Python", () => copy("python", "the Python code"), { class: "small" }),
       button("Save file", save, { class: "small" }),
       button("Open file", () => file.click(), { class: "small" }),
       file,
@@ -105,13 +105,13 @@ export function share({ ask, take }) {
         class: "line-form",
         onsubmit: async (event) => {
           event.preventDefault();
-          if (await read(typed.value, "Taken over.")) typed.value = "";
+          if (await use(line.value, "Setting applied.")) line.value = "";
         },
       },
-      typed,
+      line,
       el("button", { type: "submit", class: "small" }, "Use line"),
     ),
-    said,
+    message,
   );
   return { node, refresh };
 }
