@@ -144,7 +144,7 @@ def student(folder: Path, **settings: object) -> Path:
 
 
 def one_by_one(model: Any, tokenizer: Any, context: str, continuation: str) -> tuple[float, bool]:
-    """The slow twin of the harness's loglikelihood: one pass for each token, no padding, no cache; pass a float64 model."""
+    """The slow twin of the harness's loglikelihood: one pass a token, no padding, no cache; use a float64 model."""
     ids = tokenizer.encode(context + continuation)
     start = len(tokenizer.encode(context))
     total, greedy = 0.0, True
