@@ -1,4 +1,4 @@
-"""An explorer that several tests may ask."""
+"""An explorer that several tests share."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from starlette.testclient import TestClient
 from cocomix.explorer.app import create_app, prepare
 from cocomix.explorer.catalog import ModelCatalog
 from cocomix.explorer.security import access_policy
-from tests.helpers.browser import Watched, chromium, watched
+from tests.helpers.browser import MonitoredPage, chromium, monitored_page
 from tests.helpers.explored_run import client_of, served
 
 
 @pytest.fixture(scope="session")
 def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a snapshot of its student; tests that change it must put things back."""
+    """A run with a snapshot of its student; tests that change it must restore it."""
     copy = tmp_path_factory.mktemp("explored") / "tiny"
     shutil.copytree(tiny / "runs" / "tiny", copy)
     student = copy / "students" / "cocomix" / "seed0"
@@ -27,9 +27,9 @@ def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def catalog(folder: Path) -> ModelCatalog:
-    opened = ModelCatalog([folder])
-    prepare(opened, name_tokens=20_000)
-    return opened
+    catalog = ModelCatalog([folder])
+    prepare(catalog, name_tokens=20_000)
+    return catalog
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +39,9 @@ def client(catalog: ModelCatalog) -> TestClient:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    # no longer than a module: playwright's event loop runs in this thread meanwhile
-    with chromium() as one:
-        yield one
+    # no longer than a module, because playwright's event loop runs in this thread meanwhile
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,6 @@ def home(catalog: ModelCatalog) -> Iterator[str]:
 
 
 @pytest.fixture
-def watch(browser: Any, home: str) -> Iterator[Watched]:
-    with watched(browser, home) as one:
-        yield one
+def monitor(browser: Any, home: str) -> Iterator[MonitoredPage]:
+    with monitored_page(browser, home) as page:
+        yield page

@@ -1,4 +1,4 @@
-"""The page in a real browser where things are large, small, dark, wrong or gone."""
+"""The page in a real browser with many or no concepts, errors, small and dark screens, and the keyboard alone."""
 
 from pathlib import Path
 from typing import Any
@@ -8,20 +8,20 @@ import pytest
 from cocomix.explorer.app import create_app
 from cocomix.explorer.catalog import ModelCatalog
 from cocomix.explorer.security import access_policy
-from tests.helpers.browser import CONTRASTS, REFUSED, watched
+from tests.helpers.browser import CONTRASTS, FAILED_REQUEST, monitored_page
 from tests.helpers.explored_run import COCOMIX, TEXT, served
 from tests.helpers.wide_run import WideCatalog
 
 pytestmark = pytest.mark.slow
 CHIPS = "#view-read .strip .token"
-LEAST_CONTRAST = 4.5
+MIN_CONTRAST = 4.5
 """WCAG AA for text."""
 
 
 def test_what_the_server_refuses_is_said_and_can_be_tried_again(browser: Any, home: str) -> None:
-    with watched(browser, home) as watch:
-        watch.allowed.append(REFUSED)
-        page = watch.open()
+    with monitored_page(browser, home) as monitor:
+        monitor.allowed.append(FAILED_REQUEST)
+        page = monitor.open()
         page.get_by_label("Text to read").fill("many words " * 60)
         problem = page.locator("#view-read .error-box")
         problem.wait_for()
@@ -40,11 +40,11 @@ def test_a_server_that_is_gone_is_said_and_found_again(browser: Any, catalog: Mo
     app = create_app(catalog, access_policy("127.0.0.1", 0, None))
     with served(app) as port:
         home = f"http://127.0.0.1:{port}/"
-        context = watched(browser, home)
-        watch = context.__enter__()
-        page = watch.open()
+        context = monitored_page(browser, home)
+        monitor = context.__enter__()
+        page = monitor.open()
         page.locator(CHIPS).first.wait_for()
-    watch.allowed.append(REFUSED)
+    monitor.allowed.append(FAILED_REQUEST)
     page.get_by_label("Text to read").fill("Where did it go")
     problem = page.locator("#view-read .error-box")
     problem.wait_for()
@@ -66,11 +66,11 @@ READ = {
 
 
 def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog: ModelCatalog) -> None:
-    plain = [one.model_dump() for one in catalog.models() if not one.predicts_concepts]
-    with watched(browser, home) as watch:
+    plain = [model.model_dump() for model in catalog.models() if not model.predicts_concepts]
+    with monitored_page(browser, home) as monitor:
         listed = {"models": plain, "examples": catalog.examples, "version": "0"}
-        watch.page.route("**/api/models*", lambda route: route.fulfill(json=listed))
-        page = watch.open()
+        monitor.page.route("**/api/models*", lambda route: route.fulfill(json=listed))
+        page = monitor.open()
         for view in ("read", "concepts", "steer"):
             page.goto(f"{home}#{view}")
             page.locator(f"#view-{view}").get_by_text("No student here predicts concepts").wait_for()
@@ -83,9 +83,9 @@ def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog
 def test_any_number_of_concepts(browser: Any, tmp_path: Path, n_concepts: int) -> None:
     with (
         served(create_app(WideCatalog(n_concepts, tmp_path), access_policy("127.0.0.1", 0, None))) as port,  # pyright: ignore[reportArgumentType]
-        watched(browser, f"http://127.0.0.1:{port}/") as watch,
+        monitored_page(browser, f"http://127.0.0.1:{port}/") as monitor,
     ):
-        page = watch.open("#concepts?sort=number")
+        page = monitor.open("#concepts?sort=number")
         page.locator(".virtual-row", has_text="number 0").first.wait_for()
         assert f"{n_concepts:,} concepts" in page.locator(".list").inner_text()
         page.get_by_role("listbox", name="Concepts").focus()
@@ -106,13 +106,13 @@ def test_any_number_of_concepts(browser: Any, tmp_path: Path, n_concepts: int) -
         page.get_by_text("the same noise for both").wait_for()
         assert page.locator(".column.base .token:not(.prompt)").count() == 6
         page.keyboard.press("Escape")
-        page.goto(f"{watch.home}#read?text=one two three four")
+        page.goto(f"{monitor.home}#read?text=one two three four")
         page.locator(CHIPS).nth(3).wait_for()
 
 
 def test_the_keyboard_is_enough(browser: Any, home: str) -> None:
-    with watched(browser, home) as watch:
-        page = watch.open()
+    with monitored_page(browser, home) as monitor:
+        page = monitor.open()
         page.locator(CHIPS).first.wait_for()
         panel, focused = (
             page.locator("#view-read .side"),
@@ -165,8 +165,8 @@ def test_the_keyboard_is_enough(browser: Any, home: str) -> None:
 @pytest.mark.parametrize(("scheme", "width"), [("light", 380), ("dark", 1280)])
 def test_every_view_is_legible_and_fits(browser: Any, home: str, scheme: str, width: int, tmp_path: Path) -> None:
     settings = {"viewport": {"width": width, "height": 780}, "color_scheme": scheme, "reduced_motion": "reduce"}
-    with watched(browser, home, **settings) as watch:
-        page = watch.open(f"#read?text={TEXT}")
+    with monitored_page(browser, home, **settings) as monitor:
+        page = monitor.open(f"#read?text={TEXT}")
         page.locator(CHIPS).first.wait_for()
         page.locator("#view-read .concept-row").first.click()
         page.locator("#view-read .odds.paired").wait_for()
@@ -181,7 +181,7 @@ def test_every_view_is_legible_and_fits(browser: Any, home: str, scheme: str, wi
             if view.startswith("steer"):
                 page.keyboard.press("Control+Enter")
                 page.get_by_text("the same noise for both").wait_for()
-            pale = [one for one in page.evaluate(CONTRASTS) if one[0] < LEAST_CONTRAST]
+            pale = [contrast for contrast in page.evaluate(CONTRASTS) if contrast[0] < MIN_CONTRAST]
             assert pale == [], (scheme, view)
             assert page.evaluate("() => document.documentElement.scrollWidth") <= width
             assert len(page.screenshot(path=tmp_path / "shot.png")) > 10_000

@@ -1,4 +1,4 @@
-"""Who is let in, in what form, and what every answer carries."""
+"""Which requests are refused, and the headers of every answer."""
 
 import pytest
 from starlette.applications import Starlette
@@ -79,8 +79,8 @@ def test_a_link_from_elsewhere_may_be_followed_to_the_page_alone() -> None:
 def test_only_json_is_taken(kind: str) -> None:
     answer = LOOPBACK.post("/api/x", content="{}", headers={"Content-Type": kind})
     assert answer.status_code == 415 and "application/json" in answer.json()["error"]
-    spelt = {"Content-Type": "Application/JSON; charset=utf-8"}
-    assert LOOPBACK.post("/api/x", content="{}", headers=spelt).json() == {"bytes": 2}
+    spelled = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert LOOPBACK.post("/api/x", content="{}", headers=spelled).json() == {"bytes": 2}
 
 
 def test_large_bodies_are_refused_however_they_come() -> None:
@@ -90,8 +90,8 @@ def test_large_bodies_are_refused_however_they_come() -> None:
     full = MAX_BODY_BYTES // 1024
     assert LOOPBACK.post("/api/x", content=b" " * MAX_BODY_BYTES, headers=JSON).json() == {"bytes": MAX_BODY_BYTES}
     assert LOOPBACK.post("/api/x", content=parts(full), headers=JSON).json() == {"bytes": MAX_BODY_BYTES}
-    told = [b" " * (MAX_BODY_BYTES + 1), parts(full + 1)]
-    answers = [LOOPBACK.post("/api/x", content=body, headers=JSON) for body in told]
+    bodies = [b" " * (MAX_BODY_BYTES + 1), parts(full + 1)]
+    answers = [LOOPBACK.post("/api/x", content=body, headers=JSON) for body in bodies]
     answers.append(LOOPBACK.post("/api/x", content="1", headers=JSON | {"Content-Length": "-5"}))
     assert [answer.status_code for answer in answers] == [413] * 3 and "1 MiB" in answers[0].json()["error"]
 
@@ -104,9 +104,9 @@ def test_beyond_loopback_a_token_is_asked_for_once() -> None:
         answer = client.get(path)
         assert answer.status_code == 401 and "?token=" in answer.json()["error"] and not client.cookies
     welcome = client.get(f"/?token={policy.token}")
-    kept = welcome.headers["Set-Cookie"].lower()
+    cookie = welcome.headers["Set-Cookie"].lower()
     assert welcome.status_code == 200 and 'content="0; url=/"' in welcome.text
-    assert "httponly" in kept and "samesite=strict" in kept and policy.token.lower() not in kept
+    assert "httponly" in cookie and "samesite=strict" in cookie and policy.token.lower() not in cookie
     assert client.get("/").status_code == client.post("/api/x", content="1", headers=JSON).status_code == 200
     assert client.get("/api/x", headers={"Host": "evil.example"}).status_code == 421
     for cookie in (

@@ -46,14 +46,14 @@ def test_many_clients_at_once_all_get_right_answers(catalog: ModelCatalog) -> No
     steered = STEER | {"tokens": 20}
     with served(create_app(catalog, access_policy("127.0.0.1", 0, None))) as port:
         alone = [posted(port, "/api/read", body)[1][0]["tokens"] for body in bodies]
-        wanted = posted(port, "/api/steer", steered)[1][1:-1]
+        expected = posted(port, "/api/steer", steered)[1][1:-1]
         with ThreadPoolExecutor(len(bodies) + 2) as clients:
             streams = [clients.submit(posted, port, "/api/steer", steered) for _ in range(2)]
             readings = [clients.submit(posted, port, "/api/read", body) for body in bodies]
-            assert [one.result()[0] for one in readings] == [200] * 50
-            assert [one.result()[1][0]["tokens"] for one in readings] == alone
-            assert [one.result()[1][1:-1] for one in streams] == [wanted] * 2
-    assert len({json.dumps(one) for one in alone}) == 50 and not hooked(catalog, COCOMIX)
+            assert [reading.result()[0] for reading in readings] == [200] * 50
+            assert [reading.result()[1][0]["tokens"] for reading in readings] == alone
+            assert [stream.result()[1][1:-1] for stream in streams] == [expected] * 2
+    assert len({json.dumps(tokens) for tokens in alone}) == 50 and not hooked(catalog, COCOMIX)
 
 
 def test_a_client_that_leaves_makes_room(catalog: ModelCatalog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +74,8 @@ def test_a_client_that_leaves_makes_room(catalog: ModelCatalog, monkeypatch: pyt
             client.sendall("\r\n".join([*head, f"Content-Length: {len(body)}\r\n\r\n"]).encode() + body)
             first = client.recv(65536)
             assert b"200 OK" in first and limits._open_streams == 1
-            status, told = posted(port, "/api/steer", STEER)
-            assert status == 429 and "1 texts are being written already" in told[0]["error"]
+            status, lines = posted(port, "/api/steer", STEER)
+            assert status == 429 and "1 texts are being written already" in lines[0]["error"]
             assert posted(port, "/api/read", {"model": COCOMIX, "text": TEXT})[0] == 200
             assert limits._open_streams == 1
         wait_until(lambda: limits._open_streams == 0)
@@ -113,8 +113,8 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            said = next(line for line in process.stdout if "Explore:" in line)
-            address = said.split()[1]
+            line = next(line for line in process.stdout if "Explore:" in line)
+            address = line.split()[1]
             with urllib.request.urlopen(f"{address}api/models", timeout=20) as answer:
                 assert len(json.load(answer)["models"]) == 4
         finally:

@@ -1,4 +1,4 @@
-"""An explorer of as many concepts as one likes: a random student, a real atlas, and names for every second concept."""
+"""An explorer with any number of concepts: a random student, a real concept index, names for every second concept."""
 
 import threading
 import zlib
@@ -23,17 +23,17 @@ LABEL = "wide, seed 0"
 
 
 class _Words:
-    """A tokenizer: each word is a token of its own."""
+    """A tokenizer with one token for each word."""
 
     def encode(self, text: str) -> list[int]:
         return [1 + zlib.crc32(word.encode()) % (VOCAB - 1) for word in text.split()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(f" w{one}" for one in ids)
+        return "".join(f" w{token}" for token in ids)
 
 
 class _WideSession(ModelSession):
-    """An session whose parts were made here instead of loaded."""
+    """A session whose parts are created here instead of loaded."""
 
     def __init__(self, n_concepts: int, folder: Path) -> None:
         torch.manual_seed(0)
@@ -54,14 +54,14 @@ class _WideSession(ModelSession):
         self.predicts_concepts, self.lock, self._concept_list = True, threading.RLock(), None
         self.run: Any = SimpleNamespace(can_label=lambda _: False, has_teacher=False, lock=self.lock)
         self.stage: Any = None
-        named = [
-            ConceptName(concept=one, name=f"number {one}", source="tokens", stability=0.9)
-            if one % 2 == 0
-            else ConceptName(concept=one, why="its two halves disagree")
-            for one in range(n_concepts)
+        names = [
+            ConceptName(concept=concept, name=f"number {concept}", source="tokens", stability=0.9)
+            if concept % 2 == 0
+            else ConceptName(concept=concept, why="its two halves disagree")
+            for concept in range(n_concepts)
         ]
         write_found(
-            folder, FoundNames(sae="wide", tokens="wide", split="train", windows=1, positions=1, concepts=named)
+            folder, FoundNames(sae="wide", tokens="wide", split="train", windows=1, positions=1, concepts=names)
         )
         documents = np.random.default_rng(0).integers(1, VOCAB, (8, 4 * SEQ))
         shards = write_shards(folder / "tokens", documents, vocab_size=VOCAB, eos_id=0)
@@ -72,7 +72,7 @@ class _WideSession(ModelSession):
 
 
 class WideCatalog:
-    """The one student, as a catalog."""
+    """A catalog with this student only."""
 
     def __init__(self, n_concepts: int, folder: Path) -> None:
         self.session = _WideSession(n_concepts, folder)

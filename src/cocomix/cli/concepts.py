@@ -71,7 +71,10 @@ def explore(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any free port.")] = 7860,
     token: Annotated[
         str | None,
-        typer.Option(envvar="COCOMIX_TOKEN", help="Token that browsers must present; default: generated for --host."),
+        typer.Option(
+            envvar="COCOMIX_TOKEN",
+            help="Token that browsers must present; default: generated if other machines can connect.",
+        ),
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
 ) -> None:
