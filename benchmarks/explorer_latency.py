@@ -123,7 +123,7 @@ def main() -> None:
     arguments.add_argument("--concept", type=int, default=0, help="one to shade by and to open")
     arguments.add_argument("--at", type=int, default=19, help="token of the text whose panel is shown")
     arguments.add_argument(
-        "--steer", default="", help="dials of the picture, such as c12=4; default: that concept by 4"
+        "--steer", default="", help="interventions of the picture, such as c12=4; default: that concept by 4"
     )
     given = arguments.parse_args()
     process, home = serve(given.run)
