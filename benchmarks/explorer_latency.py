@@ -98,7 +98,7 @@ def pictures(browser: Any, home: str, model: str, concept: int, at: int, steer: 
         "steer": (
             "light",
             {"model": model, "prompt": "The people of the United States", "steering": json.dumps(items)},
-            ".dial",
+            ".intervention",
         ),
         "compare": ("dark", {"text": TEXT}, "#view-compare .strip .token"),
     }
@@ -123,7 +123,7 @@ def main() -> None:
     arguments.add_argument("--concept", type=int, default=0, help="one to shade by and to open")
     arguments.add_argument("--at", type=int, default=19, help="token of the text whose panel is shown")
     arguments.add_argument(
-        "--steer", default="", help="dials of the picture, such as c12=4; default: that concept by 4"
+        "--steer", default="", help="interventions of the picture, such as c12=4; default: that concept by 4"
     )
     given = arguments.parse_args()
     process, home = serve(given.run)

@@ -178,7 +178,7 @@ class EvaluationStage(Stage):
             "seq_len": self.seq_len,
             "batch_size": self.batch_size,
             "max_windows": self.windows,
-            "shared": True,
+            "sharded": True,
         }
         figures: dict[str, Any] = {}
         for number, split in enumerate(("val", "test")):

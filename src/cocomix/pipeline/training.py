@@ -55,7 +55,7 @@ def validation_curve(
         "batch_size": evaluation.batch_size,
         "max_windows": evaluation.curve_windows,
         "precision": precision,
-        "shared": True,
+        "sharded": True,
     }
 
     def validate(model: nn.Module) -> dict[str, float]:

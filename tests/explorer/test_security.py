@@ -1,6 +1,4 @@
-"""Who is let in, in what form, and what every answer carries."""
-
-from typing import Any
+"""Which requests are refused, and the headers of every answer."""
 
 import pytest
 from starlette.applications import Starlette
@@ -11,23 +9,31 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from cocomix.explorer.app import _broken, _not_served
-from cocomix.explorer.security import HEADERS, LARGEST, Access, Guard, access_for, is_loopback, url_host
+from cocomix.explorer.app import _no_route, _server_error
+from cocomix.explorer.security import (
+    HEADERS,
+    MAX_BODY_BYTES,
+    AccessPolicy,
+    SecurityMiddleware,
+    access_policy,
+    is_loopback,
+    url_host,
+)
 from cocomix.utils.errors import CocomixError
 
 TOKEN = "a-token-of-enough-letters"
 JSON = {"Content-Type": "application/json"}
 
 
-def client_of(access: Access, base_url: str = "http://127.0.0.1:7860") -> TestClient:
+def client_of(policy: AccessPolicy, base_url: str = "http://127.0.0.1:7860") -> TestClient:
     async def echo(request: Request) -> JSONResponse:
         return JSONResponse({"bytes": len(await request.body())})
 
     app = Starlette(routes=[Route("/", echo), Route("/api/x", echo, methods=["GET", "POST"])])
-    return TestClient(Guard(app, access), base_url=base_url)
+    return TestClient(SecurityMiddleware(app, policy), base_url=base_url)
 
 
-LOOPBACK = client_of(access_for("127.0.0.1", 7860, None))
+LOOPBACK = client_of(access_policy("127.0.0.1", 7860, None))
 
 
 @pytest.mark.parametrize(
@@ -73,45 +79,51 @@ def test_a_link_from_elsewhere_may_be_followed_to_the_page_alone() -> None:
 def test_only_json_is_taken(kind: str) -> None:
     answer = LOOPBACK.post("/api/x", content="{}", headers={"Content-Type": kind})
     assert answer.status_code == 415 and "application/json" in answer.json()["error"]
-    spelt = {"Content-Type": "Application/JSON; charset=utf-8"}
-    assert LOOPBACK.post("/api/x", content="{}", headers=spelt).json() == {"bytes": 2}
+    spelled = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert LOOPBACK.post("/api/x", content="{}", headers=spelled).json() == {"bytes": 2}
 
 
 def test_large_bodies_are_refused_however_they_come() -> None:
     def parts(n: int):
         yield from (b" " * 1024 for _ in range(n))
 
-    full = LARGEST // 1024
-    assert LOOPBACK.post("/api/x", content=b" " * LARGEST, headers=JSON).json() == {"bytes": LARGEST}
-    assert LOOPBACK.post("/api/x", content=parts(full), headers=JSON).json() == {"bytes": LARGEST}
-    told = [b" " * (LARGEST + 1), parts(full + 1)]
-    answers = [LOOPBACK.post("/api/x", content=body, headers=JSON) for body in told]
+    full = MAX_BODY_BYTES // 1024
+    assert LOOPBACK.post("/api/x", content=b" " * MAX_BODY_BYTES, headers=JSON).json() == {"bytes": MAX_BODY_BYTES}
+    assert LOOPBACK.post("/api/x", content=parts(full), headers=JSON).json() == {"bytes": MAX_BODY_BYTES}
+    bodies = [b" " * (MAX_BODY_BYTES + 1), parts(full + 1)]
+    answers = [LOOPBACK.post("/api/x", content=body, headers=JSON) for body in bodies]
     answers.append(LOOPBACK.post("/api/x", content="1", headers=JSON | {"Content-Length": "-5"}))
     assert [answer.status_code for answer in answers] == [413] * 3 and "1 MiB" in answers[0].json()["error"]
 
 
 def test_beyond_loopback_a_token_is_asked_for_once() -> None:
-    access = access_for("0.0.0.0", 7860, None)
-    assert access.token and len(access.token) > 40 and access.token != access_for("0.0.0.0", 7860, None).token
-    client = client_of(access, "http://192.168.0.3:7860")
-    for path in ("/", "/api/x", f"/api/x?token={access.token}", "/?token=wrong", "/?token="):
+    policy = access_policy("0.0.0.0", 7860, None)
+    assert policy.token and len(policy.token) > 40 and policy.token != access_policy("0.0.0.0", 7860, None).token
+    client = client_of(policy, "http://192.168.0.3:7860")
+    for path in ("/", "/api/x", f"/api/x?token={policy.token}", "/?token=wrong", "/?token="):
         answer = client.get(path)
         assert answer.status_code == 401 and "?token=" in answer.json()["error"] and not client.cookies
-    welcome = client.get(f"/?token={access.token}")
-    kept = welcome.headers["Set-Cookie"].lower()
+    welcome = client.get(f"/?token={policy.token}")
+    cookie = welcome.headers["Set-Cookie"].lower()
     assert welcome.status_code == 200 and 'content="0; url=/"' in welcome.text
-    assert "httponly" in kept and "samesite=strict" in kept and access.token.lower() not in kept
+    assert "httponly" in cookie and "samesite=strict" in cookie and policy.token.lower() not in cookie
     assert client.get("/").status_code == client.post("/api/x", content="1", headers=JSON).status_code == 200
     assert client.get("/api/x", headers={"Host": "evil.example"}).status_code == 421
-    for cookie in ("cocomix-7860=wrong", "cocomix-7861=" + access.ticket, "cocomix-7860=\xe9", ";;=", "cocomix-7860="):
-        stranger = client_of(access, "http://192.168.0.3:7860")
+    for cookie in (
+        "cocomix-7860=wrong",
+        "cocomix-7861=" + policy.cookie_value,
+        "cocomix-7860=\xe9",
+        ";;=",
+        "cocomix-7860=",
+    ):
+        stranger = client_of(policy, "http://192.168.0.3:7860")
         assert stranger.get("/api/x", headers={"Cookie": cookie.encode("latin-1")}).status_code == 401
-    other = access_for("0.0.0.0", 7860, None)
-    assert not other.remembers(access.ticket) and other.remembers(other.ticket)
+    other = access_policy("0.0.0.0", 7860, None)
+    assert not other.accepts_cookie(policy.cookie_value) and other.accepts_cookie(other.cookie_value)
 
 
 def test_a_token_of_the_users_is_asked_for_on_loopback_too() -> None:
-    client = client_of(access_for("localhost", 7860, TOKEN))
+    client = client_of(access_policy("localhost", 7860, TOKEN))
     assert client.get("/").status_code == 401
     assert client.get(f"/?token={TOKEN}").status_code == 200 == client.get("/api/x").status_code
 
@@ -119,7 +131,7 @@ def test_a_token_of_the_users_is_asked_for_on_loopback_too() -> None:
 @pytest.mark.parametrize("token", ["", "short", "with spaces in between", "ünïcödé-ünïcödé-ünïcödé", "a" * 30 + "\n"])
 def test_tokens_that_cannot_be_used(token: str) -> None:
     with pytest.raises(CocomixError, match="the token must be 16 or more"):
-        access_for("127.0.0.1", 7860, token)
+        access_policy("127.0.0.1", 7860, token)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +148,16 @@ def test_tokens_that_cannot_be_used(token: str) -> None:
     ],
 )
 def test_names_a_server_answers_to(host: str, loopback: bool, known: str, unknown: str) -> None:
-    access: Any = access_for(host, 7860, None)
-    assert is_loopback(host) == loopback == (access.token is None)
-    assert access.knows(known) and access.knows(f"{url_host(host)}:7860") and not access.knows(unknown)
+    policy = access_policy(host, 7860, None)
+    assert is_loopback(host) == loopback == (policy.token is None)
+    assert (
+        answers_to(policy, known) and answers_to(policy, f"{url_host(host)}:7860") and not answers_to(policy, unknown)
+    )
+
+
+def answers_to(policy: AccessPolicy, host: str) -> bool:
+    """Whether a request with this Host header is not refused for its host."""
+    return client_of(policy).get("/", headers={"Host": host}).status_code != 421
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/broken"])
@@ -148,7 +167,7 @@ def test_a_query_that_is_no_text_is_answered_like_any_other(path: str) -> None:
     async def broken(_request: Request) -> JSONResponse:
         raise RuntimeError
 
-    handlers = {HTTPException: _not_served, Exception: _broken}
+    handlers = {HTTPException: _no_route, Exception: _server_error}
     app = Starlette(routes=[Route("/broken", broken)], exception_handlers=handlers)
 
     async def raw(scope: Scope, receive: Receive, send: Send) -> None:
