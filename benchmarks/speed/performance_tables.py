@@ -1,4 +1,4 @@
-"""Write the measured tables of docs/performance.md and README.md from results/bench, so that no number is typed.
+"""Write the measured tables of docs/performance.md from results/bench, so that no number is typed.
 
 python -m benchmarks.speed.performance_tables
 """
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.speed.keys import KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "docs/performance.md", ROOT / "README.md")
+PAGES = (ROOT / "docs/performance.md",)
 
 
 def page(text: str, bench: dict[str, Any], spots: dict[str, Any]) -> str:
