@@ -127,7 +127,7 @@ def _entries(run: OpenedRun, several: bool) -> Iterator[Entry]:
 
 
 def _entry(run: OpenedRun, stage: StudentStage, folder: Path, key: str, label: str) -> Entry:
-    config: Any = model_config(folder, stage.again)
+    config: Any = model_config(folder, stage.redo_hint)
     predicts = isinstance(config, CoCoMixConfig) and PREDICTORS[config.channel] is ConceptPredictor
     info = ModelInfo(
         key=key,

@@ -199,7 +199,7 @@ class Instrument:
 
     def __init__(self, run: OpenedRun, stage: StudentStage, folder: Path, *, predicts: bool) -> None:
         self.run, self.stage, self.folder, self.predicts = run, stage, folder, predicts
-        model = load_causal_lm(folder, f"the student {stage.student}", stage.again)
+        model = load_causal_lm(folder, f"the student {stage.student}", stage.redo_hint)
         self.model: Any = model.to(device())  # pyright: ignore[reportArgumentType]
         self.tokenizer = stage.tokens.tokenizer()
         self.lock = threading.RLock()

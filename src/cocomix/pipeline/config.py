@@ -17,6 +17,9 @@ from cocomix.train.config import TrainConfig
 from cocomix.utils.env import Precision
 from cocomix.utils.settings import Section, read_yaml, validate
 
+CONFIG = "config.yaml"
+"""The settings' file in a run's folder; see `cocomix.utils.settings.SettingsFile`."""
+
 
 class CorpusConfig(Section):
     """Where the text comes from and how whole documents are held out."""
@@ -208,7 +211,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load `path` (YAML), apply overrides such as `sae.k=8`, and validate.
 
     Raises:
-        CocomixError: a missing or malformed file, an unknown key, or a value that does not fit.
+        CocomixError: a missing, malformed or cut file, an unknown key, or a value that does not fit.
     """
     return validate_config(read_yaml(path, overrides), str(path))
 
