@@ -58,7 +58,7 @@ def _python(entry: Entry, asked: AskedToSteer, setting: Setting) -> str:
     lines = [
         "import torch",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "import cocomix",
+        "import cocomix.model",
         *([f"from cocomix.steering import {', '.join(kinds)}"] if kinds else []),
         "",
         f"folder = {str(entry.folder.absolute())!r}",
