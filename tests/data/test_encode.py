@@ -132,7 +132,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     from cocomix.data import SOURCES
 
     CorpusWriter(folder, val_fraction=0.1, test_fraction=0.1, file_bytes=6000).write(
-        SOURCES["folder"]({"path": texts}), lambda *_: None
+        SOURCES["folder"](path=texts), lambda *_: None
     )
     return Corpus(folder / "text")
 

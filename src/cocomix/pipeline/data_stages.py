@@ -8,7 +8,7 @@ from typing import Any
 
 from cocomix.data.corpus import SPLITS, Corpus, CorpusWriter
 from cocomix.data.shards import TokenShards, token_dtype
-from cocomix.data.sources import SOURCES
+from cocomix.data.sources import open_source
 from cocomix.data.tokenize import Job, TokenizerSpec, encode_parts, finished_part, join_parts
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
 from cocomix.pipeline.config import RunConfig
@@ -41,9 +41,7 @@ class CorpusStage(Stage):
         return found + (f"; {skipped} bad records skipped, see {self.folder / 'skipped.jsonl'}" if skipped else "")
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        source = SOURCES.get(self.config.source)
-        if source is None:
-            raise CocomixError(f"there is no text source {self.config.source!r}; choose one of {', '.join(SOURCES)}")
+        source = open_source(self.config.source, self.config.options)
         writer = CorpusWriter(
             folder,
             every=self.config.every,
@@ -51,7 +49,7 @@ class CorpusStage(Stage):
             test_fraction=self.config.test_fraction,
             file_bytes=self.config.file_bytes,
         )
-        return {"source": self.config.source, **writer.write(source(self.config.options), progress)}
+        return {"source": self.config.source, **writer.write(source, progress)}
 
 
 class TokensStage(Stage):
