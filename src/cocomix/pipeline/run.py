@@ -153,15 +153,15 @@ class Run:
             console.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
 
 
-def load_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
+def load_run(folder: Path, overrides: Sequence[str] = (), *, announce: bool = True) -> Run:
     """The run in `folder`, with the settings of its config.yaml and overrides on top; an edit by hand is announced.
 
     Raises:
         CocomixError: as `load_config`.
     """
     run = Run(folder, load_config(folder / CONFIG, overrides))
-    edit = describe_edit(run, overrides)
-    if edit and is_main():
+    edit = describe_edit(run, overrides) if announce and is_main() else ""
+    if edit:
         errors.print(f"cocomix: {edit}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     return run
 

@@ -17,15 +17,15 @@ from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
 
-def existing_run(folder: Path) -> Run:
-    """The run in `folder`, with its own settings.
+def existing_run(folder: Path, *, announce: bool = True) -> Run:
+    """The run in `folder`, with its own settings; an edit of these is announced, as by `load_run`.
 
     Raises:
         CocomixError: there is none.
     """
     if not (folder / CONFIG).exists():
         raise CocomixError(f"there is no run in {folder}; run `cocomix demo` first or give another --run")
-    return load_run(folder)
+    return load_run(folder, announce=announce)
 
 
 def student_stage(run: Run, student: str, seed: int) -> StudentStage:
