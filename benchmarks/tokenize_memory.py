@@ -68,9 +68,7 @@ def main() -> None:
 
 def write_quarters(folders: list[str], home: Path) -> list[int]:
     """Four JSON-lines files of about as many characters; returns how many."""
-    records = (
-        record for folder in folders for record in SOURCES["folder"]({"path": folder, "pattern": PATTERN}).records()
-    )
+    records = (record for folder in folders for record in SOURCES["folder"](path=folder, pattern=PATTERN).records())
     documents = [record for record in records if not isinstance(record, Skipped)]
     quarter = sum(len(document.text) for document in documents) / 4
     sizes, number, done = [0] * 4, 0, 0

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from cocomix.data.shards import TokenShards
-from cocomix.data.sources import SOURCES
+from cocomix.data.sources import open_source
 from cocomix.data.tokenizer import load_tokenizer, tokenize_corpus
 from cocomix.model.loading import load_causal_lm
 from cocomix.utils.console import rank, world_size
@@ -206,7 +206,7 @@ def _tokens(text: Path, source: str, field: str) -> Iterator[TokenShards]:
         raise CocomixError(f"there is no {text}; give a folder of token shards, a text file or a .jsonl file")
     name, options = _source(text, field)
     with tempfile.TemporaryDirectory(prefix="cocomix-") as folder:
-        documents = SOURCES[name](options)
+        documents = open_source(name, options)
         yield tokenize_corpus(load_tokenizer(source), documents, Path(folder) / "tokens")
 
 

@@ -120,7 +120,7 @@ def _entries(run: RunSession, several_runs: bool) -> Iterator[CatalogEntry]:
 
 
 def _entry(run: RunSession, stage: StudentStage, folder: Path, key: str, label: str) -> CatalogEntry:
-    config: Any = model_config(folder, stage.again)
+    config: Any = model_config(folder, stage.redo_hint)
     predicts_concepts = isinstance(config, CoCoMixConfig) and PREDICTORS[config.channel] is ConceptPredictor
     info = ModelInfo(
         key=key,

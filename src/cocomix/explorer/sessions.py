@@ -205,7 +205,7 @@ class ModelSession:
 
     def __init__(self, run: RunSession, stage: StudentStage, folder: Path, *, predicts_concepts: bool) -> None:
         self.run, self.stage, self.folder, self.predicts_concepts = run, stage, folder, predicts_concepts
-        model = load_causal_lm(folder, f"the student {stage.student}", stage.again)
+        model = load_causal_lm(folder, f"the student {stage.student}", stage.redo_hint)
         self.model: Any = model.to(device())  # pyright: ignore[reportArgumentType]
         self.tokenizer = stage.tokens.tokenizer()
         self.lock = threading.RLock()

@@ -60,7 +60,7 @@ def _python(entry: CatalogEntry, request: SteerRequest, setting: Setting) -> str
     lines = [
         "import torch",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "import cocomix",
+        "import cocomix.model",
         *([f"from cocomix.steering import {', '.join(classes)}"] if classes else []),
         "",
         f"folder = {str(entry.folder.absolute())!r}",

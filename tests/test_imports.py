@@ -1,4 +1,4 @@
-"""What importing cocomix loads, and that Transformers knows our model whichever is imported first."""
+"""What importing cocomix loads, what registers the model with Transformers, and the deprecated names."""
 
 import subprocess
 import sys
@@ -27,19 +27,18 @@ def test_neither_the_package_nor_any_help_loads_torch_or_transformers() -> None:
     assert last.split(maxsplit=1)[1] == "[]"
 
 
-FIRST = {
-    "theirs": "import transformers, cocomix",
-    "ours, then a look whether theirs is installed": (
-        "import importlib.util, cocomix; importlib.util.find_spec('transformers')"
-    ),
-    "one of ours that imports theirs": "import cocomix.steering.residual",
+REGISTERING = {
+    "the model": "import cocomix.model",
+    "Transformers first": "import transformers, cocomix.model",
+    "a module that uses the model": "import cocomix.steering.residual",
+    "a name of the package": "from cocomix import CoCoMixForCausalLM",
 }
 
 
-@pytest.mark.parametrize("order", FIRST)
-def test_transformers_knows_the_model(order: str) -> None:
+@pytest.mark.parametrize("first", REGISTERING)
+def test_transformers_knows_the_model(first: str) -> None:
     said = fresh(
-        f"{FIRST[order]}\n"
+        f"{REGISTERING[first]}\n"
         "from transformers import AutoConfig, AutoModelForCausalLM\n"
         "config = AutoConfig.for_model('cocomix', vocab_size=8, hidden_size=8, num_hidden_layers=2,"
         " num_attention_heads=1, concept_layer=1, num_concepts=8, concept_top_k=2)\n"
@@ -51,22 +50,31 @@ def test_transformers_knows_the_model(order: str) -> None:
     assert said.split() == ["True", "True", "0"]
 
 
-def test_what_the_model_imports_outside_of_its_package_leaves_transformers_alone() -> None:
+OLD = {
+    "cocomix.concepts": ("TopKSAE attribute select_labels LabelStore hidden_at", ("sae", "labels", "model")),
+    "cocomix.concepts.formats": ("load_sae", ("sae",)),
+    "cocomix.steer": ("Ablate Amplify Clamp Dampen steered parse_steering", ("steering",)),
+}
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_names_of_earlier_versions_work_with_a_warning_that_names_the_new_ones(old: str) -> None:
+    names, new = OLD[old]
     said = fresh(
-        "import ast, sys\n"
-        "from pathlib import Path\n"
-        "import cocomix.model\n"
-        "ours = [name for name in sys.modules if name.startswith('cocomix.')]\n"
-        "ours = [name for name in ours if not name.startswith('cocomix.model')]\n"
-        "print(len(ours))\n"
-        "for name in ours:\n"
-        "    for node in ast.walk(ast.parse(Path(sys.modules[name].__file__).read_text())):\n"
-        "        names = [node.module] if isinstance(node, ast.ImportFrom) else []\n"
-        "        names += [one.name for one in node.names] if isinstance(node, ast.Import) else []\n"
-        "        if any((one or '').split('.')[0] == 'transformers' for one in names): print(name)\n"
+        "import importlib, sys, warnings\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        f"    exec('from {old} import {', '.join(names.split())}')\n"
+        f"    exec('from {old} import {names.split()[0]}')\n"
+        "ours = [str(one.message) for one in caught if one.category is FutureWarning]\n"
+        "ours = [text for text in ours if 'cocomix' in text]\n"
+        "print(len(ours), *ours)\n"
+        f"homes = [importlib.import_module('cocomix.' + name) for name in {new!r}]\n"
+        f"names = {names.split()!r}\n"
+        "print(all(any(getattr(home, name, None) is globals()[name] for home in homes) for name in names))\n"
     )
-    count, *offenders = said.split()
-    assert int(count) > 5 and not offenders
+    warning, same = said.splitlines()
+    assert warning.startswith("1 ") and all(f"cocomix.{name}" in warning for name in new) and same == "True"
 
 
 def test_an_unknown_name_is_refused() -> None:
