@@ -17,7 +17,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("determinism")
     write_texts(folder / "texts", beginning=400, copies=0)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
-    return compare(["again", "threads 4"], ["-c", "../recipe.yaml"], folder)
+    return compare(["again", "threads 2"], ["-c", "../recipe.yaml"], folder)
 
 
 def test_a_run_made_twice_is_the_same(made: dict) -> None:
@@ -28,7 +28,7 @@ def test_a_run_made_twice_is_the_same(made: dict) -> None:
 
 
 def test_threads_change_last_digits_and_no_data(made: dict) -> None:
-    other = made["threads 4"]
+    other = made["threads 2"]
     for stage in ("corpus", "tokens"):
         assert other["stages"][stage]["files"] == other["stages"][stage]["same"] > 0
     for name, value in made["first"]["shown"].items():

@@ -20,7 +20,7 @@ from cocomix.doctor import Finding
         ("inspect", "hello", "--run", "{folder}"),
         ("steer-eval", "--run", "{folder}"),
         ("experiment", "{folder}"),
-        ("perplexity", "model", "{folder}"),
+        ("perplexity", "{folder}", "{folder}"),
         ("doctor", "--run", "{folder}"),
     ],
 )

@@ -1,9 +1,6 @@
 """lm-evaluation-harness on our models: equal to its own `hf` class, and to one forward pass a token."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from cocomix.evaluation.harness.run import metrics, run_tasks
 from cocomix.evaluation.harness.tasks import Tasks
 from cocomix.utils.errors import CocomixError
 from tests.helpers import harness_data
+from tests.helpers.distributed_programs import launch
 
 NAMES = ["lambada_openai", "wikitext", "hellaswag", "piqa", "social_iqa", "arc_easy", "winogrande"]
 TWO_PROCESSES = """
@@ -151,15 +149,7 @@ def test_generation_with_cache_and_padding_equals_one_pass_a_token(tmp_path: Pat
 def test_two_processes_find_what_one_finds(here: Path, tasks: Tasks) -> None:
     script = here / "two.py"
     script.write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    done = subprocess.run(
-        [*command, here / "student", here / "data"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=quiet_environment(),
-    )
-    assert done.returncode == 0, done.stderr
+    done = launch(2, str(script), str(here / "student"), str(here / "data"))
     two = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(two) == 2
     for results in two:
@@ -221,7 +211,3 @@ def test_bad_models_and_arguments_are_one_sentence(here: Path, tmp_path: Path) -
         CoCoMixLM(here / "student", peft="x")
     with pytest.raises(CocomixError, match="no task is named"):
         Tasks(here, harness_data.small_index()).check([])
-
-
-def quiet_environment() -> dict[str, str]:
-    return os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

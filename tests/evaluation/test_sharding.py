@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.test_evaluate import measured
-from tests.helpers.distributed_programs import program, torchrun
+from tests.helpers.distributed_programs import launch, program
 
 BODY = """
 import json
@@ -18,7 +18,7 @@ figures = measured(home, sharded=True)
 
 def test_three_processes_divide_four_batches(tmp_path: Path) -> None:
     alone = measured(tmp_path, sharded=False)
-    torchrun(3, program(tmp_path, BODY))
+    launch(3, program(tmp_path, BODY))
     for rank in range(3):
         figures = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert figures["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-12)

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +28,8 @@ from cocomix.data import (
 from cocomix.pipeline.config import CorpusConfig, load_config
 from cocomix.pipeline.run import Run
 from cocomix.utils.errors import CocomixError
+from tests.helpers.distributed_programs import launch
+from tests.helpers.forked import CONTEXT
 
 pytestmark = pytest.mark.slow
 
@@ -92,11 +92,9 @@ def slowly(folder: Path, source: Path, stage: str) -> None:
 def test_killed_at_random_moments_both_stages_end_in_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     seed = time.time_ns()
     chance, kills = random.Random(seed), dict.fromkeys(("corpus", "tokens"), 0)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cocomix.pipeline.run"])
     for stage in kills:
         while True:
-            process = context.Process(target=slowly, args=(tmp_path / "cut", whole / "texts.jsonl", stage))
+            process = CONTEXT.Process(target=slowly, args=(tmp_path / "cut", whole / "texts.jsonl", stage))
             process.start()
             process.join(chance.uniform(0.1, 1.0) if kills[stage] < 4 else 60)
             process.kill()
@@ -144,24 +142,7 @@ def test_the_command_killed_leaves_no_process_behind_and_goes_on(whole: Path, tm
 def test_two_processes_of_a_launch_share_the_work(whole: Path, tmp_path: Path) -> None:
     """What torchrun does: the same command with RANK and WORLD_SIZE set; each makes half of the parts."""
     with_corpus(whole, tmp_path / "r")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    there = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "cocomix", "tokenize", "-r", "r", "tokens.workers=2"]
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=os.environ | there | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in "01"
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output.decode()
+    launch(2, "-m", "cocomix", "tokenize", "-r", "r", "tokens.workers=2", cwd=tmp_path)
     assert content(tmp_path / "r") == content(whole / "run")
 
 
