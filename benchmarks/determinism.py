@@ -190,7 +190,11 @@ def differing(entry: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Parse the command line, make the runs, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.determinism",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("-c", "--config", choices=("tiny", "demo"), default="tiny", help="which recipe")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/determinism"), help="folder of the report")
     parser.add_argument("--only", nargs="*", choices=CIRCUMSTANCES, help="circumstances; default: all there are here")

@@ -115,7 +115,11 @@ def pictures(browser: Any, home: str, model: str, concept: int, at: int, steer: 
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        prog="python -m benchmarks.explorer_latency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     arguments.add_argument("-r", "--run", type=Path, required=True)
     arguments.add_argument("-o", "--output", type=Path, help="folder for latency.json")
     arguments.add_argument("--pictures", type=Path, help="folder for PNGs")

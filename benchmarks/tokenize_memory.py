@@ -36,7 +36,11 @@ MIB = 1 << 20
 
 def main() -> None:
     """Measure, write `report.json`, draw `rss.png`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tokenize_memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--texts", nargs="+", default=TEXTS, help="folders of text files")
     parser.add_argument("--output", type=Path, default=Path("results/tokenise"))
     arguments = parser.parse_args()

@@ -148,7 +148,11 @@ def table(content: dict[str, Any]) -> str:
 
 def main() -> None:
     """Parse the command line, share the faults among workers, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--faults", type=int, default=224, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of moments, files and places")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/faults"), help="folder of the report")

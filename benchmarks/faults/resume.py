@@ -246,7 +246,11 @@ def _cell(value: Any) -> str:
 
 def main() -> None:
     """Parse the command line and write `report.json` and `table.md` after every attack."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults.resume",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--kills", type=int, default=24, help="at least so many")
     parser.add_argument("--seed", type=int, default=0, help="of stages' moments and victims")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/resume"), help="folder of the report")

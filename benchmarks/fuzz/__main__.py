@@ -155,7 +155,11 @@ def attacked(reader: Reader, inputs: int, seed: int, home: Path, thin: int = 1) 
 
 def main() -> None:
     """Parse the command line, attack the readers one after the other, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--inputs", type=int, default=2000, help="mutants for each reader, beside its table")
     parser.add_argument("--seed", type=int, default=0, help="of the mutants")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/fuzz.json"), help="the report")

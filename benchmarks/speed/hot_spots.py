@@ -213,7 +213,11 @@ SPOTS: dict[str, Callable[[], list[Way]]] = {
 
 def main() -> None:
     """Measure, write `hot_spots.json`, print a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed.hot_spots",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=list(SPOTS), default=list(SPOTS))

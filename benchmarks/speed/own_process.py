@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from benchmarks.speed.contestant import Setting
 from benchmarks.speed.shapes import Shape
 from cocomix.utils.errors import CocomixError
 
+ROOT = Path(__file__).resolve().parents[2]
+"""Working directory of the process: `-m benchmarks...` is found there, wherever this process runs."""
 KEY = "cocomix-bench: "
 """Marks the line with the result; libraries may print others."""
 
@@ -43,7 +46,10 @@ def measure_alone(student: str, precision: str, setting: Setting, steps: int = 2
         "threads": torch.get_num_threads(),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed.own_process", json.dumps(asked)], capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.speed.own_process", json.dumps(asked)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(KEY)]
     if done.returncode or not lines:

@@ -3,6 +3,7 @@
 python -m benchmarks.speed.performance_tables
 """
 
+import argparse
 import json
 from pathlib import Path
 from statistics import median
@@ -101,7 +102,12 @@ def hot_spots(spots: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Rewrite the pages."""
+    """Parse the command line (`--help` is all there is) and rewrite the pages."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.speed.performance_tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     reports = [json.loads((ROOT / f"results/bench/{name}.json").read_text()) for name in ("cpu-2core", "hot_spots")]
     for path in PAGES:
         path.write_text(page(path.read_text(encoding="utf-8"), *reports), encoding="utf-8")

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from benchmarks.speed.groups import GROUPS
 from benchmarks.speed.keys import KEYS
 from benchmarks.speed.shapes import SHAPES
 from cocomix.utils.errors import CocomixError
-from tests.helpers.command import cocomix, refused
+from tests.helpers.command import refused
 
 ON_CPU = [name for name in GROUPS if name != "gpu"]
 
@@ -25,6 +27,12 @@ def bench(path: Path, **options: Any) -> str:
     console = Console(file=io.StringIO(), width=120, record=True)
     run_bench(given.pop("shape"), path, console=console, **given)
     return " ".join(console.export_text().split())
+
+
+def speed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `python -m benchmarks.speed` in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.speed", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +70,12 @@ def test_everything_is_printed(whole: tuple[dict[str, Any], str]) -> None:
 
 
 def test_only_some_of_it_from_the_command_line(tmp_path: Path) -> None:
-    done = cocomix(
-        *("bench", "--shape", "tiny", "--repeats", "2", "--device", "cpu", "--only", "generate,peak"),
+    done = speed(
+        *("--shape", "tiny", "--repeats", "2", "--device", "cpu", "--only", "generate,peak"),
         *("--json", "b.json"),
         cwd=tmp_path,
     )
+    assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "b.json").read_text())
     assert set(found["raw"]) == {"peak", "generate"} and set(found) & set(KEYS) == {"generate_vs_gpt2"}
     assert len(found["generate_vs_gpt2"]["runs"]) == 2
@@ -108,4 +117,4 @@ def test_refused_in_one_sentence(tmp_path: Path, options: dict[str, Any], words:
 
 
 def test_a_folder_that_is_not_there_is_refused_at_the_start(tmp_path: Path) -> None:
-    refused(cocomix("bench", "--json", "nowhere/b.json", cwd=tmp_path, check=False), "nowhere", "folder")
+    refused(speed("--json", "nowhere/b.json", cwd=tmp_path), "nowhere", "folder")
