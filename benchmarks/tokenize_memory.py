@@ -150,7 +150,7 @@ def watch(process: subprocess.Popen, started: float) -> Iterator[dict[str, float
     threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
     root, used = psutil.Process(process.pid), {}
     while not ended.wait(0.1):
-        rss = pss = count = 0
+        rss = pss = count = 0.0
         try:
             for child in [root, *root.children(recursive=True)]:
                 memory = child.memory_full_info()
