@@ -66,4 +66,4 @@ def test_no_answer_is_one_sentence(tmp_path: Path) -> None:
     code, (said,) = audit.verdict("connection refused")
     assert code == 2 and said.startswith("audit: the vulnerability service gave no answer (connection refused); run")
     (tmp_path / "constraints.txt").write_text("not a requirement ==\n")
-    assert isinstance(audit.ask(tmp_path / "constraints.txt", "pypi"), str)
+    assert isinstance(audit.query_service(tmp_path / "constraints.txt", "pypi"), str)

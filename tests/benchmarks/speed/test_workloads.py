@@ -1,18 +1,18 @@
-"""The contestants do the work they are credited for."""
+"""The workloads do the work they are credited for."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.speed.contestant import Setting
-from benchmarks.speed.groups import take_turns
-from benchmarks.speed.labellers import DenseLabels, OurLabels
-from benchmarks.speed.own_process import measure_alone
-from benchmarks.speed.sae_steps import RIVALS, OurSae, SaeStep
+from benchmarks.speed.groups import measure_interleaved
+from benchmarks.speed.labelling import DenseLabels, OurLabels
+from benchmarks.speed.own_process import measure_in_own_process
+from benchmarks.speed.sae_steps import SAE_STEPS, OurSae, SaeStep
 from benchmarks.speed.shapes import SHAPES
-from benchmarks.speed.students import STUDENTS, Trainee, TrainingStep
+from benchmarks.speed.students import STUDENTS, TrainingState, TrainingStep
 from benchmarks.speed.synthetic import StoredData, autoencoder, concept_model
+from benchmarks.speed.workload import Setting
 from cocomix.utils.errors import CocomixError
 
 SETTING = Setting(SHAPES["tiny"], 1, torch.device("cpu"), 0)
@@ -26,9 +26,9 @@ def data() -> StoredData:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", list(STUDENTS))
 def test_a_step_updates_every_weight_in_three_laps(name: str, precision: str, data: StoredData) -> None:
-    step, laps = TrainingStep(Trainee(name, SETTING, data), precision), []
+    step, laps = TrainingStep(TrainingState(name, SETTING, data), precision), []
     step.prepare()
-    student, _ = step.trainee.built()
+    student, _ = step.state.built()
     before = [parameter.detach().clone() for parameter in student.parameters()]
     step.run(laps.append)
     assert laps == ["data", "forward_backward", "update"]
@@ -48,8 +48,8 @@ def test_batches_come_with_labels_and_go_round(data: StoredData) -> None:
     assert (labels[:, -1] == -100).all() and (labels[:, :-1] >= 0).all()
 
 
-@pytest.mark.parametrize("build", RIVALS)
-def test_every_rival_takes_a_step_on_the_same_hidden_states(build) -> None:
+@pytest.mark.parametrize("build", SAE_STEPS)
+def test_every_autoencoder_takes_a_step_on_the_same_hidden_states(build) -> None:
     one: SaeStep = build(SETTING)
     try:
         one.prepare()
@@ -62,14 +62,14 @@ def test_every_rival_takes_a_step_on_the_same_hidden_states(build) -> None:
     assert all(not torch.equal(before[name], after) for name, after in one.module.named_parameters())
 
 
-def test_a_rival_that_cannot_be_had_is_named_with_the_reason() -> None:
+def test_a_workload_that_is_not_available_is_listed_with_the_reason() -> None:
     class Absent(OurSae):
         name = "absent"
 
         def build(self) -> torch.nn.Module:
             raise CocomixError("not installed; install it")
 
-    found = take_turns([OurSae(SETTING), Absent(SETTING)], 1, SETTING, lambda done, total: None)
+    found = measure_interleaved([OurSae(SETTING), Absent(SETTING)], 1, SETTING, lambda done, total: None)
     assert list(found["contestants"]) == ["cocomix"] and found["missing"] == {"absent": "not installed; install it"}
 
 
@@ -94,11 +94,11 @@ def test_a_process_of_its_own_finds_at_least_weights_gradients_and_moments() -> 
     wide = replace(SETTING, shape=SETTING.shape.model_copy(update={"width": 64, "vocab": 60_000}))
     student = STUDENTS["gpt2"](wide.shape)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
-    found = measure_alone("gpt2", "fp32", wide)
+    found = measure_in_own_process("gpt2", "fp32", wide)
     assert found["forward_backward"] >= 2 * weights and found["step"] >= 4 * weights
     assert found["before"] > 0 and len(found["seconds"]) == 2
 
 
-def test_a_process_that_fails_is_a_sentence() -> None:
+def test_a_failed_process_is_reported_in_one_sentence() -> None:
     with pytest.raises(CocomixError, match="nobody fp32 did not finish"):
-        measure_alone("nobody", "fp32", SETTING)
+        measure_in_own_process("nobody", "fp32", SETTING)

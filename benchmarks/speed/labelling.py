@@ -1,4 +1,4 @@
-"""Labelling the same tokens: ours by both rules and precisions, and the reference's arithmetic."""
+"""Labelling the same tokens: ours with both rules and precisions, and the reference's arithmetic."""
 
 import time
 from copy import deepcopy
@@ -6,19 +6,19 @@ from copy import deepcopy
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.speed.contestant import Contestant, Lap, Setting
-from benchmarks.speed.dense_labels import dense_labels
+from benchmarks.speed.dense import dense_labels
 from benchmarks.speed.synthetic import token_windows
+from benchmarks.speed.workload import Lap, Setting, Workload
 from cocomix.labels.attribution import ConceptLabels, labelling_flops
 from cocomix.labels.labeller import ConceptLabeller
 from cocomix.sae.sae import TopKSAE
 
 SIGN = "signed"
-"""The reference's sign; it costs nothing either way."""
+"""The reference's sign; every sign costs the same."""
 
 
-class Labelling(Contestant):
-    """Labels the shape's windows, `batch_size` of them a pass.
+class Labelling(Workload):
+    """Label the shape's windows, `batch_size` of them per pass.
 
     Args:
         windows: tokens, int64 `[windows, seq_len]`.
@@ -38,33 +38,33 @@ class Labelling(Contestant):
         self.flops = per_token * self.units
 
     def prepare(self) -> None:
-        """Try each number of windows a pass, after a short window that wakes the libraries; keep the fastest."""
+        """Warm the libraries up with a short window, then choose the fastest number of windows per pass."""
         self.label(self.windows[:1, :16], 1)
         seconds = {size: self._pass(size) / size for size in self.setting.shape.label_batches}
         self.batch_size = min(seconds, key=seconds.__getitem__)
         self.note = f"{self.batch_size} a pass"
 
     def _pass(self, size: int) -> float:
-        """Seconds of one pass over `size` windows."""
-        self.setting.settle()
+        """Return the seconds of one pass over `size` windows."""
+        self.setting.synchronize()
         started = time.perf_counter()
         self.label(self.windows[:size], size)
-        self.setting.settle()
+        self.setting.synchronize()
         return time.perf_counter() - started
 
     def run(self, lap: Lap) -> None:
         self.label(self.windows, self.batch_size)
 
     def label(self, windows: torch.Tensor, batch_size: int) -> None:
-        """Label `windows` int64 `[windows, seq_len]`, `batch_size` of them a pass."""
+        """Label `windows` int64 `[windows, seq_len]`, `batch_size` of them per pass."""
         raise NotImplementedError
 
 
 class OurLabels(Labelling):
-    """`ConceptLabeller`, what the label stage calls.
+    """Labelling with `ConceptLabeller`, as the label stage does it.
 
     Attributes:
-        labels: of the last run.
+        labels: labels of the last run.
     """
 
     labels: ConceptLabels
@@ -88,7 +88,7 @@ class OurLabels(Labelling):
 
 
 class DenseLabels(Labelling):
-    """The reference's arithmetic in float32, on a copy of the teacher whose weights take gradients."""
+    """Labelling with the reference's arithmetic in float32, on a copy of the teacher whose weights take gradients."""
 
     precision = "fp32"
 
@@ -105,17 +105,17 @@ class DenseLabels(Labelling):
             dense_labels(self.teacher, self.sae, part.to(self.setting.device), shape.sae_layer, shape.labels).cpu()
 
 
-def agreement(one: ConceptLabels, other: ConceptLabels) -> dict[str, float]:
-    """How far two sets of labels of the same tokens agree, over the positions that have labels in both.
+def agreement(first: ConceptLabels, second: ConceptLabels) -> dict[str, float]:
+    """Compare two sets of labels of the same tokens, over the positions labelled in both.
 
     Returns:
-        `labels`: mean share of a position's labels that the other has too; `best`: share of positions whose first
-        label is the same; `valid`: share of positions on which both say whether there are labels.
+        `labels`: mean share of a position's labels that the other set has too; `best`: share of positions with the
+        same first label; `valid`: share of all positions that are labelled in both or in neither.
     """
-    both = one.valid & other.valid
-    shared = (one.ids.unsqueeze(-1) == other.ids.unsqueeze(-2)).any(-1).double().mean(-1)
+    both = first.valid & second.valid
+    shared = (first.ids.unsqueeze(-1) == second.ids.unsqueeze(-2)).any(-1).double().mean(-1)
     return {
         "labels": float(shared[both].mean()),
-        "best": float((one.ids[..., 0] == other.ids[..., 0])[both].double().mean()),
-        "valid": float((one.valid == other.valid).double().mean()),
+        "best": float((first.ids[..., 0] == second.ids[..., 0])[both].double().mean()),
+        "valid": float((first.valid == second.valid).double().mean()),
     }
