@@ -1,4 +1,4 @@
-"""The summary table, for the page and for the terminal."""
+"""The report of a steering study and for the terminal."""
 
 from importlib import resources
 from pathlib import Path
