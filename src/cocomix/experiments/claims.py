@@ -18,8 +18,8 @@ from math import expm1, log
 from statistics import mean
 from typing import Any
 
-from cocomix.experiments.comparisons import estimate, find_student, in_words, loss_pairs
-from cocomix.report.statistics import held_equal, same_perplexity
+from cocomix.report.formats import difference
+from cocomix.report.statistics import estimate, find_student, held_equal, loss_pairs, same_perplexity
 
 # One part of a claim: `better` against `than`, pooled over settings and seeds, with its verdict.
 #
@@ -200,7 +200,7 @@ def _why(parts: list[dict[str, Any]], worst: dict[str, Any], direction: str) -> 
     if worst["difference"] is None:
         return f"{pair}: no seed of both is finished"
     text = (
-        f"{pair}, {in_words(worst)} {'nats' if direction == 'lower' else 'of positions'}: {_reason(worst, direction)}"
+        f"{pair}, {difference(worst)} {'nats' if direction == 'lower' else 'of positions'}: {_reason(worst, direction)}"
     )
     if "unsteered" not in worst:
         return text

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, Field
 
+from cocomix.report.formats import GAIN_LABELS
 from cocomix.steering.study.judge import TextMetrics, leak
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 DIGITS = 6
 """Decimals kept."""
-GAINS = ("presence", "words", "follow")
+GAINS = tuple(GAIN_LABELS)
 """Figures of a concept looked for in texts: by the teacher's SAE, by its tokens, by the tokens that follow it."""
 QUALITY = ("loss", "distinct1", "distinct2", "repeated4", "leak")
 """Figures of a group of texts that have nothing to do with the concept that is looked for in them."""
