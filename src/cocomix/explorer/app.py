@@ -25,7 +25,7 @@ from cocomix.pipeline.concept_stages import name_run
 from cocomix.utils.console import console
 from cocomix.utils.errors import CocomixError
 
-# What an explorer needs of a run beside its models: names and atlases, made where they are missing and kept there.
+# What an explorer needs of a run beside its models: names and concept statistics, made where they are missing.
 
 NAME_TOKENS = 250_000
 """Of the training split, as `cocomix name` reads."""

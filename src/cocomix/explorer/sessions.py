@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from cocomix.analysis.concept_index import Catalogue, Listing
+from cocomix.analysis.concept_index import ConceptIndex, Listing
 from cocomix.analysis.dashboards import Dashboard, Dashboards
 from cocomix.analysis.inspect import Reading, check_length, read_text
 from cocomix.analysis.naming import EDITED, FOUND, ConceptName, Names, edit_name, read_names, with_edits
@@ -19,7 +19,7 @@ from cocomix.explorer.security import NotThere
 from cocomix.labels.attribution import ConceptLabels
 from cocomix.model.interventions import Setting, steered
 from cocomix.model.loading import load_causal_lm
-from cocomix.pipeline.concept_stages import INDEX_SPLIT, student_atlas
+from cocomix.pipeline.concept_stages import INDEX_SPLIT, student_statistics
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
 from cocomix.sae.sae import TopKSAE
@@ -186,7 +186,7 @@ NO_CONCEPTS = "this student predicts no concepts; choose one trained with the ob
 
 
 class Instrument:
-    """A student with its names, its atlas and the run's teacher.
+    """A student with its names, the statistics of its concepts and the run's teacher.
 
     Args:
         run, stage: whose student it is.
@@ -203,7 +203,7 @@ class Instrument:
         self.model: Any = model.to(device())  # pyright: ignore[reportArgumentType]
         self.tokenizer = stage.tokens.tokenizer()
         self.lock = threading.RLock()
-        self._listed: tuple[Names, Catalogue] | None = None
+        self._listed: tuple[Names, ConceptIndex] | None = None
 
     @property
     def n_concepts(self) -> int:
@@ -264,7 +264,7 @@ class Instrument:
         names = self.book.names()
         with self.lock:
             if self._listed is None or self._listed[0] is not names:
-                self._listed = names, Catalogue(self._dashboards.atlas, names)
+                self._listed = names, ConceptIndex(self._dashboards.statistics, names)
             return self._listed[1].listing(q=q, sort=sort, offset=offset, limit=limit)
 
     def dashboard(self, concept: int) -> Dashboard:
@@ -279,15 +279,15 @@ class Instrument:
             return self._dashboards.of(concept, names)
 
     def look(self) -> None:
-        """Make its atlas, if there is none yet; whoever asks for a concept first would wait for it."""
+        """Gather the statistics of its concepts, unless they are kept; else the first request would wait for them."""
         with self.lock:
             _ = self._dashboards
 
     @cached_property
     def _dashboards(self) -> Dashboards:
         snapshot = None if self.folder.name == "model" else self.folder.name
-        atlas = student_atlas(self.stage, self.model, snapshot=snapshot)
-        return Dashboards(atlas, self.model, self.stage.tokens.shards(INDEX_SPLIT), self.decode)
+        statistics = student_statistics(self.stage, self.model, snapshot=snapshot)
+        return Dashboards(statistics, self.model, self.stage.tokens.shards(INDEX_SPLIT), self.decode)
 
     def duet(
         self, prompt: str, setting: Setting, *, tokens: int, temperature: float, seed: int
