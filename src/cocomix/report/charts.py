@@ -147,7 +147,8 @@ def density_chart(density: dict[str, list[float]], dead_share: float, tokens: in
 def difference_bars(setting: dict[str, Any]) -> str | None:
     """Test-loss difference to the baseline, best on top: bar, interval, a dot for each seed. None without variants."""
     base = setting["baseline"]
-    names = [one["name"] for one in setting["students"] if one["name"] != base and equal_tokens(setting, one["name"])]
+    names = [student["name"] for student in setting["students"]]
+    names = [name for name in names if name != base and equal_tokens(setting, name)]
     by_name = {name: list(loss_pairs(setting, name, base).values()) for name in names}
     rows = sorted(
         ((name, compared(values), values) for name, values in by_name.items() if values),
@@ -216,10 +217,10 @@ def perplexity_curves(setting: dict[str, Any], names: Sequence[str]) -> str | No
 
     The first two fifths of each are cut off: all fall together there, and hide what comes after.
     """
-    found = [student for student in (find_student(setting, name) for name in names[:MOST_CURVES]) if student]
+    students = [student for student in (find_student(setting, name) for name in names[:MOST_CURVES]) if student]
     lines = {
         student["name"]: mean_curve(kept, "tokens")
-        for student in found
+        for student in students
         if (kept := [run["curve"] for run in student["runs"] if run["curve"]])
     }
     if not lines:
@@ -260,14 +261,14 @@ def perplexity_curves(setting: dict[str, Any], names: Sequence[str]) -> str | No
 
 
 def dose_charts(report: dict[str, Any]) -> str:
-    """A panel for each method, for units of dose differ: gain at each dose by both judges, with 95 % bands."""
-    methods = {name: one for name, one in report["methods"].items() if len(one["doses"]) > 1}
+    """A panel for each method, because units of dose differ: gain at each dose by each judge, with 95 % bands."""
+    methods = {name: method for name, method in report["methods"].items() if len(method["doses"]) > 1}
     with drawing() as plt:
         figure, panels = plt.subplots(1, len(methods), figsize=(3.1 * len(methods), 3.6), sharey=True, squeeze=False)
-        for axes, (name, one) in zip(panels[0], methods.items(), strict=True):
+        for axes, (name, method) in zip(panels[0], methods.items(), strict=True):
             for number, (gain, words) in enumerate(GAIN_LABELS.items()):
-                curve = [dose[gain] for dose in one["doses"]]
-                doses = [dose["dose"] for dose in one["doses"]]
+                curve = [dose[gain] for dose in method["doses"]]
+                doses = [dose["dose"] for dose in method["doses"]]
                 _band(axes, doses, curve, COLOURS[number], MARKS[number], words)
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set_xscale("log", base=2)
@@ -287,9 +288,9 @@ def fluency_chart(report: dict[str, Any], gain: str) -> str:
     bound, largest = report["bound"], 0.0
     with drawing() as plt:
         figure, axes = plt.subplots(figsize=(6.4, 4.6))
-        for number, (name, one) in enumerate(report["methods"].items()):
-            x = [dose["fluency_loss"]["mean"] for dose in one["doses"]]
-            _line(axes, x, [dose[gain] for dose in one["doses"]], number, name)
+        for number, (name, method) in enumerate(report["methods"].items()):
+            x = [dose["fluency_loss"]["mean"] for dose in method["doses"]]
+            _line(axes, x, [dose[gain] for dose in method["doses"]], number, name)
             largest = max(largest, *x)
         axes.axvline(bound, color="black", linewidth=1, linestyle=":")
         axes.axhline(0, color="black", linewidth=0.8)
@@ -306,12 +307,12 @@ def leak_chart(report: dict[str, Any]) -> str:
     """How far other concepts move, against gain by the SAE; the noise floor is a line."""
     with drawing() as plt:
         figure, axes = plt.subplots(figsize=(6.4, 4.6))
-        for number, (name, one) in enumerate(report["methods"].items()):
+        for number, (name, method) in enumerate(report["methods"].items()):
             if name == "none":
-                axes.axhline(one["doses"][0]["leak"]["mean"], color="black", linewidth=1, linestyle=":")
+                axes.axhline(method["doses"][0]["leak"]["mean"], color="black", linewidth=1, linestyle=":")
                 continue
-            x = [100 * dose["presence"]["mean"] for dose in one["doses"]]
-            y = [dose["leak"]["mean"] for dose in one["doses"]]
+            x = [100 * dose["presence"]["mean"] for dose in method["doses"]]
+            y = [dose["leak"]["mean"] for dose in method["doses"]]
             axes.plot(x, y, color=_colour(number), marker=MARKS[number % len(MARKS)], linewidth=1.8, label=name)
         axes.set_xlabel("gain by the teacher's SAE, positions of 100")
         axes.set_ylabel("leak: others' movement,\nshare of what they are (dotted: noise)")
@@ -323,15 +324,18 @@ def leak_chart(report: dict[str, Any]) -> str:
 
 def _band(axes: Any, x: list[float], curve: list[dict[str, Any]], colour: str, mark: str, label: str) -> None:
     axes.plot(
-        x, [100 * one["mean"] for one in curve], color=colour, marker=mark, linewidth=2, markersize=5, label=label
+        x, [100 * dose["mean"] for dose in curve], color=colour, marker=mark, linewidth=2, markersize=5, label=label
     )
-    low, high = ([100 * one[end] for one in curve] for end in ("low", "high"))
+    low, high = ([100 * dose[end] for dose in curve] for end in ("low", "high"))
     axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _line(axes: Any, x: list[float], curve: list[dict[str, Any]], number: int, label: str) -> None:
-    y = [100 * one["mean"] for one in curve]
-    ends = [[100 * (one["mean"] - one["low"]) for one in curve], [100 * (one["high"] - one["mean"]) for one in curve]]
+    y = [100 * dose["mean"] for dose in curve]
+    ends = [
+        [100 * (dose["mean"] - dose["low"]) for dose in curve],
+        [100 * (dose["high"] - dose["mean"]) for dose in curve],
+    ]
     style = {"color": _colour(number), "marker": MARKS[number % len(MARKS)], "markersize": 6, "linewidth": 1.8}
     axes.errorbar(x, y, yerr=ends, elinewidth=1, label=label, **style)
 

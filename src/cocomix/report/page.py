@@ -25,12 +25,14 @@ FILTERS = ("between", "clock", "count", "difference", "missing", "percent", "sig
 @cache
 def environment() -> Environment:
     """The templates in `report/templates`; an undefined name is an error, and text is escaped."""
-    made = Environment(loader=PackageLoader("cocomix", "report/templates"), autoescape=True, undefined=StrictUndefined)
-    made.filters |= {name: getattr(formats, name) for name in FILTERS}
-    made.globals["css"] = Markup(
+    templates = Environment(
+        loader=PackageLoader("cocomix", "report/templates"), autoescape=True, undefined=StrictUndefined
+    )
+    templates.filters |= {name: getattr(formats, name) for name in FILTERS}
+    templates.globals["css"] = Markup(
         (resources.files("cocomix.report") / "templates" / "page.css").read_text(encoding="utf-8")
     )
-    return made
+    return templates
 
 
 def render(template: str, **context: Any) -> str:
