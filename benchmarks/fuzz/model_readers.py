@@ -1,4 +1,4 @@
-"""Readers of tensors: models, autoencoders, checkpoints, concept indices, labels."""
+"""Readers of tensors: models, autoencoders, checkpoints, concept statistics, labels."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from benchmarks.fuzz.pickle_payloads import PICKLE, PICKLES
 from benchmarks.fuzz.reader import Reader, edit_json, replace_file, reseal
 from benchmarks.fuzz.text_readers import HOSTILE_MODULE
-from cocomix.analysis.concept_index import Atlas, AtlasKey, read_atlas, write_atlas
+from cocomix.analysis.concept_index import ConceptStatistics, StatisticsKey, read_statistics, write_statistics
 from cocomix.labels.store import LabelStore, LabelWriter
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model.build import ModelShape, build_plain
@@ -25,7 +25,7 @@ from cocomix.train.trainer import training_tensors
 from cocomix.utils.files import check_weights
 
 SHAPE = {"width": 16, "layers": 2, "heads": 2}
-KEY = AtlasKey(student="s", shards="t", labels=None, seq_len=8, tokens=100)
+KEY = StatisticsKey(student="s", shards="t", labels=None, seq_len=8, tokens=100)
 
 
 def _sae() -> TopKSAE:
@@ -162,11 +162,11 @@ def _seal_checkpoints(folder: Path) -> None:
         reseal(step / "meta.json", _checkpoint_entries)
 
 
-def _make_atlas(folder: Path) -> None:
+def _make_statistics(folder: Path) -> None:
     rng, counts = np.random.default_rng(0), np.arange(5)
-    write_atlas(
+    write_statistics(
         folder / "atlas.safetensors",
-        Atlas(
+        ConceptStatistics(
             key=KEY,
             truth=None,
             windows=3,
@@ -184,8 +184,8 @@ def _make_atlas(folder: Path) -> None:
     )
 
 
-def _read_atlas(folder: Path) -> None:
-    found = read_atlas(folder / "atlas.safetensors", KEY)
+def _read_statistics(folder: Path) -> None:
+    found = read_statistics(folder / "atlas.safetensors", KEY)
     if found is not None:
         _ = found.precision(), found.recall(), [found.places_of(one, 3) for one in range(found.n_concepts)]
 
@@ -264,7 +264,7 @@ READERS = (
             "a pickle": lambda folder: next(folder.glob("*2/*.safetensors")).write_bytes(PICKLE),
         },
     ),
-    Reader("atlas", _make_atlas, _read_atlas),
+    Reader("atlas", _make_statistics, _read_statistics),
     Reader(
         "labels",
         lambda folder: _begin_labels(folder).finish(),

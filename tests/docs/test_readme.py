@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cocomix.experiments.report import console_summary
 from cocomix.report import summary_table
-from cocomix.steering.study.report import steering_table
+from cocomix.report.tables import steering_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

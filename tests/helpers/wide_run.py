@@ -1,4 +1,4 @@
-"""An explorer with any number of concepts: a random student, a real concept index, names for every second concept."""
+"""An explorer with any number of concepts: a random student, real statistics, names for every second concept."""
 
 import threading
 import zlib
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.analysis import AtlasKey, ConceptName, Dashboards, FoundNames, build, write_found
+from cocomix.analysis import ConceptName, Dashboards, FoundNames, StatisticsKey, gather_statistics, write_found
 from cocomix.data import write_shards
 from cocomix.explorer.catalog import CatalogEntry
 from cocomix.explorer.schemas import ModelInfo
@@ -65,10 +65,10 @@ class _WideSession(ModelSession):
         )
         documents = np.random.default_rng(0).integers(1, VOCAB, (8, 4 * SEQ))
         shards = write_shards(folder / "tokens", documents, vocab_size=VOCAB, eos_id=0)
-        key = AtlasKey(student="wide", shards=shards.fingerprint, seq_len=SEQ, tokens=16 * SEQ)
-        atlas = build(self.model, shards, key)
+        key = StatisticsKey(student="wide", shards=shards.fingerprint, seq_len=SEQ, tokens=16 * SEQ)
+        statistics = gather_statistics(self.model, shards, key)
         self.__dict__["name_store"] = NameStore(folder, "wide")
-        self.__dict__["_dashboards"] = Dashboards(atlas, self.model, shards, self.decode)
+        self.__dict__["_dashboards"] = Dashboards(statistics, self.model, shards, self.decode)
 
 
 class WideCatalog:

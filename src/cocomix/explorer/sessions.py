@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from cocomix.analysis.concept_index import Catalogue, Listing
+from cocomix.analysis.concept_index import ConceptIndex, Listing
 from cocomix.analysis.dashboards import Dashboard, Dashboards
 from cocomix.analysis.inspect import Reading, check_length, read_text
 from cocomix.analysis.naming import EDITED, FOUND, ConceptName, Names, edit_name, read_names, with_edits
@@ -26,7 +26,7 @@ from cocomix.explorer.schemas import NotFound, StreamEvent
 from cocomix.labels.attribution import ConceptLabels
 from cocomix.model.interventions import Setting, steered
 from cocomix.model.loading import load_causal_lm
-from cocomix.pipeline.concept_stages import INDEX_SPLIT, student_atlas
+from cocomix.pipeline.concept_stages import INDEX_SPLIT, student_statistics
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
 from cocomix.sae.sae import TopKSAE
@@ -209,7 +209,7 @@ class ModelSession:
         self.model: Any = model.to(device())  # pyright: ignore[reportArgumentType]
         self.tokenizer = stage.tokens.tokenizer()
         self.lock = threading.RLock()
-        self._concept_list: tuple[Names, Catalogue] | None = None
+        self._concept_list: tuple[Names, ConceptIndex] | None = None
 
     @property
     def n_concepts(self) -> int:
@@ -270,7 +270,7 @@ class ModelSession:
         names = self.name_store.names()
         with self.lock:
             if self._concept_list is None or self._concept_list[0] is not names:
-                self._concept_list = names, Catalogue(self._dashboards.atlas, names)
+                self._concept_list = names, ConceptIndex(self._dashboards.statistics, names)
             return self._concept_list[1].listing(q=q, sort=sort, offset=offset, limit=limit)
 
     def dashboard(self, concept: int) -> Dashboard:
@@ -285,15 +285,15 @@ class ModelSession:
             return self._dashboards.of(concept, names)
 
     def build_index(self) -> None:
-        """Build its concept index if there is none yet; otherwise the first request for a concept would wait for it."""
+        """Gather the statistics of its concepts if there are none yet; else the first request would wait for them."""
         with self.lock:
             _ = self._dashboards
 
     @cached_property
     def _dashboards(self) -> Dashboards:
         snapshot = None if self.folder.name == "model" else self.folder.name
-        atlas = student_atlas(self.stage, self.model, snapshot=snapshot)
-        return Dashboards(atlas, self.model, self.stage.tokens.shards(INDEX_SPLIT), self.decode)
+        statistics = student_statistics(self.stage, self.model, snapshot=snapshot)
+        return Dashboards(statistics, self.model, self.stage.tokens.shards(INDEX_SPLIT), self.decode)
 
     def generate_pair(
         self, prompt: str, setting: Setting, *, tokens: int, temperature: float, seed: int

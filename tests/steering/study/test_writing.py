@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from cocomix.steering.study import METHODS
-from cocomix.steering.study.material import Material, Noise, continued
-from cocomix.steering.study.methods import Writing, contrast_vectors, middle_block
+from cocomix.steering.study.context import Noise, StudyContext, sample_texts
+from cocomix.steering.study.methods import GeneratingMethod, contrast_vectors, middle_block
 from cocomix.utils.errors import CocomixError
-from tests.helpers.steering_material import LAYER, NEW, VOCAB, WIDE, active_at, material, models
+from tests.helpers.steering_study import LAYER, NEW, VOCAB, WIDE, active_at, models, study_context
 
 Change = Callable[[Any, Any, Any], Any]
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return material(tmp_path_factory.mktemp("material"))
+def context(tmp_path_factory: pytest.TempPathFactory) -> StudyContext:
+    return study_context(tmp_path_factory.mktemp("study"))
 
 
 @torch.no_grad()
@@ -40,19 +40,19 @@ def hooked(module: torch.nn.Module, change: Change, write: Callable[[], list[int
         handle.remove()
 
 
-def own_concept(given: Material, dose: float, row: int) -> list[int]:
-    concept, student = given.concepts[row // 2].concept, models()["student"]
+def own_concept(context: StudyContext, dose: float, row: int) -> list[int]:
+    concept, student = context.concepts[row // 2].concept, models()["student"]
 
     def change(_module: Any, _inputs: Any, z: torch.Tensor) -> torch.Tensor:
         z = z.clone()
         z[..., concept] += dose * z.abs().amax(-1)
         return z
 
-    return hooked(student.channel.head.proj, change, lambda: alone(student, prompt(given, row), row, (4, 1, 0)))
+    return hooked(student.channel.head.proj, change, lambda: alone(student, prompt(context, row), row, (4, 1, 0)))
 
 
-def residual(given: Material, dose: float, row: int) -> list[int]:
-    one, teacher, sae = given.concepts[row // 2], models()["teacher"], models()["sae"]
+def residual(context: StudyContext, dose: float, row: int) -> list[int]:
+    one, teacher, sae = context.concepts[row // 2], models()["teacher"], models()["sae"]
 
     def change(_module: Any, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -60,12 +60,12 @@ def residual(given: Material, dose: float, row: int) -> list[int]:
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     block = teacher.transformer.h[LAYER]
-    return hooked(block, change, lambda: alone(teacher, prompt(given, row), row, (4, 1, 0)))
+    return hooked(block, change, lambda: alone(teacher, prompt(context, row), row, (4, 1, 0)))
 
 
-def residual_ntp(given: Material, dose: float, row: int) -> list[int]:
+def residual_ntp(context: StudyContext, dose: float, row: int) -> list[int]:
     baseline = models()["baseline"]
-    vector = slow_vector(given, given.concepts[row // 2].concept)
+    vector = slow_vector(context, context.concepts[row // 2].concept)
 
     def change(_module: Any, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -73,31 +73,31 @@ def residual_ntp(given: Material, dose: float, row: int) -> list[int]:
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     block = baseline.transformer.h[1]
-    return hooked(block, change, lambda: alone(baseline, prompt(given, row), row, (4, 1, 0)))
+    return hooked(block, change, lambda: alone(baseline, prompt(context, row), row, (4, 1, 0)))
 
 
-def led(given: Material, dose: float, row: int) -> list[int]:
-    words = given.concepts[row // 2].words * 8
+def led(context: StudyContext, dose: float, row: int) -> list[int]:
+    words = context.concepts[row // 2].words * 8
     lead = words[: int(dose)]
-    return alone(models()["student"], lead + prompt(given, row), row, (4, 1, 0))[len(lead) :]
+    return alone(models()["student"], lead + prompt(context, row), row, (4, 1, 0))[len(lead) :]
 
 
-def again(given: Material, dose: float, row: int) -> list[int]:
-    return alone(models()["student"], prompt(given, row), row, (4, 1, 1))
+def again(context: StudyContext, dose: float, row: int) -> list[int]:
+    return alone(models()["student"], prompt(context, row), row, (4, 1, 1))
 
 
 SLOW = {"none": again, "concept": own_concept, "residual": residual, "residual_ntp": residual_ntp, "prompt": led}
 
 
-def prompt(given: Material, row: int) -> list[int]:
-    return given.prompts[row % 2].tolist()
+def prompt(context: StudyContext, row: int) -> list[int]:
+    return context.prompts[row % 2].tolist()
 
 
 @torch.no_grad()
-def slow_vector(given: Material, concept: int) -> torch.Tensor:
+def slow_vector(context: StudyContext, concept: int) -> torch.Tensor:
     """Means over positions one by one."""
     inside, outside = [], []
-    for window in given.train.windows(range(given.train.n_windows(given.seq_len)), given.seq_len).tolist():
+    for window in context.train.windows(range(context.train.n_windows(context.seq_len)), context.seq_len).tolist():
         hidden = models()["baseline"](torch.tensor([window]), output_hidden_states=True).hidden_states[2][0]
         for h, active in zip(hidden, active_at(window), strict=True):
             (inside if concept in active else outside).append(h / h.norm())
@@ -105,42 +105,42 @@ def slow_vector(given: Material, concept: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_a_batch_of_concepts_is_one_row_at_a_time(name: str, given: Material) -> None:
-    method = METHODS[name]
-    assert isinstance(method, Writing)
-    write = method.texts(given)
-    unsteered = given.subject(method.subject).unsteered.tolist()
+def test_a_batch_of_concepts_is_one_row_at_a_time(name: str, context: StudyContext) -> None:
+    method = METHODS[name]()
+    assert isinstance(method, GeneratingMethod)
+    write = method.texts(context)
+    unsteered = context.subject(method.subject).unsteered.tolist()
     for dose in (method.doses[0], method.doses[-1]):
         texts = write(dose).tolist()
-        assert texts == [SLOW[name](given, dose, row) for row in range(6)]
+        assert texts == [SLOW[name](context, dose, row) for row in range(6)]
     assert texts != unsteered
-    assert given.subject(method.subject).texts(given.rows).tolist() == unsteered, "nothing is left behind"
+    assert context.subject(method.subject).texts(context.prompt_rows).tolist() == unsteered, "nothing is left behind"
 
 
-def test_unsteered_text_is_the_first_sample(given: Material) -> None:
+def test_unsteered_text_is_the_first_sample(context: StudyContext) -> None:
     for name in ("student", "teacher", "baseline"):
-        texts = given.subject(name).unsteered.tolist()
-        assert texts == [alone(models()[name], prompt(given, row), row, (4, 1, 0)) for row in range(6)]
+        texts = context.subject(name).unsteered.tolist()
+        assert texts == [alone(models()[name], prompt(context, row), row, (4, 1, 0)) for row in range(6)]
 
 
-def test_vectors_are_differences_of_means(given: Material) -> None:
+def test_vectors_are_differences_of_means(context: StudyContext) -> None:
     baseline = models()["baseline"]
     assert middle_block(baseline) == 1 and middle_block(models()["reader"]) == 0
-    vectors = contrast_vectors(baseline, 1, given.contrast_text())
+    vectors = contrast_vectors(baseline, 1, context.contrast_text())
     assert vectors.shape == (3, WIDE) and float(vectors.norm(dim=-1).min()) > 1e-3
-    for vector, one in zip(vectors, given.concepts, strict=True):
-        assert torch.allclose(vector, slow_vector(given, one.concept), rtol=1e-9, atol=1e-12)
+    for vector, one in zip(vectors, context.concepts, strict=True):
+        assert torch.allclose(vector, slow_vector(context, one.concept), rtol=1e-9, atol=1e-12)
 
 
-def test_a_concept_that_is_nowhere_has_no_direction(given: Material) -> None:
-    text = [(ids, torch.zeros_like(active)) for ids, active in given.contrast_text()]
+def test_a_concept_that_is_nowhere_has_no_direction(context: StudyContext) -> None:
+    text = [(ids, torch.zeros_like(active)) for ids, active in context.contrast_text()]
     assert not contrast_vectors(models()["baseline"], 1, text).any()
 
 
 def test_tokens_are_drawn_with_their_probability() -> None:
     model = models()["reader"]
     prompts = torch.tensor([[7, 3]]).expand(20_000, 2)
-    drawn = continued(model, prompts, 1, Noise((1,), len(prompts), VOCAB))[:, -1]
+    drawn = sample_texts(model, prompts, 1, Noise((1,), len(prompts), VOCAB))[:, -1]
     with torch.no_grad():
         chances = model(prompts[:1]).logits[0, -1].softmax(-1)
     shares = torch.bincount(drawn, minlength=VOCAB).double() / len(drawn)
@@ -149,4 +149,4 @@ def test_tokens_are_drawn_with_their_probability() -> None:
 
 def test_a_text_longer_than_the_model_is_refused() -> None:
     with pytest.raises(CocomixError, match="lower --tokens by 3"):
-        continued(models()["reader"], torch.ones(2, 5, dtype=torch.long), 22, Noise((0,), 2, VOCAB))
+        sample_texts(models()["reader"], torch.ones(2, 5, dtype=torch.long), 22, Noise((0,), 2, VOCAB))

@@ -1,4 +1,10 @@
-"""What all methods work with: the models, the concepts, the prompts, and unsteered text of each model."""
+"""What all methods work with: the models, the concepts, the prompts, and unsteered text of each model.
+
+Sampling uses random numbers that are fixed beforehand: those of a row depend on nothing but the seed, the row's number
+and the step. So a row gets the same text alone and in any batch, and steered and unsteered text share their random
+numbers. Token i is the one with the least E_i / p_i, where the E are independent standard exponentials: it is drawn
+with probability p_i, and a small change of p changes it seldom.
+"""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -13,23 +19,21 @@ from transformers import PreTrainedModel
 from cocomix.data.shards import TokenShards
 from cocomix.model.teacher import hidden_at
 from cocomix.sae.sae import TopKSAE
-from cocomix.steering.score import spread_windows
-from cocomix.steering.study.concepts import Concept
-from cocomix.steering.study.judge import Found, Judge
+from cocomix.steering.residual import concept_activations
+from cocomix.steering.study.concepts import Concept, spread_windows
+from cocomix.steering.study.judge import Judge, TextMetrics
 from cocomix.utils.errors import CocomixError
 
-# Sampling whose chance is fixed beforehand: a row's draws depend on nothing but the seed, its number and the step.
-#
-# So a row gets the same text alone and in any batch, and what is steered and what is not share their chance. Token i is
-# the one with the least E_i / p_i, where the E are independent standard exponentials: it is drawn with probability p_i,
-# and a small change of p changes it seldom.
+PROMPT_TOKENS = 16
+CONTRAST_WINDOWS, BATCH = 256, 8
+"""Training windows that a contrast of hidden states is taken from, and how many at a time."""
 
 
 class Noise:
-    """The draws of `rows` texts over `vocab_size` tokens.
+    """The random numbers of `rows` texts over `vocab_size` tokens.
 
     Args:
-        key: what the draws depend on, e.g. a seed and the number of a sample; no number below 0.
+        key: what they depend on, e.g. a seed and the number of a sample; no number below 0.
     """
 
     def __init__(self, key: Sequence[int], rows: int, vocab_size: int) -> None:
@@ -42,7 +46,7 @@ class Noise:
 
 
 @torch.no_grad()
-def continued(model: Any, prompts: torch.Tensor, new_tokens: int, noise: Noise) -> torch.Tensor:
+def sample_texts(model: Any, prompts: torch.Tensor, new_tokens: int, noise: Noise) -> torch.Tensor:
     """Prompts int64 `[rows, seq]` with `new_tokens` sampled ones at temperature 1, int64 `[rows, seq + new_tokens]`.
 
     End-of-text is a token like any other, so that all texts have one length.
@@ -60,60 +64,56 @@ def continued(model: Any, prompts: torch.Tensor, new_tokens: int, noise: Noise) 
             f"prompt and continuation make {length} tokens and the model has {positions} positions; lower --tokens by"
             f" {length - positions}"
         )
-    takes = inspect.signature(model.forward).parameters
-    name = "cache" if "cache" in takes else "past_key_values"  # the newer name and the older
-    last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    parameters = inspect.signature(model.forward).parameters
+    cache_name = "cache" if "cache" in parameters else "past_key_values"  # the newer name and the older
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
     text, cache = prompts.to(model.device), None
     for step in range(new_tokens):
-        given = text if cache is None else text[:, -1:]
-        output = model(input_ids=given, use_cache=True, **{name: cache}, **last)
-        cache = getattr(output, name)
+        ids = text if cache is None else text[:, -1:]
+        output = model(input_ids=ids, use_cache=True, **{cache_name: cache}, **last_only)
+        cache = getattr(output, cache_name)
         logits = output.logits[:, -1, : noise.vocab_size].float()
         draws = noise.at(step).to(logits.device).clamp_min(torch.finfo(torch.float32).tiny)
         text = torch.cat([text, (logits - draws.log()).argmax(-1, keepdim=True)], 1)
     return text
 
 
-PROMPT_TOKENS = 16
-CONTRAST_WINDOWS, BATCH = 256, 8
-"""Training windows that a contrast of hidden states is taken from, and how many at a time."""
-
-
 class Subject:
-    """A model that writes.
+    """A model that is steered.
 
     Args:
         model: in evaluation mode.
-        noise: of its first sample; it is the same for all subjects.
     """
 
-    def __init__(self, model: PreTrainedModel, material: "Material") -> None:
-        self.model, self._material = model, material
+    def __init__(self, model: PreTrainedModel, context: "StudyContext") -> None:
+        self.model, self._context = model, context
 
     def texts(self, prompts: torch.Tensor, sample: int = 0) -> torch.Tensor:
-        """Continuations of `prompts` `[rows, seq]`; those with the same `sample` share their chance."""
-        return continued(self.model, prompts, self._material.new_tokens, self._material.noise(sample))
+        """Continuations of `prompts` `[rows, seq]`; those with the same `sample` share their random numbers."""
+        return sample_texts(self.model, prompts, self._context.new_tokens, self._context.noise(sample))
 
     @cached_property
     def unsteered(self) -> torch.Tensor:
         """Its texts without steering, as many rows as with it."""
-        return self.texts(self._material.rows)
+        return self.texts(self._context.prompt_rows)
 
     @cached_property
-    def unsteered_found(self) -> Found:
+    def unsteered_metrics(self) -> TextMetrics:
         """What the judge finds in these."""
-        return self._material.judge.read(self.unsteered)
+        return self._context.judge.read(self.unsteered)
 
 
 @dataclass
-class Material:
+class StudyContext:
     """What the methods of one student and seed share.
 
     Args:
         models: gives the model a name stands for: `student`, `teacher` (with the SAE), `baseline` (without concepts).
-        reader: the independent model.
-        prompts: int64 `[prompts, PROMPT_TOKENS]`.
-        key: what chance depends on.
+        reader: the model that judges fluency.
+        prompts: int64 `[prompts, prompt_tokens]`.
+        key: what random numbers depend on.
+        train: training text, for the directions of `residual_ntp`.
+        decode: text of token ids.
     """
 
     models: Callable[[str], PreTrainedModel]
@@ -138,29 +138,27 @@ class Material:
     @cached_property
     def judge(self) -> Judge:
         """Reads all texts."""
-        length = self.prompts.shape[1]
-        return Judge(self.models("teacher"), self.sae, self.layer, self.reader, self.concepts, length)
+        prompt_tokens = self.prompts.shape[1]
+        return Judge(self.models("teacher"), self.sae, self.layer, self.reader, self.concepts, prompt_tokens)
 
     @property
-    def rows(self) -> torch.Tensor:
-        """All prompts for the first concept, then all for the second …, int64 `[concepts * prompts, seq]`."""
+    def prompt_rows(self) -> torch.Tensor:
+        """All prompts for the first concept, then all for the second …, int64 `[concepts * prompts, prompt_tokens]`."""
         return self.prompts.repeat(len(self.concepts), 1)
 
     @property
-    def own(self) -> torch.Tensor:
+    def concept_ids(self) -> torch.Tensor:
         """Numbers of the concepts, int64 `[concepts]`."""
-        return torch.tensor([one.concept for one in self.concepts])
+        return torch.tensor([concept.concept for concept in self.concepts])
 
     def noise(self, sample: int) -> Noise:
-        """The chance of one sample of all rows."""
+        """The random numbers of one sample of all rows."""
         return Noise((*self.key, sample), len(self.concepts) * len(self.prompts), self.train.vocab_size)
 
     @torch.no_grad()
     def contrast_text(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Training tokens `[batch, seq]`, and where the SAE has each concept active, bool `[batch, seq, concepts]`."""
         teacher: Any = self.models("teacher")
-        own = self.own.to(teacher.device)
         for ids in spread_windows(self.train, CONTRAST_WINDOWS, self.seq_len).split(BATCH):
             latents = self.sae.encode(hidden_at(teacher, ids.to(teacher.device), self.layer))
-            on = (latents.ids.unsqueeze(-1) == own) & (latents.values > 0).unsqueeze(-1)
-            yield ids, on.any(-2)
+            yield ids, concept_activations(latents.values, latents.ids, self.concept_ids.tolist()) > 0

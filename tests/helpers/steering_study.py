@@ -12,7 +12,7 @@ from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.data import write_shards
 from cocomix.sae import TopKSAE
 from cocomix.steering.study.concepts import Concept
-from cocomix.steering.study.material import Material
+from cocomix.steering.study.context import StudyContext
 
 VOCAB, C, T, LAYER, NEW = 40, 30, 24, 1, 6
 WIDE = 12
@@ -51,12 +51,12 @@ def models() -> dict[str, Any]:
     return {"student": student, "sae": sae, **others}
 
 
-def material(folder: Path) -> Material:
+def study_context(folder: Path) -> StudyContext:
     """Three concepts, two prompts."""
     rng = np.random.default_rng(0)
     shards = write_shards(folder / "s", [rng.integers(1, VOCAB, 41) for _ in range(8)], vocab_size=VOCAB, eos_id=0)
     made = models()
-    return Material(
+    return StudyContext(
         models=lambda name: made[name],
         sae=made["sae"],
         layer=LAYER,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from cocomix.steering.study.concepts import derangement
 from cocomix.steering.study.judge import distinct, leak, repeated
-from tests.helpers.steering_material import VOCAB, C, active_at, material, models
+from tests.helpers.steering_study import VOCAB, C, active_at, models, study_context
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
@@ -44,10 +44,10 @@ def test_leak_is_the_movement_of_all_others() -> None:
 @torch.no_grad()
 def test_the_judge_reads_token_by_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cocomix.steering.study.judge.ROWS", 4)  # so that the six texts are read in two goes
-    given = material(tmp_path)
+    context = study_context(tmp_path)
     texts = torch.randint(0, VOCAB, (6, 11), generator=torch.Generator().manual_seed(2))
     texts[2, 5:] = 11  # a word said again and again
-    found, start = given.judge.read(texts), given.prompts.shape[1]
+    found, start = context.judge.read(texts), context.prompts.shape[1]
     assert found.shares.shape == (3, C) and found.shares.sum() > 1
     for group in range(3):
         rows = texts[2 * group : 2 * group + 2].tolist()
@@ -55,7 +55,7 @@ def test_the_judge_reads_token_by_token(tmp_path: Path, monkeypatch: pytest.Monk
         counts = Counter(concept for here in active for concept in here)
         assert found.shares[group].tolist() == pytest.approx([counts[i] / len(active) for i in range(C)])
         written = [token for row in rows for token in row[start:]]
-        for place, one in enumerate(given.concepts):
+        for place, one in enumerate(context.concepts):
             share = sum(token in one.words for token in written) / len(written)
             assert found.words[group, place] == pytest.approx(share)
             share = sum(token in one.follow for token in written) / len(written)
