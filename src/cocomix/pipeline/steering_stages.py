@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from cocomix.analysis.naming import Names, read_names
 from cocomix.pipeline.concept_stages import name_run
+from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
@@ -22,14 +23,9 @@ from cocomix.steering.study.concepts import Concept, chosen_concepts
 from cocomix.steering.study.material import CONTRAST_WINDOWS, PROMPT_TOKENS, Material
 from cocomix.steering.study.method_result import Part
 from cocomix.steering.study.methods import METHODS, SHOWN
+from cocomix.steering.study.report import write_steering_report
 from cocomix.utils.env import git_commit, machine
 from cocomix.utils.errors import CocomixError
-
-if TYPE_CHECKING:
-    from cocomix.pipeline.run import Run
-
-
-# The stage that measures one way of steering on one trained student.
 
 Writer = StudentStage | TeacherStage
 
@@ -159,8 +155,6 @@ def steer_eval(
         CocomixError: no such run or student, one that cannot be steered by this SAE's concepts, texts longer than it
             can take, or too few concepts that can be measured.
     """
-    from cocomix.steering.study.report import write_steering_report
-
     run = existing_run(folder)
     stages = [stage for stage in run.students if stage.student == student]
     student_stage(run, student, run.config.seeds[0])  # says what there is if there is none
@@ -181,13 +175,13 @@ def steer_eval(
     return write_steering_report(report, output)
 
 
-def baseline(run: "Run", student: StudentStage) -> StudentStage | None:
+def baseline(run: Run, student: StudentStage) -> StudentStage | None:
     """The finished next-token student of the same seed that the run compares with; else any other; else None."""
     found = _next_token_students(run, student.seed)
     return next((one for one in found if one.student == run.config.baseline), found[0] if found else None)
 
 
-def reader(run: "Run", student: StudentStage) -> Writer:
+def reader(run: Run, student: StudentStage) -> Writer:
     """The model that judges fluency, one that is neither steered nor the judge of concepts.
 
     Another next-token student of the same seed; else the baseline of another seed; else, for want of both, the teacher.
@@ -199,16 +193,16 @@ def reader(run: "Run", student: StudentStage) -> Writer:
     return next(iter([*others, *elsewhere]), run.teacher)
 
 
-def _next_token_students(run: "Run", seed: int) -> list[StudentStage]:
+def _next_token_students(run: Run, seed: int) -> list[StudentStage]:
     return [one for one in run.students if one.seed == seed and one.config.objective == "ntp" and one.done()]
 
 
-def _of_seed(run: "Run", like: StudentStage | None, seed: int) -> StudentStage | None:
+def _of_seed(run: Run, like: StudentStage | None, seed: int) -> StudentStage | None:
     found = _next_token_students(run, seed)
     return next((one for one in found if like is not None and one.student == like.student), None)
 
 
-def _check(run: "Run", stages: Sequence[StudentStage], tokens: int) -> None:
+def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
     """Before anything is measured.
 
     Raises:
@@ -230,7 +224,7 @@ def _check(run: "Run", stages: Sequence[StudentStage], tokens: int) -> None:
         )
 
 
-def _concepts(run: "Run", wanted: int) -> list[Concept]:
+def _concepts(run: Run, wanted: int) -> list[Concept]:
     """The concepts to steer, with names made first where the run has none for its autoencoder."""
     names = read_names(run.folder, run.sae.checksum())
     if names.found is None:
@@ -243,7 +237,7 @@ def _concepts(run: "Run", wanted: int) -> list[Concept]:
     )
 
 
-def _measure(run: "Run", measured: Sequence[Measured], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
+def _measure(run: Run, measured: Sequence[Measured], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
     """Every method on every seed, one seed after the other."""
     done: dict[str, list[SteerEvalStage]] = {name: [] for name in methods}
     number = 0
@@ -259,7 +253,7 @@ def _measure(run: "Run", measured: Sequence[Measured], methods: Sequence[str]) -
 
 
 def _about(
-    run: "Run", student: str, measured: Sequence[Measured], chosen: Sequence[Concept], asked: dict[str, int]
+    run: Run, student: str, measured: Sequence[Measured], chosen: Sequence[Concept], asked: dict[str, int]
 ) -> dict[str, Any]:
     tokenizer, names = run.tokens.tokenizer(), read_names(run.folder, run.sae.checksum())
     return {
@@ -291,7 +285,7 @@ def _concept(one: Concept, names: Names, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _judges(run: "Run", one: Measured) -> dict[str, Any]:
+def _judges(run: Run, one: Measured) -> dict[str, Any]:
     """Who judges and who is steered beside the student, for one seed."""
 
     def known(stage: Writer | None) -> str | None:
