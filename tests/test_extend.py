@@ -43,7 +43,9 @@ def test_an_entry_can_be_deleted(registry: Registry[Any], name: str) -> None:
 
 def test_no_code_asks_which_kind_it_has() -> None:
     """What differs between kinds is in their classes: nobody compares a kind's name with a text."""
-    compared = re.compile(r"\b(mixer|channel|backbone|rule|source|objective|format)\"?\]?\s*(==|!=|in)\s*[\"({\[]")
+    compared = re.compile(
+        r"\b(mixer|channel|backbone|rule|corpus\.source|objective|format)\"?\]?\s*(==|!=|in)\s*[\"({\[]"
+    )
     found = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in sorted((ROOT / "src/cocomix").rglob("*.py"))

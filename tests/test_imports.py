@@ -83,3 +83,13 @@ def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'CoCoMix'"):
         cocomix.CoCoMix  # noqa: B018
     assert {"CoCoMixConfig", "CocomixError"} <= set(dir(cocomix))
+
+
+EXTRAS = ("lm_eval", "accelerate", "datasets", "pyarrow", "tensorboard", "sae_lens", "sparsify", "wandb")
+
+
+@pytest.mark.parametrize(
+    "module", ["pipeline.run", "pipeline.concept_stages", "pipeline.evaluation_stages", "explorer.app", "hub", "doctor"]
+)
+def test_no_extra_is_needed_by_what_does_not_use_it(module: str) -> None:
+    fresh(f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\nimport cocomix.{module}\n")

@@ -120,7 +120,7 @@ def load_encoder(folder: Path, vocab_size: int, eos_id: int) -> Encoder:
     """The encoder of a tokenizer folder."""
     if (folder / "tokenizer.json").is_file():
         return RustEncoder(folder, vocab_size, eos_id)
-    from cocomix.data.tokenizer import load_tokenizer
+    from cocomix.data.tokenizer import load_tokenizer  # loads Transformers, which few tokenizers need
 
     return PythonEncoder(load_tokenizer(str(folder)))
 

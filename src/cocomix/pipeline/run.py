@@ -15,6 +15,8 @@ from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import ExternalInputs, Stage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
+from cocomix.report.page import write_report
+from cocomix.report.tables import summary_table
 from cocomix.utils.console import StageProgress, console, duration, errors, is_main
 from cocomix.utils.distributed import barrier
 from cocomix.utils.errors import CocomixError
@@ -134,16 +136,12 @@ class Run:
 
     def write_report(self) -> None:
         """Write `report.html` and `report.json` into the run's folder."""
-        from cocomix.report.page import write_report
-
         if is_main():
             write_report(self.results(), self.folder)
         barrier()
 
     def print_summary(self) -> None:
         """One screen: the table, and where the report is."""
-        from cocomix.report.tables import summary_table
-
         if not is_main():
             return
         console.print(summary_table(self.results()))

@@ -8,14 +8,19 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+<<<<<<< HEAD
 from statistics import mean
 from typing import TYPE_CHECKING, Any
+=======
+from typing import Any
+>>>>>>> h1
 
 import torch
 from transformers import PreTrainedModel
 
 from cocomix.analysis.naming import Names, read_names
 from cocomix.pipeline.concept_stages import name_run
+from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
@@ -29,10 +34,14 @@ from cocomix.steering.study.report import write_steering_report
 from cocomix.utils.env import git_commit, machine
 from cocomix.utils.errors import CocomixError
 
+<<<<<<< HEAD
 if TYPE_CHECKING:
     from cocomix.pipeline.run import Run
 
 LanguageModelStage = StudentStage | TeacherStage
+=======
+Writer = StudentStage | TeacherStage
+>>>>>>> h1
 
 
 class SteeredStudent:
@@ -180,13 +189,17 @@ def steer_eval(
     return write_steering_report(report, output)
 
 
-def baseline(run: "Run", student: StudentStage) -> StudentStage | None:
+def baseline(run: Run, student: StudentStage) -> StudentStage | None:
     """The finished next-token student of the same seed that the run compares with; else any other; else None."""
     candidates = _next_token_students(run, student.seed)
     return next((stage for stage in candidates if stage.student == run.config.baseline), next(iter(candidates), None))
 
 
+<<<<<<< HEAD
 def reader(run: "Run", student: StudentStage) -> LanguageModelStage:
+=======
+def reader(run: Run, student: StudentStage) -> Writer:
+>>>>>>> h1
     """The model that judges fluency, one that is neither steered nor the judge of concepts.
 
     Another next-token student of the same seed; else the baseline of another seed; else the teacher.
@@ -198,6 +211,7 @@ def reader(run: "Run", student: StudentStage) -> LanguageModelStage:
     return next(iter([*others, *elsewhere]), run.teacher)
 
 
+<<<<<<< HEAD
 def _next_token_students(run: "Run", seed: int) -> list[StudentStage]:
     return [stage for stage in run.students if stage.seed == seed and stage.config.objective == "ntp" and stage.done()]
 
@@ -205,9 +219,18 @@ def _next_token_students(run: "Run", seed: int) -> list[StudentStage]:
 def _of_seed(run: "Run", like: StudentStage | None, seed: int) -> StudentStage | None:
     candidates = _next_token_students(run, seed)
     return next((stage for stage in candidates if like is not None and stage.student == like.student), None)
+=======
+def _next_token_students(run: Run, seed: int) -> list[StudentStage]:
+    return [one for one in run.students if one.seed == seed and one.config.objective == "ntp" and one.done()]
 
 
-def _check(run: "Run", stages: Sequence[StudentStage], tokens: int) -> None:
+def _of_seed(run: Run, like: StudentStage | None, seed: int) -> StudentStage | None:
+    found = _next_token_students(run, seed)
+    return next((one for one in found if like is not None and one.student == like.student), None)
+>>>>>>> h1
+
+
+def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
     """Before anything is measured.
 
     Raises:
@@ -235,7 +258,11 @@ def _check(run: "Run", stages: Sequence[StudentStage], tokens: int) -> None:
         )
 
 
+<<<<<<< HEAD
 def _choose_concepts(run: "Run", count: int) -> list[Concept]:
+=======
+def _concepts(run: Run, wanted: int) -> list[Concept]:
+>>>>>>> h1
     """The concepts to steer, with names made first where the run has none for its autoencoder."""
     names = read_names(run.folder, run.sae.checksum())
     if names.found is None:
@@ -248,7 +275,11 @@ def _choose_concepts(run: "Run", count: int) -> list[Concept]:
     )
 
 
+<<<<<<< HEAD
 def _measure(run: "Run", students: Sequence[SteeredStudent], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
+=======
+def _measure(run: Run, measured: Sequence[Measured], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
+>>>>>>> h1
     """Every method on every seed, one seed after the other."""
     measured: dict[str, list[SteerEvalStage]] = {name: [] for name in methods}
     number = 0
@@ -263,8 +294,13 @@ def _measure(run: "Run", students: Sequence[SteeredStudent], methods: Sequence[s
     return measured
 
 
+<<<<<<< HEAD
 def _header(
     run: "Run", student: str, students: Sequence[SteeredStudent], chosen: Sequence[Concept], requested: dict[str, int]
+=======
+def _about(
+    run: Run, student: str, measured: Sequence[Measured], chosen: Sequence[Concept], asked: dict[str, int]
+>>>>>>> h1
 ) -> dict[str, Any]:
     """What the report says of the run, the concepts and the judges."""
     tokenizer, names = run.tokens.tokenizer(), read_names(run.folder, run.sae.checksum())
@@ -297,7 +333,11 @@ def _concept_entry(concept: Concept, names: Names, tokenizer: Any) -> dict[str, 
     }
 
 
+<<<<<<< HEAD
 def _judges(run: "Run", steered: SteeredStudent) -> dict[str, Any]:
+=======
+def _judges(run: Run, one: Measured) -> dict[str, Any]:
+>>>>>>> h1
     """Who judges and who is steered beside the student, for one seed."""
 
     def label(stage: LanguageModelStage | None) -> str | None:
