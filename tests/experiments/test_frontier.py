@@ -54,7 +54,7 @@ def test_a_variant_off_the_line_is_found_at_its_distance(gains: list[float], ver
     assert found["difference"] == pytest.approx(sum(gains) / len(gains)) and found["n"] == len(gains)
     assert found["verdict"] == verdict and (found["ci95"] is None) == (len(gains) == 1)
     if len(gains) == 3 and verdict != "undecided":
-        half = 4.303 * 0.01 / sqrt(3)
+        half = 4.302652730 * 0.01 / sqrt(3)
         assert found["ci95"] == pytest.approx([found["difference"] - half, found["difference"] + half])
 
 

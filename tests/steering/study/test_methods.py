@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.steering.study import METHODS
+from cocomix.steering.study import METHODS, MethodResult, register_method
 from cocomix.steering.study.context import Noise, StudyContext, sample_texts
 from cocomix.steering.study.methods import GeneratingMethod, contrast_vectors, middle_block
 from cocomix.utils.errors import CocomixError
@@ -150,3 +150,29 @@ def test_tokens_are_drawn_with_their_probability() -> None:
 def test_a_text_longer_than_the_model_is_refused() -> None:
     with pytest.raises(CocomixError, match="lower --tokens by 3"):
         sample_texts(models()["reader"], torch.ones(2, 5, dtype=torch.long), 22, Noise((0,), 2, VOCAB))
+
+
+def test_other_doses_are_measured_and_the_last_is_shown(context: StudyContext) -> None:
+    result = METHODS["concept"]([3.0, 5.0]).measure(context, None, lambda *_: None)
+    assert [dose.dose for dose in result.at] == [3.0, 5.0] and {example.dose for example in result.examples} == {5.0}
+    generate = METHODS["concept"]().texts(context)  # pyright: ignore
+    assert result.examples[0].steered == context.decode(generate(5.0)[0, 5:].tolist())
+
+
+def test_a_method_of_your_own_is_registered_by_its_name(context: StudyContext) -> None:
+    class Same(GeneratingMethod):
+        """The student's own text, written with the first sample's random numbers."""
+
+        name, about, unit, ties, doses = "same", "the student unsteered", "nothing is done", "nothing", (0.0,)
+
+        def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
+            return lambda dose: context.subject("student").unsteered
+
+    try:
+        assert register_method(Same) is Same and list(METHODS)[-1] == "same"
+        result: MethodResult = METHODS["same"]().measure(context, None, lambda *_: None)
+        assert all(leak >= 0 for leak in result.at[0].leak)
+        with pytest.raises(CocomixError, match="there is a steering method 'concept' already"):
+            register_method(type("Other", (Same,), {"name": "concept"}))
+    finally:
+        METHODS.unregister("same")
