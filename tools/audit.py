@@ -104,9 +104,7 @@ def main() -> int:
     """Parse the command line, write the bill of materials, audit, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--constraints", type=Path, default=ROOT / "constraints.txt", help="file with the pins")
-    parser.add_argument(
-        "--sbom", type=Path, default=ROOT / "build" / "sbom.json", help="bill of materials"
-    )
+    parser.add_argument("--sbom", type=Path, default=ROOT / "build" / "sbom.json", help="bill of materials")
     parser.add_argument("--service", default="pypi", choices=["pypi", "osv"], help="vulnerability service")
     options = parser.parse_args()
     options.sbom.parent.mkdir(parents=True, exist_ok=True)
