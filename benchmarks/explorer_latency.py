@@ -102,7 +102,7 @@ def pictures(browser: Any, home: str, model: str, concept: int, at: int, steer: 
         "steer": (
             "light",
             {"model": model, "prompt": "The people of the United States", "steering": json.dumps(items)},
-            ".dial",
+            ".intervention",
         ),
         "compare": ("dark", {"text": TEXT}, "#view-compare .strip .token"),
     }

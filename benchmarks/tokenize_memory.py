@@ -72,9 +72,7 @@ def main() -> None:
 
 def write_quarters(folders: list[str], home: Path) -> list[int]:
     """Write four JSON-lines files of about equal size; return their numbers of characters."""
-    records = (
-        record for folder in folders for record in SOURCES["folder"]({"path": folder, "pattern": PATTERN}).records()
-    )
+    records = (record for folder in folders for record in SOURCES["folder"](path=folder, pattern=PATTERN).records())
     documents = [record for record in records if not isinstance(record, Skipped)]
     quarter_size = sum(len(document.text) for document in documents) / 4
     sizes, number, done = [0] * 4, 0, 0

@@ -11,8 +11,8 @@ from urllib.parse import unquote_to_bytes
 from benchmarks.fuzz.reader import Reader
 from benchmarks.fuzz.run_readers import STEERING
 from cocomix.explorer.app import create_app, prepare
-from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.security import access_for
+from cocomix.explorer.catalog import ModelCatalog
+from cocomix.explorer.security import access_policy
 from cocomix.hub import lineage, measured
 from cocomix.pipeline.run import collect_results
 from cocomix.pipeline.trained import existing_run
@@ -53,9 +53,9 @@ class Explorer:
         copy = self.folder / "explored"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.run, copy)
-        catalog = Catalog([copy])
+        catalog = ModelCatalog([copy])
         prepare(catalog, name_tokens=2000)
-        return create_app(catalog, access_for("127.0.0.1", 7860, None))
+        return create_app(catalog, access_policy("127.0.0.1", 7860, None))
 
     @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -164,7 +164,7 @@ class WholeRun:
             (self.folder / name).unlink(missing_ok=True)
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, self.folder / name)
-        Catalog([self.folder])
+        ModelCatalog([self.folder])
         run = existing_run(self.folder)
         collect_results(run, {})
         student = next(student for student in run.students if student.student == "cocomix")

@@ -35,7 +35,7 @@ def _sae() -> TopKSAE:
 
 def _make_sae(name: str, normalisation: str, folder: Path) -> None:
     torch.manual_seed(0)
-    FORMATS[name].write(TopKSAE(8, 24, 4, normalisation=normalisation), folder, {"layer": 1, "model": "m"})
+    FORMATS[name]().write(TopKSAE(8, 24, 4, normalisation=normalisation), folder, {"layer": 1, "model": "m"})
 
 
 def _make_openai(folder: Path, encoder: torch.Tensor | None = None) -> None:

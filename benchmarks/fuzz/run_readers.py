@@ -17,10 +17,10 @@ from cocomix.pipeline.config import load_config, validate_config
 from cocomix.pipeline.stage import RECORD, Stage
 from cocomix.pipeline.trained import existing_run
 from cocomix.steering import from_json, parse_steering
-from cocomix.utils.clock import Stopwatch
+from cocomix.utils.console import Stopwatch
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import sha256_of, write_sealed
-from cocomix.utils.settings import SEAL, read_yaml, save_config, validate
+from cocomix.utils.settings import LEGACY_SEAL, SettingsFile, copy_path, read_yaml, validate
 
 TINY = files("cocomix") / "recipes" / "tiny.yaml"
 
@@ -90,7 +90,8 @@ def _read_names(folder: Path) -> None:
 
 
 def _make_config(folder: Path) -> None:
-    save_config(validate_config(yaml.safe_load(TINY.read_text()), "tiny"), folder / "config.yaml")
+    config = validate_config(yaml.safe_load(TINY.read_text()), "tiny")
+    SettingsFile(folder / "config.yaml").write(config.model_dump(mode="json"))
 
 
 def _read_run_config(folder: Path) -> None:
@@ -100,12 +101,14 @@ def _read_run_config(folder: Path) -> None:
 
 
 def _seal_config(folder: Path) -> None:
+    """As an earlier version wrote it: the checksum in the first line, and no copy beside it."""
+    copy_path(folder / "config.yaml").unlink(missing_ok=True)
     try:
         text = (folder / "config.yaml").read_text()
     except (OSError, ValueError):
         return
     rest = text.partition("\n")[2] if text.startswith("#") else text
-    (folder / "config.yaml").write_text(f"{SEAL}{sha256_of(rest)}; whoever edits\n{rest}")
+    (folder / "config.yaml").write_text(f"{LEGACY_SEAL}{sha256_of(rest)}; whoever edits\n{rest}")
 
 
 def _overridden(folder: Path) -> None:

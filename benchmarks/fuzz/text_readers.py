@@ -50,7 +50,7 @@ def _drained(source: TextSource) -> None:
 
 
 def _read_jsonl(folder: Path) -> None:
-    _drained(JsonlSource({"path": folder}))
+    _drained(JsonlSource(path=folder))
 
 
 def _make_parquet(folder: Path) -> None:
@@ -65,7 +65,7 @@ def _make_corpus(folder: Path) -> None:
     source = folder / "source.jsonl"
     source.write_bytes(_lines(TEXTS * 3))
     CorpusWriter(folder / "work", val_fraction=0.2, test_fraction=0.2, file_bytes=800).write(
-        JsonlSource({"path": source}), lambda *_: None
+        JsonlSource(path=source), lambda *_: None
     )
     source.unlink()
     for path in (folder / "work" / "text").iterdir():
@@ -168,7 +168,7 @@ READERS = (
         _read_jsonl,
         hostile={"a line without end": _endless},
     ),
-    Reader("parquet", _make_parquet, lambda folder: _drained(ParquetSource({"path": folder}))),
+    Reader("parquet", _make_parquet, lambda folder: _drained(ParquetSource(path=folder))),
     Reader(
         "corpus",
         _make_corpus,

@@ -26,7 +26,7 @@ from cocomix.kernels import matmul as few_rows
 from cocomix.labels import exact as own_attention
 from cocomix.model.cache import GrowingLayer
 from cocomix.model.mixers import CONCEPTS
-from cocomix.model.transformer import BlockRun, GPT2Backbone
+from cocomix.model.transformer import BlockRunner, GPT2Backbone
 from cocomix.sae import TopKSAE
 from cocomix.utils.files import write_json
 
@@ -112,10 +112,10 @@ def last_block() -> list[Variant]:
     backbone = GPT2Backbone(config)
     hidden = torch.randn(2, 2048, D, requires_grad=True)
 
-    def run(asking: slice | None) -> None:
-        upper = BlockRun([backbone.blocks[-1]], backbone, torch.arange(1024)[None], None, 0, None, None)
-        out = upper.run(hidden, slots=2, asking=asking)
-        backward((out if asking else out[:, CONCEPTS]).sum(), hidden, *backbone.blocks[-1].parameters())
+    def run(query_slots: slice | None) -> None:
+        upper = BlockRunner([backbone.blocks[-1]], backbone, torch.arange(1024)[None], None, 0, None, None)
+        out = upper.run(hidden, slots=2, query_slots=query_slots)
+        backward((out if query_slots else out[:, CONCEPTS]).sum(), hidden, *backbone.blocks[-1].parameters())
 
     return [Variant("all slots", lambda: run(None)), Variant("slots that feed the head", lambda: run(CONCEPTS))]
 

@@ -9,9 +9,8 @@ from transformers import PreTrainedModel
 from benchmarks.speed.dense import dense_labels
 from benchmarks.speed.synthetic import token_windows
 from benchmarks.speed.workload import Lap, Setting, Workload
-from cocomix.labels.attribution import ConceptLabels
+from cocomix.labels.attribution import ConceptLabels, labelling_flops
 from cocomix.labels.labeller import ConceptLabeller
-from cocomix.model.flops import labelling_flops
 from cocomix.sae.sae import TopKSAE
 
 SIGN = "signed"

@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md and README.md from results/bench, so that no number is typed by hand.
+"""Write the tables of docs/performance.md from results/bench, so that no number is typed by hand.
 
 python -m benchmarks.speed.performance_tables
 """
@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.speed.keys import KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "docs/performance.md", ROOT / "README.md")
+PAGES = (ROOT / "docs/performance.md",)
 
 
 def page(text: str, bench: dict[str, Any], spots: dict[str, Any]) -> str:

@@ -79,7 +79,7 @@ def _tasks(run: "Run", student: StudentStage) -> list[dict[str, Any]]:
 def _model(student: StudentStage, record: dict[str, Any]) -> Rows:
     config = read_json(student.folder / "model" / "config.json")
     shape = student.config.model
-    concept = getattr(student.config, "concept", None) or getattr(student.config, "mix", None)
+    concept = student.config.mixing
     weights = sorted((student.folder / "model").glob("*.safetensors"))
     return [
         ("student", f"{student.student}, seed {student.seed}, objective {student.config.objective}"),
@@ -140,7 +140,7 @@ def _concepts(run: "Run", student: StudentStage) -> Rows:
         labels = student.labels.config
         rows.append(("labels", f"rule {labels.rule}, sign {student.sign}, {labels.k} a position"))
     if student.logits is not None:
-        rows.append(("teacher's distribution", f"its {student.config.teacher_top_k} likeliest tokens, stored"))
+        rows.append(("teacher's distribution", f"its {student.config.stored_teacher_tokens} likeliest tokens, stored"))
     return rows
 
 
@@ -182,8 +182,8 @@ tokenizer = AutoTokenizer.from_pretrained("{repo}")
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))
 ```"""
-OWN = """The architecture is not part of Transformers: the Python package `cocomix` must be installed, and importing it
-registers the architecture. This repository holds no code, and `trust_remote_code` is neither needed nor of use."""
+OWN = """The architecture is not part of Transformers: the Python package `cocomix` must be installed, and importing
+`cocomix.model` registers the architecture. This repository holds no code, and `trust_remote_code` is not needed."""
 PLAIN = "A plain Transformers model: nothing else is needed to load it."
 
 
@@ -200,7 +200,7 @@ def model_card(
 
     Args:
         repo: USER/NAME, as the loading example shows it.
-        own_architecture: whether loading needs `import cocomix`.
+        own_architecture: whether loading needs `import cocomix.model`.
         sections: lineage, rows of (what, value) by heading.
         measured: `{dataset, split, metric, value, stderr}` each.
         config: the student's settings as YAML.
@@ -229,7 +229,7 @@ def model_card(
         eval_results=results or None,
     )
     parts = [f"# {name}", OWN if own_architecture else PLAIN]
-    imports = "import cocomix  # registers the architecture\n" if own_architecture else ""
+    imports = "import cocomix.model  # registers the architecture\n" if own_architecture else ""
     parts.append(LOADING.format(repo=repo, imports=imports))
     for heading, rows in sections.items():
         parts += [f"## {heading}", _table(("", ""), rows)]

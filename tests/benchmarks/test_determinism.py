@@ -26,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("determinism")
     write_texts(folder / "texts", beginning=400, copies=0)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
-    return compare_runs(["again", "threads 4"], ["-c", "../recipe.yaml"], folder)
+    return compare_runs(["again", "threads 2"], ["-c", "../recipe.yaml"], folder)
 
 
 def test_a_run_made_twice_is_the_same(runs: dict) -> None:
@@ -37,7 +37,7 @@ def test_a_run_made_twice_is_the_same(runs: dict) -> None:
 
 
 def test_threads_change_last_digits_and_no_data(runs: dict) -> None:
-    other = runs["threads 4"]
+    other = runs["threads 2"]
     for stage in ("corpus", "tokens"):
         assert other["stages"][stage]["files"] == other["stages"][stage]["same"] > 0
     for name, value in runs["first"]["shown"].items():

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging
 
+from cocomix.data import SOURCES
+from cocomix.labels import RULES
 from cocomix.model import MIXERS, PREDICTORS
+from cocomix.objectives import OBJECTIVES
+from cocomix.sae import FORMATS
+from cocomix.utils.registry import Registry
 from tests.helpers.doc_blocks import Block, Reader, blocks, check
 
 ROOT = Path(__file__).parents[2]
@@ -45,14 +50,15 @@ def home(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    registries = [(registry, dict(registry)) for registry in (MIXERS, PREDICTORS)]
+    registries: list[Registry] = [MIXERS, PREDICTORS, OBJECTIVES, RULES, FORMATS, SOURCES]
+    names = [set(registry) for registry in registries]
     verbosity = logging.get_verbosity()
     yield tmp_path
     logging.set_verbosity(verbosity)
     logging.enable_progress_bar()
-    for registry, before in registries:
-        registry.clear()
-        registry.update(before)
+    for registry, before in zip(registries, names, strict=True):
+        for name in set(registry) - before:
+            registry.unregister(name)
 
 
 @pytest.mark.slow

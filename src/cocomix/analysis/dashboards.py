@@ -13,7 +13,7 @@ from cocomix.analysis.inspect import ablated
 from cocomix.analysis.naming import ConceptName, Names, around
 from cocomix.data.shards import TokenShards
 from cocomix.model.predictors import ConceptPrediction
-from cocomix.model.transformer import BlockRun
+from cocomix.model.transformer import BlockRunner
 from cocomix.utils.errors import CocomixError
 
 # What a concept does to the next token: from the weights alone, and measured in held-out text.
@@ -95,7 +95,7 @@ def _direct(student: Any, vectors: torch.Tensor) -> torch.Tensor:
     empty = torch.zeros_like(vectors)[:, None]
 
     def through(vector: torch.Tensor) -> torch.Tensor:
-        return student.mixer(empty, vector, BlockRun([], student.backbone, positions, None, 0, None, None))
+        return student.mixer(empty, vector, BlockRunner([], student.backbone, positions, None, 0, None, None))
 
     return (through(vectors[:, None]) - through(empty))[:, 0]
 

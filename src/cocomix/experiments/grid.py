@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.cost_stage import TimingStage
 from cocomix.pipeline.run import Run, collect_results
-from cocomix.pipeline.stage import Lending, Lent, Stage
+from cocomix.pipeline.stage import ExternalInput, ExternalInputs, Stage
 from cocomix.utils.errors import CocomixError
 
 if TYPE_CHECKING:
@@ -47,19 +47,19 @@ class Grid:
         self.config, self.folder = config, folder
         self.runs: dict[str, Run] = {}
         for name in config.settings:
-            self.runs[name] = Run(folder / name, config.run_config(name, folder), self._lending(name))
+            self.runs[name] = Run(folder / name, config.run_config(name, folder), self._external_inputs(name))
         self.steering = {name: self._steering(run) for name, run in self.runs.items()}
         self.timing = {name: self._timing(run) for name, run in self.runs.items() if config.timing_steps}
 
-    def _lending(self, setting: str) -> Lending:
+    def _external_inputs(self, setting: str) -> ExternalInputs:
         """Stages of earlier settings that this one names."""
-        lending = {}
+        external_inputs = {}
         for text, (other, name) in self.config.borrowed(setting).items():
             stages = self.runs[other].stages
             if name not in stages:
                 raise CocomixError(f"setting {setting}: {text!r} names no stage of {other}; it has {', '.join(stages)}")
-            lending[str(self.folder / text[1:])] = Lent(text, stages[name])
-        return lending
+            external_inputs[str(self.folder / text[1:])] = ExternalInput(text, stages[name])
+        return external_inputs
 
     def _steering(self, run: Run) -> "list[SteeringStage]":
         settings = self.config.steering

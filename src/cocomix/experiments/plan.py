@@ -32,7 +32,7 @@ from cocomix.experiments.plan_memory import (
 from cocomix.model.build import Sizes, build_plain
 from cocomix.model.flops import model_flops, sae_training_flops
 from cocomix.objectives.base import Objective
-from cocomix.objectives.variants import build_student
+from cocomix.objectives.registry import build_student
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.label_stages import LabelStage
 from cocomix.pipeline.run import Run
@@ -367,7 +367,7 @@ def _variant(outlook: Outlook, stage: StudentStage, gpus: int, gpu_memory_gib: f
     tokens = steps * stage.train.batch_size * seq_len
     labels = None if stage.labels is None or not stage.labels.config.live else stage.labels
     live = labels is not None or "teacher" in stage.config.reads
-    row = {"name": stage.student, "objective": stage.config.objective, "about": stage.variant.about(stage.config)}
+    row = {"name": stage.student, "objective": stage.config.objective, "about": stage.config.describe()}
     row |= {"steps": steps, "batch_size": stage.train.batch_size, "tokens": tokens, "seeds": seeds}
     if live and outlook.teacher is None:
         names = ("parameters", "width", "flops_per_token", "flops", "checkpoint_bytes", "model_bytes", "memory")
@@ -379,7 +379,7 @@ def _variant(outlook: Outlook, stage: StudentStage, gpus: int, gpu_memory_gib: f
         if labels is not None:
             each = labels.flops_per_token(_given(outlook.teacher).config, outlook.n_concepts, outlook.k)
             sizes = sizes._replace(label_flops=each * labels.live_share(stage.train.batch_size, gpus))
-        objective: Objective = stage.variant.objective(stage.config, model, sizes, lambda: _given(outlook.teacher))
+        objective: Objective = stage.config.make_objective(model, sizes, lambda: _given(outlook.teacher))
     memory = training_memory(objective, outlook.teacher if live else None, stage.train, seq_len, gpus)
     if labels is not None:
         with torch.device("meta"):

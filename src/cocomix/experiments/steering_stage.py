@@ -33,7 +33,7 @@ class SteeringStage(Stage):
                 f"steering.prompt_tokens and steering.new_tokens make {length} tokens, more than the {self.seq_len} of"
                 " seq_len; lower one of them"
             )
-        if not student.variant.recall or student.labels is None:
+        if not student.config.uses_sae_concepts or student.labels is None:
             raise CocomixError(
                 f"the student {student.student} is not trained on the SAE's concepts, so steering cannot be measured on"
                 " it; set steering.variant to a cocomix student with labels"

@@ -13,19 +13,23 @@ D(c) = (W_dec c + pre_bias) * std + mean:
 The sign then says what is asked for: `signed` (a: concepts whose increase raises the loss), `helpful` (-a: those
 that lower it), `absolute` (|a|). Larger is always better for label selection. The last position and padding have
 no next token: their scores are 0.
+
+`select_labels` then takes a position's top K_attr concepts, where it has that many with a positive score.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.labels.exact import fused_gelu, two_streams
+from cocomix.model.flops import ModelParts, model_parts
 from cocomix.model.teacher import NextTokenLoss, blocks, check_layer, frozen, has_next_token, hidden_at, resumed_at
 from cocomix.sae.sae import SparseLatents, TopKSAE
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, ConfigError
+from cocomix.utils.registry import Registry
 
 
 class ActiveAttribution(NamedTuple):
@@ -44,6 +48,11 @@ class ActiveAttribution(NamedTuple):
 class Rule(ABC):
     """One way to score active latents."""
 
+    name: ClassVar[str]
+    """what settings call it"""
+    has_sign: ClassVar[bool] = True
+    """whether a score can be negative; without one the sign asked for changes nothing"""
+
     @abstractmethod
     def scores(
         self,
@@ -57,9 +66,22 @@ class Rule(ABC):
     ) -> torch.Tensor:
         """Signed attribution `[batch, seq, K]` given hidden states `[batch, seq, d_model]` and their latents."""
 
+    @classmethod
+    @abstractmethod
+    def flops_above(cls, parts: ModelParts, blocks_above: int, sparse: float) -> float:
+        """Operations per token above the SAE.
+
+        Args:
+            parts: forward operations of the teacher's parts.
+            blocks_above: blocks above the SAE's layer.
+            sparse: operations of a sum over K rows of the decoder.
+        """
+
 
 class ReferenceRule(Rule):
     """Gradient of the mean loss at the original hidden states."""
+
+    name = "reference"
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
         loss = NextTokenLoss(model, input_ids, attention_mask)
@@ -70,9 +92,15 @@ class ReferenceRule(Rule):
             (gradient,) = torch.autograd.grad(mean, x)
         return latents.values * sae.active_directional_derivative(gradient, latents.ids)
 
+    @classmethod
+    def flops_above(cls, parts: ModelParts, blocks_above: int, sparse: float) -> float:
+        return _forward_and_backward(parts, blocks_above) + sparse
+
 
 class ExactRule(Rule):
     """Each position's own next-token loss at its reconstruction, from one two-stream pass."""
+
+    name = "exact"
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
         loss = NextTokenLoss(model, input_ids, attention_mask)
@@ -86,16 +114,41 @@ class ExactRule(Rule):
                 (gradient,) = torch.autograd.grad(total, patched)
         return latents.values * latents.std * sae.active_directional_derivative(gradient, latents.ids)
 
+    @classmethod
+    def flops_above(cls, parts: ModelParts, blocks_above: int, sparse: float) -> float:
+        # The plain stream needs the last block's keys and values only.
+        plain = max(0.0, (blocks_above - 1) * parts.block + parts.keys_values)
+        return plain + _forward_and_backward(parts, blocks_above) + 2 * sparse
+
 
 class ActivationRule(Rule):
     """The activations themselves."""
+
+    name = "activation"
+    has_sign = False
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
         valid = has_next_token(input_ids, attention_mask)
         return latents.values * valid.unsqueeze(-1)
 
+    @classmethod
+    def flops_above(cls, parts: ModelParts, blocks_above: int, sparse: float) -> float:
+        return 0.0
 
-RULES: dict[str, Rule] = {"reference": ReferenceRule(), "exact": ExactRule(), "activation": ActivationRule()}
+
+def _forward_and_backward(parts: ModelParts, blocks: int) -> float:
+    """Of some blocks and the head, for activations only."""
+    # The activation gradient of attention costs twice its forward pass, that of a matrix product once.
+    return 2 * (blocks * parts.block + parts.head) + blocks * parts.attention
+
+
+RULES: Registry[type[Rule]] = Registry("attribution rule", [ReferenceRule, ExactRule, ActivationRule])
+
+
+def register_rule(cls: type[Rule]) -> type[Rule]:
+    """Make an attribution rule of your own known by its `name`; usable as a decorator."""
+    return RULES.register(cls)
+
 
 SIGNS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "signed": lambda scores: scores,
@@ -120,7 +173,7 @@ def attribute(
         concept_model: any Transformers causal LM; it takes no gradients.
         sae: autoencoder of its residual stream after block `layer` (0-based).
         input_ids: int64 `[batch, seq]`.
-        rule: a key of `RULES`; see the module's equations.
+        rule: a name in `RULES`; see the module's equations.
         sign: a key of `SIGNS`; `activation` has no sign and ignores it.
         attention_mask: 1 for tokens, 0 for padding, `[batch, seq]`, either side.
 
@@ -149,9 +202,8 @@ def attribute_active(
     Raises:
         CocomixError: an unknown rule or sign, a layer outside the stack, or an SAE of another width.
     """
-    for kind, name, known in (("rule", rule, RULES), ("sign", sign, SIGNS)):
-        if name not in known:
-            raise CocomixError(f"there is no attribution {kind} {name!r}; choose one of {', '.join(known)}")
+    RULES.choose(rule)
+    check_sign(sign)
     check_layer(concept_model, layer)
     if sae.d_model != concept_model.config.hidden_size:
         raise CocomixError(
@@ -161,17 +213,32 @@ def attribute_active(
     with frozen(concept_model), fused_gelu(concept_model), torch.no_grad():
         hidden = hidden_at(concept_model, input_ids, layer, attention_mask)
         latents = sae.encode(hidden)
-        raw = RULES[rule].scores(concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
+        signed = RULES[rule]().scores(concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
     valid = has_next_token(input_ids, attention_mask)
-    return with_sign(ActiveAttribution(latents.ids, raw.detach(), latents.values, valid), rule, sign)
+    return with_sign(ActiveAttribution(latents.ids, signed.detach(), latents.values, valid), rule, sign)
 
 
 def with_sign(signed: ActiveAttribution, rule: str, sign: str) -> ActiveAttribution:
-    """A `signed` attribution by `rule` seen with another sign; `activation` has none and stays as it is."""
-    return signed if rule == "activation" else signed._replace(scores=SIGNS[sign](signed.scores))
+    """A `signed` attribution by `rule` with another sign; of a rule that has no sign it stays as it is."""
+    return signed._replace(scores=SIGNS[sign](signed.scores)) if RULES[rule].has_sign else signed
 
 
-# From scores to labels: a position's top K_attr concepts, where it has that many with a positive score.
+def check_sign(sign: str) -> None:
+    """Refuse a sign that does not exist.
+
+    Raises:
+        ConfigError: with those that do.
+    """
+    if sign not in SIGNS:
+        raise ConfigError(f"there is no attribution sign {sign!r}; choose one of {', '.join(SIGNS)}")
+
+
+def labelling_flops(config: PretrainedConfig, *, n_latents: int, k: int, layer: int, rule: str, seq_len: int) -> float:
+    """Operations per token of labelling with `rule`: the teacher up to the SAE, its encoder, and the rule's own."""
+    parts = model_parts(config, seq_len)
+    encode, sparse = 2 * n_latents * config.hidden_size, 2 * k * config.hidden_size
+    above = RULES[rule].flops_above(parts, parts.layers - layer - 1, sparse)
+    return (layer + 1) * parts.block + encode + above
 
 
 class ConceptLabels(NamedTuple):

@@ -23,7 +23,7 @@ class Flops(NamedTuple):
     """forward and backward: three times forward"""
 
 
-class Parts(NamedTuple):
+class ModelParts(NamedTuple):
     """Forward operations per token of a causal LM's parts."""
 
     block: float
@@ -39,14 +39,14 @@ class Parts(NamedTuple):
 
 def model_flops(config: PretrainedConfig, seq_len: int) -> Flops:
     """Operations per token of any supported model at context `seq_len`."""
-    parts = _parts(config, seq_len)
+    parts = model_parts(config, seq_len)
     forward = parts.layers * parts.block + parts.head
     if getattr(config, "concept_layer", None) is not None:
         forward = _cocomix_forward(config, parts)
     return Flops(forward, 3 * forward)
 
 
-def _cocomix_forward(config: Any, parts: Parts) -> float:
+def _cocomix_forward(config: Any, parts: ModelParts) -> float:
     """Lower blocks, then what the channel and the mixer say that they cost, then the LM head."""
 
     mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
@@ -58,11 +58,12 @@ def _cocomix_forward(config: Any, parts: Parts) -> float:
 
 def hidden_flops(config: PretrainedConfig, seq_len: int, blocks: int | None = None) -> float:
     """Forward operations per token of the first `blocks` blocks (or all), without the LM head."""
-    parts = _parts(config, seq_len)
+    parts = model_parts(config, seq_len)
     return (parts.layers if blocks is None else blocks) * parts.block
 
 
-def _parts(config: Any, seq_len: int) -> Parts:
+def model_parts(config: Any, seq_len: int) -> ModelParts:
+    """Forward operations per token of a causal LM's parts at context `seq_len`."""
     d, heads = config.hidden_size, config.num_attention_heads
     family = getattr(config, "backbone", None) or config.model_type
     gated = family not in {"gpt2", "gpt_neox", "opt", "gptj", "phi", "bloom", "falcon", "mpt"}
@@ -75,31 +76,10 @@ def _parts(config: Any, seq_len: int) -> Parts:
     attention = 2 * 2 * seq_len * heads * head_dim
     keys_values = 2 * d * head_dim * 2 * kv_heads
     head = 2 * d * config.vocab_size
-    return Parts(projections + mlp + attention, attention, keys_values, head, config.num_hidden_layers)
-
-
-def labelling_flops(config: PretrainedConfig, *, n_latents: int, k: int, layer: int, rule: str, seq_len: int) -> float:
-    """Operations per token of labelling with `rule`.
-
-    Below the SAE: one forward pass. Above, `reference`: forward and backward for activations only; `exact`: the
-    same, plus the plain stream's forward pass up to the last block's keys and values. `activation`: nothing above.
-    """
-    parts = _parts(config, seq_len)
-    lower, upper = (layer + 1) * parts.block, (parts.layers - layer - 1) * parts.block
-    encode = 2 * n_latents * config.hidden_size
-    sparse = 2 * k * config.hidden_size
-    # The activation gradient of attention costs twice its forward pass, that of a matrix product once.
-    backward = upper + (parts.layers - layer - 1) * parts.attention + parts.head
-    plain = max(0.0, upper - parts.block + parts.keys_values)
-    above = {
-        "activation": 0.0,
-        "reference": upper + parts.head + backward + sparse,
-        "exact": plain + upper + parts.head + backward + 2 * sparse,
-    }
-    return lower + encode + above[rule]
+    return ModelParts(projections + mlp + attention, attention, keys_values, head, config.num_hidden_layers)
 
 
 def sae_training_flops(config: PretrainedConfig, n_latents: int, k: int, layer: int, seq_len: int) -> float:
     """Operations per token of SAE training: the model's forward pass up to `layer`, then three times the SAE's."""
-    parts = _parts(config, seq_len)
+    parts = model_parts(config, seq_len)
     return (layer + 1) * parts.block + 3 * (2 * n_latents * config.hidden_size + 2 * k * config.hidden_size)

@@ -1,7 +1,7 @@
 """How a predicted vector joins the hidden states: one small class a way, registered in `MIXERS`.
 
 A mixer writes the upper half of the forward pass: it decides what stands in the slots of the remaining blocks and
-which of them feed the head. Masks, positions and the cache follow from that (`BlockRun`). It also says what the
+which of them feed the head. Masks, positions and the cache follow from that (`BlockRunner`). It also says what the
 upper blocks cost, so that FLOPs are counted where they are caused.
 
 `interleave` and `add` are the paper's. The others are cheaper, to see whether the gain survives:
@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from cocomix.model.transformer import BlockRun
+from cocomix.model.transformer import BlockRunner
 from cocomix.utils.registry import Registry
 
 TOKENS, CONCEPTS = slice(0, None, 2), slice(1, None, 2)
@@ -50,13 +50,13 @@ class Mixer(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
         """What feeds the final norm and the head, `[batch, seq, d_model]`.
 
         Args:
             hidden: hidden states entering the upper blocks, `[batch, seq, d_model]`.
             vector: what was predicted, `[batch, seq, d_model]`.
-            upper: runs the upper blocks.
+            upper_blocks: runs the blocks from concept_layer on.
         """
 
     def cached_slots(self, blocks: int) -> list[int]:
@@ -73,8 +73,8 @@ class InterleaveMixer(Mixer):
 
     name = "interleave"
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(_interleaved(hidden, vector), slots=2, asking=CONCEPTS)
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        return upper_blocks.run(_interleaved(hidden, vector), slots=2, query_slots=CONCEPTS)
 
     def cached_slots(self, blocks: int) -> list[int]:
         return [2] * blocks
@@ -88,8 +88,8 @@ class AddMixer(Mixer):
 
     name = "add"
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(hidden + _given(vector, hidden))
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        return upper_blocks.run(hidden + _given(vector, hidden))
 
 
 class GatedAddMixer(Mixer):
@@ -101,8 +101,8 @@ class GatedAddMixer(Mixer):
         super().__init__(hidden_size)
         self.gate = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(hidden + torch.sigmoid(self.gate(hidden)) * _given(vector, hidden))
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        return upper_blocks.run(hidden + torch.sigmoid(self.gate(hidden)) * _given(vector, hidden))
 
     def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
         return super().upper_flops(blocks, hidden_size, cost) + 2 * hidden_size**2
@@ -113,8 +113,8 @@ class KeysValuesMixer(Mixer):
 
     name = "keys_values"
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(hidden, memory=_given(vector, hidden))
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        return upper_blocks.run(hidden, extra_kv=_given(vector, hidden))
 
     def cached_slots(self, blocks: int) -> list[int]:
         return [2] * blocks
@@ -139,23 +139,23 @@ class EveryMixer(Mixer):
         super().__init__(hidden_size)
         self.every = every
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
         vector = _given(vector, hidden)
-        if not upper.plain:
-            present = self._present(upper, hidden.shape[1], hidden.device)
-            return upper.run(_interleaved(hidden, vector), slots=2, present=present, asking=TOKENS)
+        if not upper_blocks.unmasked:
+            visible = self._visible(upper_blocks, hidden.shape[1], hidden.device)
+            return upper_blocks.run(_interleaved(hidden, vector), slots=2, visible=visible, query_slots=TOKENS)
         seq = hidden.shape[1]
         tokens = torch.arange(seq, device=hidden.device)
-        owners = torch.cat((tokens, tokens[self.every - 1 :: self.every]))
-        order = owners.argsort(stable=True)  # a token first, then its slot
+        token_of_slot = torch.cat((tokens, tokens[self.every - 1 :: self.every]))
+        order = token_of_slot.argsort(stable=True)  # a token first, then its slot
         slots = torch.cat((hidden, vector[:, self.every - 1 :: self.every]), dim=1)[:, order]
-        return upper.run_compact(slots, owners[order])[:, order.argsort()[:seq]]
+        return upper_blocks.run_packed(slots, token_of_slot[order])[:, order.argsort()[:seq]]
 
-    def _present(self, upper: BlockRun, new: int, device: torch.device) -> torch.Tensor:
-        if upper.padding is None:
-            places = torch.arange(upper.past + new, device=device)[None]
+    def _visible(self, upper_blocks: BlockRunner, new: int, device: torch.device) -> torch.Tensor:
+        if upper_blocks.padding is None:
+            places = torch.arange(upper_blocks.past + new, device=device)[None]
         else:
-            places = upper.padding.long().cumsum(-1) - 1
+            places = upper_blocks.padding.long().cumsum(-1) - 1
         due = (places + 1) % self.every == 0
         return torch.stack((torch.ones_like(due), due), dim=2).flatten(1)
 
@@ -180,8 +180,10 @@ class DropTokensMixer(Mixer):
         super().__init__(hidden_size)
         self.blocks = blocks
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(upper.run(_interleaved(hidden, vector), slots=2, blocks=self.blocks, asking=CONCEPTS))
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        slots = _interleaved(hidden, vector)
+        concepts = upper_blocks.run(slots, slots=2, blocks=self.blocks, query_slots=CONCEPTS)
+        return upper_blocks.run(concepts)
 
     def cached_slots(self, blocks: int) -> list[int]:
         both = min(self.blocks, blocks)
@@ -199,8 +201,8 @@ class NoMixer(Mixer):
 
     uses_vector = False
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(hidden)
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        return upper_blocks.run(hidden)
 
 
 def _interleaved_flops(blocks: int, cost: BlockCost) -> float:

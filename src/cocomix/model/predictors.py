@@ -12,7 +12,7 @@ from cocomix.kernels.matmul import Linear
 from cocomix.kernels.normalise import normalise
 from cocomix.kernels.sparse import largest, weighted_rows
 from cocomix.model.mixers import BlockCost
-from cocomix.model.transformer import Attend, Backbone, OwnInit
+from cocomix.model.transformer import AttentionLayout, Backbone, ParameterModule
 from cocomix.utils.errors import ConfigError
 from cocomix.utils.registry import Registry
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # The interface of what is predicted at concept_layer.
 
 
-class Predicted(NamedTuple):
+class Prediction(NamedTuple):
     """What a channel makes of the hidden states entering the upper blocks."""
 
     vector: torch.Tensor | None
@@ -38,7 +38,7 @@ class Predicted(NamedTuple):
     """cross entropies of the concept labels, in place of the logits"""
 
 
-class Predictor(OwnInit, ABC):
+class Predictor(ParameterModule, ABC):
     """Interface of all channels.
 
     Args:
@@ -62,7 +62,7 @@ class Predictor(OwnInit, ABC):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
-    ) -> Predicted:
+    ) -> Prediction:
         """What is predicted from `hidden`.
 
         Args:
@@ -82,7 +82,7 @@ class Predictor(OwnInit, ABC):
 
 
 class ConceptPrediction(NamedTuple):
-    """Predicted concepts, and what is needed to bring them back to the hidden states' scale."""
+    """Prediction concepts, and what is needed to bring them back to the hidden states' scale."""
 
     logits: torch.Tensor | None
     """z, `[batch, seq, C]`; None where only its losses were asked for"""
@@ -100,7 +100,7 @@ class ConceptPrediction(NamedTuple):
     """cross entropies of the labels, where logits were not kept"""
 
 
-class ConceptHead(OwnInit):
+class ConceptHead(ParameterModule):
     """z = M (norm(h) - pre_bias) + b, with norm(h) = (h - mean) / (std + 1e-5) as in the SAE.
 
     Args:
@@ -115,7 +115,7 @@ class ConceptHead(OwnInit):
         self.pre_bias = nn.Parameter(torch.zeros(hidden_size))
         self.proj = Linear(hidden_size, num_concepts)
 
-    def reset(self, std: float) -> None:
+    def reset_parameters(self, std: float) -> None:
         nn.init.zeros_(self.pre_bias)
 
     def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> ConceptPrediction:
@@ -147,7 +147,7 @@ class ConceptHead(OwnInit):
         return linear_losses(centred.flatten(0, 1), self.proj.weight, self.proj.bias, labels.flatten(0, 1), top_k=top_k)
 
 
-class ConceptVector(OwnInit):
+class ConceptVector(ParameterModule):
     """c_hat = (W TopK(z) + b + pre_bias) * std + mean: K active concepts as one vector in the hidden states' scale.
 
     W is stored row by row, `[C, d_model]`, so that K active concepts are K gathered rows.
@@ -158,7 +158,7 @@ class ConceptVector(OwnInit):
         self.weight = nn.Parameter(torch.empty(num_concepts, hidden_size))
         self.bias = nn.Parameter(torch.zeros(hidden_size))
 
-    def reset(self, std: float) -> None:
+    def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.weight, std=std)
         nn.init.zeros_(self.bias)
 
@@ -184,12 +184,12 @@ class ConceptPredictor(Predictor):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
-    ) -> Predicted:
+    ) -> Prediction:
         if self.vector is None:
             losses = None if labels is None else self.head.losses(hidden, labels)
-            return Predicted(None, self.head.logits(hidden) if losses is None else None, concept_losses=losses)
+            return Prediction(None, self.head.logits(hidden) if losses is None else None, concept_losses=losses)
         prediction = self.head(hidden, labels)
-        return Predicted(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
+        return Prediction(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
 
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
@@ -217,15 +217,15 @@ class PausePredictor(Predictor):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
-    ) -> Predicted:
+    ) -> Prediction:
         embedded = self._backbone[0].embed(self.vector.expand(*positions.shape, -1), positions)
-        return Predicted(embedded.expand_as(hidden))
+        return Prediction(embedded.expand_as(hidden))
 
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
         return 0.0
 
-    def reset(self, std: float) -> None:
+    def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.vector, std=std)
 
 
@@ -251,11 +251,11 @@ class HiddenPredictor(Predictor):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
-    ) -> Predicted:
+    ) -> Prediction:
         normed, mean, std = normalise(hidden)
         predicted = self.head(normed)
         vector = None if self.back is None else self.back(predicted) * std + mean
-        return Predicted(vector, hidden=predicted)
+        return Prediction(vector, hidden=predicted)
 
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
@@ -322,7 +322,7 @@ class NextConceptPredictor(Predictor):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
-    ) -> Predicted:
+    ) -> Prediction:
         if padding is None:
             return self._aligned(hidden, None)
         # Every row's tokens to the front, so that chunks begin with its first token.
@@ -332,19 +332,19 @@ class NextConceptPredictor(Predictor):
         vector = None if found.vector is None else torch.zeros_like(found.vector).scatter(1, places, found.vector)
         return found._replace(vector=vector)
 
-    def _aligned(self, hidden: torch.Tensor, real: torch.Tensor | None) -> Predicted:
+    def _aligned(self, hidden: torch.Tensor, real: torch.Tensor | None) -> Prediction:
         batch, seq, d = hidden.shape
         whole = seq // self.chunk
         if not whole:
             vector = None if self.start is None else self.start.expand_as(hidden)
-            return Predicted(vector, loss=hidden.new_zeros(()) if self.training else None)
+            return Prediction(vector, loss=hidden.new_zeros(()) if self.training else None)
         pooled = hidden[:, : whole * self.chunk].view(batch, whole, self.chunk, d).mean(2)
         logits = self._predict(pooled)
         complete = None
         if real is not None:
             complete = real[:, : whole * self.chunk].view(batch, whole, self.chunk).all(-1)
         loss = self._loss(pooled, logits, complete) if self.training else None
-        return Predicted(self._vectors(logits, seq), loss=loss)
+        return Prediction(self._vectors(logits, seq), loss=loss)
 
     def _predict(self, pooled: torch.Tensor) -> torch.Tensor:
         """Code logits of the chunk after each one, `[batch, chunks, S, N]`."""
@@ -352,7 +352,7 @@ class NextConceptPredictor(Predictor):
         rotary = self._backbone[0].rotary(torch.arange(chunks, device=pooled.device)[None], pooled.dtype)
         state = pooled
         for block in self.blocks:
-            state = block(state, layout=Attend(None, causal=True), rotary=rotary)
+            state = block(state, layout=AttentionLayout(None, causal=True), rotary=rotary)
         return self.predict(self.norm(state)).unflatten(-1, (self.segments, self.codes))
 
     def _vectors(self, logits: torch.Tensor, seq: int) -> torch.Tensor | None:
@@ -390,7 +390,7 @@ class NextConceptPredictor(Predictor):
         quantise, expect = 2 * n * d, (2 * n * d + 2 * d * d if with_vector else 0)
         return (stack + predict + quantise + expect) / k
 
-    def reset(self, std: float) -> None:
+    def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.codebook)  # the pooled states' own scale: they are layer-normalised
         if self.start is not None:
             nn.init.normal_(self.start, std=std)

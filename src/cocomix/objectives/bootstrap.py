@@ -7,17 +7,76 @@ are not used.
 """
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
+from transformers import PreTrainedModel
 
+from cocomix.model.build import Sizes
 from cocomix.model.flops import hidden_flops, model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, concept_loss
-from cocomix.objectives.base import Objective
+from cocomix.objectives.base import Objective, StudentSettings, describe_mixing
+from cocomix.objectives.cocomix import ConceptConfig, build_with_concepts
 from cocomix.sae.sae import TopKSAE
 from cocomix.sae.training import SaeTraining
+
+
+class BootstrapStudent(StudentSettings):
+    """CoCoMix without a teacher: the autoencoder learns on a slow-moving average of the student while it trains."""
+
+    name = "bootstrap"
+
+    concept: ConceptConfig = Field(default_factory=ConceptConfig)
+    source: Literal["top", "middle"] = Field(
+        default="top", description="hidden state encoded: what feeds the final norm, or what enters concept_layer"
+    )
+    decay: float = Field(default=0.99, ge=0, lt=1, description="of the average, a step")
+    n_latents: int = Field(default=1024, ge=1, description="number of concepts C")
+    k: int = Field(default=16, ge=1, description="active latents per position K")
+    labels_per_position: int = Field(default=4, ge=1, description="labels a position K_attr: its strongest latents")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the training before the concept loss begins")
+
+    @property
+    def mixing(self) -> ConceptConfig:
+        return self.concept
+
+    @property
+    def own_latents(self) -> int:
+        return self.n_latents
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        if not self.labels_per_position <= self.k <= self.n_latents:
+            raise ValueError(
+                f"labels_per_position {self.labels_per_position}, k {self.k} and n_latents {self.n_latents}"
+                " must not fall in this order; change one of them"
+            )
+        if self.concept.loss_until is not None:
+            raise ValueError("concept.loss_until is for cocomix students; a bootstrap student has `warmup`")
+        return self
+
+    def build(self, sizes: Sizes) -> PreTrainedModel:
+        return build_with_concepts(self.model, self.concept, sizes, self.n_latents, self.k)
+
+    def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        return BootstrapObjective(
+            model,
+            TopKSAE(self.model.width, self.n_latents, self.k),
+            top=self.source == "top",
+            decay=self.decay,
+            labels_per_position=self.labels_per_position,
+            warmup=self.warmup,
+        )
+
+    def summary(self) -> str:
+        return (
+            f"no teacher: concepts of the student's own average ({self.source} hidden state),"
+            f" lambda {self.concept.loss_weight:g}, mixing {describe_mixing(self.concept)}"
+        )
 
 
 class Bootstrap(nn.Module):
@@ -89,7 +148,13 @@ class BootstrapObjective(Objective):
         self.all.sae_training.sae.save_pretrained(folder / "sae")
 
     def flops_per_token(self, seq_len: int) -> float:
-        return bootstrap_flops(self.all.student.config, self.all.sae_training.sae.k, self.top, seq_len)
+        """The student's, its average's forward pass, and three times the autoencoder's."""
+        config: Any = self.all.student.config
+        student = model_flops(config, seq_len)
+        head = 2 * config.hidden_size * config.vocab_size
+        average = student.forward - head if self.top else hidden_flops(config, seq_len, config.concept_layer)
+        autoencoder = 2 * (config.num_concepts + self.all.sae_training.sae.k) * config.hidden_size
+        return student.training + average + 3 * autoencoder
 
     def before_step(self) -> None:
         self.all.sae_training.sae.remove_parallel_gradient_()
@@ -102,11 +167,3 @@ class BootstrapObjective(Objective):
         decay = min(self.decay, steps / (steps + 10))
         for averaged, current in zip(self.all.average.parameters(), self.all.student.parameters(), strict=True):
             averaged.lerp_(current, 1 - decay)
-
-
-def bootstrap_flops(student: Any, k: int, top: bool, seq_len: int) -> float:
-    """Training operations per token: the student's, the average's forward pass, three times the autoencoder's."""
-    own = model_flops(student, seq_len)
-    head = 2 * student.hidden_size * student.vocab_size
-    average = own.forward - head if top else hidden_flops(student, seq_len, student.concept_layer)
-    return own.training + average + 3 * 2 * (student.num_concepts + k) * student.hidden_size

@@ -5,13 +5,47 @@ The teacher is run in every step (`LiveTeacher`, exact), or its k most likely to
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import PretrainedConfig, PreTrainedModel
+from pydantic import Field
+from transformers import PreTrainedModel
 
+from cocomix.model.build import Sizes
 from cocomix.model.flops import model_flops
-from cocomix.objectives.ntp import NtpObjective
+from cocomix.objectives.base import Objective
+from cocomix.objectives.ntp import NtpObjective, PlainStudent
+
+
+class KdStudent(PlainStudent):
+    """Knowledge distillation: next-token loss plus the KL divergence from the teacher's distribution."""
+
+    name = "kd"
+
+    kd_weight: float = Field(default=0.1, ge=0, description="weight of the KL divergence")
+    teacher_top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="read the teacher's k most likely tokens from a store made once; empty: run the teacher each step",
+    )
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"teacher"} if self.teacher_top_k is None else {"logits"})
+
+    @property
+    def stored_teacher_tokens(self) -> int | None:
+        return self.teacher_top_k
+
+    def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        source = LiveTeacher(teacher()) if self.teacher_top_k is None else StoredTeacher()
+        return KdObjective(model, source, self.kd_weight)
+
+    def summary(self) -> str:
+        where = "live" if self.teacher_top_k is None else f"its {self.teacher_top_k} likeliest tokens, stored"
+        return f"distillation, KL weight {self.kd_weight:g}, teacher {where}"
 
 
 class TeacherDistribution(ABC):
@@ -23,8 +57,12 @@ class TeacherDistribution(ABC):
 
         Args:
             log_probs: the student's, `[batch, seq - 1, vocab]`, float32 or better.
-            batch: what the objective was given.
+            batch: the objective's batch.
         """
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Operations per token of running the teacher."""
+        return 0.0
 
 
 class LiveTeacher(TeacherDistribution):
@@ -39,6 +77,9 @@ class LiveTeacher(TeacherDistribution):
             # A published teacher may have spare rows beyond the tokenizer's vocabulary; they are no outcomes.
             theirs = logits[..., : log_probs.shape[-1]].to(log_probs.dtype).log_softmax(-1)
         return F.kl_div(log_probs, theirs, log_target=True, reduction="none").sum(-1)
+
+    def flops_per_token(self, seq_len: int) -> float:
+        return model_flops(self.teacher.config, seq_len).forward
 
 
 class StoredTeacher(TeacherDistribution):
@@ -63,6 +104,7 @@ class KdObjective(NtpObjective):
     """
 
     holds_logits = True
+    holds_teacher_logits = True
 
     def __init__(self, model: PreTrainedModel, source: TeacherDistribution, weight: float) -> None:
         super().__init__(model)
@@ -76,10 +118,4 @@ class KdObjective(NtpObjective):
         return ntp + self.weight * self.source.divergence(log_probs, batch).mean()
 
     def flops_per_token(self, seq_len: int) -> float:
-        teacher = self.source.teacher.config if isinstance(self.source, LiveTeacher) else None
-        return kd_flops(self.model.config, teacher, seq_len)
-
-
-def kd_flops(student: PretrainedConfig, teacher: PretrainedConfig | None, seq_len: int) -> float:
-    """Training operations per token: the student's, and a live teacher's forward pass."""
-    return model_flops(student, seq_len).training + (model_flops(teacher, seq_len).forward if teacher else 0.0)
+        return super().flops_per_token(seq_len) + self.source.flops_per_token(seq_len)

@@ -1,17 +1,48 @@
-"""Next-token prediction with any Transformers causal language model."""
+"""Next-token prediction with any Transformers causal language model: the baseline, and the base of other objectives."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.kernels.linear_cross_entropy import linear_losses
+from cocomix.model.build import Sizes, build_plain
 from cocomix.model.flops import model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.model.teacher import linear_head
-from cocomix.objectives.base import Objective
+from cocomix.objectives.base import Objective, StudentSettings
+
+
+class PlainStudent(StudentSettings):
+    """A plain Transformers model, without concepts."""
+
+    match_parameters: str | None = Field(
+        default=None, description="widen this student until its parameter count is closest to the named student's"
+    )
+
+    @property
+    def same_size_as(self) -> str | None:
+        return self.match_parameters
+
+    def build(self, sizes: Sizes) -> PreTrainedModel:
+        return build_plain(self.model, vocab_size=sizes.vocab_size, seq_len=sizes.seq_len, special=sizes.special)
+
+
+class NtpStudent(PlainStudent):
+    """Next-token prediction alone: the baseline."""
+
+    name = "ntp"
+
+    def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        return NtpObjective(model)
+
+    def summary(self) -> str:
+        return "next-token prediction"
 
 
 class NtpObjective(Objective):

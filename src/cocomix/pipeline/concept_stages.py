@@ -167,7 +167,7 @@ def atlas_path(stage: StudentStage, snapshot: str | None = None) -> Path:
 def _labels(stage: StudentStage) -> LabelReader | None:
     """Validation labels by the rule and sign the student was taught with: stored ones, else made anew, else none."""
     labels = stage.labels
-    if labels is None or not stage.variant.recall or not (labels.teacher.done() and labels.sae.done()):
+    if labels is None or not stage.config.uses_sae_concepts or not (labels.teacher.done() and labels.sae.done()):
         return None
     if all(needed.done() for needed in labels.needed):
         return labels.reader(INDEX_SPLIT, stage.sign)

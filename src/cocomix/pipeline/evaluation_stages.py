@@ -68,7 +68,7 @@ class SnapshotStage(Stage):
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         config = self.student.run_config
         where = self.student.folder / "snapshots" / self.snapshot
-        model = load_causal_lm(where, f"the snapshot {self.snapshot} of {self.student.student}", self.student.again)
+        model = load_causal_lm(where, f"the snapshot {self.snapshot} of {self.student.student}", self.student.redo_hint)
         measured = perplexity(
             model.to(device()),  # pyright: ignore[reportArgumentType]
             self.student.tokens.shards(self.split),

@@ -7,9 +7,10 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from cocomix.labels.attribution import labelling_flops
 from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
 from cocomix.labels.store import LabelReader, LabelStore
-from cocomix.model.flops import labelling_flops, model_flops
+from cocomix.model.flops import model_flops
 from cocomix.model.loading import model_config
 from cocomix.pipeline.config import LabelConfig, RunConfig
 from cocomix.pipeline.sae_stage import SaeStage
@@ -83,7 +84,7 @@ class LabelSet(ABC):
         share = self.live_share(batch_size, world_size())
         if not share:
             return 0.0
-        shape = model_config(self.teacher.folder / "model", self.teacher.again)
+        shape = model_config(self.teacher.folder / "model", self.teacher.redo_hint)
         return share * self.flops_per_token(shape, self.sae.figures["n_latents"], self.sae.figures["k"])
 
 

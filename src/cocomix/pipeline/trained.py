@@ -9,23 +9,23 @@ from transformers import PreTrainedModel
 from cocomix.analysis.inspect import Reading, read_text
 from cocomix.analysis.naming import Names, read_names
 from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active
-from cocomix.pipeline.config import load_config
-from cocomix.pipeline.run import Run
+from cocomix.pipeline.config import CONFIG
+from cocomix.pipeline.run import Run, load_run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.formats import FORMATS
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
 
-def existing_run(folder: Path) -> Run:
-    """The run in `folder`, with its own settings.
+def existing_run(folder: Path, *, announce: bool = True) -> Run:
+    """The run in `folder`, with its own settings; an edit of these is announced, as by `load_run`.
 
     Raises:
         CocomixError: there is none.
     """
-    if not (folder / "config.yaml").exists():
+    if not (folder / CONFIG).exists():
         raise CocomixError(f"there is no run in {folder}; run `cocomix demo` first or give another --run")
-    return Run(folder, load_config(folder / "config.yaml"))
+    return load_run(folder, announce=announce)
 
 
 def student_stage(run: Run, student: str, seed: int) -> StudentStage:
@@ -49,7 +49,7 @@ def with_concepts(run: Run, stage: StudentStage) -> Any:
     """
     model = stage.model()
     if getattr(getattr(model, "channel", None), "head", None) is None:
-        may = sorted({one.student for one in run.students if one.variant.recall})
+        may = sorted({one.student for one in run.students if one.config.uses_sae_concepts})
         raise CocomixError(
             f"the student {stage.student} predicts no concepts; "
             + (f"choose --student {' or '.join(may)}" if may else "train one with the objective cocomix")
@@ -72,7 +72,7 @@ def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, 
     ids = tokenizer.encode(text)
     if not text.strip():
         raise CocomixError("the text is empty; give some words")
-    of_the_sae = stage.variant.recall and stage.sae.done()  # bootstrapped concepts are the student's own
+    of_the_sae = stage.config.uses_sae_concepts and stage.sae.done()  # bootstrapped concepts are the student's own
     names = read_names(folder, stage.sae.checksum()) if of_the_sae else Names(None, {})
     fits = len(ids) <= model.config.max_position_embeddings
     return read_text(
@@ -112,16 +112,15 @@ def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae
 
 
 def export_sae(run: Run, name: str, folder: Path) -> Path:
-    """Write the run's finished autoencoder to `folder` in the format `name`, a key of `FORMATS`; returns `folder`.
+    """Write the run's finished autoencoder to `folder` in the format called `name`; returns `folder`.
 
     Raises:
         CocomixError: no such format, one that cannot represent this autoencoder, or a folder in use.
     """
-    if name not in FORMATS:
-        raise CocomixError(f"there is no SAE format {name!r}; choose one of {', '.join(FORMATS)}")
+    format = FORMATS.choose(name)()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CocomixError(f"{folder} holds something already; give a new folder")
     teacher = run.config.teacher.pretrained
     about = {"layer": run.sae.config.layer, "model": teacher or f"{run.config.title} (trained by cocomix)"}
-    FORMATS[name].write(run.sae.model().cpu(), folder, about)
+    format.write(run.sae.model().cpu(), folder, about)
     return folder

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cocomix.train.trackers import TRACKERS
 from cocomix.utils.env import Precision
 
 HOW = (
@@ -62,9 +63,7 @@ class TrainConfig(BaseModel):
         default=0, ge=0, description="whole models kept in `snapshots/step-N`, evenly spaced, the last at the end"
     )
     checkpoint_seconds: float = Field(default=60.0, gt=0, description="at least this long between two checkpoints")
-    trackers: tuple[str, ...] = Field(
-        default=(), description="where metrics go: tensorboard, wandb, trackio and what else Accelerate knows"
-    )
+    trackers: tuple[str, ...] = Field(default=(), description=f"where metrics go: {TRACKERS.names}")
     log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics")
     seed: int = Field(default=0, ge=0, description="seed of initialisation and data order")
 

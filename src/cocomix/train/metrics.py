@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cocomix.train.config import TrainConfig
-from cocomix.train.trackers import open_tracker
+from cocomix.train.trackers import open_trackers
 from cocomix.utils.console import world_size
 from cocomix.utils.env import memory_used, peak_flops
 
@@ -33,17 +33,17 @@ class Metrics:
     ) -> None:
         self.config, self.device = config, device
         self.tokens_per_step = tokens_per_step
-        self.tracker = None
+        self.trackers = None
         if config.trackers:
             name = "-".join(folder.parts[-3:])
-            self.tracker = open_tracker(config.trackers, folder / "tracking", name, config.model_dump(mode="json"))
+            self.trackers = open_trackers(config.trackers, folder / "tracking", name, config.model_dump(mode="json"))
             self.flops_per_token = flops_per_token()
             self.peak = peak_flops(device, config.precision) * world_size()
         self._last: tuple[int, float, float] | None = None
 
     def step(self, step: int, *, loss: float, grad_norm: float, seconds: float, waited: float, skipped: int) -> None:
         """After optimiser step `step` (1-based); `seconds` and `waited` are the run's clocks so far."""
-        if self.tracker is None:
+        if self.trackers is None:
             return
         if self._last is None:
             self._last = (step - 1, seconds, waited)
@@ -53,7 +53,7 @@ class Metrics:
         steps, took, idle = (now - then for now, then in zip((step, seconds, waited), self._last, strict=True))
         self._last = (step, seconds, waited)
         rate = steps * self.tokens_per_step / took if took else 0.0
-        self.tracker.log(
+        self.trackers.log(
             {
                 "train/loss": loss,
                 "train/grad_norm": grad_norm,
@@ -68,11 +68,11 @@ class Metrics:
 
     def evaluation(self, point: dict[str, Any]) -> None:
         """A point of the curve."""
-        if self.tracker is not None:
+        if self.trackers is not None:
             measured = [name for name in point if name.startswith("val_")]
-            self.tracker.log({name.replace("_", "/", 1): point[name] for name in measured}, point["step"])
+            self.trackers.log({name.replace("_", "/", 1): point[name] for name in measured}, point["step"])
 
     def close(self) -> None:
         """Flush and end the trackers."""
-        if self.tracker is not None:
-            self.tracker.close()
+        if self.trackers is not None:
+            self.trackers.close()

@@ -36,7 +36,7 @@ def sae(kind: str = "relu", **settings: Any) -> TopKSAE:
 
 def saelens(folder: Path, hook: str) -> TopKSAE:
     made = sae()
-    FORMATS["saelens"].write(made, folder, {})
+    FORMATS["saelens"]().write(made, folder, {})
     config = json.loads((folder / "cfg.json").read_text())
     config["metadata"]["hook_name"] = hook
     (folder / "cfg.json").write_text(json.dumps(config))
@@ -245,7 +245,7 @@ def test_our_own_folder_with_odd_settings_is_refused(settings: dict[str, Any], m
 @pytest.mark.parametrize("name", ["saelens", "sparsify"])
 def test_others_folders_with_odd_words_are_refused(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "layers.3"
-    FORMATS[name].write(sae(normalisation="none"), folder, {})
+    FORMATS[name]().write(sae(normalisation="none"), folder, {})
     path, kept = folder / "cfg.json", (folder / "cfg.json").read_text()
     for odd in ({"metadata": {"hook_name": {}}}, {"metadata": {"model_name": [1]}}, {"activation": []}):
         path.write_text(json.dumps(json.loads(kept) | odd))

@@ -234,7 +234,7 @@ def test_saelens_loads_our_export_and_agrees(normalisation: str, dtype: torch.dt
     ours = TopKSAE(D, C, K, normalisation=normalisation).to(dtype)
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    FORMATS["saelens"].write(ours, tmp_path, {"layer": 3, "model": "mine"})
+    FORMATS["saelens"]().write(ours, tmp_path, {"layer": 3, "model": "mine"})
     library = SAE.load_from_disk(tmp_path)
     assert library.cfg.metadata.hook_name == "blocks.3.hook_resid_post" and library.cfg.k == K
     x = inputs().to(dtype)
@@ -248,4 +248,4 @@ def test_saelens_loads_our_export_and_agrees(normalisation: str, dtype: torch.dt
 
 def test_what_saelens_has_no_words_for_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match="no jumprelu activation of which 5 are kept"):
-        FORMATS["saelens"].write(TopKSAE(D, C, K, activation=JumpReLU(C)), tmp_path, {})
+        FORMATS["saelens"]().write(TopKSAE(D, C, K, activation=JumpReLU(C)), tmp_path, {})

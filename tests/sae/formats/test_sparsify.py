@@ -53,7 +53,7 @@ def test_each_activation_agrees_and_is_exported_again(activation: str, tmp_path:
     check(loaded.sae, library)
     loaded.sae.save_pretrained(tmp_path / "ours")
     check(TopKSAE.from_pretrained(tmp_path / "ours"), library)
-    FORMATS["sparsify"].write(loaded.sae, tmp_path / "again", {"layer": 3})
+    FORMATS["sparsify"]().write(loaded.sae, tmp_path / "again", {"layer": 3})
     from sparsify import SparseCoder
 
     check(loaded.sae, SparseCoder.load_from_disk(tmp_path / "again"))
@@ -121,5 +121,5 @@ def test_another_width_and_damaged_weights_are_refused(tmp_path: Path) -> None:
 )
 def test_what_sparsify_cannot_represent_is_not_exported(sae: TopKSAE, words: str, tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match=words):
-        FORMATS["sparsify"].write(sae, tmp_path / "out", {})
+        FORMATS["sparsify"]().write(sae, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()

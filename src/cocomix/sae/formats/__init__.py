@@ -1,23 +1,36 @@
-"""Autoencoders in the files of those who train them: one small class a format, in one registry."""
+"""Autoencoders in the files of the libraries that train them: one class a format, in one registry.
+
+`load_sae` reads a path of any format, or downloads from the hub, and checks width and hook point.
+"""
 
 from pathlib import Path
 
 from cocomix.sae.formats.base import LoadedSae, SaeFormat, block_before, check_hook, fetch, is_hub_id
-from cocomix.sae.formats.cocomix import OwnFormat
+from cocomix.sae.formats.cocomix import CocomixFormat
 from cocomix.sae.formats.openai import OpenAiFormat
 from cocomix.sae.formats.saelens import SaeLensFormat
 from cocomix.sae.formats.sparsify import SparsifyFormat
 from cocomix.sae.reading import read_json
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.registry import Registry
 
-__all__ = ["FORMATS", "LoadedSae", "SaeFormat", "load_sae"]
+__all__ = ["FORMATS", "LoadedSae", "SaeFormat", "load_sae", "register_format"]
 
-FORMATS: dict[str, SaeFormat] = {
-    one.name: one for one in (OwnFormat(), SaeLensFormat(), SparsifyFormat(), OpenAiFormat())
-}
-"""By name; a path is of the first format that knows it."""
-JSON = ("cfg.json", "sae.json")
-"""What lies beside the weights in one format or another."""
+FORMATS: Registry[type[SaeFormat]] = Registry(
+    "SAE format", [CocomixFormat, SaeLensFormat, SparsifyFormat, OpenAiFormat]
+)
+"""By name. A path is of the first format that detects it."""
+
+
+def register_format(cls: type[SaeFormat]) -> type[SaeFormat]:
+    """Make an SAE format of your own known by its `name`; usable as a decorator."""
+    return FORMATS.register(cls)
+
+
+def format_of(path: Path) -> SaeFormat | None:
+    """The format of the autoencoder at `path`; a format that detects any file is asked last."""
+    formats = sorted(FORMATS.values(), key=lambda cls: cls.detects_any_file)
+    return next((cls() for cls in formats if cls().detect(path)), None)
 
 
 def load_sae(source: str | Path, *, layer: int, d_model: int, k: int) -> LoadedSae:
@@ -53,7 +66,7 @@ def load_sae(source: str | Path, *, layer: int, d_model: int, k: int) -> LoadedS
 
 
 def _format(path: Path) -> SaeFormat:
-    found = next((one for one in FORMATS.values() if one.detect(path)), None)
+    found = format_of(path)
     if found is None:
         raise CocomixError(
             f"{path} is no autoencoder of a known format; give a folder of cocomix (sae.json), SAELens or sparsify"
@@ -64,13 +77,14 @@ def _format(path: Path) -> SaeFormat:
 
 def _choose(path: Path, layer: int) -> Path:
     """`path`, or the one autoencoder below it that reads after block `layer`."""
-    if any(one.detect(path) for one in FORMATS.values()):
+    if format_of(path) is not None:
         return path
-    for name in JSON:
+    metadata_files = sorted({cls.metadata_file for cls in FORMATS.values() if cls.metadata_file is not None})
+    for name in metadata_files:
         if (path / name).is_file():
             read_json(path / name)  # a damaged one is said to be damaged
             _format(path)
-    below = sorted({file.parent for name in JSON for file in path.rglob(name)})
+    below = sorted({file.parent for name in metadata_files for file in path.rglob(name)})
     hooks = {folder: _hook(folder) for folder in below}
     right = [folder for folder, hook in hooks.items() if hook is not None and block_before(hook) == layer]
     if len(right) == 1:
@@ -87,4 +101,5 @@ def _choose(path: Path, layer: int) -> Path:
 
 
 def _hook(folder: Path) -> str | None:
-    return next((one.hook(folder) for one in FORMATS.values() if one.detect(folder)), None)
+    found = format_of(folder)
+    return None if found is None else found.hook(folder)

@@ -111,7 +111,7 @@ class LoadedSae(NamedTuple):
 
     sae: TopKSAE
     format: str
-    """a key of `FORMATS`"""
+    """the format's name"""
     hook: str | None
     """where in the model it reads, in the file's own words; None where the file does not say"""
     model: str | None
@@ -126,10 +126,14 @@ class SaeFormat(ABC):
     Attributes:
         name: as `--format` has it.
         title: as error messages have it.
+        metadata_file: the JSON file beside the weights that a folder of this format has, if any.
+        detects_any_file: whether `detect` accepts any file, so that other formats are asked first.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    metadata_file: ClassVar[str | None] = None
+    detects_any_file: ClassVar[bool] = False
 
     @abstractmethod
     def detect(self, path: Path) -> bool:

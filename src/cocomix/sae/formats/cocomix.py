@@ -9,10 +9,11 @@ from cocomix.sae.reading import peek_json, words
 from cocomix.sae.sae import ABOUT, TopKSAE
 
 
-class OwnFormat(SaeFormat):
+class CocomixFormat(SaeFormat):
     """Represents every autoencoder we can load."""
 
     name, title = "cocomix", "cocomix's own SAE format"
+    metadata_file = ABOUT
 
     def detect(self, path: Path) -> bool:
         return (path / ABOUT).is_file()

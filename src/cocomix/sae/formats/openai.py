@@ -26,6 +26,7 @@ class OpenAiFormat(SaeFormat):
     """A file, whatever it is called."""
 
     name, title = "openai", "OpenAI's SAE format (a pickle)"
+    detects_any_file = True
 
     def detect(self, path: Path) -> bool:
         return path.is_file()

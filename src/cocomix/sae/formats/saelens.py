@@ -37,6 +37,7 @@ class SaeLensFormat(SaeFormat):
     """Architectures topk, jumprelu, batchtopk, matryoshka_batchtopk and standard."""
 
     name, title = "saelens", "SAELens' format"
+    metadata_file = CONFIG
 
     def detect(self, path: Path) -> bool:
         config = peek_json(path / CONFIG)

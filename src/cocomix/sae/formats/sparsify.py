@@ -26,6 +26,7 @@ class SparsifyFormat(SaeFormat):
     """TopK and groupmax autoencoders; they do not normalise, and subtract b_dec from their input."""
 
     name, title = "sparsify", "sparsify's format"
+    metadata_file = CONFIG
 
     def detect(self, path: Path) -> bool:
         config = peek_json(path / CONFIG)
