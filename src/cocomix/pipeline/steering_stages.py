@@ -8,12 +8,8 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-<<<<<<< HEAD
 from statistics import mean
-from typing import TYPE_CHECKING, Any
-=======
 from typing import Any
->>>>>>> h1
 
 import torch
 from transformers import PreTrainedModel
@@ -34,14 +30,7 @@ from cocomix.steering.study.report import write_steering_report
 from cocomix.utils.env import git_commit, machine
 from cocomix.utils.errors import CocomixError
 
-<<<<<<< HEAD
-if TYPE_CHECKING:
-    from cocomix.pipeline.run import Run
-
 LanguageModelStage = StudentStage | TeacherStage
-=======
-Writer = StudentStage | TeacherStage
->>>>>>> h1
 
 
 class SteeredStudent:
@@ -195,11 +184,7 @@ def baseline(run: Run, student: StudentStage) -> StudentStage | None:
     return next((stage for stage in candidates if stage.student == run.config.baseline), next(iter(candidates), None))
 
 
-<<<<<<< HEAD
-def reader(run: "Run", student: StudentStage) -> LanguageModelStage:
-=======
-def reader(run: Run, student: StudentStage) -> Writer:
->>>>>>> h1
+def reader(run: Run, student: StudentStage) -> LanguageModelStage:
     """The model that judges fluency, one that is neither steered nor the judge of concepts.
 
     Another next-token student of the same seed; else the baseline of another seed; else the teacher.
@@ -211,23 +196,13 @@ def reader(run: Run, student: StudentStage) -> Writer:
     return next(iter([*others, *elsewhere]), run.teacher)
 
 
-<<<<<<< HEAD
-def _next_token_students(run: "Run", seed: int) -> list[StudentStage]:
+def _next_token_students(run: Run, seed: int) -> list[StudentStage]:
     return [stage for stage in run.students if stage.seed == seed and stage.config.objective == "ntp" and stage.done()]
 
 
-def _of_seed(run: "Run", like: StudentStage | None, seed: int) -> StudentStage | None:
+def _of_seed(run: Run, like: StudentStage | None, seed: int) -> StudentStage | None:
     candidates = _next_token_students(run, seed)
     return next((stage for stage in candidates if like is not None and stage.student == like.student), None)
-=======
-def _next_token_students(run: Run, seed: int) -> list[StudentStage]:
-    return [one for one in run.students if one.seed == seed and one.config.objective == "ntp" and one.done()]
-
-
-def _of_seed(run: Run, like: StudentStage | None, seed: int) -> StudentStage | None:
-    found = _next_token_students(run, seed)
-    return next((one for one in found if like is not None and one.student == like.student), None)
->>>>>>> h1
 
 
 def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
@@ -258,11 +233,7 @@ def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
         )
 
 
-<<<<<<< HEAD
-def _choose_concepts(run: "Run", count: int) -> list[Concept]:
-=======
-def _concepts(run: Run, wanted: int) -> list[Concept]:
->>>>>>> h1
+def _choose_concepts(run: Run, count: int) -> list[Concept]:
     """The concepts to steer, with names made first where the run has none for its autoencoder."""
     names = read_names(run.folder, run.sae.checksum())
     if names.found is None:
@@ -275,11 +246,7 @@ def _concepts(run: Run, wanted: int) -> list[Concept]:
     )
 
 
-<<<<<<< HEAD
-def _measure(run: "Run", students: Sequence[SteeredStudent], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
-=======
-def _measure(run: Run, measured: Sequence[Measured], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
->>>>>>> h1
+def _measure(run: Run, students: Sequence[SteeredStudent], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
     """Every method on every seed, one seed after the other."""
     measured: dict[str, list[SteerEvalStage]] = {name: [] for name in methods}
     number = 0
@@ -294,13 +261,8 @@ def _measure(run: Run, measured: Sequence[Measured], methods: Sequence[str]) -> 
     return measured
 
 
-<<<<<<< HEAD
 def _header(
-    run: "Run", student: str, students: Sequence[SteeredStudent], chosen: Sequence[Concept], requested: dict[str, int]
-=======
-def _about(
-    run: Run, student: str, measured: Sequence[Measured], chosen: Sequence[Concept], asked: dict[str, int]
->>>>>>> h1
+    run: Run, student: str, students: Sequence[SteeredStudent], chosen: Sequence[Concept], requested: dict[str, int]
 ) -> dict[str, Any]:
     """What the report says of the run, the concepts and the judges."""
     tokenizer, names = run.tokens.tokenizer(), read_names(run.folder, run.sae.checksum())
@@ -333,11 +295,7 @@ def _concept_entry(concept: Concept, names: Names, tokenizer: Any) -> dict[str, 
     }
 
 
-<<<<<<< HEAD
-def _judges(run: "Run", steered: SteeredStudent) -> dict[str, Any]:
-=======
-def _judges(run: Run, one: Measured) -> dict[str, Any]:
->>>>>>> h1
+def _judges(run: Run, steered: SteeredStudent) -> dict[str, Any]:
     """Who judges and who is steered beside the student, for one seed."""
 
     def label(stage: LanguageModelStage | None) -> str | None:

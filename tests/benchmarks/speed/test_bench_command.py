@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patched:
-            # In test_contestants.py the process is a fresh one.
+            # In test_workloads.py the process is a fresh one.
             patched.setattr(own_process, "subprocess", SimpleNamespace(run=in_a_fork))
             printed = bench(path)
     finally:
