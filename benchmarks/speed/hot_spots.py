@@ -23,7 +23,7 @@ from benchmarks.speed.measure import figure, interleaved, ratios
 from cocomix import CoCoMixConfig
 from cocomix.kernels import largest, linear_losses, weighted_rows
 from cocomix.kernels import matmul as few_rows
-from cocomix.labels import exact as own_attention
+from cocomix.labels.exact import exact_attention, fused_exact_attention
 from cocomix.model.cache import GrowingLayer
 from cocomix.model.mixers import CONCEPTS
 from cocomix.model.transformer import BlockRunner, GPT2Backbone
@@ -153,7 +153,7 @@ def own_keys() -> list[Way]:
     def run(attention: Callable[..., torch.Tensor]) -> None:
         backward((attention(query, key, value, others, 0.125) * into).sum(), query, key, value)
 
-    return [Way("scores held whole", lambda: run(own_attention.plain)), Way("fused", lambda: run(own_attention.fused))]
+    return [Way("scores held whole", lambda: run(exact_attention)), Way("fused", lambda: run(fused_exact_attention))]
 
 
 def attribution_head() -> list[Way]:
