@@ -23,7 +23,7 @@ from benchmarks.speed.workload import Lap, Workload
 from cocomix import CoCoMixConfig
 from cocomix.kernels import largest, linear_losses, weighted_rows
 from cocomix.kernels import matmul as few_rows
-from cocomix.labels import exact as own_attention
+from cocomix.labels.exact import exact_attention, fused_exact_attention
 from cocomix.model.cache import GrowingLayer
 from cocomix.model.mixers import CONCEPTS
 from cocomix.model.transformer import BlockRunner, GPT2Backbone
@@ -157,8 +157,8 @@ def two_stream_attention() -> list[Variant]:
         backward((attention(query, key, value, others, 0.125) * into).sum(), query, key, value)
 
     return [
-        Variant("scores held whole", lambda: run(own_attention.plain)),
-        Variant("fused", lambda: run(own_attention.fused)),
+        Variant("scores held whole", lambda: run(exact_attention)),
+        Variant("fused", lambda: run(fused_exact_attention)),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Which concepts matter at a position: attribution, and the store of labels made with it."""
+"""Concept labels: attribution scores, the labels selected from them, and the store that holds them."""
 
 from cocomix.labels.attribution import (
     RULES,

@@ -1,7 +1,7 @@
-"""Models from settings: the shape of a transformer, where a vector is mixed in, and the models built from them.
+"""Settings of a model's shape and mixing, and the models built from them.
 
-Plain next-token models are Transformers' own GPT-2 and Llama, so a baseline is never ours to slow down or to
-get wrong; CoCoMix models use the same widths, depths and initialisation scale. Dropout is zero everywhere.
+Plain next-token models are Transformers' own GPT-2 and Llama, so baselines do not depend on this package's model code.
+CoCoMix models use the same widths, depths and initialisation scale. Dropout is zero everywhere.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from cocomix.utils.settings import Section
 
 
 class ModelShape(Section):
-    """Shape of a transformer, whichever backbone family builds it."""
+    """Shape of a transformer, for any backbone."""
 
     backbone: str = Field(default="gpt2", description=f"backbone family: {BACKBONES.names}")
     width: int = Field(default=128, ge=8, description="hidden size d_model")
@@ -51,7 +51,7 @@ class ModelShape(Section):
 
 
 class MixConfig(Section):
-    """Where and how a vector joins the hidden states."""
+    """Where and how the predicted vector joins the hidden states."""
 
     concept_layer: int = Field(
         default=2, ge=1, description="block (0-based) before which the vector is predicted and mixed"
@@ -71,36 +71,36 @@ NO_IDS = SpecialIds(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
 
 class Sizes(NamedTuple):
-    """What a student's shape takes from the rest of the run."""
+    """Sizes that a student takes from the other parts of a run."""
 
     vocab_size: int
     seq_len: int
     n_concepts: int
-    """C of the run's SAE"""
+    """number of concepts C of the run's SAE"""
     top_k: int
-    """its active latents K"""
+    """active latents K of that SAE"""
     teacher_width: int
     sae_layer: int
-    """the teacher's block (0-based) the SAE reads"""
+    """block (0-based) of the teacher whose output the SAE reads"""
     special: SpecialIds = NO_IDS
     label_flops: float = 0.0
-    """operations a trained token takes to be labelled, where its labels are made live"""
+    """FLOPs per training token of computing its labels, if they are computed during training"""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
-    """The tokenizer's ids, so that `generate` of a model made for it starts, stops and pads as it should."""
+    """The tokenizer's special ids, with which a model's `generate` starts, stops and pads."""
     return SpecialIds(**{name: getattr(tokenizer, name) for name in NO_IDS})
 
 
 def build_plain(
     shape: ModelShape, *, vocab_size: int, seq_len: int, special: SpecialIds | None = None
 ) -> PreTrainedModel:
-    """A Transformers causal LM of this shape, freshly initialised from torch's global generator."""
+    """Build Transformers' causal LM of this shape, initialised from torch's global generator."""
     return BACKBONES[shape.backbone].plain_model(shape, vocab_size, seq_len, special or NO_IDS)
 
 
 def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any) -> CoCoMixForCausalLM:
-    """A student with a channel and a mixer, freshly initialised from torch's global generator.
+    """Build a student with a predictor and a mixer, initialised from torch's global generator.
 
     Args:
         sizes: vocabulary, context and special tokens of the run.
@@ -125,21 +125,21 @@ def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any
 
 
 NO_CONCEPTS: dict[str, Any] = {"num_concepts": 1, "concept_top_k": 1}
-"""For channels that predict none."""
+"""Settings of predictors without concepts."""
 
 
 def parameter_count(build: Callable[[], nn.Module]) -> int:
-    """Parameters of the model `build` returns, tied ones once; built on the meta device, so free of memory."""
+    """Number of parameters of the model that `build` returns, tied ones once; built on the meta device."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build().parameters())
 
 
 @cache
 def match_width(shape: ModelShape, target: int, *, vocab_size: int, seq_len: int) -> ModelShape:
-    """`shape` at the width whose plain model has the parameter count closest to `target`.
+    """`shape` with the width whose plain model has the parameter count closest to `target`.
 
     Raises:
-        CocomixError: the target is below the narrowest possible model.
+        CocomixError: even the narrowest model has more parameters.
     """
     step = 2 * shape.heads
 

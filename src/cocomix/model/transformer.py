@@ -1,15 +1,15 @@
-"""The transformer below and above the concept layer: masks, attention, blocks, the two backbone families, BlockRunner.
+"""The transformer below and above concept_layer: masks, attention, blocks, the backbones and `BlockRunner`.
 
-Blocks are ours and not Transformers' because above concept_layer a token takes more than one slot: both slots of a
-token share its position, and the cache holds both. With concepts out of the way they agree with Transformers' GPT-2
-(1e-9 in float64) and Llama (tests/model). Read bottom up: `BlockRunner` is what the model and the mixers call.
+The blocks are not Transformers' because above concept_layer a token takes more than one slot: both slots of a token
+share its position, and the cache holds both. Without concepts they agree with Transformers' GPT-2 (to 1e-9 in float64)
+and Llama (tests/model). The model and the mixers call `BlockRunner`, at the end of the file.
 
 Choices:
 - Slots are ordered token by token, so causality over slots is plain causality over `token * slots + slot`.
 - SDPA's own causal flag aligns queries and keys at the top left, so it is used only where both have the same length;
   cached steps with several queries need an explicit mask.
-- A block can be asked for some of its slots only (`query_slots`): the last block before the head skips the queries, the
-  MLP and the output projection of slots nobody reads.
+- A block can compute some of its slots only (`query_slots`): the last block before the head skips the queries, the
+  MLP and the output projection of slots that are not read.
 """
 
 import math
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 class ParameterModule(nn.Module):
-    """A module that holds parameters itself, beside those of the linear layers, embeddings and norms in it."""
+    """Base class of modules with parameters besides those of their linear layers, embeddings and norms."""
 
     def reset_parameters(self, std: float) -> None:
-        """Initialise the parameters this module itself holds; `std` is the config's `initializer_range`."""
+        """Initialise the module's own parameters; `std` is the config's `initializer_range`."""
 
 
 class AttentionLayout(NamedTuple):
-    """Which queries see which keys, as SDPA takes it."""
+    """Arguments of SDPA that tell which queries see which keys."""
 
     mask: torch.Tensor | None
     """bool `[batch or 1, 1, queries, keys]`, True where seen; None: no mask beyond `causal`"""
@@ -47,7 +47,7 @@ class AttentionLayout(NamedTuple):
     """whether SDPA's own causal flag is used"""
 
     def for_slots(self, query_slots: slice, slots: int, device: torch.device) -> "AttentionLayout":
-        """The same layout for the queries of `query_slots` only, of `slots` slots."""
+        """The layout of only the queries `query_slots`, out of `slots` slots."""
         if self.causal:
             places = torch.arange(slots, device=device)
             return AttentionLayout((places[None, :] <= places[query_slots, None])[None, None], causal=False)
@@ -68,9 +68,9 @@ def attention_layout(
 
     Args:
         padding: 1 for tokens, 0 for padding, `[batch, past + new]`; None: no padding.
-        slots: queries a token.
-        key_slots: keys a token, if more than queries; a query sees all keys of its own token.
-        visible: False for slots that nobody attends to, bool `[batch or 1, (past + new) * key_slots]`; None: all.
+        slots: queries per token.
+        key_slots: keys per token, if more than queries; a query sees all keys of its own token.
+        visible: False for slots that no query attends to, bool `[batch or 1, (past + new) * key_slots]`; None: all.
     """
     key_slots = key_slots or slots
     queries, keys = new * slots, (past + new) * key_slots
@@ -86,7 +86,7 @@ def attention_layout(
         tokens = padding.bool().repeat_interleave(key_slots, dim=1)
         visible = tokens if visible is None else tokens & visible
     if visible is not None:
-        # A padded or hidden query would see nothing and become NaN: it sees itself, and nobody sees it.
+        # A padded or hidden query would see nothing and become NaN. It sees itself, and no query sees it.
         mask = (mask & visible[:, None, None, :]) | (column == last)
     return AttentionLayout(mask, causal=False)
 
@@ -103,13 +103,13 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(head_dim)) v, projected; one fused projection makes q, k and v.
+    """Multi-head attention, softmax(q k^T / sqrt(head_dim)) v, with one fused projection for q, k and v.
 
     Args:
         hidden_size: d_model.
         heads: query heads.
         kv_heads: key/value heads.
-        layer_index: place in the cache.
+        layer_index: index in the cache.
         bias: whether the projections have biases.
         dropout: dropout of the attention weights and the output.
     """
@@ -136,8 +136,8 @@ class Attention(nn.Module):
 
         Args:
             layout: which queries see which keys, for the query slots.
-            extra_kv: `[batch, slots, d_model]`, a vector behind each slot that gives a key and a value but no query.
-            query_slots: slots whose results are needed; None: all. The others give keys and values only.
+            extra_kv: `[batch, slots, d_model]`, a vector after each slot that gives a key and a value but no query.
+            query_slots: slots whose output is needed; None: all. The others only give keys and values.
         """
         query, key, value = self._projected(hidden, rotary, query_slots)
         if extra_kv is not None:
@@ -161,7 +161,7 @@ class Attention(nn.Module):
     def _projected(
         self, hidden: torch.Tensor, rotary: Rotary | None, query_slots: slice | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Query, key and value, each `[batch, heads or kv_heads, slots, head_dim]`; queries of the query slots only."""
+        """Query, key and value, each `[batch, heads or kv_heads, slots, head_dim]`; queries only of the query slots."""
         if query_slots is None:
             split = self.qkv(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             query, key, value = split.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
@@ -176,7 +176,7 @@ class Attention(nn.Module):
         return query, key, value
 
     def _keys_values(self, extra_kv: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values alone, of vectors at the slots' own positions, each `[batch, kv_heads, slots, head_dim]`."""
+        """Keys and values of vectors at the positions of the slots, each `[batch, kv_heads, slots, head_dim]`."""
         first = self.heads * self.head_dim
         bias = None if self.qkv.bias is None else self.qkv.bias[first:]
         split = linear(extra_kv, self.qkv.weight[first:], bias).view(*extra_kv.shape[:2], -1, self.head_dim)
@@ -185,7 +185,7 @@ class Attention(nn.Module):
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Rotary positions: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) on the two halves of head_dim."""
+    """Apply rotary positions: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) on the two halves of head_dim."""
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
@@ -201,7 +201,7 @@ def rotary_table(positions: torch.Tensor, head_dim: int, theta: float, dtype: to
 
 
 class GeluMLP(nn.Module):
-    """W2 gelu(W1 x), tanh-approximated as GPT-2's."""
+    """W2 gelu(W1 x), with GPT-2's tanh approximation."""
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
@@ -244,9 +244,9 @@ class Block(GradientCheckpointingLayer):
         extra_kv: torch.Tensor | None = None,
         query_slots: slice | None = None,
     ) -> torch.Tensor:
-        """`[batch, slots, d_model]` -> the same; `extra_kv` of that shape is attended to and not changed.
+        """`[batch, slots, d_model]` -> `[batch, slots, d_model]`; `extra_kv` of that shape is only attended to.
 
-        With `query_slots` only those are returned, `[batch, query slots, d_model]`; all slots are attended to.
+        With `query_slots` only these are returned, `[batch, query slots, d_model]`; all slots are attended to.
         """
         extra_kv = None if extra_kv is None else self.norm_1(extra_kv)
         mixed = self.attention(self.norm_1(hidden), layout, rotary, cache, extra_kv, query_slots)
@@ -255,7 +255,7 @@ class Block(GradientCheckpointingLayer):
 
 
 class SpecialIds(TypedDict):
-    """Ids of special tokens, as the model configs call them."""
+    """Ids of special tokens, by their names in a model config."""
 
     bos_token_id: int | None
     eos_token_id: int | None
@@ -263,15 +263,15 @@ class SpecialIds(TypedDict):
 
 
 class Backbone(nn.Module, ABC):
-    """Embeddings, blocks and the final norm of one family, and Transformers' own plain model of the same shape."""
+    """Base class of backbones: embeddings, blocks and final norm of a family, and Transformers' plain model of it."""
 
     name: ClassVar[str]
-    """what settings call it"""
+    """name in settings"""
     bias: ClassVar[bool]
     """whether the attention projections have biases"""
     rotary_positions: ClassVar[bool] = False
     grouped_queries: ClassVar[bool] = False
-    """whether it may have fewer key/value heads than query heads"""
+    """whether there can be fewer key/value heads than query heads"""
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
@@ -281,7 +281,7 @@ class Backbone(nn.Module, ABC):
         self.dropout = config.dropout
 
     def block(self, config: "CoCoMixConfig", index: int) -> Block:
-        """A block of this family; `index` is its place in the cache."""
+        """A block of this family; `index` is its index in the cache."""
         attention = Attention(
             config.hidden_size,
             config.num_attention_heads,
@@ -309,10 +309,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary | None:
-        """Rotary table for one slot a token, or None where positions are learned."""
+        """Rotary table for one slot per token, or None where positions are learned."""
 
     def residual_scale(self, layers: int) -> float:
-        """Factor on the initial weights that write to the residual stream."""
+        """Factor on the initialisation std of weights that write to the residual stream."""
         return 1.0
 
     @classmethod
@@ -323,7 +323,7 @@ class Backbone(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
-        """Transformers' own causal LM of this family and shape, freshly initialised, without dropout."""
+        """Transformers' causal LM of this family and shape, newly initialised, without dropout."""
 
 
 class GPT2Backbone(Backbone):
@@ -411,7 +411,7 @@ class LlamaBackbone(Backbone):
             num_attention_heads=shape.heads,
             num_key_value_heads=shape.kv_heads or shape.heads,
             tie_word_embeddings=True,
-            # No pad_token_id: Llama would freeze that row of its embedding at zero; ours is the end-of-text token's.
+            # No pad_token_id: Llama would freeze that row of its embedding at zero; here it is the end-of-text row.
             bos_token_id=special["bos_token_id"],
             eos_token_id=special["eos_token_id"],
         )
@@ -422,23 +422,23 @@ BACKBONES: Registry[type[Backbone]] = Registry("backbone", [GPT2Backbone, LlamaB
 
 
 def register_backbone(cls: type[Backbone]) -> type[Backbone]:
-    """Make a backbone family of your own known by its `name`; usable as a decorator."""
+    """Register a backbone under its `name`; usable as a decorator."""
     return BACKBONES.register(cls)
 
 
 class BlockRunner:
-    """Runs the model's blocks in order, some at a time; masks, positions and cache entries follow from the slots.
+    """Runs the model's blocks in order, some at a time, with the masks, positions and cache that the slots need.
 
-    The model runs the blocks below concept_layer with it, then hands it to the mixer, which runs the rest.
+    The model runs the blocks below concept_layer with it and then passes it to the mixer, which runs the others.
 
     Args:
         blocks: the blocks, in order.
         backbone: for its rotary tables.
-        positions: of the new tokens, int64 `[batch or 1, new]`.
+        positions: positions of the new tokens, int64 `[batch or 1, new]`.
         padding: 1 for tokens, 0 for padding, `[batch, past + new]`; None: no padding.
         past: number of tokens in the cache.
         cache: keys and values to read and extend, or None.
-        hidden_states: a list that gets what each block returned, or None.
+        hidden_states: a list to which the output of each block is appended, or None.
     """
 
     def __init__(
@@ -457,7 +457,7 @@ class BlockRunner:
 
     @property
     def unmasked(self) -> bool:
-        """Whether all tokens are here and none is padding: the layout then needs no mask beyond causality."""
+        """Whether there is neither padding nor a cache, so that no mask beyond causality is needed."""
         return self.padding is None and self.cache is None
 
     def run(
@@ -470,13 +470,13 @@ class BlockRunner:
         visible: torch.Tensor | None = None,
         query_slots: slice | None = None,
     ) -> torch.Tensor:
-        """Run the next `blocks` blocks (None: all that are left) over `slots` slots a token.
+        """Run the next `blocks` blocks (None: all remaining ones) over `slots` slots per token.
 
         Args:
             hidden: `[batch, new * slots, d_model]`.
-            extra_kv: `[batch, new, d_model]`, one vector behind each token that gives keys and values only.
-            visible: False for slots that nobody attends to, bool `[batch or 1, (past + new) * slots]`.
-            query_slots: return these slots only; the last block then computes no others.
+            extra_kv: `[batch, new, d_model]`, one vector after each token that only gives keys and values.
+            visible: False for slots that no query attends to, bool `[batch or 1, (past + new) * slots]`.
+            query_slots: return only these slots; the last block does not compute the others.
         """
         layout = attention_layout(
             self.padding,
@@ -491,7 +491,7 @@ class BlockRunner:
         return self._run(blocks, hidden, layout, rotary, extra_kv, query_slots)
 
     def run_packed(self, hidden: torch.Tensor, token_of_slot: torch.Tensor) -> torch.Tensor:
-        """Run all blocks that are left over slots whose tokens `token_of_slot` int64 `[slots]` names; if `unmasked`."""
+        """Run all remaining blocks over slots of the tokens `token_of_slot`, int64 `[slots]`; only if `unmasked`."""
         layout = attention_layout(None, len(token_of_slot), 0, slots=1, device=hidden.device)
         rotary = self._rotary(self.positions[:, token_of_slot], hidden.dtype)
         return self._run(None, hidden, layout, rotary, None, None)

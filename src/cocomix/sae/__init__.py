@@ -1,4 +1,4 @@
-"""The sparse autoencoder that defines the concepts: model, training, quality, file formats."""
+"""Sparse autoencoders, whose latents are the concepts: model, training loss, metrics and file formats."""
 
 from cocomix.sae.formats import FORMATS, LoadedSae, SaeFormat, load_sae, register_format
 from cocomix.sae.formats.openai import from_openai, load_openai_file

@@ -56,7 +56,7 @@ def steer_residual(model: PreTrainedModel, sae: TopKSAE, layer: int, steering: S
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     with ExitStack() as hooks:
-        if plan.from_a_token_on:
+        if plan.has_start:
             hooks.callback(inner.register_forward_pre_hook(note_places, with_kwargs=True).remove)
         if not plan.idle:
             hooks.callback(block.register_forward_hook(change).remove)
@@ -75,7 +75,7 @@ def changed_residual(hidden: torch.Tensor, sae: TopKSAE, plan: Plan, places: tor
         scale = Scale(unit, torch.zeros_like(unit))
         for rows, apply, concepts, due in plan.changes(len(hidden), places):
             before = concept_activations(latents.values[rows], latents.ids[rows], concepts)
-            difference = (apply(before, scale.of(rows)) - before) @ sae.decoder_weight[concepts]
+            difference = (apply(before, scale.for_rows(rows)) - before) @ sae.decoder_weight[concepts]
             after = changed[rows] + (difference * latents.std[rows]).to(hidden.dtype)
             changed[rows] = after if due is None else torch.where(due, after, changed[rows])
     return changed

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from cocomix.model.interventions import Ablate, Amplify, Intervention, Setting, named, word
+from cocomix.model.interventions import INTERVENTIONS, Ablate, Amplify, Intervention, Setting
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import parse_json
 from cocomix.utils.settings import validate
@@ -48,7 +48,7 @@ class SharedSetting(BaseModel):
 def to_items(setting: Setting) -> list[SharedItem]:
     """`setting` as items, for `from_items`."""
     return [
-        SharedItem(concept=concept, do=word(type(action)), amount=action.amount, start=action.start)
+        SharedItem(concept=concept, do=action.name, amount=action.amount, start=action.start)
         for concept, action in setting.items()
     ]
 
@@ -63,7 +63,7 @@ def from_items(items: Sequence[SharedItem]) -> dict[int, Intervention]:
     for item in items:
         if item.concept in setting:
             raise CocomixError(f"concept {item.concept} is steered twice in the setting; keep one of the two")
-        setting[item.concept] = named(item.do).of(item.amount, item.start)
+        setting[item.concept] = INTERVENTIONS.choose(item.do).from_amount(item.amount, item.start)
     return setting
 
 
@@ -145,7 +145,7 @@ def _action(action: str, start: int) -> Intervention:
     if action[0] in "+-":
         return Amplify(_float(action), start=start)
     name, separator, amount = action.partition(":")
-    return named(name.strip()).of(_float(amount) if separator else None, start)
+    return INTERVENTIONS.choose(name.strip()).from_amount(_float(amount) if separator else None, start)
 
 
 def _whole(digits: str) -> int:
@@ -172,4 +172,4 @@ def _action_text(intervention: Intervention) -> str:
     number = "" if amount is None else repr(float(amount)).removesuffix(".0")
     if isinstance(intervention, Amplify):
         return f"={number if number.startswith('-') else '+' + number}{at}"
-    return f"={word(type(intervention))}{':' if number else ''}{number}{at}"
+    return f"={intervention.name}{':' if number else ''}{number}{at}"

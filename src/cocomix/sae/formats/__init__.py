@@ -1,4 +1,4 @@
-"""Autoencoders in the files of the libraries that train them: one class a format, in one registry.
+"""File formats of the libraries that train autoencoders: one class per format, in the registry `FORMATS`.
 
 `load_sae` reads a path of any format, or downloads from the hub, and checks width and hook point.
 """
@@ -19,31 +19,31 @@ __all__ = ["FORMATS", "LoadedSae", "SaeFormat", "load_sae", "register_format"]
 FORMATS: Registry[type[SaeFormat]] = Registry(
     "SAE format", [CocomixFormat, SaeLensFormat, SparsifyFormat, OpenAiFormat]
 )
-"""By name. A path is of the first format that detects it."""
+"""Formats by name; a path has the first format that detects it."""
 
 
 def register_format(cls: type[SaeFormat]) -> type[SaeFormat]:
-    """Make an SAE format of your own known by its `name`; usable as a decorator."""
+    """Register an SAE format under its `name`; usable as a decorator."""
     return FORMATS.register(cls)
 
 
 def format_of(path: Path) -> SaeFormat | None:
-    """The format of the autoencoder at `path`; a format that detects any file is asked last."""
+    """The format of the autoencoder at `path`, or None; a format that detects any file is tried last."""
     formats = sorted(FORMATS.values(), key=lambda cls: cls.detects_any_file)
     return next((cls() for cls in formats if cls().detect(path)), None)
 
 
 def load_sae(source: str | Path, *, layer: int, d_model: int, k: int) -> LoadedSae:
-    """An autoencoder from a path of any format, or from the hub.
+    """Load an autoencoder from a path of any format, or from the hub.
 
     Args:
-        source: a file or folder, a folder with one autoencoder a hook point, or a hub id (see `formats.hub`).
-        layer: the block (0-based) whose output it must read, as far as its files say.
+        source: a file or folder, a folder with one autoencoder per hook point, or a hub id (see `fetch`).
+        layer: the block (0-based) whose output it must read, if its files say what it reads.
         d_model: width of the hidden states it must read.
-        k: concepts kept where the files have no K of their own.
+        k: concepts kept where the files do not state K.
 
     Raises:
-        CocomixError: nothing there, damaged, another width or hook point, or something we cannot represent.
+        CocomixError: it is missing or damaged, has another width or hook point, or `TopKSAE` cannot represent it.
     """
     text = str(source)
     if Path(source).exists():
@@ -66,40 +66,40 @@ def load_sae(source: str | Path, *, layer: int, d_model: int, k: int) -> LoadedS
 
 
 def _format(path: Path) -> SaeFormat:
-    found = format_of(path)
-    if found is None:
+    sae_format = format_of(path)
+    if sae_format is None:
         raise CocomixError(
-            f"{path} is no autoencoder of a known format; give a folder of cocomix (sae.json), SAELens or sparsify"
+            f"{path} is not an autoencoder of a known format; give a folder of cocomix (sae.json), SAELens or sparsify"
             " (cfg.json), or one of OpenAI's .pt files"
         )
-    return found
+    return sae_format
 
 
 def _choose(path: Path, layer: int) -> Path:
-    """`path`, or the one autoencoder below it that reads after block `layer`."""
+    """`path`, or the only autoencoder below it that reads the output of block `layer`."""
     if format_of(path) is not None:
         return path
     metadata_files = sorted({cls.metadata_file for cls in FORMATS.values() if cls.metadata_file is not None})
     for name in metadata_files:
         if (path / name).is_file():
-            read_json(path / name)  # a damaged one is said to be damaged
+            read_json(path / name)  # raises an error that says so if the file is damaged
             _format(path)
     below = sorted({file.parent for name in metadata_files for file in path.rglob(name)})
     hooks = {folder: _hook(folder) for folder in below}
-    right = [folder for folder, hook in hooks.items() if hook is not None and block_before(hook) == layer]
-    if len(right) == 1:
-        return right[0]
-    there = ", ".join(str(folder.relative_to(path)) for folder in (right or below)[:6])
-    if right:
-        raise CocomixError(f"{path} holds several SAEs of block {layer} ({there}); name one of them in sae.pretrained")
+    matches = [folder for folder, hook in hooks.items() if hook is not None and block_before(hook) == layer]
+    if len(matches) == 1:
+        return matches[0]
+    shown = ", ".join(str(folder.relative_to(path)) for folder in (matches or below)[:6])
+    if matches:
+        raise CocomixError(f"{path} holds several SAEs of block {layer} ({shown}); name one of them in sae.pretrained")
     if below:
         raise CocomixError(
-            f"{path} holds no SAE of block {layer}'s output, but others ({there}); set sae.layer or name one of them"
+            f"{path} holds no SAE of block {layer}'s output, but others ({shown}); set sae.layer or name one of them"
         )
     _format(path)
     return path
 
 
 def _hook(folder: Path) -> str | None:
-    found = format_of(folder)
-    return None if found is None else found.hook(folder)
+    sae_format = format_of(folder)
+    return None if sae_format is None else sae_format.hook(folder)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cocomix.labels.exact import can_fuse, fused, plain
+from cocomix.labels.exact import can_fuse, exact_attention, fused_exact_attention
 
 BATCH, HEADS, SEQ, WIDTH = 2, 3, 37, 16
 
@@ -43,8 +43,8 @@ def with_gradients(attention, made, **options):
 def test_fused_equals_the_loop_and_the_definition(dtype: torch.dtype, tolerance: float, seq: int) -> None:
     made = inputs(dtype, seq)
     assert can_fuse(made[0], made[2])
-    fast = with_gradients(fused, made)
-    slows = [with_gradients(plain, made)] + ([with_gradients(loop, made)] if seq <= SEQ else [])
+    fast = with_gradients(fused_exact_attention, made)
+    slows = [with_gradients(exact_attention, made)] + ([with_gradients(loop, made)] if seq <= SEQ else [])
     for slow in slows:
         for ours, theirs in zip(fast, slow, strict=True):
             assert theirs.abs().max() > 0.1 and ours.dtype == dtype
@@ -54,8 +54,8 @@ def test_fused_equals_the_loop_and_the_definition(dtype: torch.dtype, tolerance:
 def test_fused_in_bfloat16_is_as_close_to_the_truth_as_the_definition_in_bfloat16() -> None:
     made = inputs(torch.bfloat16, 300)
     exact = [one.detach().double().requires_grad_(one.requires_grad) for one in made]
-    truth = with_gradients(plain, exact)
-    fast, slow = with_gradients(fused, made), with_gradients(plain, made)
+    truth = with_gradients(exact_attention, exact)
+    fast, slow = with_gradients(fused_exact_attention, made), with_gradients(exact_attention, made)
     for ours, theirs, true in zip(fast, slow, truth, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours - true).norm() <= 1.1 * (theirs - true).norm() + 1e-3 * true.norm()
@@ -68,7 +68,7 @@ def test_the_definition_equals_the_loop_under_masks(softcap: float | None) -> No
     mask = mask & ~mask.tril(-9)  # a window
     mask[0, :, :, :4] = False  # left padding
     mask[0, :, :4] = torch.eye(SEQ, dtype=torch.bool)[:4]  # else the loop has nothing to look at
-    fast, slow = (with_gradients(one, made, mask=mask, softcap=softcap) for one in (plain, loop))
+    fast, slow = (with_gradients(one, made, mask=mask, softcap=softcap) for one in (exact_attention, loop))
     for ours, theirs in zip(fast, slow, strict=True):
         assert theirs.abs().max() > 0.1
         assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
@@ -77,7 +77,7 @@ def test_the_definition_equals_the_loop_under_masks(softcap: float | None) -> No
 def test_a_position_that_sees_nothing_stays_finite() -> None:
     made = inputs(torch.float32, 5)
     mask = torch.zeros(BATCH, 1, 5, 5, dtype=torch.bool)
-    assert all(one.isfinite().all() for one in with_gradients(plain, made, mask=mask))
+    assert all(one.isfinite().all() for one in with_gradients(exact_attention, made, mask=mask))
 
 
 def test_what_cannot_be_fused_is_told() -> None:
