@@ -50,6 +50,7 @@ class ReaderInputs:
     """The numbered inputs of a reader.
 
     An input is written to `home/input`. `home/outside` holds copies of the valid files that must not be touched.
+    `home/temporary` takes the place of the system's temporary folder, where readers keep their locks.
     """
 
     reader: Reader
@@ -57,8 +58,8 @@ class ReaderInputs:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.folder, self.outside = self.home / "input", self.home / "outside"
-        for folder in (self.folder, self.outside):
+        self.folder, self.outside, self.temporary = (self.home / name for name in ("input", "outside", "temporary"))
+        for folder in (self.folder, self.outside, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         self.reader.make(self.folder)
@@ -94,6 +95,7 @@ class ReaderInputs:
 
     def warm(self) -> object:
         """Read the valid files, so that libraries import everything they need before reading is watched."""
+        tempfile.tempdir = str(self.temporary)
         self.restore()
         return self.reader.read(self.folder)
 
@@ -129,7 +131,11 @@ class ReaderInputs:
     def task(self) -> Task:
         """Return the task for `read_watched`."""
         return Task(
-            self.prepare, self.read, self.warm, (self.folder, *self.reader.works_in), anywhere=self.reader.anywhere
+            self.prepare,
+            self.read,
+            self.warm,
+            (self.folder, self.temporary, *self.reader.works_in),
+            anywhere=self.reader.anywhere,
         )
 
 
