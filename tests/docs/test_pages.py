@@ -21,11 +21,12 @@ DOCS = ROOT / "docs"
 ELSEWHERE = {
     "scale.md": "tests/docs/test_docs_scale.py runs its scripts",
     "performance.md": "its benchmark takes a quarter of an hour",
+    "results.md": "tables of reports",
     "decisions.md": "a log",
     "architecture.md": "pictures",
 }
 """Pages whose blocks are parsed here and not run."""
-KINDS = {"sh", "python", "bash", "yaml", ""}
+KINDS = {"sh", "python", "bash", "yaml", "text", ""}
 PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
