@@ -1,4 +1,4 @@
-"""Commands that look at what a run's concepts are and do."""
+"""Commands about a run's concepts: names, a reading of a text, and the explorer in the browser."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,17 +15,17 @@ def name_command(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of the training split to read, evenly spread.")] = 250_000,
     llm: Annotated[
         str | None,
-        typer.Option(help="Program that reads a concept's passages as JSON and prints a name; no shell is used."),
+        typer.Option(help="Program that reads a concept's passages as JSON and prints a name; run without a shell."),
     ] = None,
-    llm_seconds: Annotated[float, typer.Option(min=0.1, help="Its time for each concept.")] = 30.0,
+    llm_seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of the program per concept.")] = 30.0,
     edit: Annotated[
-        list[str] | None, typer.Option(help="CONCEPT=NAME: only set this name, by hand; may be repeated.")
+        list[str] | None, typer.Option(help="CONCEPT=NAME: only set this name by hand; may be repeated.")
     ] = None,
 ) -> None:
-    """Name the run's concepts by the tokens that most set them apart.
+    """Name the run's concepts by the tokens that distinguish them most.
 
-    A name is given only where two halves of the text agree on it. Kept in names.json; names by hand are kept apart
-    and never overwritten. All students of the run share them.
+    A concept gets a name only if two halves of the text agree on it. Names are kept in names.json; names set by hand
+    are never overwritten. All students of the run share them.
     """
     from cocomix.pipeline.concept_stages import edit_run, name_run, print_names
 
@@ -34,19 +34,20 @@ def name_command(
 
 
 def inspect_command(
-    text: Annotated[str, typer.Argument(help="Text to look at.")],
+    text: Annotated[str, typer.Argument(help="Text to inspect.")],
     run: RunDir = DEFAULT_RUN,
     student: Annotated[str, typer.Option(help="Student of the run, one that predicts concepts.")] = "cocomix",
     seed: Annotated[int, typer.Option(help="Which of the student's seeds.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="Concepts and next tokens shown for each token.")] = 3,
     concept: Annotated[
-        int | None, typer.Option(min=0, help="Shade the text by this concept, and show the odds without it.")
+        int | None, typer.Option(min=0, help="Shade the text by this concept, and show the next-token odds without it.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """What a student makes of a text: concepts, losses and next-token odds at each token.
+    """Show what a student predicts for a text: concepts, losses and next-token odds at each token.
 
-    A tick says that the teacher's attribution, by the rule the student was taught with, has the concept there, too.
+    A tick marks a concept that the teacher's attribution also has at that token, by the rule the student was trained
+    with.
     """
     from cocomix.analysis.inspect import print_reading
     from cocomix.pipeline.trained import inspect_text
@@ -59,25 +60,22 @@ def inspect_command(
         print_reading(reading, console)
 
 
-# The command that opens a run in the browser.
-
-
 def explore(
     run: Annotated[Path, PathArgument(help="The run's folder.", show_default=True)] = DEFAULT_RUN,
     others: Annotated[
-        list[Path] | None, PathOption("--with", help="A further run, to compare with; may be repeated.")
+        list[Path] | None, PathOption("--with", help="Another run to compare with; may be repeated.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback a token is needed.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any that is free.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback a token is required.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")] = 7860,
     token: Annotated[
         str | None,
-        typer.Option(envvar="COCOMIX_TOKEN", help="Ask every browser for it; default: one is made where needed."),
+        typer.Option(envvar="COCOMIX_TOKEN", help="Token that browsers must send; default: generated if required."),
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
 ) -> None:
-    """Look into a run's students and steer them, in the browser.
+    """Explore and steer a run's students in the browser.
 
-    The first time it names the run's concepts and looks at held-out text; that is kept in the run.
+    The first time, it names the run's concepts and indexes held-out text; the results are kept in the run.
     """
     try:
         from cocomix.explorer.app import explore as serve
