@@ -116,11 +116,8 @@ def print_names(names: Names) -> None:
     )
 
 
-# The atlas of a run's student: kept in the run's folder, made from validation text where it is not there yet.
-#
-# Validation text, since what a student predicts in the text it was trained on says less of what it will do elsewhere.
-
 INDEX_SPLIT = "val"
+"""Not the training split, because predictions on text a student was trained on say less about new text."""
 
 
 def student_atlas(
@@ -128,7 +125,7 @@ def student_atlas(
 ) -> Atlas:
     """The atlas of a finished student, from about `tokens` tokens; made, with progress in the terminal, if need be.
 
-    It is made anew when the student was trained again, or the text or what its labels depend on is another.
+    It is rebuilt if the student was trained again, or if the text or anything its labels depend on changed.
 
     Args:
         student: the model, if it is loaded already.
@@ -165,7 +162,7 @@ def atlas_path(stage: StudentStage, snapshot: str | None = None) -> Path:
 
 
 def _labels(stage: StudentStage) -> LabelReader | None:
-    """Validation labels by the rule and sign the student was taught with: stored ones, else made anew, else none."""
+    """Validation labels by the rule and sign the student was trained with: stored ones, or else made now, or None."""
     labels = stage.labels
     if labels is None or not stage.variant.recall or not (labels.teacher.done() and labels.sae.done()):
         return None

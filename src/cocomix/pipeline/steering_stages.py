@@ -1,4 +1,4 @@
-"""`cocomix steer-eval`: all methods on all seeds of a student, then the report."""
+"""`cocomix steer-eval`: a stage for each method and seed of a student, then the report."""
 
 import shlex
 import sys
@@ -36,7 +36,7 @@ class Measured:
     Args:
         baseline: a student without concepts; None where the run has none, then it steers nothing.
         reader: the model that judges fluency.
-        asked: `prompts`, `tokens` and `seed`, as typed.
+        options: `prompts`, `tokens` and `seed` of the command line.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Measured:
         baseline: StudentStage | None,
         reader: Writer,
         concepts: list[Concept],
-        asked: dict[str, int],
+        options: dict[str, int],
     ) -> None:
         self.student, self.baseline, self.reader = student, baseline, reader
-        self.concepts, self.asked = concepts, asked
+        self.concepts, self.options = concepts, options
         self._models: dict[str, PreTrainedModel] = {}
         self._material: Material | None = None
 
@@ -73,7 +73,7 @@ class Measured:
         if self._material is None:
             student, config = self.student, self.student.run_config
             tokenizer = student.tokens.tokenizer()
-            prompts = spread_windows(student.tokens.shards("val"), self.asked["prompts"], config.seq_len)
+            prompts = spread_windows(student.tokens.shards("val"), self.options["prompts"], config.seq_len)
             reader = self.model("teacher") if self.reader is student.sae.teacher else self.reader.model()
             self._material = Material(
                 models=self.model,
@@ -82,8 +82,8 @@ class Measured:
                 reader=reader,
                 concepts=self.concepts,
                 prompts=prompts[:, :PROMPT_TOKENS],
-                new_tokens=self.asked["tokens"],
-                key=(self.asked["seed"], student.seed),
+                new_tokens=self.options["tokens"],
+                key=(self.options["seed"], student.seed),
                 train=student.tokens.shards("train"),
                 seq_len=config.seq_len,
                 decode=lambda ids: str(tokenizer.decode(list(ids))),
@@ -107,7 +107,7 @@ class SteerEvalStage(Stage):
         super().__init__(student.run_dir, f"{name}/{method}", "cocomix steer-eval", list(dict.fromkeys(needed)))
 
     def settings(self) -> dict[str, Any]:
-        return self.measured.asked | {
+        return self.measured.options | {
             "doses": list(self.method.doses),
             "shown": SHOWN,
             "prompt_tokens": PROMPT_TOKENS,
@@ -129,7 +129,7 @@ class SteerEvalStage(Stage):
         )
 
     def part(self, figures: dict[str, Any] | None = None) -> Part:
-        """What was measured; `figures` where they are at hand."""
+        """What was measured; `figures` if they are loaded already."""
         return Part.model_validate(self.figures if figures is None else figures)
 
     @torch.no_grad()
@@ -157,16 +157,16 @@ def steer_eval(
     """
     run = existing_run(folder)
     stages = [stage for stage in run.students if stage.student == student]
-    student_stage(run, student, run.config.seeds[0])  # says what there is if there is none
+    student_stage(run, student, run.config.seeds[0])  # refuses an unknown student, naming those there are
     _check(run, stages, tokens)
     chosen = _concepts(run, concepts)
-    asked = {"prompts": prompts, "tokens": tokens, "seed": seed}
-    measured = [Measured(one, baseline(run, one), reader(run, one), chosen, asked) for one in stages]
+    options = {"prompts": prompts, "tokens": tokens, "seed": seed}
+    measured = [Measured(one, baseline(run, one), reader(run, one), chosen, options) for one in stages]
     can = {name for one in measured for name in one.stages()}
     methods = [name for name, method in METHODS.items() if method.subject in can]
     done = _measure(run, measured, methods)
     parts = {name: {stage.measured.student.seed: stage.part() for stage in done[name]} for name in methods}
-    report = _about(run, student, measured, chosen, asked) | summary(parts)
+    report = _about(run, student, measured, chosen, options) | summary(parts)
     for name, one in report["methods"].items():
         method = METHODS[name]
         one |= {"about": method.about, "unit": method.unit, "ties": method.ties, "subject": method.subject}
@@ -184,7 +184,7 @@ def baseline(run: Run, student: StudentStage) -> StudentStage | None:
 def reader(run: Run, student: StudentStage) -> Writer:
     """The model that judges fluency, one that is neither steered nor the judge of concepts.
 
-    Another next-token student of the same seed; else the baseline of another seed; else, for want of both, the teacher.
+    Another next-token student of the same seed, or else the baseline of another seed, or else the teacher.
     """
     steered = baseline(run, student)
     others = [one for one in _next_token_students(run, student.seed) if one is not steered]
@@ -211,10 +211,14 @@ def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
     for stage in stages:
         _ = stage.figures
     if not stages[0].variant.recall or stages[0].labels is None:
-        may = sorted({one.student for one in run.students if one.variant.recall and one.labels is not None})
+        suitable = sorted({other.student for other in run.students if other.variant.recall and other.labels})
         raise CocomixError(
             f"the student {stages[0].student} is not trained on the SAE's concepts, so the SAE cannot judge it; "
-            + (f"choose --student {' or '.join(may)}" if may else "train one with the objective cocomix and labels")
+            + (
+                f"choose --student {' or '.join(suitable)}"
+                if suitable
+                else "train one with the objective cocomix and labels"
+            )
         )
     longest = PROMPT_TOKENS + max(map(int, METHODS["prompt"].doses)) + tokens
     if longest > run.config.seq_len:
@@ -224,7 +228,7 @@ def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
         )
 
 
-def _concepts(run: Run, wanted: int) -> list[Concept]:
+def _concepts(run: Run, count: int) -> list[Concept]:
     """The concepts to steer, with names made first where the run has none for its autoencoder."""
     names = read_names(run.folder, run.sae.checksum())
     if names.found is None:
@@ -233,7 +237,7 @@ def _concepts(run: Run, wanted: int) -> list[Concept]:
     teacher, sae, config = run.teacher.model(), run.sae.model(), run.config
     found = activity(teacher, sae, shards, layer=config.sae.layer, seq_len=config.seq_len)
     return chosen_concepts(
-        found, names, lambda ids: str(tokenizer.decode(list(ids))), vocab_size=len(tokenizer), wanted=wanted
+        found, names, lambda ids: str(tokenizer.decode(list(ids))), vocab_size=len(tokenizer), wanted=count
     )
 
 
@@ -253,7 +257,7 @@ def _measure(run: Run, measured: Sequence[Measured], methods: Sequence[str]) -> 
 
 
 def _about(
-    run: Run, student: str, measured: Sequence[Measured], chosen: Sequence[Concept], asked: dict[str, int]
+    run: Run, student: str, measured: Sequence[Measured], chosen: Sequence[Concept], options: dict[str, int]
 ) -> dict[str, Any]:
     tokenizer, names = run.tokens.tokenizer(), read_names(run.folder, run.sae.checksum())
     return {
@@ -264,7 +268,7 @@ def _about(
         "commit": git_commit(),
         "machine": machine(),
         "student": student,
-        "asked": asked | {"concepts": len(chosen), "prompt_tokens": PROMPT_TOKENS},
+        "asked": options | {"concepts": len(chosen), "prompt_tokens": PROMPT_TOKENS},
         "concepts": [_concept(one, names, tokenizer) for one in chosen],
         "judges": [_judges(run, one) for one in measured],
     }
@@ -272,14 +276,14 @@ def _about(
 
 def _concept(one: Concept, names: Names, tokenizer: Any) -> dict[str, Any]:
     words, follow = ([str(tokenizer.decode([token])) for token in listed] for listed in (one.words, one.follow))
-    about = names.of(one.concept)
+    name = names.of(one.concept)
     return {
         "concept": one.concept,
         "name": one.name,
         "words": words,
         "follow": follow,
-        "kind": about.kind,
-        "stability": about.stability,
+        "kind": name.kind,
+        "stability": name.stability,
         "share": one.share,
         "strength": one.strength,
     }
