@@ -112,7 +112,7 @@ def test_a_tokenizer_without_a_tokenizers_file_gets_its_texts_whole(
 
     monkeypatch.setattr(module, "load_tokenizer", lambda _: load_tokenizer(str(tokenizer_folder)))
     plain = load_encoder(tmp_path, 0, 0)
-    assert not isinstance(plain, RustEncoder) and plain.whole()
+    assert not isinstance(plain, RustEncoder) and plain.uncut()
     found = [ids.tolist() for ids in encode_documents(plain, [Document("", text) for text in TEXTS[:20]])]
     assert found == slow(tokenizer_folder, TEXTS[:20])
 
@@ -251,7 +251,7 @@ def test_gpt2s_own_files_and_bare_tokenizer_files(tmp_path: Path) -> None:
     assert [described(text, add_special_tokens=False)["input_ids"] for text in TEXTS] == ids
     loaded.save_pretrained(tmp_path / "saved")
     fast = load_encoder(tmp_path / "saved", len(loaded), int(loaded.eos_token_id))  # type: ignore
-    assert isinstance(fast, RustEncoder) and not fast.whole()
+    assert isinstance(fast, RustEncoder) and not fast.uncut()
     documents = [Document("", text) for text in TEXTS]
     assert [one.tolist()[:-1] for one in encode_documents(fast, documents)] == ids
     bare = tmp_path / "bare.json"

@@ -157,7 +157,7 @@ def resealed(folder: Path, line: bytes, name: str = "val/00000.jsonl") -> Corpus
 )
 def test_lines_that_are_no_documents_are_refused_whatever_their_checksum_says(tmp_path: Path, line: bytes) -> None:
     write(tmp_path, Counted(n=100))
-    with pytest.raises(CocomixError, match=r"line 1 of .*00000\.jsonl is no document .*delete .*text and"):
+    with pytest.raises(CocomixError, match=r"line 1 of .*00000\.jsonl is not a document .*delete .*text and"):
         list(resealed(tmp_path / "text", line).documents("val"))
 
 

@@ -36,9 +36,9 @@ class CorpusStage(Stage):
         Corpus(self.folder / "text").check()
 
     def describe(self, figures: dict[str, Any]) -> str:
-        found = ", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())
+        counted = ", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())
         skipped = figures.get("skipped", 0)
-        return found + (f"; {skipped} bad records skipped, see {self.folder / 'skipped.jsonl'}" if skipped else "")
+        return counted + (f"; {skipped} bad records skipped, see {self.folder / 'skipped.jsonl'}" if skipped else "")
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         source = open_source(self.config.source, self.config.options)
@@ -82,7 +82,7 @@ class TokensStage(Stage):
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         corpus = Corpus(self.corpus.folder / "text")
         if is_main():
-            self._drop_what_was_made_of_another_corpus(folder, corpus)
+            self._drop_parts_of_another_corpus(folder, corpus)
             self._make_tokenizer(folder, corpus)
         barrier()
         tokenizer: Any = load_tokenizer(str(folder / "tokenizer"))
@@ -94,8 +94,8 @@ class TokensStage(Stage):
             for split in SPLITS
             for entry, part in zip(corpus.files(split), parts[split], strict=True)
         ]
-        mine = [job for job in jobs[rank() :: world_size()] if finished_part(job.part) is None]
-        encode_parts(mine, tokenizer_spec, self._workers(), _Pace(len(mine), progress))
+        own_jobs = [job for job in jobs[rank() :: world_size()] if finished_part(job.part) is None]
+        encode_parts(own_jobs, tokenizer_spec, self._workers(), _Pace(len(own_jobs), progress))
         barrier()
         if not is_main():
             return {}
@@ -117,11 +117,11 @@ class TokensStage(Stage):
 
     def _workers(self) -> int | None:
         """Processes of this one; of those that torchrun started on this machine, each gets its share."""
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return None if self.config.workers is None else max(1, self.config.workers // here)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return None if self.config.workers is None else max(1, self.config.workers // processes)
 
-    def _drop_what_was_made_of_another_corpus(self, folder: Path, corpus: Corpus) -> None:
-        """A stopped attempt may have read texts that were replaced since, under the same settings."""
+    def _drop_parts_of_another_corpus(self, folder: Path, corpus: Corpus) -> None:
+        """Delete the parts of a stopped attempt if its texts have been replaced since, under the same settings."""
         try:
             same = _made_of(folder)["corpus"] == corpus.fingerprint
         except (OSError, ValueError, KeyError, TypeError):
@@ -143,13 +143,13 @@ class TokensStage(Stage):
         shutil.rmtree(temporary, ignore_errors=True)
         if self.config.tokenizer is None:
             every = max(1, corpus.count("train", "chars") // (self.config.train_chars or 1 << 62))
-            texts = (one.text for number, one in enumerate(corpus.documents("train")) if number % every == 0)
+            texts = (text.text for number, text in enumerate(corpus.documents("train")) if number % every == 0)
             train_tokenizer(texts, self.config.vocab_size, temporary)
         else:
             load_tokenizer(self.config.tokenizer).save_pretrained(temporary)
         sums = _sums(temporary)
         os.replace(temporary, folder / "tokenizer")
-        # Of a stopped attempt, the tokenizer may be spoilt in the meantime.
+        # The tokenizer of a stopped attempt may be damaged before the next one uses it.
         write_sealed(folder / MADE_OF, made_of | {"tokenizer": sums})
 
     def check_lengths(self, seq_len: int) -> None:
@@ -189,7 +189,7 @@ def _parts(folder: Path, corpus: Corpus, split: str) -> list[Path]:
 
 
 class _Pace:
-    """Tells the progress bar of each finished part."""
+    """Progress callback that reports each finished part."""
 
     def __init__(self, jobs: int, progress: Any) -> None:
         self._jobs, self._progress = jobs, progress

@@ -46,7 +46,7 @@ class Run:
         self.teacher = TeacherStage(folder, config, self.tokens, external_inputs)
         self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs)
         self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
-        stored_labels = {name: made for name, made in self.labels.items() if isinstance(made, Stage)}
+        stored_labels = {name: labels for name, labels in self.labels.items() if isinstance(labels, Stage)}
         stored = [student.stored_teacher_tokens for student in config.students.values()]
         self.logits = {k: LogitsStage(folder, k, config, self.teacher) for k in stored if k is not None}
         self.students = [
@@ -85,41 +85,43 @@ class Run:
         self.write_report()
 
     def do(self, stage: Stage, title: str) -> dict[str, Any]:
-        """Do `stage` unless it is done, and say so under `title`. Returns its figures."""
+        """Do `stage` unless it is done, and print a line under `title`. Returns its figures."""
         reused = stage.record() is not None
         self._reused[stage.name] = reused
         with StageProgress(console, title.replace("[", r"\["), quiet=not is_main()) as progress:
             figures = stage.run(progress)
         if is_main():
-            # Only now: a command that fails leaves the run with the settings its finished stages were made with.
+            # Only now, so that a command that fails leaves the run with the settings of its finished stages.
             self._settings_file.write(self.config.model_dump(mode="json"))
             seconds = (stage.record() or {}).get("seconds", 0.0)
             state = "kept, done before" if reused else duration(seconds)
-            found = stage.describe(figures)
-            console.print(f"  {title}: {state}{found and '; '}{found}", highlight=False, markup=False, soft_wrap=True)
+            summary = stage.describe(figures)
+            console.print(
+                f"  {title}: {state}{summary and '; '}{summary}", highlight=False, markup=False, soft_wrap=True
+            )
         return figures
 
-    def training_stages(self, who: str) -> list[str]:
-        """Names of the stages that train `who`: the teacher, or a student with every seed."""
-        if who == "teacher":
+    def training_stages(self, name: str) -> list[str]:
+        """Names of the stages that train `name`: the teacher, or a student with every seed."""
+        if name == "teacher":
             return [self.teacher.name]
-        names = [stage.name for stage in self.students if stage.student == who]
-        if not names:
-            there = ", ".join(["teacher", *self.config.students])
-            raise CocomixError(f"nothing called {who!r} is trained in this run; choose one of {there}")
-        return names
+        stages = [stage.name for stage in self.students if stage.student == name]
+        if not stages:
+            choices = ", ".join(["teacher", *self.config.students])
+            raise CocomixError(f"nothing called {name!r} is trained in this run; choose one of {choices}")
+        return stages
 
     def label_stages(self, name: str | None) -> list[str]:
         """Names of the stages that write labels: one set, the teacher's `logits`, or all there are."""
         stored = [stage.name for stage in self.logits.values()]
-        labels = {key: made for key, made in self.labels.items() if isinstance(made, Stage)}
+        labels = {key: stage for key, stage in self.labels.items() if isinstance(stage, Stage)}
         if name is None:
             return [*(label.name for label in labels.values()), *stored]
         if name == "logits" and stored:
             return stored
         if name not in self.labels:
-            there = ", ".join([*self.labels, *(["logits"] if stored else [])])
-            raise CocomixError(f"there are no labels called {name!r} in this run; it has {there}")
+            choices = ", ".join([*self.labels, *(["logits"] if stored else [])])
+            raise CocomixError(f"there are no labels called {name!r} in this run; it has {choices}")
         if name not in labels:
             raise CocomixError(
                 f"the labels {name} are made while students train; set labels.{name}.live=false to store them"
@@ -195,10 +197,7 @@ def _check_writable(folder: Path) -> None:
     if not nearest.is_dir():
         raise CocomixError(f"{nearest} is a file, not a folder; give another --run")
     if not os.access(nearest, os.W_OK):
-        raise CocomixError(f"{nearest} cannot be written; mend its permissions or give another --run")
-
-
-# Collect what the finished stages measured into the report's input.
+        raise CocomixError(f"{nearest} cannot be written; fix its permissions or give another --run")
 
 
 def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | None = None) -> dict[str, Any]:

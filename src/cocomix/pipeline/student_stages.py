@@ -48,7 +48,7 @@ class StudentStage(ModelStage):
         self.tokens, self.sae, self.labels, self.logits = sae.tokens, sae, labels, logits
         self.train = _of_length(config.students_train, self.config.length, seed)
         self.sign = self.config.label_sign or (labels.config.signs[0] if labels else "")
-        wanted: dict[str, list[Stage]] = {
+        available: dict[str, list[Stage]] = {
             "teacher": [sae.teacher],
             "sae": [sae],
             "labels": [] if labels is None else labels.needed,
@@ -58,7 +58,7 @@ class StudentStage(ModelStage):
         matched = self.config.same_size_as
         if matched is not None:  # a student's size may depend on the teacher's width
             needed |= config.students[matched].reads & {"teacher"}
-        read = dict.fromkeys(stage for name, stages in wanted.items() if name in needed for stage in stages)
+        read = dict.fromkeys(stage for name, stages in available.items() if name in needed for stage in stages)
         super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", [sae.tokens, *read])
 
     def settings(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class StudentStage(ModelStage):
         return self.config.make_objective(model, self._sizes(self.student), self.sae.teacher.model)
 
     def batches(self) -> BatchSource:
-        """What it is trained with."""
+        """Its training data: tokens, and labels or logits if it reads any."""
         labels = None if self.labels is None else self.labels.reader("train", self.sign)
         logits = None if self.logits is None else self.logits.store()
         return BatchSource(self.tokens.shards("train"), self.run_config.seq_len, labels, logits)
@@ -167,7 +167,7 @@ class EvaluationStage(Stage):
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         model, student = self.student.model(), self.student
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "seq_len": self.seq_len,
             "batch_size": self.batch_size,
             "max_windows": self.windows,
@@ -175,9 +175,9 @@ class EvaluationStage(Stage):
         }
         figures: dict[str, Any] = {}
         for number, split in enumerate(("val", "test")):
-            figures[split] = perplexity(model, student.tokens.shards(split), **how)
+            figures[split] = perplexity(model, student.tokens.shards(split), **options)
             progress(number + 1, 2, {})
         if student.config.uses_sae_concepts and student.labels is not None:
             labels = student.labels.reader("val", student.sign)
-            figures["recall"] = concept_recall(model, student.tokens.shards("val"), labels, **how)
+            figures["recall"] = concept_recall(model, student.tokens.shards("val"), labels, **options)
         return figures

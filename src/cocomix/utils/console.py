@@ -112,10 +112,10 @@ class StageProgress(AbstractContextManager["StageProgress"]):
 
 def duration(seconds: float) -> str:
     """`75.2` as `1 min 15 s`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    minutes, rest = divmod(rounded, 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"

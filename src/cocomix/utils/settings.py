@@ -30,17 +30,17 @@ class Section(BaseModel):
 
 
 LARGEST = 1 << 20
-"""Characters of a text."""
+"""Most characters of a text."""
 MOST, DEEPEST = 100_000, 100
-"""Values in it, each counted as often as an alias repeats it, and how deep they may be nested."""
+"""Most values in it, counted with aliases expanded, and their deepest nesting."""
 
 
 def plain_yaml(text: str) -> Any:
-    """What `text` says; nothing but plain values is ever made from it.
+    """The plain values in a YAML text; no other objects are ever created from it.
 
     Raises:
-        ValueError: it is no YAML, holds a value that is not what its tag or look says, or is too much: a few hundred
-            characters of aliases can stand for billions of values.
+        ValueError: it is not valid YAML, a value does not fit its tag, or it is too large: a few hundred characters of
+            aliases can expand to billions of values.
     """
     if len(text) > LARGEST:
         raise ValueError(f"it has more than {LARGEST:,} characters")
@@ -51,19 +51,19 @@ def plain_yaml(text: str) -> Any:
             if node is None:
                 return None
             if _weight(node, {}, 0) > MOST:
-                raise ValueError(f"it stands for more than {MOST:,} values")
+                raise ValueError(f"it expands to more than {MOST:,} values")
             return loader.construct_document(node)
         finally:
             loader.dispose()
     except RecursionError:
         raise ValueError("it is too deeply nested") from None
     except (yaml.YAMLError, AttributeError, IndexError, KeyError, TypeError, OverflowError) as error:
-        # PyYAML meets a date of the 99th month, or an integer of no digits, with whatever error comes of it.
+        # PyYAML raises unrelated errors for values such as a date in the 99th month or an integer without digits.
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts brackets as they open: PyYAML looks a thousand ahead, in seconds, before anything is nested."""
+    """Counts opening brackets, because PyYAML's scanner takes seconds over deeply nested text before it fails."""
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
         if self.flow_level > DEEPEST:
@@ -72,18 +72,18 @@ class _Loader(yaml.SafeLoader):
 
 
 def _weight(node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> int:
-    """Values that `node` stands for once its aliases are written out; what is being weighed has no weight yet."""
+    """Number of values in `node` once its aliases are expanded; -1 in `known` marks a node that is being counted."""
     if depth > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
     if node not in known:
-        if isinstance(node, yaml.ScalarNode) and any("\ud800" <= one <= "\udfff" for one in node.value):
-            raise ValueError("it holds half a character, which no file can hold")
+        if isinstance(node, yaml.ScalarNode) and any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            raise ValueError("it contains half a character, which no file can hold")
         known[node] = -1
-        below = node.value if isinstance(node, yaml.CollectionNode) else ()
-        parts = [part for one in below for part in (one if isinstance(one, tuple) else (one,))]
+        children = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
         known[node] = 1 + sum(_weight(part, known, depth + 1) for part in parts)
     if known[node] < 0:
-        raise ValueError("a part of it is inside itself")
+        raise ValueError("a part of it contains itself")
     return known[node]
 
 
@@ -133,7 +133,9 @@ def validate(kind: type[Model], raw: dict[str, Any], origin: str) -> Model:
     except ValidationError as error:
         raise CocomixError(f"{origin}: {_explain(error, kind, raw)}") from error
     except UnicodeEncodeError as error:  # Pydantic's core is Rust, where a text is UTF-8
-        raise CocomixError(f"{origin}: it holds half a character, {error.object[error.start]!r}; remove it") from error
+        raise CocomixError(
+            f"{origin}: it contains half a character, {error.object[error.start]!r}; remove it"
+        ) from error
 
 
 def merge(base: Any, over: Any) -> Any:
@@ -168,22 +170,22 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError, kind: type[BaseModel], raw: Any) -> str:
-    """The first problem as one sentence, with the nearest known key for an unknown one."""
+    """The first problem as one sentence, with the closest known key for an unknown one."""
     first = error.errors(include_url=False)[0]
     inside = first["loc"][:-1] if first["type"] in {"extra_forbidden", "missing"} else first["loc"]
     path, known = _walk(kind, inside, raw)
     if first["type"] in {"extra_forbidden", "missing"}:
         path.append(str(first["loc"][-1]))
-    where = ".".join(path)
+    key = ".".join(path)
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys there: {', '.join(known)}"
-        return f"the key {where!r} does not exist; {hint}"
+        return f"the key {key!r} does not exist; {hint}"
     if first["type"] == "missing":
-        return f"the key {where!r} is missing; add it"
+        return f"the key {key!r} is missing; add it"
     message = first["msg"].removeprefix("Value error, ")
     got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {first['input']!r})"
-    return f"{where}: {message}{got}" if where else f"{message}{got}"
+    return f"{key}: {message}{got}" if key else f"{message}{got}"
 
 
 def _walk(kind: type[BaseModel], location: Sequence[int | str], raw: Any) -> tuple[list[str], list[str]]:
@@ -292,16 +294,16 @@ def changes(before: Any, after: Any, path: str = "") -> list[str]:
     """What differs between two plain mappings, key by key, e.g. `sae.k 16 -> 8`."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return [] if before == after else [f"{path} {_shown(before)} -> {_shown(after)}"]
-    found = []
+    differences = []
     for key in dict.fromkeys((*before, *after)):
         inside = f"{path}.{key}" if path else str(key)
         if key not in before:
-            found.append(f"{inside} added")
+            differences.append(f"{inside} added")
         elif key not in after:
-            found.append(f"{inside} removed")
+            differences.append(f"{inside} removed")
         else:
-            found += changes(before[key], after[key], inside)
-    return found
+            differences += changes(before[key], after[key], inside)
+    return differences
 
 
 def listed(items: Sequence[str], most: int = SHOWN_CHANGES) -> str:
@@ -338,7 +340,7 @@ def _check_complete(path: Path, text: str, raw: Any) -> None:
 
 
 def _missing(before: dict[str, Any], raw: Any, path: str = "") -> list[str]:
-    """Keys that are gone, outermost first; a mapping in whose place a plain value is, is gone, too."""
+    """Keys that are gone, outermost first; a mapping that was replaced by a plain value counts as gone."""
     if not isinstance(raw, dict):
         return [path] if path else sorted(before)
     gone = []
