@@ -11,9 +11,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(TO_RUN)
 	$(BIN)/cocomix demo $(ARGS)
 
-# A process for each core and at most four; tests of one file, or of one run that is dear to make, share a process.
+# A process for each core and at most four; tests of one file, or of the tiny run, share a process. tests/conftest.py
+# puts the longest groups first, which xdist's own order, by the number of tests, would undo.
 test: $(TO_TEST)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(TO_TEST)
 	$(BIN)/ruff check .

@@ -1,9 +1,12 @@
 """What several test files share."""
 
 import os
+import re
 from collections.abc import Iterator
+from functools import cache
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported, here or in a command that a test starts: the processes that run tests share the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -50,18 +53,36 @@ def pytest_sessionstart() -> None:
         ensure_running()
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need the tiny run stay in one process, and so do those of a file: what they share is made once.
+@cache
+def group(file: str) -> str:
+    """What a test file belongs to, by its path from the root: all that use the tiny run are one group."""
+    near = [ROOT / file, (ROOT / file).parent / "conftest.py"]
+    texts = [path.read_text(encoding="utf-8") for path in near if path.exists() and path != TESTS / "conftest.py"]
+    return "tiny" if any(re.search(r"\btiny: Path\b", text) for text in texts) else file.removeprefix("tests/")
 
-    The longest groups come first, so that the processes end at the same time.
+
+def place(group: str) -> int:
+    return LONGEST.index(group) if group in LONGEST else len(LONGEST)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest groups first, so that the processes end at the same time."""
+    items.sort(key=lambda item: place(group(item.nodeid.split("::")[0])))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadgroup` a group stays in one process: what its tests share is made once.
+
+    Not by xdist's own marks: pytest 9.2 does not read the private attribute by which xdist 3.8 tells groups.
     """
-    groups = {}
-    for item in items:
-        group = "tiny" if "tiny" in getattr(item, "fixturenames", ()) else str(item.path.relative_to(TESTS))
-        item.add_marker(pytest.mark.xdist_group(group))
-        groups[item] = group
-    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid.split("::")[0])
+
+    return Groups(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,8 @@ def _run(program: list[str], cwd: str, environment: dict[str, str], outputs: lis
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, stream)
         os.close(descriptor)
+    multiprocessing.set_start_method(None, force=True)  # the server's way of starting is not the system's usual one
+    multiprocessing.current_process().name = "MainProcess"
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
