@@ -84,7 +84,10 @@ class LiveTeacher(TeacherDistribution):
 
 
 class StoredTeacher(TeacherDistribution):
-    """The teacher's k most likely tokens, `teacher_ids` and `teacher_log_probs` `[batch, seq, k]`; others count as one."""
+    """The teacher's k most likely tokens, read from a store; all other tokens count as one outcome.
+
+    The batch has `teacher_ids` and `teacher_log_probs`, `[batch, seq, k]`.
+    """
 
     def divergence(self, log_probs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         teacher = batch["teacher_log_probs"][:, :-1].to(log_probs.dtype)
