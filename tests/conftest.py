@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 # Before torch is imported, here or in a command that a test starts: the processes that run tests share the cores.
@@ -13,9 +14,28 @@ from hypothesis import HealthCheck, settings
 
 from tests.helpers.command import cocomix
 
+TESTS = Path(__file__).parent
 # Programs that tests start find the helpers and benchmarks, too, wherever they run.
-ROOT = Path(__file__).parents[1]
+ROOT = TESTS.parent
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+LONGEST = [
+    "tiny",
+    "benchmarks/test_determinism.py",
+    "experiments/test_grid.py",
+    "objectives/test_compile.py",
+    "benchmarks/speed/test_bench_command.py",
+    "evaluation/test_harness.py",
+    "docs/test_docs_scale.py",
+    "train/test_preemption.py",
+    "cli/test_fresh_process.py",
+    "benchmarks/test_fuzz.py",
+    "train/test_checkpoint.py",
+    "pipeline/test_label_sets.py",
+    "pipeline/test_data_stages.py",
+    "test_registered.py",
+]
+"""Groups of tests that take more than ten seconds, the longest first."""
 
 # A busy machine is no failure, and a suite that gates a merge tries the same examples each time.
 settings.register_profile(
@@ -24,11 +44,24 @@ settings.register_profile(
 settings.load_profile("cocomix")
 
 
+def pytest_sessionstart() -> None:
+    """Let the fork server import while tests are collected, and before another preload list can start one."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        ensure_running()
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need the tiny run stay in one process, and so do those of a file: what they share is made once."""
+    """Tests that need the tiny run stay in one process, and so do those of a file: what they share is made once.
+
+    The longest groups come first, so that the processes end at the same time.
+    """
+    groups = {}
     for item in items:
-        dear = "tiny" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("tiny" if dear else str(item.path)))
+        group = "tiny" if "tiny" in getattr(item, "fixturenames", ()) else str(item.path.relative_to(TESTS))
+        item.add_marker(pytest.mark.xdist_group(group))
+        groups[item] = group
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from tests.helpers.doc_blocks import Block, Reader, blocks, check
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 ELSEWHERE = {
-    "scale.md": "tests/test_docs_scale.py runs its scripts",
+    "scale.md": "tests/docs/test_docs_scale.py runs its scripts",
     "performance.md": "its benchmark takes a quarter of an hour",
     "decisions.md": "a log",
     "architecture.md": "pictures",

@@ -149,6 +149,9 @@ def test_the_command_runs_a_grid_as_processes_and_goes_on(tmp_path: Path) -> Non
     few = {name: VARIANTS_HERE[name] for name in ("ntp", "cocomix")}
     raw = recipe(variants=few, settings={"one": {"title": "One"}}, frontier=[], timing_steps=0, claims=[])
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(raw))
+    here = open_recipe(raw, tmp_path / "runs/grid")
+    for stage in ("corpus", "tokens", "teacher", "sae"):  # for speed; labels and students are left to the command
+        here.run_stage(f"one:{stage}")
     arguments = ("experiment", "grid.yaml", "-r", "runs/grid", "-o", "report", "-j", "2")
     done = cocomix(*arguments, cwd=tmp_path)
     assert "one:students/cocomix/seed0" in done.stdout and "report.html" in done.stdout

@@ -1,15 +1,22 @@
-"""The command line as a user meets it: a fresh process, its output and its exit code."""
+"""The command line as a user meets it: a process of its own, its output and its exit code."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.helpers import forked
 
-def cocomix(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the installed command in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cocomix", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+
+def cocomix(*arguments: str, cwd: Path, check: bool = True, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the command in a fork of a process that has imported torch, or in a `fresh` one.
+
+    `tests/cli/test_fresh_process.py` starts every command in a fresh process.
+    """
+    program = ["-m", "cocomix", *arguments]
+    if fresh:
+        done = subprocess.run([sys.executable, *program], cwd=cwd, capture_output=True, text=True, timeout=300)
+    else:
+        done = forked.run(program, cwd=cwd)
     if check:
         assert done.returncode == 0, done.stderr
     return done

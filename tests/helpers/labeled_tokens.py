@@ -15,7 +15,7 @@ from cocomix.labels import ConceptLabeller, TopTokens
 from cocomix.labels.labeller import label_split
 from cocomix.sae import TopKSAE
 from cocomix.utils.distributed import on_main
-from tests.helpers.distributed_programs import program, torchrun
+from tests.helpers.distributed_programs import launch, program
 
 SIGNS = ("helpful", "absolute")
 SEQ, K, BATCH, WINDOWS = 32, 4, 6, 700
@@ -86,5 +86,5 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def in_two_processes(home: Path, *lines: str) -> subprocess.CompletedProcess[str]:
     """Run `lines` in two gloo processes; `home` and the names of this module are known there."""
-    body = "\n".join(["from concepts.labelled import *", "torch.set_num_threads(1)", *lines])
-    return torchrun(2, program(home, body), check=False)
+    body = "\n".join(["from tests.helpers.labeled_tokens import *", "torch.set_num_threads(1)", *lines])
+    return launch(2, program(home, body), check=False)

@@ -12,8 +12,10 @@ import yaml
 
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
+from tests.helpers.forked import Forked
 
 STEPS = 80
+Process = subprocess.Popen[str] | Forked
 
 
 def prepare(home: Path, run: str = "run") -> Path:
@@ -29,20 +31,25 @@ def prepare(home: Path, run: str = "run") -> Path:
     return home
 
 
+def fork(home: Path, *command: str, **environment: str) -> Forked:
+    """Start a command of Python (`-m`, a module and its arguments) in a forked process, in `home`."""
+    return Forked(command, cwd=home, **{"OMP_NUM_THREADS": "1"} | environment)
+
+
 def start(home: Path, *command: str, **environment: str) -> subprocess.Popen[str]:
-    """Start a command in `home`."""
+    """Start a command in a fresh process, in `home`."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen(command, cwd=home, env=env, text=True, **streams)
 
 
-def ended(*processes: subprocess.Popen[str]) -> list[tuple[int, str]]:
+def ended(*processes: Process) -> list[tuple[int, str]]:
     """Wait for all; exit code and standard error, on one line, of each."""
     said = [process.communicate(timeout=120)[1] for process in processes]
     return [(process.returncode, " ".join(words.split())) for process, words in zip(processes, said, strict=True)]
 
 
-def wait_until(seen: Callable[[], object], *processes: subprocess.Popen[str]) -> None:
+def wait_until(seen: Callable[[], object], *processes: Process) -> None:
     """Wait until `seen()`; fails if one of `processes` ends before."""
     until = time.monotonic() + 120
     while not seen():

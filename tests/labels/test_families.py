@@ -153,7 +153,7 @@ def test_exact_equals_separate_patched_passes(family: str, masked: bool) -> None
 
 
 @pytest.mark.parametrize("family", OWN_ATTENTION)
-def test_own_attention_is_refused_by_the_exact_rule_and_served_by_the_others(family: str) -> None:
+def test_custom_attention_code_is_refused_by_the_exact_rule_and_works_with_the_others(family: str) -> None:
     model, sae, ids = made(OWN_ATTENTION[family]).double(), autoencoder().double(), tokens()
     with pytest.raises(CocomixError, match=f"0 of 2 upper blocks of {type(model).__name__}"):
         attribute(model, sae, ids, layer=0)

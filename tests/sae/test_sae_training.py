@@ -10,7 +10,7 @@ from cocomix.model import hidden_at
 from cocomix.objectives import SaeObjective
 from cocomix.sae import SaeTraining, TopKSAE
 from cocomix.sae.sae import ACTIVATIONS
-from tests.helpers.distributed_programs import program, torchrun
+from tests.helpers.distributed_programs import launch, program
 
 PROGRAM = """
 import torch.distributed as dist
@@ -31,7 +31,7 @@ if is_main():
 
 
 def test_two_processes_count_and_step_as_one_does(tmp_path: Path) -> None:
-    torchrun(2, program(tmp_path, PROGRAM))
+    launch(2, program(tmp_path, PROGRAM))
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     torch.manual_seed(0)
     training = SaeTraining(TopKSAE(8, 20, 3).double(), aux_k=2, aux_coefficient=0.5, dead_after_tokens=9)

@@ -13,7 +13,7 @@ from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
 from cocomix.train.trainer import Trainer
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import write_sealed
-from tests.helpers.distributed_programs import program, torchrun
+from tests.helpers.distributed_programs import launch, program
 from tests.helpers.small_training import CONFIG, objective, source, weights
 
 
@@ -98,7 +98,7 @@ def trained(home: Path, name: str, until: int, **settings: Any) -> dict[str, tor
     return weights(made)
 
 
-STEP = "from test_checkpoint import trained\nfound = trained(home, {name!r}, {until}, parallel={how!r})\n"
+STEP = "from tests.train.test_checkpoint import trained\nfound = trained(home, {name!r}, {until}, parallel={how!r})\n"
 KEEP = "if is_main() and found is not None:\n    torch.save(found, home / '{name}.pt')\n"
 
 
@@ -107,7 +107,7 @@ def test_four_processes_then_two_then_one(tmp_path: Path, how: str) -> None:
     whole = trained(tmp_path, "whole", 12)
     assert whole is not None
     for n, until in ((4, 5), (2, 10)):
-        torchrun(n, program(tmp_path, STEP.format(name="cut", until=until, how=how)))
+        launch(n, program(tmp_path, STEP.format(name="cut", until=until, how=how)))
         meta = json.loads((tmp_path / f"cut/checkpoints/step-{until:08d}/meta.json").read_text())
         assert meta["processes"] == n and len(meta["files"]) == n
     found = trained(tmp_path, "cut", 12)
@@ -118,9 +118,9 @@ def test_four_processes_then_two_then_one(tmp_path: Path, how: str) -> None:
 
 def test_a_checkpoint_of_shards_resumes_as_copies_to_nearly_the_same(tmp_path: Path) -> None:
     whole = trained(tmp_path, "whole", 12)
-    torchrun(2, program(tmp_path, STEP.format(name="mixed", until=5, how="fsdp")))
+    launch(2, program(tmp_path, STEP.format(name="mixed", until=5, how="fsdp")))
     last = STEP.format(name="mixed", until=12, how="ddp") + KEEP.format(name="mixed")
-    torchrun(2, program(tmp_path, last))
+    launch(2, program(tmp_path, last))
     found = torch.load(tmp_path / "mixed.pt", weights_only=True)
     assert whole is not None
     for name, tensor in whole.items():
@@ -130,9 +130,9 @@ def test_a_checkpoint_of_shards_resumes_as_copies_to_nearly_the_same(tmp_path: P
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_processes_resume_to_the_same_bits(tmp_path: Path, how: str) -> None:
     body = STEP.format(name="whole", until=12, how=how) + KEEP.format(name="whole")
-    torchrun(2, program(tmp_path, body))
-    torchrun(2, program(tmp_path, STEP.format(name="cut", until=5, how=how)))
-    torchrun(2, program(tmp_path, STEP.format(name="cut", until=12, how=how) + KEEP.format(name="cut")))
+    launch(2, program(tmp_path, body))
+    launch(2, program(tmp_path, STEP.format(name="cut", until=5, how=how)))
+    launch(2, program(tmp_path, STEP.format(name="cut", until=12, how=how) + KEEP.format(name="cut")))
     whole, cut = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "cut"))
     for name, tensor in whole.items():
         assert torch.equal(tensor, cut[name]), name

@@ -1,12 +1,11 @@
 """Every objective under the trainer is the same on two processes as on one."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers.distributed_programs import launch
 from tests.helpers.every_objective import OBJECTIVES, data, train
 
 
@@ -30,9 +29,7 @@ def test_two_processes_equal_one(tmp_path: Path, parallel: str) -> None:
         "        made[name] = train(name, home, 'two', parallel=how, gradient_checkpointing=less)\n"
         "    torch.save(made, home / f'rank{rank()}.pt')\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launch, str(program), str(tmp_path)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    launch(2, str(program), str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name in OBJECTIVES:
         one = train(name, tmp_path, "one")

@@ -53,7 +53,7 @@ def test_live_equals_stored_in_two_processes(tmp_path: Path) -> None:
     label(tmp_path, "l", windows=WINDOWS)
     done = in_two_processes(
         tmp_path,
-        "from train.test_live_labels import trained",
+        "from tests.train.test_live_labels import trained",
         "for kind in ('stored', 'live'):",
         "    weights = trained(home, kind, 'two', 3)",
         "    if is_main(): torch.save(weights, home / f'{kind}.pt')",

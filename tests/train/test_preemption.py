@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,11 +15,14 @@ import torch
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
 from cocomix.train.checkpoint import META
+from tests.helpers.distributed_programs import free_port
+from tests.helpers.forked import Forked
 from tests.helpers.launched_commands import (
     PYTHON,
     STEPS,
     checkpoints,
     ended,
+    fork,
     half_way,
     prepare,
     start,
@@ -58,15 +60,10 @@ def finished_here(home: Path) -> bytes:
     return weights(home / "run")
 
 
-def as_srun_does(home: Path, *overrides: str) -> list[subprocess.Popen[str]]:
+def as_srun_does(home: Path, *overrides: str) -> list[Forked]:
     """Two tasks with the variables that a batch script sets for each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        start(home, *PYTHON, *TRAIN, *overrides, RANK=str(task), LOCAL_RANK=str(task), **shared) for task in range(2)
-    ]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [fork(home, "-m", *TRAIN, *overrides, RANK=str(task), LOCAL_RANK=str(task), **shared) for task in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +99,7 @@ def test_torchrun_starts_again_after_a_worker_was_killed(home: Path, by_two: byt
 
 
 def test_a_process_killed_while_it_saves(home: Path, prepared: Path, tmp_path: Path) -> None:
-    process = start(home, *PYTHON, *TRAIN, "students_train.checkpoint_seconds=1e-9")
+    process = fork(home, "-m", *TRAIN, "students_train.checkpoint_seconds=1e-9")
     wait_until(lambda: checkpoints(home / "run") and list(home.glob("run/.partial/*/checkpoints/.step-*.tmp")), process)
     process.kill()
     assert ended(process)[0][0] == -signal.SIGKILL
@@ -127,7 +124,7 @@ def small_home(prepared: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up_during_training(small_home: Path, prepared: Path, tmp_path: Path) -> None:
-    process = start(small_home, *PYTHON, *TRAIN, OFTEN)
+    process = fork(small_home, "-m", *TRAIN, OFTEN)
     wait_until(lambda: checkpoints(small_home / "run"), process)
     ballast = small_home / "ballast"
     with ballast.open("wb", buffering=0) as stream:

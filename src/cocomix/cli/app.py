@@ -27,7 +27,7 @@ from cocomix.cli.options import (
     recipe_file,
 )
 from cocomix.cli.sharing import doctor, push
-from cocomix.utils.console import console, errors, wait_for_main_to_say_it, world_size
+from cocomix.utils.console import console, errors, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import in_words
 
@@ -253,7 +253,7 @@ def main() -> None:
         with _session():
             app(standalone_mode=True)
     except CocomixError as error:
-        wait_for_main_to_say_it()
+        wait_for_main_to_report()
         errors.print("cocomix:", str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:

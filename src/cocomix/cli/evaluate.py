@@ -133,7 +133,7 @@ def steer_eval_command(
     doses. Writes report.html and report.json. Finished parts are kept: stopped, the same command goes on.
     """
     from cocomix.pipeline.steering_stages import steer_eval
-    from cocomix.steering.study.report import steering_table
+    from cocomix.report.tables import steering_table
 
     quiet_libraries()
     folder = output or run / "steer-eval"

@@ -38,16 +38,16 @@ def open_run(run: Path, config: Path | None, overrides: list[str] | None, seeds:
     Raises:
         CocomixError: its own are gone: with the demo's, what it holds would be made anew and replaced.
     """
-    from cocomix.pipeline.config import load_config
-    from cocomix.pipeline.run import Run
+    from cocomix.pipeline.config import CONFIG, load_config
+    from cocomix.pipeline.run import Run, load_run
     from cocomix.pipeline.stage import RECORD
 
     quiet_libraries()
-    own = run / "config.yaml"
-    source = config or (own if own.exists() else recipe_file("demo"))
     extra = [*(overrides or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
-    opened = Run(run, load_config(source, extra))
-    if config is None and not own.exists():
+    if config is None and (run / CONFIG).exists():
+        return load_run(run, extra)
+    opened = Run(run, load_config(config or recipe_file("demo"), extra))
+    if config is None:
         # A command that is killed once its stage is done leaves no config.yaml either; that stage is the demo's, then.
         for stage in opened.stages.values():
             if (stage.folder / RECORD).exists() and not stage.done():

@@ -55,7 +55,7 @@ def doctor(
     Python, packages, torch, GPU, disk, memory, the folder of runs; with --run a run's health, for which all its files
     are read. Exit code 1 if something must be mended.
     """
-    from cocomix.doctor import Where, examine, print_findings
+    from cocomix.doctor import examine, print_findings
 
-    if not print_findings(examine(Where(run or folder, run)), console):
+    if not print_findings(examine(run or folder, run), console):
         raise typer.Exit(1)

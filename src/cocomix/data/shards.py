@@ -22,7 +22,7 @@ from cocomix.utils.integrity import check_files
 
 MANIFEST = "manifest.json"
 BOUNDARIES = "doc-boundaries.npy"
-MEND = "restore it, or delete the folder and run `cocomix tokenize` again"
+FIX = "restore it, or delete the folder and run `cocomix tokenize` again"
 SHARD = "shard-{:05d}.bin"
 MOST_OPEN = 128
 """shards mapped at a time; each holds a file open, and a process may hold about a thousand"""
@@ -63,7 +63,7 @@ class TokenShards:
             manifest = read_sealed(folder / MANIFEST)
             files = [*manifest["shards"], manifest["boundaries"]]
             _check_numbers(manifest)
-            check_files(folder, files, what="token file", mend=MEND, verify=verify)
+            check_files(folder, files, what="token file", hint=FIX, verify=verify)
             return cls(folder, manifest)
         except FileNotFoundError:
             raise CocomixError(f"{folder} holds no finished token shards; run `cocomix tokenize`") from None

@@ -120,7 +120,7 @@ def load_encoder(folder: Path, vocab_size: int, eos_id: int) -> Encoder:
     """The encoder of a tokenizer folder."""
     if (folder / "tokenizer.json").is_file():
         return RustEncoder(folder, vocab_size, eos_id)
-    from cocomix.data.tokenizer import load_tokenizer
+    from cocomix.data.tokenizer import load_tokenizer  # loads Transformers, which few tokenizers need
 
     return PythonEncoder(load_tokenizer(str(folder)))
 
@@ -261,7 +261,7 @@ WORTH = 16_000_000
 """bytes of text another process is started for, unless it is asked for"""
 
 
-class Tongue(NamedTuple):
+class TokenizerSpec(NamedTuple):
     """What a process needs to load its encoder."""
 
     folder: Path
@@ -281,7 +281,7 @@ def cores() -> int:
 
 
 def encode_parts(
-    jobs: Sequence[Job], tongue: Tongue, workers: int | None, finished: Callable[[dict[str, Any]], None]
+    jobs: Sequence[Job], tokenizer_spec: TokenizerSpec, workers: int | None, finished: Callable[[dict[str, Any]], None]
 ) -> None:
     """Do all jobs with at most `workers` processes; what they write does not depend on how many.
 
@@ -299,7 +299,7 @@ def encode_parts(
     else:
         processes = min(workers, len(jobs))
     if processes <= 1:
-        encoder = tongue.load() if jobs else None
+        encoder = tokenizer_spec.load() if jobs else None
         with _threads(workers != 1):
             for job in jobs:
                 assert encoder is not None
@@ -307,7 +307,7 @@ def encode_parts(
         return
     context = _context()
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tongue,))
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tokenizer_spec,))
     try:
         for future in as_completed([pool.submit(_work, job) for job in jobs]):
             finished(future.result())
@@ -335,12 +335,12 @@ def _context() -> Any:
 _encoder: Encoder | None = None
 
 
-def _begin(tongue: Tongue) -> None:
+def _begin(tokenizer_spec: TokenizerSpec) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = tongue.load()
+    _encoder = tokenizer_spec.load()
 
 
 def _end_with_parent() -> None:

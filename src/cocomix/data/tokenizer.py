@@ -3,17 +3,14 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cocomix.data.shards import TokenShards, write_shards
+from cocomix.data.sources import Document
 from cocomix.utils.errors import CocomixError, reason
 from cocomix.utils.files import check_source, read_json
-
-if TYPE_CHECKING:
-    from cocomix.data.sources import Document
 
 END_OF_TEXT = "<|endoftext|>"
 MOST_GAPS = 1_000_000
@@ -110,7 +107,7 @@ def _load(path: Path, source: str) -> PreTrainedTokenizerBase:
 
 def tokenize_corpus(
     tokenizer: PreTrainedTokenizerBase,
-    documents: "Iterable[Document]",
+    documents: Iterable[Document],
     folder: Path | str,
     *,
     shard_tokens: int = 100_000_000,
@@ -132,7 +129,7 @@ def tokenize_corpus(
     )
 
 
-def _batches(documents: "Iterable[Document]", size: int) -> "Iterator[list[Document]]":
+def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
     stream = iter(documents)
     while batch := list(islice(stream, size)):
         yield batch

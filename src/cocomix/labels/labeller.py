@@ -29,8 +29,7 @@ from cocomix.data.shards import TokenShards
 from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active, with_sign
 from cocomix.labels.store import SHARD_TOKENS, LabelReader, LabelStore, LabelWriter, ShardSummary, StoreLayout
 from cocomix.sae.sae import TopKSAE
-from cocomix.utils.clock import Stopwatch
-from cocomix.utils.console import is_main, rank, world_size
+from cocomix.utils.console import Stopwatch, is_main, rank, world_size
 from cocomix.utils.distributed import StopRequest, barrier, sum_over_processes
 from cocomix.utils.env import autocast
 from cocomix.utils.errors import CocomixError, Interrupted

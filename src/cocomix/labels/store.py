@@ -505,7 +505,7 @@ class LabelStore(LabelReader):
                 )
         if not _lists_all_files(manifest, layout):
             raise CocomixError(f"{folder / MANIFEST} is damaged; {again}")
-        check_files(folder, manifest["files"], what="label file", mend=again, verify=verify)
+        check_files(folder, manifest["files"], what="label file", hint=again, verify=verify)
         return cls(folder, layout, manifest["labelled"])
 
     def read(self, windows: np.ndarray, seq_len: int) -> np.ndarray:

@@ -37,7 +37,7 @@ from cocomix.model.predictors import (
     register_predictor,
 )
 from cocomix.model.teacher import hidden_at
-from cocomix.model.transformer import BACKBONES
+from cocomix.model.transformer import BACKBONES, Backbone, register_backbone
 
 AutoConfig.register("cocomix", CoCoMixConfig, exist_ok=True)
 AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM, exist_ok=True)
@@ -49,6 +49,7 @@ __all__ = [
     "PREDICTORS",
     "Ablate",
     "Amplify",
+    "Backbone",
     "Clamp",
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
@@ -74,6 +75,7 @@ __all__ = [
     "model_config",
     "model_flops",
     "parameter_count",
+    "register_backbone",
     "register_mixer",
     "register_predictor",
     "sae_training_flops",

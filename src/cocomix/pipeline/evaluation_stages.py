@@ -1,4 +1,8 @@
-"""What `cocomix evaluate` does beyond the perplexity stages: the harness's tasks, and the snapshots of a training."""
+"""`cocomix evaluate` beyond held-out perplexity: tasks of lm-evaluation-harness, and the snapshots of a training.
+
+Both are stages: kept, resumed and redone like any other. lm-evaluation-harness is an extra, so what uses it is imported
+in the functions that run tasks; snapshots and their perplexity need none of it.
+"""
 
 import csv
 import io
@@ -12,11 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cocomix.evaluation.harness.model import CoCoMixLM
-from cocomix.evaluation.harness.run import metrics, run_tasks
-from cocomix.evaluation.harness.tasks import Tasks
 from cocomix.evaluation.perplexity import perplexity
 from cocomix.model.loading import load_causal_lm
+from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.utils.console import StageProgress, console, is_main
@@ -25,10 +27,8 @@ from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_json, write_text
 
 if TYPE_CHECKING:
-    from cocomix.pipeline.run import Run
-
-
-# Perplexity of the models saved during a student's training.
+    from cocomix.evaluation.harness.model import CoCoMixLM
+    from cocomix.evaluation.harness.tasks import Tasks
 
 
 def snapshots_of(student: StudentStage) -> list[str]:
@@ -68,7 +68,7 @@ class SnapshotStage(Stage):
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         config = self.student.run_config
         where = self.student.folder / "snapshots" / self.snapshot
-        model = load_causal_lm(where, f"the snapshot {self.snapshot} of {self.student.student}", self.student.again)
+        model = load_causal_lm(where, f"the snapshot {self.snapshot} of {self.student.student}", self.student.redo_hint)
         measured = perplexity(
             model.to(device()),  # pyright: ignore[reportArgumentType]
             self.student.tokens.shards(self.split),
@@ -110,8 +110,6 @@ def snapshot_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-# One task of lm-evaluation-harness on one trained student, as a stage: kept, resumed and dated like any other.
-
 RESULTS, SAMPLES = "results.json", "samples.jsonl"
 
 
@@ -138,7 +136,7 @@ class HarnessStage(Stage):
     distributed = True
 
     def __init__(
-        self, student: StudentStage, task: str, tasks: Tasks, settings: HarnessSettings, snapshot: str | None = None
+        self, student: StudentStage, task: str, tasks: "Tasks", settings: HarnessSettings, snapshot: str | None = None
     ) -> None:
         self.student, self.task, self.tasks, self.how, self.snapshot = student, task, tasks, settings, snapshot
         where = student.name.replace("students/", "harness/", 1) + (f"/{snapshot}" if snapshot else "")
@@ -167,6 +165,8 @@ class HarnessStage(Stage):
         return self.student.folder / ("model" if self.snapshot is None else f"snapshots/{self.snapshot}")
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        from cocomix.evaluation.harness.run import run_tasks
+
         model = _loaded(self.model_folder, self.how.batch_size)
         found = run_tasks(
             model,
@@ -184,6 +184,8 @@ def write_results(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write what the harness found, in its layout, into `folder`; returns its metrics as figures of a stage."""
     from lm_eval.utils import handle_non_serializable
 
+    from cocomix.evaluation.harness.run import metrics
+
     samples = found.pop("samples", None)
     write_text(folder / RESULTS, json.dumps(found, indent=2, default=handle_non_serializable, ensure_ascii=False))
     if samples is not None:
@@ -200,11 +202,13 @@ def write_results(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-_last: dict[tuple[Path, int | str], CoCoMixLM] = {}
+_last: "dict[tuple[Path, int | str], CoCoMixLM]" = {}
 
 
-def _loaded(folder: Path, batch_size: int | str) -> CoCoMixLM:
-    """The model, kept until another is asked for: tasks of one student follow each other."""
+def _loaded(folder: Path, batch_size: int | str) -> "CoCoMixLM":
+    """The model, kept until another is requested, because tasks of one student follow each other."""
+    from cocomix.evaluation.harness.model import CoCoMixLM
+
     if (folder, batch_size) not in _last:
         _last.clear()
         _last[folder, batch_size] = CoCoMixLM(folder, batch_size=batch_size)
@@ -259,7 +263,7 @@ class TaskOptions(NamedTuple):
         return HarnessSettings(self.limit, self.num_fewshot, self.batch_size, self.samples)
 
 
-def evaluate_tasks(run: "Run", students: Sequence[str], options: TaskOptions) -> None:
+def evaluate_tasks(run: Run, students: Sequence[str], options: TaskOptions) -> None:
     """Run the harness's tasks on the run's students and print one table; what was measured before is kept.
 
     Raises:
@@ -309,7 +313,7 @@ def evaluate_model(source: str, options: TaskOptions, output: Path | None) -> No
             console.print(f"Results in the harness's layout: {output}", highlight=False, soft_wrap=True)
 
 
-def evaluate_snapshots(run: "Run", students: Sequence[str], options: TaskOptions, *, test: bool) -> None:
+def evaluate_snapshots(run: Run, students: Sequence[str], options: TaskOptions, *, test: bool) -> None:
     """Perplexity, and the harness's tasks where some are named, of every snapshot of every finished student.
 
     Args:
@@ -340,7 +344,7 @@ def evaluate_snapshots(run: "Run", students: Sequence[str], options: TaskOptions
         console.print(f"Written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
 
 
-def _chosen(run: "Run", students: Sequence[str]) -> list[StudentStage]:
+def _chosen(run: Run, students: Sequence[str]) -> list[StudentStage]:
     unknown = [name for name in students if name not in run.config.students]
     if unknown:
         raise CocomixError(
@@ -349,7 +353,7 @@ def _chosen(run: "Run", students: Sequence[str]) -> list[StudentStage]:
     return [stage for stage in run.students if not students or stage.student in students]
 
 
-def _do(run: "Run", stages: Sequence[Any]) -> list[dict[str, Any]]:
+def _do(run: Run, stages: Sequence[Any]) -> list[dict[str, Any]]:
     return [run.do(stage, f"[{number + 1}/{len(stages)}] {stage.name}") for number, stage in enumerate(stages)]
 
 

@@ -84,7 +84,7 @@ class LabelSet(ABC):
         share = self.live_share(batch_size, world_size())
         if not share:
             return 0.0
-        shape = model_config(self.teacher.folder / "model", self.teacher.again)
+        shape = model_config(self.teacher.folder / "model", self.teacher.redo_hint)
         return share * self.flops_per_token(shape, self.sae.figures["n_latents"], self.sae.figures["k"])
 
 

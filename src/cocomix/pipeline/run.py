@@ -8,17 +8,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cocomix.pipeline.config import RunConfig
+from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
 from cocomix.pipeline.label_stages import LabelSet, LabelStage, LogitsStage, label_set
 from cocomix.pipeline.sae_stage import SaeStage
-from cocomix.pipeline.stage import Lending, Stage
+from cocomix.pipeline.stage import ExternalInputs, Stage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
-from cocomix.utils.console import StageProgress, console, duration, is_main
+from cocomix.report.page import write_report
+from cocomix.report.tables import summary_table
+from cocomix.utils.console import StageProgress, console, duration, errors, is_main
 from cocomix.utils.distributed import barrier
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.settings import save_config
+from cocomix.utils.settings import SettingsFile, changes, last_written, listed, override
+
+SHOWN_STAGES = 12
+"""Stages named in one sentence."""
 
 
 class Run:
@@ -27,17 +32,19 @@ class Run:
     Args:
         folder: the run's folder; created on the first stage.
         config: resolved configuration; saved as `config.yaml` when a stage is done.
-        lending: stages of other runs that this one's configuration names.
+        external_inputs: stages of other runs that this one's configuration names.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, lending: Lending | None = None) -> None:
-        lending = lending or {}
+    def __init__(self, folder: Path, config: RunConfig, external_inputs: ExternalInputs | None = None) -> None:
+        external_inputs = external_inputs or {}
         self.folder, self.config = folder, config
+        self.external_inputs = external_inputs
         _check_writable(folder)
+        self._settings_file = SettingsFile(folder / CONFIG)
         self.corpus = CorpusStage(folder, config)
-        self.tokens = TokensStage(folder, config, self.corpus, lending)
-        self.teacher = TeacherStage(folder, config, self.tokens, lending)
-        self.sae = SaeStage(folder, config, self.tokens, self.teacher, lending)
+        self.tokens = TokensStage(folder, config, self.corpus, external_inputs)
+        self.teacher = TeacherStage(folder, config, self.tokens, external_inputs)
+        self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs)
         self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
         stored_labels = {name: made for name, made in self.labels.items() if isinstance(made, Stage)}
         stored = [student.stored_teacher_tokens for student in config.students.values()]
@@ -85,7 +92,7 @@ class Run:
             figures = stage.run(progress)
         if is_main():
             # Only now: a command that fails leaves the run with the settings its finished stages were made with.
-            save_config(self.config, self.folder / "config.yaml")
+            self._settings_file.write(self.config.model_dump(mode="json"))
             seconds = (stage.record() or {}).get("seconds", 0.0)
             state = "kept, done before" if reused else duration(seconds)
             found = stage.describe(figures)
@@ -129,22 +136,58 @@ class Run:
 
     def write_report(self) -> None:
         """Write `report.html` and `report.json` into the run's folder."""
-        from cocomix.report.page import write_report
-
         if is_main():
             write_report(self.results(), self.folder)
         barrier()
 
     def print_summary(self) -> None:
         """One screen: the table, and where the report is."""
-        from cocomix.report.tables import summary_table
-
         if not is_main():
             return
         console.print(summary_table(self.results()))
         page = self.folder / "report.html"
         if page.exists():
             console.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
+
+
+def load_run(folder: Path, overrides: Sequence[str] = (), *, announce: bool = True) -> Run:
+    """The run in `folder`, with the settings of its config.yaml and overrides on top; an edit by hand is announced.
+
+    Raises:
+        CocomixError: as `load_config`.
+    """
+    run = Run(folder, load_config(folder / CONFIG, overrides))
+    edit = describe_edit(run, overrides) if announce and is_main() else ""
+    if edit:
+        errors.print(f"cocomix: {edit}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return run
+
+
+def describe_edit(run: Run, overrides: Sequence[str] = ()) -> str:
+    """What was edited in a run's config.yaml since a command last wrote it, and what will be redone; empty: nothing.
+
+    Args:
+        overrides: those the run was loaded with, which are no edit.
+    """
+    before = last_written(run.folder / CONFIG)
+    if before is None:
+        return ""
+    redone: list[str] = []
+    try:
+        previous = Run(
+            run.folder, validate_config(override(before, overrides), CONFIG), external_inputs=run.external_inputs
+        )
+    except CocomixError:  # settings that do not fit this version, or these overrides
+        edits = changes(before, run.config.model_dump(mode="json"))
+    else:
+        edits = changes(previous.config.model_dump(mode="json"), run.config.model_dump(mode="json"))
+        if edits:
+            kept = {name: stage for name, stage in previous.stages.items() if name in run.stages and stage.done()}
+            redone = [name for name in kept if not run.stages[name].done()]
+    if not edits:
+        return ""
+    consequence = f"to be redone: {listed(redone, SHOWN_STAGES)}" if redone else "no finished stage depends on it"
+    return f"{CONFIG} was edited: {listed(edits)}; {consequence}"
 
 
 def _check_writable(folder: Path) -> None:

@@ -15,13 +15,12 @@ from cocomix.objectives.registry import build_student
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.label_stages import LabelSet, LogitsStage
 from cocomix.pipeline.sae_stage import SaeStage
-from cocomix.pipeline.stage import ModelStage, Stage
-from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
+from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.training import ModelStage, describe_curve, train_objective, training_figures, validation_curve
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device
-from cocomix.utils.files import check_weights
 
 
 class StudentStage(ModelStage):
@@ -74,12 +73,6 @@ class StudentStage(ModelStage):
             "seq_len": self.run_config.seq_len,
             "curve_windows": self.run_config.evaluation.curve_windows,
         } | ({} if self.labels is None else self.labels.reader_settings())
-
-    def outputs(self) -> list[str]:
-        return ["model/config.json"]
-
-    def verify(self) -> None:
-        check_weights(self.folder / "model", self.again)
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['parameters']:,} parameters{describe_curve(figures)}"
@@ -138,7 +131,7 @@ class StudentStage(ModelStage):
     def model(self) -> PreTrainedModel:
         """The finished student, in evaluation mode."""
         self.check()
-        model = load_causal_lm(self.folder / "model", f"the student {self.student}", self.again)
+        model = load_causal_lm(self.folder / "model", f"the student {self.student}", self.redo_hint)
         return model.to(device())  # pyright: ignore[reportArgumentType]
 
 
@@ -178,7 +171,7 @@ class EvaluationStage(Stage):
             "seq_len": self.seq_len,
             "batch_size": self.batch_size,
             "max_windows": self.windows,
-            "shared": True,
+            "sharded": True,
         }
         figures: dict[str, Any] = {}
         for number, split in enumerate(("val", "test")):

@@ -9,23 +9,23 @@ from transformers import PreTrainedModel
 from cocomix.analysis.inspect import Reading, read_text
 from cocomix.analysis.naming import Names, read_names
 from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active
-from cocomix.pipeline.config import load_config
-from cocomix.pipeline.run import Run
+from cocomix.pipeline.config import CONFIG
+from cocomix.pipeline.run import Run, load_run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.formats import FORMATS
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
 
-def existing_run(folder: Path) -> Run:
-    """The run in `folder`, with its own settings.
+def existing_run(folder: Path, *, announce: bool = True) -> Run:
+    """The run in `folder`, with its own settings; an edit of these is announced, as by `load_run`.
 
     Raises:
         CocomixError: there is none.
     """
-    if not (folder / "config.yaml").exists():
+    if not (folder / CONFIG).exists():
         raise CocomixError(f"there is no run in {folder}; run `cocomix demo` first or give another --run")
-    return Run(folder, load_config(folder / "config.yaml"))
+    return load_run(folder, announce=announce)
 
 
 def student_stage(run: Run, student: str, seed: int) -> StudentStage:

@@ -1,6 +1,15 @@
-"""Steering as a small JSON file, to be shared.
+"""Steering as text: a small JSON file to be shared, and one line for the command line.
 
-{"steering": [{"concept": 123, "do": "amplify", "amount": 4.0, "start": 0}]}
+The file is `{"steering": [{"concept": 123, "do": "amplify", "amount": 4.0, "start": 0}]}`, the line
+`c123=+4,c7:off,c9=clamp:2@10`. Items of a line are separated by commas. Each is a concept, `=` or `:`, what is done to
+it, and optionally `@` with the first token at which it acts:
+
+    +4, -2        amplify (or amplify:4)
+    off           ablate (or ablate)
+    clamp:2       clamp
+    dampen:0.5    dampen
+
+A concept is `c` and its number, or a name where the caller can resolve names.
 """
 
 import re
@@ -30,7 +39,7 @@ class SharedItem(BaseModel):
 
 
 class SharedSetting(BaseModel):
-    """A setting as it lies in the file."""
+    """A setting as the file holds it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     steering: list[SharedItem] = Field(description="one item a concept")
@@ -39,7 +48,8 @@ class SharedSetting(BaseModel):
 def to_items(setting: Setting) -> list[SharedItem]:
     """`setting` as items, for `from_items`."""
     return [
-        SharedItem(concept=concept, do=one.name, amount=one.amount, start=one.start) for concept, one in setting.items()
+        SharedItem(concept=concept, do=action.name, amount=action.amount, start=action.start)
+        for concept, action in setting.items()
     ]
 
 
@@ -77,29 +87,17 @@ def from_json(text: str) -> dict[int, Intervention]:
     return from_items(validate(SharedSetting, raw, "the steering setting").steering)
 
 
-# Steering as one line of text, `c123=+4,c7:off,c9=clamp:2@10`, and back.
-#
-# Items are separated by commas. Each is a concept, `=` or `:`, what is done to it, and perhaps `@` with the token from
-# which on:
-#
-#     +4, -2        amplify (or amplify:4)
-#     off           ablate (or ablate)
-#     clamp:2       clamp
-#     dampen:0.5    dampen
-#
-# A concept is `c` and its number, or a name where the caller can resolve names.
-
 _ITEM = re.compile(r"(?P<concept>[^=:@]+)[=:](?P<action>[^@]+)(?:@(?P<start>[^@]*))?")
 _NUMBER = re.compile(r"c([0-9]+)")
 _FORM = "write items such as c123=+4, c7:off or c9=clamp:2@10, separated by commas"
 
 
 def parse_steering(text: str, resolve: Callable[[str], int] | None = None) -> dict[int, Intervention]:
-    """The setting that `text` names; nothing is steered by an empty one.
+    """The setting that `text` names; an empty text steers nothing.
 
     Args:
         text: as in this module's docstring.
-        resolve: the number of a concept given by name; it says itself what is wrong with a name it does not know.
+        resolve: gives the number of a concept named in the text, and raises for a name it does not know.
 
     Raises:
         CocomixError: what cannot be read, or a concept named twice.
@@ -118,7 +116,7 @@ def parse_steering(text: str, resolve: Callable[[str], int] | None = None) -> di
 
 def format_steering(setting: Setting) -> str:
     """The line that `parse_steering` reads as `setting`."""
-    return ",".join(f"c{concept}{_action_text(one)}" for concept, one in setting.items())
+    return ",".join(f"c{concept}{_action_text(action)}" for concept, action in setting.items())
 
 
 def _concept(name: str, resolve: Callable[[str], int] | None) -> int:

@@ -172,10 +172,10 @@ def disk_full(error: BaseException) -> bool:
 def in_words(error: OSError) -> str:
     """What a user is told of the system's error: cause and mend, without its number."""
     if disk_full(error):
-        return "the disk is full; free some space and run the same command again, finished stages are kept"
+        return "the disk is full; free some space and rerun the same command, finished stages are kept"
     what = (error.strerror or str(error)).lower()
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{what}; mend the path or its permissions"
+    return f"{place}{what}; fix the path or its permissions"
 
 
 # Numbered files written one after the other, which end up with the same bytes however often the writer is killed.

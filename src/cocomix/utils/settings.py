@@ -1,6 +1,12 @@
-"""Read settings from YAML, apply `key.path=value` overrides, validate, and say in one sentence what is wrong."""
+"""Settings: read them from YAML, override, validate and keep them.
+
+- `plain_yaml` makes plain values only, and few of them, whatever aliases, merges and tags a stranger's text holds.
+- `read_yaml` applies `key.path=value` overrides; `validate` says in one sentence what does not fit.
+- `SettingsFile` keeps settings in a file that the user may edit; a sealed copy beside it tells an edit from damage.
+"""
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -9,9 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import check_readable, sha256_of, write_text
-
-# What all configuration sections share.
+from cocomix.utils.files import check_readable, in_words, read_sealed, sha256_of, write_sealed, write_text
 
 
 class Section(BaseModel):
@@ -24,8 +28,6 @@ class Section(BaseModel):
         """The class that validates `raw`: this one, or one of several where a key says which."""
         return cls
 
-
-# YAML as settings have it: plain values, few of them, whatever the text makes of aliases, merges and tags.
 
 LARGEST = 1 << 20
 """Characters of a text."""
@@ -85,29 +87,35 @@ def _weight(node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> int:
     return known[node]
 
 
-SEAL = "# sha256 of the lines below: "
-
-
 def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping in `path`, with overrides such as `sae.k=8` applied.
 
     Raises:
-        CocomixError: a missing or malformed file, or an override that does not fit.
+        CocomixError: a missing, malformed or cut file, or an override that does not fit.
     """
     check_readable(Path(path))
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        _check_seal(text, path)
+        text = Path(path).read_text(encoding="utf-8-sig")
         raw = plain_yaml(text)
     except FileNotFoundError:
         raise CocomixError(f"there is no config file {path}; give an existing one") from None
     except (OSError, ValueError) as error:
-        raise CocomixError(f"{path} cannot be read as YAML ({error}); mend or replace it") from error
+        raise CocomixError(f"{path} cannot be read as YAML ({error}); fix or replace it") from error
+    _check_complete(Path(path), text, raw)
     if not isinstance(raw, dict):
         raise CocomixError(f"{path} holds no mapping of sections; start from one of the files in recipes/")
+    return override(raw, overrides)
+
+
+def override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `raw` with overrides such as `sae.k=8` applied.
+
+    Raises:
+        CocomixError: one does not fit.
+    """
     raw = _unshared(raw)
-    for override in overrides:
-        _apply(raw, override)
+    for text in overrides:
+        _apply(raw, text)
     return raw
 
 
@@ -126,27 +134,6 @@ def validate(kind: type[Model], raw: dict[str, Any], origin: str) -> Model:
         raise CocomixError(f"{origin}: {_explain(error, kind, raw)}") from error
     except UnicodeEncodeError as error:  # Pydantic's core is Rust, where a text is UTF-8
         raise CocomixError(f"{origin}: it holds half a character, {error.object[error.start]!r}; remove it") from error
-
-
-def save_config(config: BaseModel, path: Path) -> None:
-    """Write the resolved config as YAML, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    write_text(path, f"{SEAL}{sha256_of(text)}; whoever edits this file deletes this line\n{text}")
-
-
-def _check_seal(text: str, path: Path) -> None:
-    """A flipped bit or a lost end would be other settings, and the stages made with the right ones would be replaced.
-
-    Raises:
-        CocomixError: the settings are not what cocomix wrote, and nobody has said that this is meant.
-    """
-    first, _, rest = text.partition("\n")
-    if first.startswith(SEAL) and first.removeprefix(SEAL)[:64] != sha256_of(rest):
-        raise CocomixError(
-            f"{path} is not as cocomix wrote it; if you edited it, delete its first line, else restore it or give the"
-            " settings again with --config"
-        )
 
 
 def merge(base: Any, over: Any) -> Any:
@@ -225,3 +212,154 @@ def _section_type(annotation: Any) -> type[BaseModel] | None:
             return inner
         pending += get_args(inner)
     return None
+
+
+# --- settings that we write and the user edits ---
+
+LEGACY_SEAL = "# sha256 of the lines below: "
+"""First line of the files that earlier versions wrote, which had no copy beside them."""
+SHOWN_CHANGES = 6
+
+
+class SettingsFile:
+    """A YAML file of settings that the user may edit, and a sealed copy of what we last wrote, `.NAME.json` beside it.
+
+    The copy tells an edit from damage: other values and new keys are an edit, missing keys are a cut file (which is
+    still YAML, and whose defaults would be other settings). `read_yaml` refuses the latter.
+
+    Args:
+        path: the file; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.copy = path, copy_path(path)
+        self._text = self._current()
+
+    def write(self, settings: dict[str, Any]) -> None:
+        """Keep `settings`, plain values with every key.
+
+        The user's file stays as it is, comments included, where it holds these settings already, or where it was edited
+        since this object was made; the edit then counts for the next command.
+        """
+        text = self._current()
+        try:
+            same = text is not None and not text.startswith(LEGACY_SEAL) and _same(plain_yaml(text), settings)
+        except ValueError:
+            same = False
+        if text == self._text and not same:
+            # Killed between the two writes, the new file must not be held against the old copy.
+            self.copy.unlink(missing_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._text = yaml.safe_dump(settings, sort_keys=False)
+            write_text(self.path, self._text)
+        write_sealed(self.copy, {"settings": settings})
+
+    def _current(self) -> str | None:
+        try:
+            return self.path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError):
+            return None
+
+
+def copy_path(path: Path) -> Path:
+    """The sealed copy of a settings file, e.g. `.config.json` of `config.yaml`."""
+    return path.with_name(f".{path.stem}.json")
+
+
+def last_written(path: Path) -> dict[str, Any] | None:
+    """The settings that `SettingsFile` last wrote to `path`; None where there is no copy of them.
+
+    Raises:
+        CocomixError: the copy is damaged.
+    """
+    copy = copy_path(path)
+    try:
+        settings = read_sealed(copy)["settings"]
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no settings")
+        return settings
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, PermissionError):
+            raise CocomixError(in_words(error)) from error
+        raise CocomixError(
+            f"{copy} is damaged ({error}); check that {path.name} holds the settings you mean, then delete {copy}"
+        ) from error
+
+
+def changes(before: Any, after: Any, path: str = "") -> list[str]:
+    """What differs between two plain mappings, key by key, e.g. `sae.k 16 -> 8`."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [f"{path} {_shown(before)} -> {_shown(after)}"]
+    found = []
+    for key in dict.fromkeys((*before, *after)):
+        inside = f"{path}.{key}" if path else str(key)
+        if key not in before:
+            found.append(f"{inside} added")
+        elif key not in after:
+            found.append(f"{inside} removed")
+        else:
+            found += changes(before[key], after[key], inside)
+    return found
+
+
+def listed(items: Sequence[str], most: int = SHOWN_CHANGES) -> str:
+    """The first `most` items, and how many more there are."""
+    more = [f"{len(items) - most} more"] if len(items) > most else []
+    return ", ".join([*items[:most], *more])
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) and value.isprintable() and value else text
+
+
+def _check_complete(path: Path, text: str, raw: Any) -> None:
+    """Refuse a file that lost a part of what we wrote: a cut file is still YAML.
+
+    Raises:
+        CocomixError: keys are missing, the sealed copy is damaged, or a file of an earlier version was changed.
+    """
+    before = last_written(path)
+    if before is None:
+        first, _, rest = text.partition("\n")
+        if first.startswith(LEGACY_SEAL) and first.removeprefix(LEGACY_SEAL)[:64] != sha256_of(rest):
+            raise CocomixError(
+                f"{path} was changed since an earlier version of cocomix wrote it; to keep the change, delete its first"
+                " line (a checksum), else restore the file or give the settings again with --config"
+            )
+        return
+    missing = _missing(before, raw)
+    if missing:
+        raise CocomixError(
+            f"{path} has lost {listed(missing)}; put it back, or delete {copy_path(path)} if it was removed on purpose"
+        )
+
+
+def _missing(before: dict[str, Any], raw: Any, path: str = "") -> list[str]:
+    """Keys that are gone, outermost first; a mapping in whose place a plain value is, is gone, too."""
+    if not isinstance(raw, dict):
+        return [path] if path else sorted(before)
+    gone = []
+    for key, value in before.items():
+        inside = f"{path}.{key}" if path else str(key)
+        if key not in raw:
+            gone.append(inside)
+        elif isinstance(value, dict) and value:
+            gone += _missing(value, raw[key], inside)
+    return gone
+
+
+def _same(raw: Any, settings: Any) -> bool:
+    """Whether plain values of a user's file are these settings, key by key; YAML takes `1e-3` for text."""
+    if isinstance(settings, dict):
+        return isinstance(raw, dict) and raw.keys() == settings.keys() and all(_same(raw[k], settings[k]) for k in raw)
+    if isinstance(settings, list):
+        return isinstance(raw, list) and len(raw) == len(settings) and all(map(_same, raw, settings))
+    if isinstance(raw, str) and isinstance(settings, int | float):
+        try:
+            return float(raw) == settings
+        except ValueError:
+            return False
+    return raw == settings

@@ -2,18 +2,22 @@
 
 import io
 import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.speed.bench import MOST_BUSY, run_bench
+from benchmarks.speed import own_process
+from benchmarks.speed.bench import BUSY_WARNING, run_bench
 from benchmarks.speed.groups import GROUPS
 from benchmarks.speed.keys import KEYS
 from benchmarks.speed.shapes import SHAPES
 from cocomix.utils.errors import CocomixError
+from tests.helpers import forked
 from tests.helpers.command import cocomix, refused
 
 ON_CPU = [name for name in GROUPS if name != "gpu"]
@@ -27,13 +31,21 @@ def bench(path: Path, **options: Any) -> str:
     return " ".join(console.export_text().split())
 
 
+def in_a_fork(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """Stands for `subprocess.run` of a Python program."""
+    return forked.run(command[1:])
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     pytest.importorskip("sae_lens")
     path, threads = tmp_path_factory.mktemp("bench") / "b.json", torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        printed = bench(path)
+        with pytest.MonkeyPatch.context() as patched:
+            # In test_workloads.py the process is a fresh one.
+            patched.setattr(own_process, "subprocess", SimpleNamespace(run=in_a_fork))
+            printed = bench(path)
     finally:
         torch.set_num_threads(threads)
     return json.loads(path.read_text()), printed
@@ -62,11 +74,9 @@ def test_everything_is_printed(whole: tuple[dict[str, Any], str]) -> None:
 
 
 def test_only_some_of_it_from_the_command_line(tmp_path: Path) -> None:
-    done = cocomix(
-        *("bench", "--shape", "tiny", "--repeats", "2", "--device", "cpu", "--only", "generate,peak"),
-        *("--json", "b.json"),
-        cwd=tmp_path,
-    )
+    options = ("--shape", "tiny", "--repeats", "2", "--device", "cpu", "--only", "generate,peak", "--json", "b.json")
+    done = forked.run(["-m", "benchmarks.speed", *options], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "b.json").read_text())
     assert set(found["raw"]) == {"peak", "generate"} and set(found) & set(KEYS) == {"generate_vs_gpt2"}
     assert len(found["generate_vs_gpt2"]["runs"]) == 2
@@ -74,10 +84,10 @@ def test_only_some_of_it_from_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("load", [0.0, 1.0])
-def test_a_busy_machine_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float) -> None:
+def test_a_busy_machine_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float) -> None:
     monkeypatch.setattr("benchmarks.speed.bench.busy_share", lambda: load)
     printed = bench(tmp_path / "b.json", only=["peak"])
-    assert ("machine is busy" in printed) == (load > MOST_BUSY)
+    assert ("machine is busy" in printed) == (load > BUSY_WARNING)
     assert json.loads((tmp_path / "b.json").read_text())["busy"] == load
 
 
@@ -108,4 +118,8 @@ def test_refused_in_one_sentence(tmp_path: Path, options: dict[str, Any], words:
 
 
 def test_a_folder_that_is_not_there_is_refused_at_the_start(tmp_path: Path) -> None:
-    refused(cocomix("bench", "--json", "nowhere/b.json", cwd=tmp_path, check=False), "nowhere", "folder")
+    refused(forked.run(["-m", "benchmarks.speed", "--json", "nowhere/b.json"], cwd=tmp_path), "nowhere", "folder")
+
+
+def test_the_command_of_the_package_says_where_it_went(tmp_path: Path) -> None:
+    refused(cocomix("bench", "--shape", "tiny", cwd=tmp_path, check=False), "python -m benchmarks.speed")
