@@ -135,7 +135,7 @@ def test_a_disk_that_fills_up_during_training(small_home: Path, prepared: Path, 
                 time.sleep(0.001)
     ((code, said),) = ended(process)
     assert code == 2, said
-    assert said.startswith("cocomix: the disk under run is full; free some space and run the same command again")
+    assert said.startswith("cocomix: the disk under run is full; free some space and rerun the same command")
     assert "Traceback" not in said
     left = checkpoints(small_home / "run")
     assert left and all((path / META).stat().st_size for path in left)
