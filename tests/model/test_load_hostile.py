@@ -99,7 +99,7 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
     gpt2(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Planted()))
-    refused(tmp_path, "sound safetensors")
+    refused(tmp_path, "intact safetensors")
 
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])

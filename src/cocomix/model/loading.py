@@ -94,13 +94,13 @@ INDEX = "model.safetensors.index.json"
 GIVE_ANOTHER = "give a model folder or hub id with intact safetensors"
 
 
-def load_causal_lm(source: str | Path, role: str, fix: str = GIVE_ANOTHER) -> PreTrainedModel:
+def load_causal_lm(source: str | Path, role: str, hint: str = GIVE_ANOTHER) -> PreTrainedModel:
     """Load any Transformers causal LM, `CoCoMixForCausalLM` included, in evaluation mode.
 
     Args:
         source: a model folder or hub id with safetensors weights.
         role: what the model is called in error messages, e.g. "the concept model".
-        fix: what the error message tells the user to do.
+        hint: how to fix it, the end of the error message.
 
     Raises:
         CocomixError: there is no loadable model, a file is damaged, or the configuration asks for more than the weights
@@ -118,12 +118,12 @@ def load_causal_lm(source: str | Path, role: str, fix: str = GIVE_ANOTHER) -> Pr
         if missing := sorted(info["missing_keys"]):  # Transformers has initialised them at random
             raise ValueError(f"the weights lack {missing[0]!r}")
     except Exception as error:  # a damaged file raises errors of many types
-        raise CocomixError(f"{role} cannot be loaded from {source} ({reason(error)}); {fix}") from error
+        raise CocomixError(f"{role} cannot be loaded from {source} ({reason(error)}); {hint}") from error
     return model.eval()
 
 
-def model_config(folder: Path, fix: str) -> PreTrainedConfig:
-    """Load the configuration of the model in `folder`; `fix` is what an error message tells the user to do.
+def model_config(folder: Path, hint: str) -> PreTrainedConfig:
+    """Load the configuration of the model in `folder`; `hint`, how to fix it, ends an error message.
 
     Raises:
         CocomixError: it is damaged.
@@ -132,7 +132,7 @@ def model_config(folder: Path, fix: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # as above
-        raise CocomixError(f"{folder / 'config.json'} is damaged ({type(error).__name__}); {fix}") from error
+        raise CocomixError(f"{folder / 'config.json'} is damaged ({type(error).__name__}); {hint}") from error
 
 
 def _check_weight_index(index: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a student is trained on: one file an objective, with its settings, its model and its loss."""
+"""Training objectives: one file per objective, with its settings, its model and its loss."""
 
 from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.bootstrap import BootstrapObjective

@@ -1,7 +1,7 @@
-"""What an objective is: a student's settings, which build its model and its loss, and the loss the trainer calls.
+"""Base classes of objectives.
 
-An objective is one file with two classes. `StudentSettings` holds what a user can set and makes the model and the loss
-from it; `Objective` is the loss, a module the trainer calls with a batch. The list of all objectives is in
+An objective is one file with two classes. A `StudentSettings` has the user's settings and builds the model and the loss
+from them. An `Objective` is the loss, a module that the trainer calls with a batch. All objectives are listed in
 `objectives/registry.py`.
 """
 
@@ -21,11 +21,11 @@ from cocomix.utils.settings import Section
 
 
 class Objective(nn.Module, ABC):
-    """A model and the loss it is trained on; calling it with a batch returns the mean loss, a scalar.
+    """A model with its training loss; calling it with a batch returns the mean loss, a scalar.
 
     Attributes:
-        holds_logits: whether a step holds the logits of all its tokens, and their gradient.
-        holds_teacher_logits: whether it holds the teacher's logits beside them.
+        holds_logits: whether a step holds the logits of all its tokens and their gradient; for memory estimates.
+        holds_teacher_logits: whether it also holds the teacher's logits.
     """
 
     holds_logits: ClassVar[bool] = True
@@ -33,9 +33,11 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean loss of a batch: `input_ids` int64 `[batch, seq]` and what else the objective needs.
+        """Mean loss of a batch, a scalar.
 
-        `progress`, a scalar, is the share of training done.
+        Args:
+            batch: `input_ids` int64 `[batch, seq]`, `progress` (a scalar, the share of training done), and the other
+                inputs of the objective, see `BatchSource`.
         """
 
     @abstractmethod
@@ -47,7 +49,7 @@ class Objective(nn.Module, ABC):
         return self.trainable()
 
     def clipped(self) -> Sequence[nn.Module]:
-        """Modules whose gradient norms are limited, each by itself."""
+        """Modules whose gradient norms are clipped, each separately."""
         return [self.trainable()]
 
     def sharded_units(self) -> list[nn.Module]:
@@ -59,27 +61,27 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the trained module in its own format."""
+        """Save the trained module to `folder` in its own format."""
 
     @abstractmethod
     def flops_per_token(self, seq_len: int) -> float:
-        """Training cost per token, forward and backward, two operations a multiply-accumulate."""
+        """Training FLOPs per token, forward and backward; a multiply-accumulate counts as two."""
 
     def before_step(self) -> None:
-        """Called after the backward pass, before clipping and the optimiser."""
+        """Called after the backward pass, before gradient clipping and the optimiser."""
 
     def after_step(self) -> None:
         """Called after each optimiser step."""
 
 
 class StudentSettings(Section, ABC):
-    """A student in a run's configuration: its shape, and the settings, model and loss of one objective.
+    """Settings of a student: its shape, and the settings of one objective, from which model and loss are built.
 
-    A subclass is one objective. Its fields are its settings; the properties tell the run what it reads.
+    A subclass is one objective. Its fields are its settings; its properties tell the run which inputs it needs.
     """
 
     name: ClassVar[str]
-    """what `objective` calls it"""
+    """value of `objective` in settings"""
     uses_sae_concepts: ClassVar[bool] = False
     """whether it predicts the concepts of the run's SAE, so that labels, names and the explorer apply to it"""
 
@@ -101,61 +103,61 @@ class StudentSettings(Section, ABC):
 
     @property
     def reads(self) -> frozenset[str]:
-        """What training needs besides tokens: `sae`, `labels`, `teacher` (live), `logits` (its stored ones)."""
+        """Inputs of training besides tokens: `sae`, `labels`, `teacher` (live), `logits` (the teacher's, stored)."""
         return frozenset()
 
     @property
     def label_set(self) -> str | None:
-        """Name of the label set it learns from."""
+        """Name of the label set it is trained on."""
         return None
 
     @property
     def label_sign(self) -> str | None:
-        """Sign of those labels; None: the first one the set has."""
+        """Sign of those labels; None: the first one of the set."""
         return None
 
     @property
     def stored_teacher_tokens(self) -> int | None:
-        """How many of the teacher's likeliest tokens it reads from a store."""
+        """Number of the teacher's most likely tokens that it reads from a store."""
         return None
 
     @property
     def same_size_as(self) -> str | None:
-        """Name of the student whose parameter count it is widened to."""
+        """Name of the student whose parameter count it is widened to match."""
         return None
 
     @property
     def mixing(self) -> MixConfig | None:
-        """Where and how a vector is mixed in; None for a plain model."""
+        """Where and how the predicted vector is mixed in; None for a plain model."""
         return None
 
     @property
     def own_latents(self) -> int | None:
-        """Number of concepts C of an autoencoder of its own; None: the run's."""
+        """Number of concepts C of the student's own autoencoder; None: it uses the run's."""
         return None
 
     @abstractmethod
     def build(self, sizes: Sizes) -> PreTrainedModel:
-        """The student, freshly initialised from torch's global generator."""
+        """Build the student's model, initialised from torch's global generator."""
 
     @abstractmethod
     def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
-        """The loss `model` is trained on; `teacher` loads the concept model, for those that run it in every step."""
+        """Build the loss of `model`; `teacher` loads the concept model, for objectives that run it in every step."""
 
     @abstractmethod
     def summary(self) -> str:
-        """What sets its training apart, in a few words."""
+        """Short description of what distinguishes its training."""
 
     def describe(self) -> str:
-        """`summary`, and its length where that is not the other students'."""
+        """`summary`, with the training length if it differs from the other students'."""
         return self.summary() + ("" if self.length == 1 else f", {self.length:g} times the steps")
 
 
 OBJECTIVES: Registry[type[StudentSettings]] = Registry("objective")
-"""By the name in a student's `objective`; the list is in `objectives/registry.py`."""
+"""Objectives by name; the list is in `objectives/registry.py`."""
 
 
 def describe_mixing(mix: MixConfig) -> str:
-    """The mixer and its options, in a few words."""
+    """Short description of the mixer and its options."""
     options = ", ".join(f"{name} {value}" for name, value in mix.mixer_options.items())
     return f"{mix.mixer} ({options})" if options else mix.mixer

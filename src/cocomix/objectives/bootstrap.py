@@ -1,9 +1,9 @@
-"""CoCoMix without a teacher: the autoencoder learns on a slow-moving average of the student while it trains.
+"""CoCoMix without a teacher: the autoencoder is trained on a moving average of the student, together with the student.
 
-The paper names this as future work. The average's hidden state at a position is encoded; its strongest latents are
-the position's labels; the student predicts and mixes them as ever. The autoencoder trains on the same hidden states
-in the same step, and no gradient passes between the two. Until the autoencoder means something (`warmup`), its labels
-are not used.
+The paper names this as future work. The hidden state of the averaged student is encoded, and its largest latents are
+the labels of the position; the student predicts them and mixes them in as usual. The autoencoder is trained on the same
+hidden states in the same step, and no gradient flows between the two. During `warmup`, while the autoencoder is not yet
+useful, the labels are not used.
 """
 
 import copy
@@ -26,7 +26,7 @@ from cocomix.sae.training import SaeTraining
 
 
 class BootstrapStudent(StudentSettings):
-    """CoCoMix without a teacher: the autoencoder learns on a slow-moving average of the student while it trains."""
+    """CoCoMix without a teacher: the autoencoder is trained on a moving average of the student."""
 
     name = "bootstrap"
 
@@ -80,10 +80,10 @@ class BootstrapStudent(StudentSettings):
 
 
 class Bootstrap(nn.Module):
-    """What is trained and kept: the student, its average, and the autoencoder."""
+    """The modules that are trained and saved in checkpoints: student, averaged student and autoencoder."""
 
     steps: torch.Tensor
-    """optimiser steps averaged over so far, int64"""
+    """number of optimiser steps in the average so far, int64"""
 
     def __init__(self, student: CoCoMixForCausalLM, sae: TopKSAE, dead_after_tokens: int) -> None:
         super().__init__()
@@ -98,9 +98,10 @@ class BootstrapObjective(Objective):
 
     Args:
         model: the student.
-        sae: the autoencoder, `d_model` wide as the student.
-        top: encode what feeds the final norm; else what enters concept_layer.
-        decay: average = decay * average + (1 - decay) * student after each step; early on less, as if averaging evenly.
+        sae: the autoencoder, of the student's width.
+        top: whether to encode the input of the final norm; otherwise that of concept_layer.
+        decay: average = decay * average + (1 - decay) * student after each step; smaller in early steps, as in a mean
+            over all steps.
         labels_per_position: K_attr.
         warmup: share of the training before the concept loss begins.
     """
@@ -148,7 +149,7 @@ class BootstrapObjective(Objective):
         self.all.sae_training.sae.save_pretrained(folder / "sae")
 
     def flops_per_token(self, seq_len: int) -> float:
-        """The student's, its average's forward pass, and three times the autoencoder's."""
+        """The student's training FLOPs, a forward pass of its average, and three forward passes of the autoencoder."""
         config: Any = self.all.student.config
         student = model_flops(config, seq_len)
         head = 2 * config.hidden_size * config.vocab_size

@@ -16,7 +16,7 @@ from cocomix.objectives.ntp import NtpObjective
 
 
 class ConceptConfig(MixConfig):
-    """What a CoCoMix student adds to its backbone."""
+    """Settings of concept prediction and mixing."""
 
     top_k: int | None = Field(default=None, ge=1, description="concepts kept of the prediction; empty: the SAE's k")
     loss_weight: float = Field(default=0.1, ge=0, description="lambda, weight of the concept loss")
@@ -29,7 +29,7 @@ class ConceptConfig(MixConfig):
 
 
 class CoCoMixStudent(StudentSettings):
-    """Next-token loss plus the weighted concept loss; with `loss_weight: 0` the mixing alone, without labels."""
+    """Next-token loss plus the weighted concept loss; with `loss_weight: 0` mixing only, without labels."""
 
     name = "cocomix"
     uses_sae_concepts = True
@@ -89,7 +89,7 @@ class CoCoMixStudent(StudentSettings):
 def build_with_concepts(
     shape: ModelShape, concept: ConceptConfig, sizes: Sizes, n_concepts: int, k: int
 ) -> CoCoMixForCausalLM:
-    """A student that predicts `n_concepts` concepts; `k` are kept of a prediction unless its settings say otherwise."""
+    """Build a student that predicts `n_concepts` concepts and keeps `concept.top_k` of them (if not set, `k`)."""
     return build_mixed(
         shape,
         concept,
@@ -101,15 +101,15 @@ def build_with_concepts(
 
 
 class CoCoMixObjective(NtpObjective):
-    """Total loss of a `CoCoMixForCausalLM`.
+    """Next-token loss + lambda * concept loss of a `CoCoMixForCausalLM`.
 
-    The batch also carries `concept_labels` `[batch, seq, k]` and, if it is a part of one, `concept_weight`, which
-    makes the losses of all parts add up to the mean over all labelled positions.
+    The batch also has `concept_labels` `[batch, seq, k]` and, if it is a part of a batch, `concept_weight`, with which
+    the losses of all parts add up to the mean over all labelled positions.
 
     Args:
         model: the student.
         until: share of the training over which lambda falls linearly to 0; None: it stays.
-        label_flops: operations a token takes to be labelled, where labels are made live.
+        label_flops: FLOPs per token of computing labels, if they are computed during training.
     """
 
     def __init__(self, model: CoCoMixForCausalLM, until: float | None = None, *, label_flops: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Regression of the teacher's hidden state: what concepts are compared with in the paper's claim 5."""
+"""Regression of the teacher's hidden state, which the paper compares concepts with (claim 5)."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -30,7 +30,7 @@ DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 class HiddenStudent(StudentSettings):
-    """The teacher's hidden state is predicted and mixed in, instead of its concepts."""
+    """The student predicts the teacher's hidden state instead of concepts, and mixes it in."""
 
     name = "hidden"
 
@@ -70,11 +70,11 @@ class HiddenObjective(NtpObjective):
     """Next-token loss + weight * distance(predicted, norm(h_con)), norm as the SAE's: (x - mean) / (std + 1e-5).
 
     Args:
-        model: a CoCoMix model whose channel is `hidden`.
-        teacher: the concept model; it takes no gradients and is not part of this module's state.
-        layer: its block (0-based) whose output is predicted.
+        model: a CoCoMix model with the predictor `hidden`.
+        teacher: the concept model; its weights get no gradients, and it is not part of this module's state.
+        layer: the teacher's block (0-based) whose output is predicted.
         distance: a key of `DISTANCES`.
-        weight: of the distance.
+        weight: weight of the distance.
     """
 
     def __init__(

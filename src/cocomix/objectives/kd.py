@@ -1,7 +1,8 @@
 """Knowledge distillation: next-token loss plus the divergence from the teacher's next-token distribution.
 
-The teacher is run in every step (`LiveTeacher`, exact), or its k most likely tokens are read from a store made once
-(`StoredTeacher`); then all other tokens count as one outcome, which bounds the divergence from below.
+The teacher runs in every step (`LiveTeacher`, exact), or its k most likely tokens are read from a store that is
+computed once (`StoredTeacher`). Then all other tokens count as one outcome, which gives a lower bound of the
+divergence.
 """
 
 from abc import ABC, abstractmethod
@@ -49,24 +50,24 @@ class KdStudent(PlainStudent):
 
 
 class TeacherDistribution(ABC):
-    """Where the teacher's distribution comes from."""
+    """Base class of sources of the teacher's distribution."""
 
     @abstractmethod
     def divergence(self, log_probs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """KL(teacher || student) of each position, `[batch, seq - 1]`.
 
         Args:
-            log_probs: the student's, `[batch, seq - 1, vocab]`, float32 or better.
+            log_probs: the student's log-probabilities, `[batch, seq - 1, vocab]`, float32 or better.
             batch: the objective's batch.
         """
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Operations per token of running the teacher."""
+        """FLOPs per token of running the teacher."""
         return 0.0
 
 
 class LiveTeacher(TeacherDistribution):
-    """The teacher itself: sum_v p(v) (log p(v) - log q(v)) over its whole vocabulary."""
+    """The teacher's full distribution, computed in every step: sum_v p(v) (log p(v) - log q(v))."""
 
     def __init__(self, teacher: PreTrainedModel) -> None:
         self.teacher = teacher
@@ -74,33 +75,36 @@ class LiveTeacher(TeacherDistribution):
     def divergence(self, log_probs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
             logits = self.teacher(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
-            # A published teacher may have spare rows beyond the tokenizer's vocabulary; they are no outcomes.
-            theirs = logits[..., : log_probs.shape[-1]].to(log_probs.dtype).log_softmax(-1)
-        return F.kl_div(log_probs, theirs, log_target=True, reduction="none").sum(-1)
+            # A published teacher may have spare rows beyond the tokenizer's vocabulary, which are not tokens.
+            teacher_log_probs = logits[..., : log_probs.shape[-1]].to(log_probs.dtype).log_softmax(-1)
+        return F.kl_div(log_probs, teacher_log_probs, log_target=True, reduction="none").sum(-1)
 
     def flops_per_token(self, seq_len: int) -> float:
         return model_flops(self.teacher.config, seq_len).forward
 
 
 class StoredTeacher(TeacherDistribution):
-    """Its k most likely tokens, from `teacher_ids` and `teacher_log_probs` `[batch, seq, k]`, and the rest as one."""
+    """The teacher's k most likely tokens, read from a store; all other tokens count as one outcome.
+
+    The batch has `teacher_ids` and `teacher_log_probs`, `[batch, seq, k]`.
+    """
 
     def divergence(self, log_probs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        theirs = batch["teacher_log_probs"][:, :-1].to(log_probs.dtype)
-        ours = log_probs.gather(-1, batch["teacher_ids"][:, :-1])
-        named = (theirs.exp() * (theirs - ours)).sum(-1)
+        teacher = batch["teacher_log_probs"][:, :-1].to(log_probs.dtype)
+        student = log_probs.gather(-1, batch["teacher_ids"][:, :-1])
+        stored = (teacher.exp() * (teacher - student)).sum(-1)
         tiny = torch.finfo(log_probs.dtype).tiny
-        rest, our_rest = ((1 - logs.exp().sum(-1)).clamp_min(0) for logs in (theirs, ours))
-        return named + torch.where(rest > 0, rest * ((rest + tiny).log() - (our_rest + tiny).log()), 0.0)
+        rest, student_rest = ((1 - logs.exp().sum(-1)).clamp_min(0) for logs in (teacher, student))
+        return stored + torch.where(rest > 0, rest * ((rest + tiny).log() - (student_rest + tiny).log()), 0.0)
 
 
 class KdObjective(NtpObjective):
-    """-log q(x[t+1]) + weight * KL(p || q), mean over the `seq - 1` targets; p is the teacher's distribution, q ours.
+    """-log q(x[t+1]) + weight * KL(p || q), mean over the `seq - 1` targets; p is the teacher's, q the student's.
 
     Args:
         model: the student.
-        source: where p comes from; the teacher takes no gradients and is not part of this module's state.
-        weight: 0.1 in the paper.
+        source: source of p; the teacher gets no gradients and is not part of this module's state.
+        weight: weight of the divergence; 0.1 in the paper.
     """
 
     holds_logits = True

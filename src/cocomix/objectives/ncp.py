@@ -1,7 +1,7 @@
-"""Next-concept prediction in the manner of ConceptLM (arXiv 2602.08984): no teacher, concepts are learned codes.
+"""Next-concept prediction as in ConceptLM (arXiv 2602.08984): no teacher, concepts are learned codes.
 
-The model's predictor (`model/predictors.py`, `NextConceptPredictor`) has losses of its own, which the forward pass adds
-to the next-token loss; so the objective is next-token prediction with that model.
+The predictor of the model (`NextConceptPredictor` in `model/predictors.py`) has losses of its own, which the forward
+pass adds to the next-token loss. So the objective is next-token prediction with that model.
 """
 
 from collections.abc import Callable

@@ -48,8 +48,8 @@ class NtpStudent(PlainStudent):
 class NtpObjective(Objective):
     """Mean cross entropy of the next token over the `seq - 1` targets of each window.
 
-    A baseline gets the fast path, too: where a model's logits are one linear layer over its last hidden state they
-    are never held whole (`cocomix.kernels.linear_cross_entropy`), so that comparing seconds is fair.
+    Baselines also use the fused loss, so that seconds can be compared: where a model's logits are one linear layer over
+    its last hidden state, they are never held whole (`cocomix.kernels.linear_cross_entropy`).
     """
 
     holds_logits = False
@@ -57,7 +57,7 @@ class NtpObjective(Objective):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self._head = (_plain_head(model),)  # in a tuple: it is the model's, not this module's
+        self._head = (_plain_head(model),)  # in a tuple, because it is the model's submodule and not this one's
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         ids, head = batch["input_ids"], self._head[0]
@@ -65,7 +65,7 @@ class NtpObjective(Objective):
             return self.model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True).loss
         if head is None:
             return self.model(input_ids=ids, labels=ids, use_cache=False).loss
-        # The model itself is called, because FSDP2 gathers its weights only then.
+        # The model itself is called because FSDP2 gathers its weights only then.
         output = self.model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
         hidden = output.hidden_states[-1]
         targets = ids[:, 1:].reshape(-1, 1)
@@ -82,7 +82,7 @@ class NtpObjective(Objective):
 
 
 def _plain_head(model: PreTrainedModel) -> nn.Linear | None:
-    """The layer that alone makes the logits from the last of the hidden states the model returns, or None."""
+    """The linear layer that maps the last of the model's `hidden_states` to its logits; None if there is none."""
     if isinstance(model, CoCoMixForCausalLM) or model.device.type == "meta":
         return None
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
@@ -91,13 +91,13 @@ def _plain_head(model: PreTrainedModel) -> nn.Linear | None:
     model.eval()
     try:
         head = linear_head(model)
-        return head if head is not None and _returns_what_it_reads(model, head) else None
+        return head if head is not None and _reads_last_hidden_state(model, head) else None
     finally:
         model.train(training)
 
 
 @torch.no_grad()
-def _returns_what_it_reads(model: PreTrainedModel, head: nn.Linear) -> bool:
+def _reads_last_hidden_state(model: PreTrainedModel, head: nn.Linear) -> bool:
     ids = torch.zeros(1, 2, dtype=torch.int64, device=head.weight.device)
-    found = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, output_hidden_states=True)
-    return torch.equal(head(found.hidden_states[-1]), found.logits)
+    output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, output_hidden_states=True)
+    return torch.equal(head(output.hidden_states[-1]), output.logits)

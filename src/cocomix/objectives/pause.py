@@ -1,4 +1,4 @@
-"""Pause tokens: a learned vector in the extra slots, at the places the concepts would have (the paper's claim 3)."""
+"""Pause tokens: a learned vector in the slots that concepts would have (the paper's claim 3)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from cocomix.objectives.ntp import NtpObjective
 
 
 class PauseStudent(StudentSettings):
-    """A learned vector where concepts would be, trained by the next-token loss alone."""
+    """A learned vector in place of concepts, trained by the next-token loss only."""
 
     name = "pause"
 

@@ -1,4 +1,4 @@
-"""The list of objectives, and the type of a student in a run's configuration, whose `objective` says which it has."""
+"""The list of objectives, and `StudentConfig`, the type of a student in a run's configuration."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from cocomix.objectives.ncp import NcpStudent
 from cocomix.objectives.ntp import NtpStudent
 from cocomix.objectives.pause import PauseStudent
 
-for _objective in (
+for _settings_class in (
     NtpStudent,
     KdStudent,
     CoCoMixStudent,
@@ -25,11 +25,11 @@ for _objective in (
     NcpStudent,
     BootstrapStudent,
 ):
-    OBJECTIVES.register(_objective)
+    OBJECTIVES.register(_settings_class)
 
 
 def register_objective(cls: type[StudentSettings]) -> type[StudentSettings]:
-    """Make an objective of your own known by its `name`; usable as a decorator."""
+    """Register an objective under its `name`; usable as a decorator."""
     return OBJECTIVES.register(cls)
 
 
@@ -43,15 +43,15 @@ def _validated(value: Any) -> Any:
 
 
 StudentConfig = Annotated[SerializeAsAny[StudentSettings], BeforeValidator(_validated)]
-"""Any student; its `objective` says which class validates it, registered ones included."""
+"""Settings of any student; its `objective` selects the class that validates them."""
 
 
 def build_student(students: Mapping[str, StudentSettings], name: str, sizes: Callable[[str], Sizes]) -> PreTrainedModel:
-    """The student `name` of `students`, widened where it is to match another; `sizes` gives each one's."""
-    student, own_sizes = students[name], sizes(name)
+    """Build the student `name` of `students`, widened if it has to match another; `sizes` returns the sizes of each."""
+    student, student_sizes = students[name], sizes(name)
     if student.same_size_as is not None:
         target = parameter_count(lambda: build_student(students, student.same_size_as or "", sizes))
         shape: Any = student.model  # frozen, and so hashable
-        shape = match_width(shape, target, vocab_size=own_sizes.vocab_size, seq_len=own_sizes.seq_len)
+        shape = match_width(shape, target, vocab_size=student_sizes.vocab_size, seq_len=student_sizes.seq_len)
         student = student.model_copy(update={"model": shape})
-    return student.build(own_sizes)
+    return student.build(student_sizes)

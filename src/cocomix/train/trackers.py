@@ -23,7 +23,7 @@ PROJECT = "cocomix"
 
 
 class Tracker(ABC):
-    """Somewhere to log to.
+    """Base class of experiment trackers.
 
     Args:
         folder: of the run's logs; it exists. The same folder again continues the same run.
@@ -32,13 +32,13 @@ class Tracker(ABC):
     """
 
     name: ClassVar[str]
-    """what settings call it"""
+    """name in settings"""
     package: ClassVar[str]
     """the module it needs"""
     install: ClassVar[str]
     """what to `pip install` for it"""
     start_hint: ClassVar[str] = "fix that or leave it out"
-    """what to do if it does not start"""
+    """what the user should do if it does not start"""
 
     @abstractmethod
     def __init__(self, folder: Path, run_name: str, config: Mapping[str, Any]) -> None: ...
@@ -53,7 +53,7 @@ class Tracker(ABC):
 
 
 class TensorBoardTracker(Tracker):
-    """Event files; opened at the first step, because from there on an earlier process's events are void."""
+    """TensorBoard event files, opened at the first step, from which on the events of an earlier process are invalid."""
 
     name, package, install = "tensorboard", "tensorboard", "'cocomix[track]'"
 
@@ -114,7 +114,7 @@ TRACKERS: Registry[type[Tracker]] = Registry("tracker", [TensorBoardTracker, Wan
 
 
 class Trackers:
-    """Logs to each of several trackers that still works; with none, nowhere."""
+    """Logs to several trackers, and drops one that fails; without trackers it does nothing."""
 
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
         self._trackers = list(trackers)
@@ -125,7 +125,7 @@ class Trackers:
         for tracker in list(self._trackers):
             try:
                 tracker.log(numbers, step)
-            except Exception as error:  # whatever fails in a tracker is no reason to stop training
+            except Exception as error:  # a failing tracker must not stop training
                 self._drop(tracker, error)
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class Trackers:
 
 
 def open_trackers(names: Sequence[str], folder: Path, run_name: str, config: Mapping[str, Any]) -> Trackers:
-    """Trackers by name; none, or another process than the first: nowhere.
+    """Open trackers by name; none in processes other than the first.
 
     Args:
         names: in `TRACKERS`.
