@@ -1,8 +1,8 @@
-"""The explorer of a run in a real browser: how long a person waits, and pictures of each view.
+"""Measure how long a user of the explorer waits, in a real browser, and take a picture of each view.
 
-python -m benchmarks.explorer_latency -r runs/demo -o results/explorer --pictures docs/images
+    python -m benchmarks.explorer_latency -r runs/demo -o results/explorer --pictures docs/images
 
-Needs Playwright (`pip install 'cocomix[dev]'`) and Chromium. Milliseconds are medians; the machine should be idle.
+Needs Playwright (`pip install 'cocomix[dev]'`) and Chromium. Milliseconds are medians. The machine should be idle.
 """
 
 import argparse
@@ -29,30 +29,31 @@ TEXT = (
     " and strengthen our relations with foreign nations, because the public welfare depends on them."
 )
 PANELS = """async () => {
-  const took = [];
+  const times = [];
   for (const chip of [...document.querySelectorAll("#view-read .strip .token")].slice(0, %d)) {
     const began = performance.now();
     chip.click();
     await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-    took.push(performance.now() - began);
+    times.push(performance.now() - began);
   }
-  return took;
+  return times;
 }"""
-ASK = """async ([path, body]) => {
+FETCH = """async ([path, body]) => {
   const began = performance.now();
-  const told = body ? { method: "POST", headers: { "Content-Type": "application/json" }, body } : {};
-  await (await fetch(path, told)).json();
+  const options = body ? { method: "POST", headers: { "Content-Type": "application/json" }, body } : {};
+  await (await fetch(path, options)).json();
   return performance.now() - began;
 }"""
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
+    """Return a free TCP port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def serve(run: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """`cocomix explore RUN` and its address, once it answers."""
+    """Start `cocomix explore RUN` and wait until it answers; return the process and its address."""
     port = free_port()
     command = [sys.executable, "-m", "cocomix", "explore", str(run), "--port", str(port), "--no-open"]
     process, home = subprocess.Popen(command), f"http://127.0.0.1:{port}/"
@@ -65,32 +66,35 @@ def serve(run: Path) -> tuple[subprocess.Popen[bytes], str]:
     raise SystemExit("the explorer did not start")
 
 
-def waits(page: Page, home: str, model: str, concept: int) -> dict[str, Any]:
-    """Milliseconds from asking to an answer, seen from the page."""
+def latencies(page: Page, home: str, model: str, concept: int) -> dict[str, Any]:
+    """Measure the milliseconds from a user's action to the answer, in the page."""
     page.goto(f"{home}#read?{urlencode({'model': model, 'text': TEXT})}")
     page.wait_for_selector("#view-read .strip .token")
 
-    def asked(path: str, body: dict[str, Any] | None = None) -> float:
-        return page.evaluate(ASK, [path, None if body is None else json.dumps(body)])
+    def fetch(path: str, body: dict[str, Any] | None = None) -> float:
+        return page.evaluate(FETCH, [path, None if body is None else json.dumps(body)])
 
     reads = [{"model": model, "text": f"{number} {TEXT}", "concept": concept} for number in range(ROUNDS)]
-    found = {
+    measured = {
         "panel of a token, from click to picture": page.evaluate(PANELS % ROUNDS),
-        "reading a new text, a concept ablated": [asked("/api/read", body) for body in reads],
-        "list of concepts": [asked(f"/api/concepts?model={model}&q=the") for _ in range(ROUNDS)],
+        "reading a new text, a concept ablated": [fetch("/api/read", body) for body in reads],
+        "list of concepts": [fetch(f"/api/concepts?model={model}&q=the") for _ in range(ROUNDS)],
         "dashboard of a concept, first time": [
-            asked(f"/api/concept?model={model}&id={row}") for row in range(concept, concept + ROUNDS)
+            fetch(f"/api/concept?model={model}&id={row}") for row in range(concept, concept + ROUNDS)
         ],
     }
-    return {name: {"median": round(median(ms), 1), "runs": [round(one, 1) for one in ms]} for name, ms in found.items()}
+    return {
+        name: {"median": round(median(times), 1), "runs": [round(ms, 1) for ms in times]}
+        for name, times in measured.items()
+    }
 
 
 def pictures(browser: Any, home: str, model: str, concept: int, at: int, steer: str, folder: Path) -> None:
-    """Each view as PNG, dark and light in turn."""
+    """Save a picture of each view as PNG, alternating light and dark."""
     folder.mkdir(parents=True, exist_ok=True)
     items = [
-        {"concept": int(one[1:].split("=")[0]), "do": "amplify", "amount": float(one.split("=")[1])}
-        for one in steer.split(",")
+        {"concept": int(item[1:].split("=")[0]), "do": "amplify", "amount": float(item.split("=")[1])}
+        for item in steer.split(",")
     ]
     views = {
         "read": ("light", {"model": model, "text": TEXT, "concept": concept, "at": at}, "#view-read .strip .token"),
@@ -98,14 +102,14 @@ def pictures(browser: Any, home: str, model: str, concept: int, at: int, steer: 
         "steer": (
             "light",
             {"model": model, "prompt": "The people of the United States", "steering": json.dumps(items)},
-            ".dial",
+            ".intervention",
         ),
         "compare": ("dark", {"text": TEXT}, "#view-compare .strip .token"),
     }
-    for view, (scheme, asked, shown) in views.items():
+    for view, (scheme, query, selector) in views.items():
         page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
-        page.goto(f"{home}#{view}?{urlencode(asked)}")
-        page.wait_for_selector(shown)
+        page.goto(f"{home}#{view}?{urlencode(query)}")
+        page.wait_for_selector(selector)
         if view == "steer":
             page.get_by_role("button", name="Run").click()
             page.wait_for_function("() => /tokens.* in [\\d.]+ s/.test(document.body.innerText)", timeout=60_000)
@@ -115,35 +119,40 @@ def pictures(browser: Any, home: str, model: str, concept: int, at: int, steer: 
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("-r", "--run", type=Path, required=True)
-    arguments.add_argument("-o", "--output", type=Path, help="folder for latency.json")
-    arguments.add_argument("--pictures", type=Path, help="folder for PNGs")
-    arguments.add_argument("--model", default="0/cocomix/0", help="key of a model")
-    arguments.add_argument("--concept", type=int, default=0, help="one to shade by and to open")
-    arguments.add_argument("--at", type=int, default=19, help="token of the text whose panel is shown")
-    arguments.add_argument(
-        "--steer", default="", help="dials of the picture, such as c12=4; default: that concept by 4"
+    """Parse the command line, start the explorer, and measure or take pictures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.explorer_latency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    given = arguments.parse_args()
-    process, home = serve(given.run)
+    parser.add_argument("-r", "--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("-o", "--output", type=Path, help="folder for latency.json")
+    parser.add_argument("--pictures", type=Path, help="folder for the PNG files")
+    parser.add_argument("--model", default="0/cocomix/0", help="key of a model")
+    parser.add_argument("--concept", type=int, default=0, help="concept to shade by and to open")
+    parser.add_argument("--at", type=int, default=19, help="index of the token whose panel is shown")
+    parser.add_argument(
+        "--steer", default="", help="steering shown in the picture, such as c12=4; default: --concept by 4"
+    )
+    arguments = parser.parse_args()
+    process, home = serve(arguments.run)
     try:
         with sync_playwright() as running:
             browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=OPTIONS)
-            if given.output:
+            if arguments.output:
                 page = browser.new_page()
                 report = {
                     **provenance(),
-                    "run": given.run.name,
-                    "milliseconds": waits(page, home, given.model, given.concept),
+                    "run": arguments.run.name,
+                    "milliseconds": latencies(page, home, arguments.model, arguments.concept),
                 }
-                given.output.mkdir(parents=True, exist_ok=True)
-                (given.output / "latency.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-                for name, one in report["milliseconds"].items():
-                    print(f"{one['median']:8.1f} ms  {name}")
-            if given.pictures:
-                steer = given.steer or f"c{given.concept}=4"
-                pictures(browser, home, given.model, given.concept, given.at, steer, given.pictures)
+                arguments.output.mkdir(parents=True, exist_ok=True)
+                (arguments.output / "latency.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                for name, latency in report["milliseconds"].items():
+                    print(f"{latency['median']:8.1f} ms  {name}")
+            if arguments.pictures:
+                steer = arguments.steer or f"c{arguments.concept}=4"
+                pictures(browser, home, arguments.model, arguments.concept, arguments.at, steer, arguments.pictures)
             browser.close()
     finally:
         process.terminate()

@@ -1,21 +1,21 @@
-"""Where a report comes from."""
+"""Where a benchmark report comes from: machine, commit and command line."""
 
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 from cocomix.utils.env import git_commit, machine
 
-ROOT = Path(__file__).resolve().parents[1]
 
+def provenance(**machine_facts: Any) -> dict[str, Any]:
+    """Return machine, commit and command line of the running benchmark.
 
-def provenance(**about: Any) -> dict[str, Any]:
-    """Machine, commit and command line of this benchmark, for its report; ask before the work, which may take hours.
+    Call it before the work starts: a benchmark can run for hours, and the commit may change meanwhile.
 
     Args:
-        about: what is true of the machine here, e.g. `threads=1` where every process is given one.
+        machine_facts: extra or corrected facts about the machine, e.g. `threads=1` if every process gets one thread.
     """
-    program = Path(sys.argv[0]).resolve().with_suffix("").relative_to(ROOT).as_posix().replace("/", ".")
-    command = shlex.join(["python", "-m", program.removesuffix(".__main__"), *sys.argv[1:]])
-    return {"machine": machine() | about, "commit": git_commit(), "command": command}
+    spec = sys.modules["__main__"].__spec__
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
+    command = shlex.join(["python", *program, *sys.argv[1:]])
+    return {"machine": machine() | machine_facts, "commit": git_commit(), "command": command}

@@ -1,7 +1,7 @@
-"""Whether two copies of a stage's output are the same, byte by byte, apart from readings of a clock.
+"""Compare two copies of a stage's output byte by byte, apart from clock readings.
 
-JSON records are compared without the keys in `CLOCK`; files in `ABOUT_FILES` describe files by inode and time and are
-left out, as are stopwatches (`seconds.json`). Everything else, and which files there are, must be equal.
+JSON records are compared without the keys in `CLOCK`. Stopwatches (`seconds.json`) and the files in `FILE_STATUS`,
+which hold inodes and times, are left out. Everything else must be equal, and so must the set of files.
 """
 
 import hashlib
@@ -15,40 +15,40 @@ CLOCK = {
     "stage.json": {"seconds", "tokens_per_second", "wait_share", "made"},
     "report.json": {"created"},
 }
-"""Keys whose value may differ, by record: seconds, what is divided by them, and when and where it was made.
+"""Keys whose values may differ, by record: seconds, rates, and when and where the record was made.
 
-A report repeats the seconds of stages that are finished, so these must be the same.
+A report repeats the seconds of finished stages, so those must be the same.
 """
-ANEW = {
+CLOCK_OF_NEW_RUN = {
     "stage.json": CLOCK["stage.json"] | {"inputs_outcome", "files", "seal"},
     "report.json": CLOCK["report.json"] | CLOCK["stage.json"] | {"command", "reused", "label_seconds"},
 }
-"""The same between two runs, each made from the start: hashes of seconds differ, too."""
+"""Keys that may differ between two runs that were both made from the start: hashes of seconds differ as well."""
 STOPWATCHES = {"seconds.json"}
-ABOUT_FILES = {".checked.json", "verified.json"}
+FILE_STATUS = {".checked.json", "verified.json"}
 STAMP = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\+00:00)?")
 
 
 def without(value: Any, keys: set[str]) -> Any:
-    """`value` without `keys`, at any depth."""
+    """Return `value` without the keys `keys`, at any depth."""
     if isinstance(value, dict):
         return {key: without(item, keys) for key, item in value.items() if key not in keys}
     return [without(item, keys) for item in value] if isinstance(value, list) else value
 
 
 def contents(*paths: Path, clock: Mapping[str, set[str]] = CLOCK) -> dict[str, str]:
-    """sha256 of every file at or below `paths` by name; of records, of what is not a clock's reading.
+    """Return the sha256 of every file at or below `paths`, by name; records are hashed without clock readings.
 
     Args:
-        clock: keys left out, by the name of the record.
+        clock: keys to leave out, by the record's file name.
     """
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for root in paths:
         files = sorted(root.rglob("*")) if root.is_dir() else [root]
         for file in files:
-            if file.is_file() and file.name not in STOPWATCHES | ABOUT_FILES:
-                found[str(file.relative_to(root.parent))] = hashlib.sha256(_comparable(file, clock)).hexdigest()
-    return found
+            if file.is_file() and file.name not in STOPWATCHES | FILE_STATUS:
+                hashes[str(file.relative_to(root.parent))] = hashlib.sha256(_comparable(file, clock)).hexdigest()
+    return hashes
 
 
 def _comparable(file: Path, clock: Mapping[str, set[str]]) -> bytes:
@@ -58,6 +58,6 @@ def _comparable(file: Path, clock: Mapping[str, set[str]]) -> bytes:
     return STAMP.sub(b"", content) if file.suffix == ".html" else content
 
 
-def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
-    """Names of files that are not the same in both, or in one of them only."""
-    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+def differences(first: dict[str, str], second: dict[str, str]) -> list[str]:
+    """Return the names of files that differ or exist on one side only."""
+    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))

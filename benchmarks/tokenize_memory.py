@@ -1,12 +1,12 @@
-"""Memory and time of `cocomix corpus` and `cocomix tokenize` while the input grows: 1, 2 and 4 quarters of a corpus.
-
-The real commands run as processes of their own; the resident memory of each and of all its children is read ten
-times a second. Two sums are kept: RSS counts a page that several processes share once for each, PSS once in all. The
-tokenizer is trained on the first quarter and loaded everywhere, as GPT-2's would be: training one takes memory that
-grows with the number of different words.
+"""Measure memory and time of `cocomix corpus` and `cocomix tokenize` on 1, 2 and 4 quarters of a corpus.
 
     apt-get install linux-doc-6.1 anarchism
-    python -m benchmarks.tokenize_memory                 (a few minutes on 2 cores)
+    python -m benchmarks.tokenize_memory                 # a few minutes on 2 cores
+
+The real commands run in their own processes. The resident memory of each command and all its children is read ten times
+a second. Two sums are kept: RSS counts a page shared by several processes once per process, PSS counts it once. The
+tokenizer is trained on the first quarter and loaded afterwards, because training one takes memory that grows with the
+number of different words.
 """
 
 import argparse
@@ -28,22 +28,26 @@ from cocomix.data import SOURCES, Skipped
 from cocomix.utils.files import write_json
 
 TEXTS = ["/usr/share/doc/linux-doc-6.1", "/usr/share/doc/anarchism"]
-PATTERN = "*.rst|*.txt|*.md"  # their HTML is the same text once more
+PATTERN = "*.rst|*.txt|*.md"  # their HTML repeats the same text
 FILE_BYTES = 1_000_000
 VOCABULARY = 8192
 MIB = 1 << 20
 
 
 def main() -> None:
-    """Measure, write `report.json`, draw `rss.png`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Parse the command line, measure, write `report.json` and draw `rss.png`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tokenize_memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--texts", nargs="+", default=TEXTS, help="folders of text files")
-    parser.add_argument("--output", type=Path, default=Path("results/tokenise"))
+    parser.add_argument("--output", type=Path, default=Path("results/tokenise"), help="folder for the report")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     origin = provenance()
-    with tempfile.TemporaryDirectory() as place:
-        home = Path(place)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
         sizes = write_quarters(arguments.texts, home)
         rows = []
         for quarters in (1, 2, 4):
@@ -67,16 +71,14 @@ def main() -> None:
 
 
 def write_quarters(folders: list[str], home: Path) -> list[int]:
-    """Four JSON-lines files of about as many characters; returns how many."""
-    records = (
-        record for folder in folders for record in SOURCES["folder"]({"path": folder, "pattern": PATTERN}).records()
-    )
+    """Write four JSON-lines files of about equal size; return their numbers of characters."""
+    records = (record for folder in folders for record in SOURCES["folder"](path=folder, pattern=PATTERN).records())
     documents = [record for record in records if not isinstance(record, Skipped)]
-    quarter = sum(len(document.text) for document in documents) / 4
+    quarter_size = sum(len(document.text) for document in documents) / 4
     sizes, number, done = [0] * 4, 0, 0
-    files = [(home / f"quarter-{one}.jsonl").open("w", encoding="utf-8") for one in range(4)]
+    files = [(home / f"quarter-{quarter}.jsonl").open("w", encoding="utf-8") for quarter in range(4)]
     for document in documents:
-        number = min(3, int(done / quarter))
+        number = min(3, int(done / quarter_size))
         done += len(document.text)
         sizes[number] += len(document.text)
         files[number].write(json.dumps({"text": document.text}) + "\n")
@@ -86,7 +88,7 @@ def write_quarters(folders: list[str], home: Path) -> list[int]:
 
 
 def overrides(home: Path, quarters: int, workers: int) -> list[str]:
-    """The run's settings; the source is the first `quarters` files."""
+    """Return config overrides for a run whose source is the first `quarters` files."""
     return [
         "corpus.source=jsonl",
         f"corpus.options.path={home}/quarter-[0-{quarters - 1}].jsonl",
@@ -98,7 +100,7 @@ def overrides(home: Path, quarters: int, workers: int) -> list[str]:
 
 
 def train_tokenizer(home: Path) -> None:
-    """On the first quarter's train split."""
+    """Train the tokenizer on the first quarter's training split."""
     from cocomix.data import Corpus
     from cocomix.data import train_tokenizer as train
 
@@ -107,7 +109,7 @@ def train_tokenizer(home: Path) -> None:
 
 
 def measure(home: Path, quarters: int, command: str, workers: int) -> dict[str, Any]:
-    """Run one command; its figures, peaks and memory over time."""
+    """Run one command; return its figures, peaks and memory over time."""
     run = home / f"run-{quarters}"
     tokens = run / "tokens"
     if command == "tokenize" and tokens.exists():
@@ -141,33 +143,33 @@ def measure(home: Path, quarters: int, command: str, workers: int) -> dict[str, 
 
 
 def watch(process: subprocess.Popen, started: float) -> Iterator[dict[str, float]]:
-    """Memory of the process and its children, MiB, until it ends."""
+    """Yield the memory of the process and its children in MiB until it ends."""
     ended = threading.Event()
     threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
     root, used = psutil.Process(process.pid), {}
     while not ended.wait(0.1):
-        rss = pss = count = 0
+        rss = pss = count = 0.0
         try:
-            for one in [root, *root.children(recursive=True)]:
-                memory = one.memory_full_info()
+            for child in [root, *root.children(recursive=True)]:
+                memory = child.memory_full_info()
                 rss, pss, count = rss + memory.rss, pss + memory.pss, count + 1
-                used[one.pid] = sum(one.cpu_times()[:2])
+                used[child.pid] = sum(child.cpu_times()[:2])
         except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # one has just ended; the next look counts the others
+            continue  # a child has just ended; the next reading counts the others
         yield {"seconds": time.monotonic() - started, "rss": rss / MIB, "pss": pss / MIB, "processes": count} | {
             "cpu": sum(used.values())
         }
 
 
 def thinned(trace: list[dict[str, float]]) -> list[dict[str, float]]:
-    """At most 200 points, each the highest of its stretch."""
+    """Reduce the trace to at most 200 points, each the maximum of its interval."""
     step = -(-len(trace) // 200)
-    stretches = [trace[start : start + step] for start in range(0, len(trace), step)]
-    return [{key: round(max(point[key] for point in some), 1) for key in some[0]} for some in stretches]
+    intervals = [trace[start : start + step] for start in range(0, len(trace), step)]
+    return [{key: round(max(point[key] for point in interval), 1) for key in interval[0]} for interval in intervals]
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Memory over time, a panel a command."""
+    """Plot memory over time, one panel per command."""
     import matplotlib
 
     matplotlib.use("Agg")

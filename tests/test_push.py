@@ -79,7 +79,7 @@ def test_the_staged_folder_loads_and_its_card_says_what_the_records_say(run: Run
         manifest["splits"]["test"]["sha256"],
         record["made"]["machine"]["torch"],
         "rule exact, sign helpful, 4 a position",
-        "import cocomix",
+        "import cocomix.model",
         'from_pretrained("me/it")',
     ):
         assert fact in text, fact

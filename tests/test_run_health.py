@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cocomix.data import TokenShards
-from cocomix.doctor import Finding, RunCheck, State, Where, examine
+from cocomix.doctor import Finding, State, check_run, examine
 from cocomix.pipeline.trained import existing_run
 from tests.helpers.command import cocomix
 
@@ -22,7 +22,7 @@ def run(tiny: Path, tmp_path: Path) -> Path:
 
 
 def health(run: Path) -> dict[str, Finding]:
-    return {one.what: one for one in RunCheck().look(Where(run, run))}
+    return {one.subject: one for one in check_run(run, run)}
 
 
 def flip(path: Path) -> None:
@@ -73,15 +73,15 @@ def test_damage_is_found_where_it_is(run: Path, name: str) -> None:
     (path,) = run.glob(place)
     damage(path)
     found = health(run)
-    assert found[stage].state is State.FIX and word in found[stage].found, found[stage]
-    assert re.search(r"run `cocomix \w+", found[stage].mend), found[stage]
+    assert found[stage].state is State.FIX and word in found[stage].detail, found[stage]
+    assert re.search(r"run `cocomix \w+", found[stage].fix), found[stage]
     assert found["config"].state is State.FINE
 
 
 def test_a_changed_teacher_shows_in_the_labels_that_were_made_with_it(run: Path) -> None:
     flip(run / "teacher/model/model.safetensors")
     found = health(run)
-    assert found["labels/exact"].state is State.FIX and "another teacher" in found["labels/exact"].found
+    assert found["labels/exact"].state is State.FIX and "another teacher" in found["labels/exact"].detail
     assert found["corpus"].state is found["tokens"].state is State.FINE
 
 
@@ -98,13 +98,13 @@ def test_damage_that_the_note_of_verified_files_hides_is_found(run: Path) -> Non
 def test_a_bad_config_is_said_in_one_sentence(run: Path, tmp_path: Path) -> None:
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("seq_len:", "seq_lne:"))
-    (one,) = [one for one in examine(Where(run, run)) if one.what == "run"]
-    assert one.state is State.FIX and "not as cocomix wrote it" in one.found and "first line" in one.mend
-    config.write_text(config.read_text().partition("\n")[2])
-    (one,) = [one for one in examine(Where(run, run)) if one.what == "run"]
-    assert one.state is State.FIX and "seq_lne" in one.found and "did you mean" in one.mend
-    (one,) = [one for one in examine(Where(run, tmp_path / "nowhere")) if one.what == "run"]
-    assert one.state is State.FIX and "no run" in one.found and "--run" in one.mend
+    (one,) = [one for one in examine(run, run) if one.subject == "run"]
+    assert one.state is State.FIX and "has lost seq_len" in one.detail and ".config.json" in one.fix
+    (run / ".config.json").unlink()
+    (one,) = [one for one in examine(run, run) if one.subject == "run"]
+    assert one.state is State.FIX and "seq_lne" in one.detail and "did you mean" in one.fix
+    (one,) = [one for one in examine(run, tmp_path / "nowhere") if one.subject == "run"]
+    assert one.state is State.FIX and "no run" in one.detail and "--run" in one.fix
 
 
 def test_unfinished_and_outdated_stages_are_notes(run: Path) -> None:
@@ -112,13 +112,15 @@ def test_unfinished_and_outdated_stages_are_notes(run: Path) -> None:
     shutil.rmtree(run / "students/ntp")
     (run / ".partial/students--ntp--seed0-0123456789ab").mkdir(parents=True)
     config = run / "config.yaml"
-    config.write_text(re.sub(r"(mixer: interleave)", "mixer: add", config.read_text().partition("\n")[2]))
+    config.write_text(re.sub(r"(mixer: interleave)", "mixer: add", config.read_text()))
     found = health(run)
     assert found["students/ntp/seed0"] == Finding(
-        State.NOTE, "students/ntp/seed0", "begun, not finished", f"`cocomix train ntp --run {run}` goes on"
+        State.NOTE, "students/ntp/seed0", "begun, not finished", f"`cocomix train ntp --run {run}` resumes it"
     )
-    assert found["evaluation/ntp/seed0"].found == "not done yet"
-    assert "other settings" in found["students/cocomix/seed0"].found
+    assert found["evaluation/ntp/seed0"].detail == "not done yet"
+    assert found["config"].state is State.NOTE and "concept.mixer interleave -> add" in found["config"].detail
+    assert "students/cocomix/seed0" in found["config"].fix and "corpus" not in found["config"].fix
+    assert "other settings" in found["students/cocomix/seed0"].detail
     assert not any(one.state is State.FIX for one in found.values())
 
 
@@ -127,4 +129,4 @@ def test_the_command_on_a_run(run: Path, tmp_path: Path) -> None:
     done = cocomix("doctor", "--run", "run", cwd=tmp_path, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     flat = " ".join(done.stdout.split())
-    assert "✗ sae" in flat and "✓ corpus" in flat and "to be mended." in flat
+    assert "✗ sae" in flat and "✓ corpus" in flat and "to fix." in flat

@@ -1,14 +1,16 @@
-"""Break a run in every way a machine can, run the same command again, and see what it makes of it.
+"""Damage a run in the ways a machine can, rerun the same command, and check that it recovers.
 
     python -m benchmarks.faults --faults 224 -o results/faults
 
-Each fault spoils a fresh copy of one finished run. A command may refuse: with one sentence and exit code 2; the
-harness then does what the sentence says, and nothing else, and runs the command again. In the end every file must be
-the undisturbed run's, byte by byte apart from clocks (`same_bits`). Outcomes: `resumed-identical`, `refused` (and
-identical after what the sentence said), or `wrong`. `lost` names finished stages before the fault that were made again.
+Each fault damages a fresh copy of one finished run. The command may then refuse to work with one sentence and exit
+code 2. In that case the harness does exactly what the sentence says and runs the command again. In the end every file
+must equal the undisturbed run's, byte by byte apart from clock readings (`benchmarks.same_bits`).
 
-Finished faults are kept in `finished.jsonl` beside the report: the same command goes on. Needs root, to mount small
-disks; permissions hold all the same (the command gives up the privilege to pass over them).
+Outcomes: `resumed-identical`, `refused` (identical after following the sentence) and `wrong`. `lost` names stages that
+were finished before the fault and had to be made again.
+
+Finished faults are kept in `finished.jsonl` next to the report, so rerun the same command to resume. The harness needs
+root to mount small disks. File permissions still apply: the tested command drops the capabilities that bypass them.
 """
 
 import argparse
@@ -24,102 +26,109 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.advice import follow, refusal
-from benchmarks.faults.damage import FAULTS, Struck, plan
-from benchmarks.faults.forked_commands import Forked, preload
+from benchmarks.faults.damage import FAULTS, FaultyRun, plan
+from benchmarks.faults.fixes import apply_fix, error_message
+from benchmarks.faults.forked_commands import ForkedCommand, preload
 from benchmarks.faults.kill_plan import TARGETS
 from benchmarks.faults.processes import Command
-from benchmarks.faults.run_copies import Arena, records
+from benchmarks.faults.run_copies import RunCopies, stage_records
 from benchmarks.provenance import provenance
 
 STUDENTS = {"ntp": "student", "cocomix": "student"}
-ATTEMPTS = 6
+MAX_ATTEMPTS = 6
 
 
-def suffer(arena: Arena, number: int, seed: int) -> dict[str, Any]:
-    """Fault `number`, and what came of it."""
-    rounds = plan()
-    fault, stage = rounds[number % len(rounds)]
-    target, begun = TARGETS[stage], time.monotonic()
-    struck = FAULTS[fault].strike(arena, target, random.Random(f"{seed} {number}"))
-    before = records(struck.home, stage)
-    said, why = _until_done(struck)
+def run_fault(copies: RunCopies, number: int, seed: int) -> dict[str, Any]:
+    """Inject fault `number`, run the command until it succeeds or fails for good, and return the report's entry."""
+    planned = plan()
+    fault, stage = planned[number % len(planned)]
+    target, started = TARGETS[stage], time.monotonic()
+    faulty = FAULTS[fault].inject(copies, target, random.Random(f"{seed} {number}"))
+    records_before = stage_records(faulty.home, stage)
+    messages, why = _run_until_done(faulty)
     if why is None:
-        outputs = struck.outputs
-        wrong = arena.wrong_together(struck.home, target) if struck.processes > 1 else arena.wrong(struck.home, outputs)
-        why = f"not as undisturbed: {', '.join(wrong[:8])}" if wrong else None
-    found = {
+        if faulty.processes > 1:
+            differing = copies.differing_files_of_two(faulty.home, target)
+        else:
+            differing = copies.differing_files(faulty.home, faulty.outputs)
+        why = f"not as undisturbed: {', '.join(differing[:8])}" if differing else None
+    records_after = stage_records(faulty.home, stage)
+    entry = {
         "number": number,
         "stage": STUDENTS.get(stage, stage),
-        "fault": f"{fault}: {struck.about}",
-        "outcome": "wrong" if why else "refused" if said else "resumed-identical",
-        "lost": [name for name, was in before.items() if records(struck.home, stage).get(name) != was],
-        "said": [sentence.replace(str(struck.home), "") for sentence in said],
-        "seconds": round(time.monotonic() - begun, 1),
+        "fault": f"{fault}: {faulty.description}",
+        "outcome": "wrong" if why else "refused" if messages else "resumed-identical",
+        "lost": [name for name, record in records_before.items() if records_after.get(name) != record],
+        "said": [message.replace(str(faulty.home), "") for message in messages],
+        "seconds": round(time.monotonic() - started, 1),
     }
     if why:
-        kept = arena.folder / "wrong" / str(number)
+        kept = copies.folder / "wrong" / str(number)
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(struck.home, kept, symlinks=True)
-        found |= {"why": why, "target": stage}
-    shutil.rmtree(struck.home, ignore_errors=True)
-    for close in struck.close:
-        close()
-    (Path(tempfile.gettempdir()) / f"{struck.home.name}.log").unlink(missing_ok=True)
-    return found
+        shutil.copytree(faulty.home, kept, symlinks=True)
+        entry |= {"why": why, "target": stage}
+    shutil.rmtree(faulty.home, ignore_errors=True)
+    for cleanup in faulty.cleanups:
+        cleanup()
+    (Path(tempfile.gettempdir()) / f"{faulty.home.name}.log").unlink(missing_ok=True)
+    return entry
 
 
-def _until_done(struck: Struck) -> tuple[list[str], str | None]:
-    """Run the command, and do what it says, until it is content; its sentences, and what was wrong if anything."""
-    said: list[str] = []
-    for _ in range(ATTEMPTS):
-        command = _run(struck, struck.arguments)
+def _run_until_done(faulty: FaultyRun) -> tuple[list[str], str | None]:
+    """Run the command and follow its error messages until it succeeds.
+
+    Returns:
+        the error messages, and what went wrong (None if the command succeeded).
+    """
+    messages: list[str] = []
+    for _ in range(MAX_ATTEMPTS):
+        command = _run(faulty, faulty.arguments)
         if command.popen.returncode == 0:
-            return said, None
-        sentence = refusal(command)
-        if sentence is None:
-            return said, f"ended with {command.popen.returncode}: {command.said[-1500:]}"
-        said.append(sentence)
-        commands = follow(sentence, struck.home, struck.cure)
+            return messages, None
+        message = error_message(command)
+        if message is None:
+            return messages, f"ended with {command.popen.returncode}: {command.output[-1500:]}"
+        messages.append(message)
+        commands = apply_fix(message, faulty.home, faulty.repair)
         if commands is None:
-            return said, f"nothing can be done by the sentence: {sentence}"
+            return messages, f"the message names nothing that can be done: {message}"
         for arguments in commands:
-            _run(struck, arguments)
-    return said, f"it refused {ATTEMPTS} times"
+            _run(faulty, arguments)
+    return messages, f"it refused {MAX_ATTEMPTS} times"
 
 
-def _run(struck: Struck, arguments: list[str]) -> Command:
-    if struck.processes > 1:
-        command = Command(arguments, struck.home, struck.processes)
+def _run(faulty: FaultyRun, arguments: list[str]) -> Command:
+    if faulty.processes > 1:
+        command = Command(arguments, faulty.home, faulty.processes)
     else:
-        command = Forked(arguments, struck.home, struck.before)
-    command.ended()
+        command = ForkedCommand(arguments, faulty.home, faulty.preexec)
+    command.wait()
     return command
 
 
 def finished(folder: Path) -> dict[int, dict[str, Any]]:
-    """Faults that are over, by number; the last word on each."""
+    """Return the latest entry of every fault that has been run, by number."""
     path = folder / "finished.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {entry["number"]: entry for entry in map(json.loads, lines)}
 
 
-def work(arena: Arena, numbers: list[int], seed: int, output: Path) -> None:
-    """Suffer the faults `numbers`, one after the other, noting each."""
+def work(copies: RunCopies, numbers: list[int], seed: int, output: Path) -> None:
+    """Run the faults `numbers` one after the other and append each entry to `finished.jsonl`."""
     for number in numbers:
         try:
-            found = suffer(arena, number, seed)
-        except (Exception, SystemExit):  # the latter from a command that does not end
+            entry = run_fault(copies, number, seed)
+        except (Exception, SystemExit):  # SystemExit: a command that did not end in time
             fault, stage = plan()[number % len(plan())]
-            found = {"number": number, "stage": stage, "fault": fault, "outcome": "wrong", "lost": [], "said": []}
-            found["why"] = f"the harness failed: {traceback.format_exc()[-1500:]}"
+            entry = {"number": number, "stage": stage, "fault": fault, "outcome": "wrong", "lost": [], "said": []}
+            entry["why"] = f"the harness failed: {traceback.format_exc()[-1500:]}"
         with (output / "finished.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(found) + "\n")
-        print(number, found["outcome"], found["stage"], found["fault"], found.get("why", ""), flush=True)
+            stream.write(json.dumps(entry) + "\n")
+        print(number, entry["outcome"], entry["stage"], entry["fault"], entry.get("why", ""), flush=True)
 
 
 def report(output: Path, seed: int, origin: dict[str, Any]) -> dict[str, Any]:
-    """What is over so far, written to `report.json`; `origin` is its `provenance`."""
+    """Write all entries so far to `report.json` and return its content; `origin` comes from `provenance`."""
     faults = [entry for _, entry in sorted(finished(output).items())]
     content = {
         **origin,
@@ -135,8 +144,8 @@ def report(output: Path, seed: int, origin: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any]) -> str:
-    """What came of each kind of fault, in Markdown."""
-    lines = ["| fault | times | same bits at once | refused, mended, same bits | wrong | finished stages lost |"]
+    """Return a Markdown table of outcomes by kind of fault."""
+    lines = ["| fault | times | same bits at once | refused, fixed, same bits | wrong | finished stages lost |"]
     lines.append("|---|---|---|---|---|---|")
     for kind in sorted(content["kinds"]):
         faults = [entry for entry in content["faults"] if entry["fault"].split(":")[0] == kind]
@@ -147,44 +156,45 @@ def table(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parse the command line, share the faults among workers, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=224, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="of moments, files and places")
-    parser.add_argument("-o", "--output", type=Path, default=Path("results/faults"), help="folder of the report")
-    parser.add_argument("--only", nargs="*", help="kinds of faults or stages; default: all")
-    parser.add_argument("--again", action="store_true", help="suffer those again that were wrong")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/cocomix-faults"), help="where runs are broken")
-    chosen = parser.parse_args()
+    """Parse the command line, distribute the faults over workers, and write the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--faults", type=int, default=224, help="number of faults")
+    parser.add_argument("--seed", type=int, default=0, help="seed of moments, files and positions")
+    parser.add_argument("-o", "--output", type=Path, default=Path("results/faults"), help="folder for the report")
+    parser.add_argument("--only", nargs="*", help="kinds of faults, or stages; default: all")
+    parser.add_argument("--again", action="store_true", help="run faults again whose outcome was wrong")
+    parser.add_argument("--workers", type=int, default=2, help="faults that run at the same time")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/cocomix-faults"), help="folder for the damaged runs")
+    arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     preload()
     origin = provenance(threads=1)
-    arena = Arena(chosen.folder.resolve())
-    arena.prepare()
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    over = {
-        number for number, entry in finished(chosen.output).items() if not chosen.again or entry["outcome"] != "wrong"
-    }
-    drawn = plan()
-    numbers = [
-        number
-        for number in range(chosen.faults)
-        if number not in over and (not chosen.only or set(drawn[number % len(drawn)]) & set(chosen.only))
-    ]
+    copies = RunCopies(arguments.folder.resolve())
+    copies.prepare()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    entries = finished(arguments.output)
+    skipped = {number for number, entry in entries.items() if not arguments.again or entry["outcome"] != "wrong"}
+    numbers = [number for number in range(arguments.faults) if number not in skipped]
+    if arguments.only:
+        planned = plan()
+        numbers = [number for number in numbers if set(planned[number % len(planned)]) & set(arguments.only)]
     workers = []
-    for worker in range(chosen.workers):
+    for worker in range(arguments.workers):
         pid = os.fork()
         if not pid:
-            work(arena, numbers[worker :: chosen.workers], chosen.seed, chosen.output)
+            work(copies, numbers[worker :: arguments.workers], arguments.seed, arguments.output)
             os._exit(0)
         workers.append(pid)
     for pid in workers:
         os.waitpid(pid, 0)
-    content = report(chosen.output, chosen.seed, origin)
+    content = report(arguments.output, arguments.seed, origin)
     print(table(content))
     if content["counts"].get("wrong"):
-        sys.exit("not all is as it should be")
+        sys.exit("some faults were not recovered from; their entries in the report say why")
 
 
 if __name__ == "__main__":

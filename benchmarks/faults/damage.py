@@ -1,6 +1,6 @@
-"""Kinds of faults: what each does to a copy of a run, and what a person does about it who is told to.
+"""The kinds of faults: what each does to a copy of a run, and how a user repairs it.
 
-A fault either falls while a command runs, or before the command that has to cope with it.
+A fault happens either while a command runs, or before the command that must handle it.
 """
 
 import random
@@ -13,37 +13,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.faults.forked_commands import Forked, without_privilege
+from benchmarks.faults.forked_commands import ForkedCommand, without_privilege
 from benchmarks.faults.kill_plan import TARGETS, Target
-from benchmarks.faults.processes import BLOWS, POLL, Command, Watch
-from benchmarks.faults.run_copies import FROM_RECIPE, WHOLE_RUN, Arena, everything, files, pick, stage_command
+from benchmarks.faults.processes import KILL_METHODS, POLL_SECONDS, Command, Watch
+from benchmarks.faults.run_copies import FROM_RECIPE, WHOLE_RUN, RunCopies, all_outputs, files, pick_file, stage_command
 
-DRAWS = 12
+MAX_DRAWS = 12
 
 
 @dataclass
-class Struck:
+class FaultyRun:
     """A run with a fault in it.
 
     Attributes:
-        home: the run is `run` below it.
-        about: the fault in words.
-        arguments: the command that has to cope.
-        outputs: what must be the undisturbed run's in the end.
-        cure: what a person does who is told to free space, to mend permissions or to restore the settings.
-        before: done in the command's process before it begins.
-        processes: more than one: under torchrun.
-        close: done when all is over.
+        home: working directory; the run is in its subfolder `run`.
+        description: the fault in words.
+        arguments: the command that must handle the fault.
+        outputs: what must equal the undisturbed run's output in the end.
+        repair: what a user does if told to free space, fix permissions or restore the settings.
+        preexec: called in the command's process before the command starts.
+        processes: number of processes; more than one means torchrun.
+        cleanups: called after the fault has been judged.
     """
 
     home: Path
-    about: str
+    description: str
     arguments: list[str]
     outputs: list[str]
-    cure: Callable[[], Any] | None = None
-    before: Callable[[], None] | None = None
+    repair: Callable[[], Any] | None = None
+    preexec: Callable[[], None] | None = None
     processes: int = 1
-    close: list[Callable[[], None]] = field(default_factory=list)
+    cleanups: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Fault(ABC):
@@ -52,44 +52,44 @@ class Fault(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def strike(self, arena: Arena, target: Target, rng: random.Random) -> Struck:
-        """Make a copy of the run and spoil it; the same `rng`, the same fault."""
+    def inject(self, copies: RunCopies, target: Target, rng: random.Random) -> FaultyRun:
+        """Copy the run and damage the copy. The same `rng` state gives the same fault."""
 
 
 class Killed(Fault):
-    """SIGKILL at a moment drawn evenly over the stage's work."""
+    """SIGKILL at a moment drawn uniformly over the stage's work."""
 
     name = "killed"
 
-    def strike(self, arena: Arena, target: Target, rng: random.Random) -> Struck:
-        for _ in range(DRAWS):
-            home = arena.home(target.name, done=False)
-            moment = rng.uniform(0, arena.seconds[target.name])
-            if killed(home, target, moment) is not None:
-                about = f"SIGKILL {moment:.2f} s into {arena.seconds[target.name]:.2f} s of work"
-                return Struck(home, about, stage_command(target), target.outputs)
+    def inject(self, copies: RunCopies, target: Target, rng: random.Random) -> FaultyRun:
+        for _ in range(MAX_DRAWS):
+            home = copies.home(target.name, done=False)
+            moment = rng.uniform(0, copies.seconds[target.name])
+            if kill_stage(home, target, moment) is not None:
+                description = f"SIGKILL {moment:.2f} s into {copies.seconds[target.name]:.2f} s of work"
+                return FaultyRun(home, description, stage_command(target), target.outputs)
             shutil.rmtree(home)
-        raise RuntimeError(f"{target.name} was over before the blow fell, {DRAWS} times")
+        raise RuntimeError(f"{target.name} ended before the kill, {MAX_DRAWS} times")
 
 
-def killed(home: Path, target: Target, moment: float, *, written: bool = False) -> Command | None:
-    """The stage's command, killed `moment` seconds into its work; None if it was over first.
+def kill_stage(home: Path, target: Target, moment: float, *, written: bool = False) -> Command | None:
+    """Start the stage's command and kill it `moment` seconds into its work; None if it ended before.
 
     Args:
-        written: count the seconds from when its hidden folder holds a file.
+        written: count the seconds from the moment its hidden folder holds a file.
     """
     watch = Watch(home, target.last, target.first_read)
-    command = Forked(stage_command(target), home)
-    begun = command.seconds if watch.wait_for_work(command) else 0.0
-    while written and not hidden(home) and command.running() and not watch.finished():
-        time.sleep(POLL)
-        begun = command.seconds
-    while command.seconds < begun + moment and command.running() and not watch.finished():
-        time.sleep(POLL)
-    over = watch.finished() or not command.running()
-    command.strike("SIGKILL", command.everyone())
-    command.ended()
-    return None if over or watch.finished() else command
+    command = ForkedCommand(stage_command(target), home)
+    work_started = command.seconds if watch.wait_for_work(command) else 0.0
+    while written and not unfinished_files(home) and command.running() and not watch.finished():
+        time.sleep(POLL_SECONDS)
+        work_started = command.seconds
+    while command.seconds < work_started + moment and command.running() and not watch.finished():
+        time.sleep(POLL_SECONDS)
+    ended = watch.finished() or not command.running()
+    command.send_signal("SIGKILL", command.all_processes())
+    command.wait()
+    return None if ended or watch.finished() else command
 
 
 class LostWorker(Fault):
@@ -97,46 +97,46 @@ class LostWorker(Fault):
 
     name = "lost worker"
 
-    def strike(self, arena: Arena, target: Target, rng: random.Random) -> Struck:
-        for _ in range(DRAWS):
-            home = arena.home(target.name, done=False)
+    def inject(self, copies: RunCopies, target: Target, rng: random.Random) -> FaultyRun:
+        for _ in range(MAX_DRAWS):
+            home = copies.home(target.name, done=False)
             watch = Watch(home, target.last, target.first_read)
             command = Command(stage_command(target), home, processes=2)
             moment = (command.seconds if watch.wait_for_work(command) else 0.0) + rng.uniform(
-                0, arena.seconds[target.name]
+                0, copies.seconds[target.name]
             )
             while command.seconds < moment and command.running() and not watch.finished():
-                time.sleep(POLL)
-            over = watch.finished() or not command.running()
-            command.strike("SIGKILL", BLOWS["kill a worker"].victims(command, rng))
-            command.ended()
-            if not (over or watch.finished()):
-                about = "SIGKILL to one of two processes"
-                return Struck(home, about, stage_command(target), target.outputs, processes=2)
+                time.sleep(POLL_SECONDS)
+            ended = watch.finished() or not command.running()
+            command.send_signal("SIGKILL", KILL_METHODS["kill a worker"].processes(command, rng))
+            command.wait()
+            if not (ended or watch.finished()):
+                description = "SIGKILL to one of two processes"
+                return FaultyRun(home, description, stage_command(target), target.outputs, processes=2)
             shutil.rmtree(home)
-        raise RuntimeError(f"{target.name} was over before the blow fell, {DRAWS} times")
+        raise RuntimeError(f"{target.name} ended before the kill, {MAX_DRAWS} times")
 
 
 class FullDisk(Fault):
-    """A small file system on which part of the stage's output does not fit."""
+    """A file system too small for the stage's output."""
 
     name = "full disk"
 
-    def strike(self, arena: Arena, target: Target, rng: random.Random) -> Struck:
-        disk = arena.folder / f"disk-{rng.getrandbits(32):08x}"
+    def inject(self, copies: RunCopies, target: Target, rng: random.Random) -> FaultyRun:
+        disk = copies.folder / f"disk-{rng.getrandbits(32):08x}"
         disk.mkdir()
-        own = _bytes(*files(arena.whole, target.outputs))
+        needed = _bytes(*files(copies.finished, target.outputs))
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "none", str(disk)], check=True)
-        home = arena.home(target.name, done=False, within=disk)
-        (disk / "texts").symlink_to(arena.folder / "texts")
+        home = copies.home(target.name, done=False, within=disk)
+        (disk / "texts").symlink_to(copies.folder / "texts")
         used = int(subprocess.check_output(["du", "-sk", str(disk)]).split()[0]) << 10
         share = rng.random()
-        room = used + int(own * share)
+        room = used + int(needed * share)
         _resize(disk, room)
-        about = f"room for {share:.0%} of the {own >> 10} KiB the stage leaves"
-        close = [lambda: subprocess.run(["umount", str(disk)], check=True), disk.rmdir]
-        cure = lambda: _resize(disk, 256 << 20)  # noqa: E731
-        return Struck(home, about, stage_command(target), target.outputs, cure=cure, close=close)
+        description = f"room for {share:.0%} of the {needed >> 10} KiB the stage leaves"
+        cleanups = [lambda: subprocess.run(["umount", str(disk)], check=True), disk.rmdir]
+        repair = lambda: _resize(disk, 256 << 20)  # noqa: E731
+        return FaultyRun(home, description, stage_command(target), target.outputs, repair=repair, cleanups=cleanups)
 
 
 def _resize(disk: Path, size: int) -> None:
@@ -147,81 +147,81 @@ def _bytes(*paths: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in paths)
 
 
-class Altered(Fault):
-    """A file of a finished stage is spoilt before others read it."""
+class CorruptedFile(Fault):
+    """A file of a finished stage is corrupted before later stages read it."""
 
     name = "spoilt file"
 
-    def strike(self, arena: Arena, target: Target, rng: random.Random) -> Struck:
-        home = arena.home(target.name, done=True)
-        path = pick(files(home, target.outputs), rng)
-        about = f"{path.relative_to(home / 'run')}: {spoil(path, rng)}"
-        return Struck(home, about, [*WHOLE_RUN, *FROM_RECIPE], everything())
+    def inject(self, copies: RunCopies, target: Target, rng: random.Random) -> FaultyRun:
+        home = copies.home(target.name, done=True)
+        path = pick_file(files(home, target.outputs), rng)
+        description = f"{path.relative_to(home / 'run')}: {corrupt(path, rng)}"
+        return FaultyRun(home, description, [*WHOLE_RUN, *FROM_RECIPE], all_outputs())
 
 
-class AlteredBegun(Fault):
-    """A file of a stage that was killed half-way is spoilt before it goes on."""
+class CorruptedUnfinishedFile(Fault):
+    """A file of a killed, unfinished stage is corrupted before the stage resumes."""
 
     name = "spoilt unfinished file"
 
-    def strike(self, arena: Arena, target: Target, rng: random.Random) -> Struck:
-        for _ in range(DRAWS):
-            home = arena.home(target.name, done=False)
-            moment = rng.random() ** 2 * arena.seconds[target.name]  # often soon: little may be left to do by then
-            if killed(home, target, moment, written=True) is not None:
-                found = hidden(home)
-                if found:
-                    path = pick(found, rng)
-                    about = f"{path.relative_to(home / 'run')}: {spoil(path, rng)}"
-                    return Struck(home, about, stage_command(target), target.outputs)
+    def inject(self, copies: RunCopies, target: Target, rng: random.Random) -> FaultyRun:
+        for _ in range(MAX_DRAWS):
+            home = copies.home(target.name, done=False)
+            moment = rng.random() ** 2 * copies.seconds[target.name]  # favours early moments
+            if kill_stage(home, target, moment, written=True) is not None:
+                written_files = unfinished_files(home)
+                if written_files:
+                    path = pick_file(written_files, rng)
+                    description = f"{path.relative_to(home / 'run')}: {corrupt(path, rng)}"
+                    return FaultyRun(home, description, stage_command(target), target.outputs)
             shutil.rmtree(home)
-        raise RuntimeError(f"{target.name} left nothing half-way, {DRAWS} times")
+        raise RuntimeError(f"{target.name} left nothing half-way, {MAX_DRAWS} times")
 
 
-def hidden(home: Path) -> list[Path]:
-    """What an unfinished stage has written so far."""
+def unfinished_files(home: Path) -> list[Path]:
+    """Return the files an unfinished stage has written so far."""
     return [path for path in files(home, [".partial"]) if path.suffix != ".lock"]
 
 
-class AlteredSettings(Fault):
-    """The run's saved settings are spoilt, and the next command relies on them."""
+class CorruptedSettings(Fault):
+    """The run's saved settings are corrupted, and the next command relies on them."""
 
     name = "spoilt settings"
 
-    def strike(self, arena: Arena, target: Target, rng: random.Random) -> Struck:
-        home = arena.home(target.name, done=False)
+    def inject(self, copies: RunCopies, target: Target, rng: random.Random) -> FaultyRun:
+        home = copies.home(target.name, done=False)
         saved = home / "run" / "config.yaml"
-        about = f"config.yaml: {spoil(saved, rng)}"
-        cure = lambda: shutil.copy2(arena.whole / "run" / "config.yaml", saved)  # noqa: E731
-        return Struck(home, about, WHOLE_RUN, everything(), cure=cure)
+        description = f"config.yaml: {corrupt(saved, rng)}"
+        repair = lambda: shutil.copy2(copies.finished / "run" / "config.yaml", saved)  # noqa: E731
+        return FaultyRun(home, description, WHOLE_RUN, all_outputs(), repair=repair)
 
 
-class Revoked(Fault):
-    """No right to read one file or folder, or to write into one; the command is not root's."""
+class RevokedPermission(Fault):
+    """One file or folder loses its read or write permission; the command does not have root's privileges."""
 
     name = "revoked permission"
 
-    def strike(self, arena: Arena, target: Target, rng: random.Random) -> Struck:
-        home = arena.home(target.name, done=False)
+    def inject(self, copies: RunCopies, target: Target, rng: random.Random) -> FaultyRun:
+        home = copies.home(target.name, done=False)
         inputs = [path for path in files(home, [""]) if path.parent.name != ".partial"]
         places = {
-            "a file cannot be read": lambda: (pick(inputs, rng), 0o000),
-            "a folder cannot be opened": lambda: (pick(inputs, rng).parent, 0o000),
+            "a file cannot be read": lambda: (pick_file(inputs, rng), 0o000),
+            "a folder cannot be opened": lambda: (pick_file(inputs, rng).parent, 0o000),
             "the run cannot be written": lambda: (home / "run", 0o555),
-            "the hidden folder cannot be written": lambda: (_made(home / "run" / ".partial"), 0o555),
+            "the hidden folder cannot be written": lambda: (_created(home / "run" / ".partial"), 0o555),
         }
         if not inputs:
             places = {words: place for words, place in places.items() if words.startswith("the")}
         words = rng.choice(sorted(places))
         path, mode = places[words]()
-        usual = path.stat().st_mode & 0o777
+        mode_before = path.stat().st_mode & 0o777
         path.chmod(mode)
-        about = f"{words}: {path.relative_to(home)}"
-        cure = lambda: path.chmod(usual)  # noqa: E731
-        return Struck(home, about, stage_command(target), target.outputs, cure, before=without_privilege)
+        description = f"{words}: {path.relative_to(home)}"
+        repair = lambda: path.chmod(mode_before)  # noqa: E731
+        return FaultyRun(home, description, stage_command(target), target.outputs, repair, preexec=without_privilege)
 
 
-def _made(folder: Path) -> Path:
+def _created(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -260,28 +260,36 @@ def _empty(path: Path, rng: random.Random) -> str:
     return "emptied"
 
 
-SPOILING = (_flip, _flip, _flip, _cut, _cut, _zero, _remove, _empty)
+CORRUPTIONS = (_flip, _flip, _flip, _cut, _cut, _zero, _remove, _empty)
 
 
-def spoil(path: Path, rng: random.Random) -> str:
-    """Spoil a file in one of several ways; says how."""
-    how = rng.choice(SPOILING)
-    if how is not _remove and not path.stat().st_size:
-        how = _remove
-    return how(path, rng)
+def corrupt(path: Path, rng: random.Random) -> str:
+    """Corrupt a file in one of several ways and return a description."""
+    corruption = rng.choice(CORRUPTIONS)
+    if corruption is not _remove and not path.stat().st_size:
+        corruption = _remove
+    return corruption(path, rng)
 
 
 FAULTS: dict[str, Fault] = {
     fault.name: fault
-    for fault in (Killed(), LostWorker(), FullDisk(), Altered(), AlteredBegun(), AlteredSettings(), Revoked())
+    for fault in (
+        Killed(),
+        LostWorker(),
+        FullDisk(),
+        CorruptedFile(),
+        CorruptedUnfinishedFile(),
+        CorruptedSettings(),
+        RevokedPermission(),
+    )
 }
 WORKING = ("corpus", "tokens", "teacher", "sae", "labels", "ntp", "cocomix", "evaluation")
-"""Stages that work in a hidden folder."""
+"""Stages that write to a hidden folder until they finish."""
 
 
 def plan() -> list[tuple[str, str]]:
-    """(fault, stage) of a round of 112, mixed so that its beginning is a sample of it all."""
-    rounds = {
+    """Return 112 pairs (fault, stage), shuffled with a fixed seed so that any prefix is a sample of the whole."""
+    counts = {
         "killed": (list(TARGETS), 3),
         "full disk": (list(TARGETS), 2),
         "spoilt file": (list(TARGETS), 4),
@@ -290,6 +298,6 @@ def plan() -> list[tuple[str, str]]:
         "revoked permission": (list(TARGETS), 1),
         "lost worker": (("tokens", "teacher", "sae", "labels"), 1),
     }
-    drawn = [(fault, stage) for fault, (stages, times) in rounds.items() for _ in range(times) for stage in stages]
-    random.Random(0).shuffle(drawn)
-    return drawn
+    planned = [(fault, stage) for fault, (stages, times) in counts.items() for _ in range(times) for stage in stages]
+    random.Random(0).shuffle(planned)
+    return planned

@@ -1,6 +1,6 @@
-"""Commands in processes forked from one that has imported everything: a fault then costs its work, not its imports.
+"""Run commands in forks of a process that has already imported everything, so that a fault costs no import time.
 
-The parent computes nothing, so a child begins with no threads and with the random state of a fresh process.
+The parent computes nothing, so a child starts without threads and with the random state of a fresh process.
 """
 
 import ctypes
@@ -16,52 +16,54 @@ from typing import BinaryIO
 from benchmarks.faults.processes import Command
 from cocomix.cli.app import main
 
-HEAVY = ("torch.distributed.run", "cocomix.pipeline.run", "cocomix.pipeline.concept_stages", "cocomix.report")
+HEAVY_IMPORTS = ("torch.distributed.run", "cocomix.pipeline.run", "cocomix.pipeline.concept_stages", "cocomix.report")
 DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2
 CAPABILITY_VERSION = 0x20080522
 
 
 def preload() -> None:
-    """Import what commands import while they run."""
-    for name in HEAVY:
+    """Import the modules that commands import while they run."""
+    for name in HEAVY_IMPORTS:
         importlib.import_module(name)
 
 
-class Child:
-    """A forked process, with what of `subprocess.Popen` a `Command` needs."""
+class ForkedProcess:
+    """A forked process with the part of the `subprocess.Popen` interface that `Command` uses."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit status, or None while it runs."""
+        """Return the exit status, or None while the process runs."""
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
 
-class Forked(Command):
+class ForkedCommand(Command):
     """A running cocomix command in a fork of this process.
 
     Args:
-        before: done in the child before the command, e.g. to give up rights.
+        arguments: what a user types after `cocomix`.
+        home: working directory of the command.
+        preexec: called in the child before the command, e.g. to drop privileges.
     """
 
-    def __init__(self, arguments: list[str], home: Path, before: Callable[[], None] | None = None) -> None:
-        self.before = before
+    def __init__(self, arguments: list[str], home: Path, preexec: Callable[[], None] | None = None) -> None:
+        self.preexec = preexec
         super().__init__(arguments, home)
 
     def _log(self) -> Path:
         return Path(tempfile.gettempdir()) / f"{self.home.name}.log"  # the home's own disk may be full
 
-    def _start(self, stream: BinaryIO, environment: dict[str, str]) -> Child:
+    def _start(self, stream: BinaryIO, environment: dict[str, str]) -> ForkedProcess:
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid:
-            return Child(pid)
+            return ForkedProcess(pid)
         status = 1
         try:
             os.setsid()
@@ -69,8 +71,8 @@ class Forked(Command):
             os.dup2(stream.fileno(), 2)
             os.environ.update(environment)
             os.chdir(self.home)
-            if self.before is not None:
-                self.before()
+            if self.preexec is not None:
+                self.preexec()
             sys.argv = ["cocomix", *self.arguments]
             main()
             status = 0
@@ -85,10 +87,10 @@ class Forked(Command):
 
 
 def without_privilege() -> None:
-    """Let the permissions of files hold for this process, though it be root's."""
+    """Drop the capabilities that let root bypass file permissions."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, their low words and then their high ones
+    sets = (ctypes.c_uint32 * 6)()  # low words of effective, permitted, inheritable, then the high words
     if libc.capget(header, sets):
         raise OSError(ctypes.get_errno(), "capget")
     for word in range(3):

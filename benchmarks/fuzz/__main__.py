@@ -1,14 +1,15 @@
-"""Feed every reader of cocomix files that nobody meant, and see that each is read or refused in one sentence.
+"""Feed every reader of cocomix hostile files, and check that each file is read or refused in one sentence.
 
     python -m benchmarks.fuzz --inputs 2000 --seed 0 -o results/fuzz.json [--only sae-own ...]
 
-A reader's inputs are a table of hostile contents in the place of each of its files, those made by hand for it, and
-mutants of small valid files (`mutations`), checksums put right again in half of them. Outcomes: `read` (accepted),
-`refused` (`CocomixError`, one printable sentence), or wrong: `crashed`, `hung`, `memory`, `escaped` (`watched`,
-`fence`). Judged is the reading, not the meaning: that damage never passes for good is the business of checksums and
-seals, and of `faults.py`.
+The inputs of a reader are a table of hostile contents in place of each of its files, inputs made by hand for this
+reader, and mutants of small valid files (`benchmarks.fuzz.mutations`). Half of the mutants get correct checksums.
 
-`--number N` shows one input again and leaves its files in the folder printed.
+Outcomes: `read` (accepted), `refused` (`CocomixError` with one printable sentence), or wrong: `crashed`, `hung`,
+`memory`, `escaped` (`benchmarks.fuzz.watched_reading`, `benchmarks.fuzz.audit_hook`). Only the reading is judged, not
+the meaning: that no damage passes unnoticed is the task of checksums and seals, and is tested by `benchmarks.faults`.
+
+`--number N` repeats one input and leaves its files in the printed folder.
 """
 
 import argparse
@@ -23,37 +24,42 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
 
-from benchmarks.fuzz.audit_hook import Escaped
-from benchmarks.fuzz.hostile_values import WHOLE
-from benchmarks.fuzz.mutations import PLACES, mutated
-from benchmarks.fuzz.reader import Outside, Reader
-from benchmarks.fuzz.watched_reading import GROWTH, SECONDS, Task, watch
+from benchmarks.fuzz import explorer_readers, model_readers, run_readers, text_readers
+from benchmarks.fuzz.audit_hook import ForbiddenAccess
+from benchmarks.fuzz.hostile_values import FILE_CONTENTS
+from benchmarks.fuzz.mutations import PATH_CHANGES, mutated
+from benchmarks.fuzz.reader import PathOutside, Reader
+from benchmarks.fuzz.watched_reading import MAX_GROWTH, TIMEOUT, Task, read_watched
 from benchmarks.provenance import provenance
 
 OUTCOMES = ("read", "refused", "crashed", "hung", "memory", "escaped")
 WRONG = OUTCOMES[2:]
-AT_PLACES = 0.04
-"""Share of inputs in which a file is missing, a folder or a link."""
+PATH_CHANGE_SHARE = 0.04
+"""Share of the mutants in which a file is missing, a folder or a link."""
 
 
 @dataclass
-class Attack:
-    """A reader's inputs by number, laid out in `home/input`; `home/outside` holds the same files, not to be touched."""
+class ReaderInputs:
+    """The numbered inputs of a reader.
+
+    An input is written to `home/input`. `home/outside` holds copies of the valid files that must not be touched.
+    `home/temporary` takes the place of the system's temporary folder, where readers keep their locks.
+    """
 
     reader: Reader
     home: Path
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.folder, self.outside = self.home / "input", self.home / "outside"
-        for folder in (self.folder, self.outside):
+        self.folder, self.outside, self.temporary = (self.home / name for name in ("input", "outside", "temporary"))
+        for folder in (self.folder, self.outside, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         self.reader.make(self.folder)
@@ -67,18 +73,20 @@ class Attack:
 
     @cached_property
     def table(self) -> list[tuple[str, Callable[[], object]]]:
-        """The inputs that are not drawn."""
-        made = [(what, lambda spoil=spoil: spoil(self.folder)) for what, spoil in self.reader.hostile.items()]
+        """The inputs that are not drawn at random: a description and a function that writes the input."""
+        inputs: list[tuple[str, Callable[[], object]]] = [
+            (description, partial(change, self.folder)) for description, change in self.reader.hostile.items()
+        ]
         for name in self.files:
             path = self.folder / name
-            made += [(f"{name}: {what}", lambda path=path, to=to: path.write_bytes(to)) for what, to in WHOLE.items()]
-            made += [
-                (f"{name} {what}", lambda path=path, how=how: how(path, self.outside)) for what, how in PLACES.items()
-            ]
-        return made
+            for description, content in FILE_CONTENTS.items():
+                inputs.append((f"{name}: {description}", partial(path.write_bytes, content)))
+            for description, path_change in PATH_CHANGES.items():
+                inputs.append((f"{name} {description}", partial(path_change, path, self.outside)))
+        return inputs
 
     def restore(self) -> None:
-        """Lay out what is valid."""
+        """Write the valid files."""
         shutil.rmtree(self.folder, ignore_errors=True)
         for name, content in self.files.items():
             path = self.folder / name
@@ -86,133 +94,164 @@ class Attack:
             path.write_bytes(content)
 
     def warm(self) -> object:
-        """Read what is valid; what a link or a twin beside it makes libraries import is imported, too."""
+        """Read the valid files, so that libraries import everything they need before reading is watched."""
+        tempfile.tempdir = str(self.temporary)
         self.restore()
         return self.reader.read(self.folder)
 
     def prepare(self, number: int) -> str:
-        """Lay out input `number`; returns what it is, in words."""
+        """Write input `number` and return its description."""
         self.restore()
         if number < len(self.table):
-            what, spoil = self.table[number]
-            spoil()
-            return what
-        draw = Random(f"{self.seed} {self.reader.name} {number}")
-        name = draw.choice(list(self.files))
+            description, write = self.table[number]
+            write()
+            return description
+        rng = Random(f"{self.seed} {self.reader.name} {number}")
+        name = rng.choice(list(self.files))
         path = self.folder / name
-        if draw.random() < AT_PLACES:
-            what = draw.choice(list(PLACES))
-            PLACES[what](path, self.outside)
-            return f"{name} {what}"
-        content = mutated(name, self.files[name], draw, self.outside)
+        if rng.random() < PATH_CHANGE_SHARE:
+            description = rng.choice(list(PATH_CHANGES))
+            PATH_CHANGES[description](path, self.outside)
+            return f"{name} {description}"
+        content = mutated(name, self.files[name], rng, self.outside)
         path.write_bytes(content)
-        sealed = self.reader.seal is not None and draw.random() < 0.5
+        sealed = self.reader.seal is not None and rng.random() < 0.5
         if sealed and self.reader.seal is not None:
             self.reader.seal(self.folder)
-        return f"{name}{', sealed' if sealed else ''}, {len(content)} bytes, {_shown(self.files[name], content)}"
+        difference = _first_difference(self.files[name], content)
+        return f"{name}{', sealed' if sealed else ''}, {len(content)} bytes, {difference}"
 
     def read(self) -> object:
-        """Read what is laid out."""
+        """Read the input that was written."""
         try:
             return self.reader.read(self.folder)
-        except Outside as error:
-            raise Escaped(str(error)) from error
+        except PathOutside as error:
+            raise ForbiddenAccess(str(error)) from error
 
     def task(self) -> Task:
-        """For `watch`."""
+        """Return the task for `read_watched`."""
         return Task(
-            self.prepare, self.read, self.warm, (self.folder, *self.reader.works_in), anywhere=self.reader.anywhere
+            self.prepare,
+            self.read,
+            self.warm,
+            (self.folder, self.temporary, *self.reader.works_in),
+            anywhere=self.reader.anywhere,
         )
 
 
-def _shown(valid: bytes, content: bytes) -> str:
-    """Where a mutant begins to differ, and a few bytes from there on."""
-    at = next((n for n, (one, other) in enumerate(zip(valid, content, strict=False)) if one != other), len(content))
+def _first_difference(valid: bytes, content: bytes) -> str:
+    """Describe where a mutant first differs from the valid content, with a few bytes from there."""
+    pairs = enumerate(zip(valid, content, strict=False))
+    at = next((position for position, (before, after) in pairs if before != after), len(content))
     piece = content[max(0, at - 12) : at + 36]
     return f"from byte {at}: {piece!r}" if piece.isascii() else f"from byte {at}: {piece.hex(' ')}"
 
 
-def attacked(reader: Reader, inputs: int, seed: int, home: Path, thin: int = 1) -> dict[str, Any]:
-    """Counts of a reader's outcomes, the wrong ones in full, and its slowest; of its table every `thin`-th input."""
-    begun, attack = time.monotonic(), Attack(reader, home, seed)
-    table = len(attack.table)
+def fuzz_reader(reader: Reader, inputs: int, seed: int, home: Path, thin: int = 1) -> dict[str, Any]:
+    """Fuzz one reader.
+
+    Args:
+        reader: the reader.
+        inputs: number of mutants, before the reader's own `share`.
+        seed: seed of the mutants.
+        home: folder for the inputs.
+        thin: of the table, take only every `thin`-th input.
+
+    Returns:
+        counts of outcomes, the slowest reading in seconds, and all wrong outcomes in full.
+    """
+    started, reader_inputs = time.monotonic(), ReaderInputs(reader, home, seed)
+    table = len(reader_inputs.table)
     numbers = [*range(0, table, thin), *range(table, table + round(inputs * reader.share))]
     counts, wrong, slowest = Counter[str](), list[dict[str, Any]](), 0.0
-    for found in watch(attack.task(), numbers):
-        counts[found["outcome"]] += 1
-        slowest = max(slowest, found.get("seconds", SECONDS))
-        if found["outcome"] in WRONG:
-            wrong.append(found | {"reader": reader.name})
+    for result in read_watched(reader_inputs.task(), numbers):
+        counts[result["outcome"]] += 1
+        slowest = max(slowest, result.get("seconds", TIMEOUT))
+        if result["outcome"] in WRONG:
+            wrong.append(result | {"reader": reader.name})
     return {
         "inputs": len(numbers),
         "from_the_table": sum(number < table for number in numbers),
         **{outcome: counts[outcome] for outcome in OUTCOMES},
-        "seconds": round(time.monotonic() - begun, 1),
+        "seconds": round(time.monotonic() - started, 1),
         "slowest": slowest,
         "wrong": wrong,
     }
 
 
-def main() -> None:
-    """Parse the command line, attack the readers one after the other, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=2000, help="mutants for each reader, beside its table")
-    parser.add_argument("--seed", type=int, default=0, help="of the mutants")
-    parser.add_argument("-o", "--output", type=Path, default=Path("results/fuzz.json"), help="the report")
-    parser.add_argument("--thin", type=int, default=1, help="take every N-th input of the tables alone: a quick look")
-    parser.add_argument("--only", nargs="*", help="readers; default: all")
-    parser.add_argument("--run", type=Path, help="a finished tiny run to explore; default: one is made")
-    parser.add_argument("--number", type=int, help="lay out and read this input of the one reader in --only")
-    chosen = parser.parse_args()
-    from benchmarks.fuzz.readers import readers
+def all_readers(run: Path, kept: Path) -> dict[str, Reader]:
+    """Return all readers by name; those that need the finished tiny run `run` keep copies of it in `kept`."""
+    explorer = explorer_readers.readers(run, kept)
+    readers = (*text_readers.READERS, *model_readers.READERS, *run_readers.READERS, *explorer)
+    return {reader.name: reader for reader in readers}
 
+
+def main() -> None:
+    """Parse the command line, fuzz the readers one after the other, and write the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--inputs", type=int, default=2000, help="mutants per reader, in addition to its table")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mutants")
+    parser.add_argument("-o", "--output", type=Path, default=Path("results/fuzz.json"), help="report file")
+    parser.add_argument("--thin", type=int, default=1, help="take only every N-th input of the tables")
+    parser.add_argument("--only", nargs="*", help="readers; default: all")
+    parser.add_argument("--run", type=Path, help="a finished tiny run for the explorer; default: make one")
+    parser.add_argument("--number", type=int, help="write and read this one input of the reader in --only")
+    arguments = parser.parse_args()
     origin = provenance(threads=1)
     with tempfile.TemporaryDirectory(prefix="cocomix-fuzz-") as folder:
-        table = readers(chosen.run or _tiny_run(Path(folder)), Path(folder) / "kept")
-        if unknown := set(chosen.only or ()) - table.keys():
+        table = all_readers(arguments.run or _tiny_run(Path(folder)), Path(folder) / "kept")
+        if unknown := set(arguments.only or ()) - table.keys():
             parser.error(f"there is no reader {unknown.pop()}; choose from {', '.join(table)}")
-        names = chosen.only or list(table)
-        if chosen.number is not None:
-            _show(table[names[0]], chosen.number, chosen.seed)
+        names = arguments.only or list(table)
+        if arguments.number is not None:
+            _repeat(table[names[0]], arguments.number, arguments.seed)
             return
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for name in names:
-            found[name] = attacked(table[name], chosen.inputs, chosen.seed, Path(folder) / name, chosen.thin)
-            counts = {key: value for key, value in found[name].items() if key != "wrong"}
-            print(name, counts, *(f"\n  {one}" for one in found[name]["wrong"][:20]), flush=True)
+            results[name] = fuzz_reader(
+                table[name], arguments.inputs, arguments.seed, Path(folder) / name, arguments.thin
+            )
+            counts = {key: value for key, value in results[name].items() if key != "wrong"}
+            print(name, counts, *(f"\n  {entry}" for entry in results[name]["wrong"][:20]), flush=True)
     report = {
         **origin,
-        "seed": chosen.seed,
-        "bounds": {"seconds": SECONDS, "growth_bytes": GROWTH},
-        "inputs": sum(one["inputs"] for one in found.values()),
-        "counts": {outcome: sum(one[outcome] for one in found.values()) for outcome in OUTCOMES},
-        "seconds": round(sum(one["seconds"] for one in found.values())),
-        "readers": {name: {key: value for key, value in one.items() if key != "wrong"} for name, one in found.items()},
-        "wrong": [entry for one in found.values() for entry in one["wrong"]],
+        "seed": arguments.seed,
+        "bounds": {"seconds": TIMEOUT, "growth_bytes": MAX_GROWTH},
+        "inputs": sum(result["inputs"] for result in results.values()),
+        "counts": {outcome: sum(result[outcome] for result in results.values()) for outcome in OUTCOMES},
+        "seconds": round(sum(result["seconds"] for result in results.values())),
+        "readers": {
+            name: {key: value for key, value in result.items() if key != "wrong"} for name, result in results.items()
+        },
+        "wrong": [entry for result in results.values() for entry in result["wrong"]],
     }
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps(report, indent=1) + "\n")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     print(report["inputs"], report["counts"])
     if report["wrong"]:
-        sys.exit("not all is as it should be")
+        sys.exit("some inputs were neither read nor refused in one sentence; the report lists them under `wrong`")
 
 
 def _tiny_run(folder: Path) -> Path:
-    """A finished run of all stages at toy size, made by `cocomix demo --tiny`; takes half a minute."""
+    """Make a finished toy run with `cocomix demo --tiny`; takes half a minute."""
     subprocess.run(
         [sys.executable, "-m", "cocomix", "demo", "--tiny"], cwd=folder, check=True, stdout=subprocess.DEVNULL
     )
     return folder / "runs" / "tiny"
 
 
-def _show(reader: Reader, number: int, seed: int) -> None:
-    """One input, read in this process: with its whole traceback."""
+def _repeat(reader: Reader, number: int, seed: int) -> None:
+    """Read one input in this process, so that its whole traceback is printed."""
     home = Path(tempfile.mkdtemp(prefix=f"{reader.name}-{number}-"))
-    attack = Attack(reader, home, seed)
-    attack.warm()
-    print(attack.prepare(number), f"in {attack.folder}", sep="\n")
-    with contextlib.chdir(attack.folder):
-        print(attack.read())
+    reader_inputs = ReaderInputs(reader, home, seed)
+    reader_inputs.warm()
+    print(reader_inputs.prepare(number), f"in {reader_inputs.folder}", sep="\n")
+    with contextlib.chdir(reader_inputs.folder):
+        print(reader_inputs.read())
 
 
 if __name__ == "__main__":

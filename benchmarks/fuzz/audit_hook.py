@@ -1,8 +1,8 @@
-"""What a reader of hostile input must not touch, seen and stopped.
+"""An audit hook that detects and stops what a reader of hostile input must not do.
 
-What Python tells of itself (`sys.addaudithook`): opening what is outside, changing what is outside, programs,
-connections, pickles, code from the input. What libraries open in C or Rust is not seen. A link in the folder is its
-owner's own arrangement: reading through it is allowed, writing is not.
+It sees what Python reports through `sys.addaudithook`: opening or changing files outside the input's folder, starting
+programs, opening connections, unpickling, running code from the input. It does not see what libraries open in C or
+Rust. Reading through a link in the folder is allowed, because the folder's owner made the link; writing is not.
 """
 
 import os
@@ -29,38 +29,38 @@ CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.syml
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _LIBRARIES = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, *filter(None, sys.path)}
 INSTALLED = (*map(os.path.realpath, _LIBRARIES), "/proc", "/sys", "/dev/null", "/dev/urandom", "/usr/share/zoneinfo")
-"""May be read: what is installed belongs to no input."""
+"""Paths that may be read: installed files are not part of any input."""
 
 
-class Escaped(BaseException):
-    """A reader touched what it must not; raised so that it does not come to pass."""
+class ForbiddenAccess(BaseException):
+    """Raised in place of the forbidden action of a reader."""
 
 
-class Fence:
-    """An audit hook: notes, and stops, what leads out of `folders` while `up`.
+class AuditHook:
+    """Records and stops every action outside `folders` while `active`.
 
     Args:
-        folders: may be read and written, with all that is in them.
-        anywhere: whether the input is its reader's own order and may name any file to be read.
+        folders: folders that may be read and written.
+        anywhere: whether the input comes from the user and may name any file to be read.
     """
 
     def __init__(self, *folders: Path, anywhere: bool = False) -> None:
         self.folders, self.anywhere = [os.path.realpath(folder) for folder in folders], anywhere
-        self.up, self.crossings = False, list[str]()
+        self.active, self.violations = False, list[str]()
         sys.addaudithook(self)
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        if self.up and (crossing := self._crossing(event, args)):
-            self.crossings.append(crossing)
-            raise Escaped(crossing)
+        if self.active and (violation := self._violation(event, args)):
+            self.violations.append(violation)
+            raise ForbiddenAccess(violation)
 
-    def _crossing(self, event: str, args: tuple[Any, ...]) -> str | None:
+    def _violation(self, event: str, args: tuple[Any, ...]) -> str | None:
         if event == "open":
             return self._opening(*args)
         if event in FORBIDDEN:
             return f"{event} {str(args)[:200]}"
         if event in CHANGES:
-            return next((f"{event} {one}" for one in _named(args) if not self._within(_itself(one))), None)
+            return next((f"{event} {path}" for path in _paths(args) if not self._within(_location(path))), None)
         if event == "exec" and self._within(getattr(args[0], "co_filename", "")):
             return f"exec {args[0].co_filename}"
         if event == "import" and str(args[0]).startswith("transformers_modules"):
@@ -75,21 +75,21 @@ class Fence:
             real = os.path.realpath(text)
             return None if self._within(real) or real == "/dev/null" else f"written: {text}"
         plain = os.path.normpath(os.path.join(os.getcwd(), text))
-        fine = self.anywhere or self._within(plain) or plain.startswith(INSTALLED)
-        return None if fine else f"read: {text}"
+        allowed = self.anywhere or self._within(plain) or plain.startswith(INSTALLED)
+        return None if allowed else f"read: {text}"
 
     def _within(self, path: str) -> bool:
         return any(path == folder or path.startswith(folder + os.sep) for folder in self.folders)
 
 
-def _named(args: tuple[Any, ...]) -> list[str]:
-    """The paths among an event's arguments, made whole where they are below an open folder, whose number comes last."""
-    folders = [f"/proc/self/fd/{one}" for one in args if isinstance(one, int) and one > 2]
-    return [os.path.join(*folders[-1:], _text(one)) for one in args if isinstance(one, str | bytes | os.PathLike)]
+def _paths(args: tuple[Any, ...]) -> list[str]:
+    """Return the paths among an event's arguments; relative ones are joined to the open folder they refer to."""
+    folders = [f"/proc/self/fd/{value}" for value in args if isinstance(value, int) and value > 2]
+    return [os.path.join(*folders[-1:], _text(value)) for value in args if isinstance(value, str | bytes | os.PathLike)]
 
 
-def _itself(path: str) -> str:
-    """Where `path` is, not where it leads."""
+def _location(path: str) -> str:
+    """Return where `path` itself is: a link is not followed."""
     folder, name = os.path.split(path)
     return os.path.join(os.path.realpath(folder), name)
 

@@ -1,4 +1,4 @@
-"""The explorer's requests, and a whole run as those read it who explore, push and report it."""
+"""Readers of the explorer's requests, and of a whole run as the explorer, the push and the report read it."""
 
 import asyncio
 import json
@@ -11,8 +11,8 @@ from urllib.parse import unquote_to_bytes
 from benchmarks.fuzz.reader import Reader
 from benchmarks.fuzz.run_readers import STEERING
 from cocomix.explorer.app import create_app, prepare
-from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.security import access_for
+from cocomix.explorer.catalog import ModelCatalog
+from cocomix.explorer.security import access_policy
 from cocomix.hub import lineage, measured
 from cocomix.pipeline.run import collect_results
 from cocomix.pipeline.trained import existing_run
@@ -37,9 +37,10 @@ TARGETS = (
 
 
 class Explorer:
-    """An explorer of a copy of a run, asked through its ASGI interface: no client tidies up what is asked.
+    """An explorer of a copy of a run, called through its ASGI interface, so that no client cleans up the requests.
 
-    A file is a request: a JSON file a body, to the route it is called after; a text file all the rest.
+    Every file is a request: a JSON file is the body of a request to the route it is named after, a text file holds
+    method, target and headers.
     """
 
     def __init__(self, run: Path, folder: Path) -> None:
@@ -48,21 +49,21 @@ class Explorer:
 
     @cached_property
     def app(self) -> Any:
-        """The application."""
+        """The ASGI application."""
         copy = self.folder / "explored"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.run, copy)
-        catalog = Catalog([copy])
+        catalog = ModelCatalog([copy])
         prepare(catalog, name_tokens=2000)
-        return create_app(catalog, access_for("127.0.0.1", 7860, None))
+        return create_app(catalog, access_policy("127.0.0.1", 7860, None))
 
     @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Runs it."""
+        """The event loop that runs it."""
         return asyncio.new_event_loop()
 
     def make(self, folder: Path) -> None:
-        """Valid requests."""
+        """Write valid requests."""
         for name, body in BODIES.items():
             (folder / f"{name}.json").write_text(json.dumps(body))
         for number, target in enumerate(TARGETS):
@@ -70,17 +71,17 @@ class Explorer:
         self.valid = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def read(self, folder: Path) -> None:
-        """Send the requests that were changed, or all of them.
+        """Send the requests that differ from the valid ones, or all of them if none does.
 
         Raises:
-            CocomixError: one was refused.
-            RuntimeError: the server failed at one.
+            CocomixError: if a request was refused.
+            RuntimeError: if the server failed.
         """
         requests = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
         changed = {name for name, content in requests.items() if content != self.valid.get(name)}
         refused = ""
         for name in changed or requests:
-            status, answer = self.loop.run_until_complete(self._asked(name, requests[name]))
+            status, answer = self.loop.run_until_complete(self._send(name, requests[name]))
             if status >= 500 or b"the server failed at this" in answer:
                 raise RuntimeError(f"{name}: {status} {answer[:300]!r}")
             if status >= 400:
@@ -88,13 +89,13 @@ class Explorer:
         if refused:
             raise CocomixError(refused)
 
-    async def _asked(self, name: str, content: bytes) -> tuple[int, bytes]:
+    async def _send(self, name: str, content: bytes) -> tuple[int, bytes]:
         method, target, body = "POST", f"/api/{Path(name).stem.replace(' ', '/')}".encode(), content
         headers = [(b"host", HOST.encode()), (b"content-type", b"application/json")]
         if not name.endswith(".json"):
             first, *lines = content.split(b"\n")
-            said, _, target = first.partition(b" ")
-            method, body = said.decode("latin-1"), b""
+            method_bytes, _, target = first.partition(b" ")
+            method, body = method_bytes.decode("latin-1"), b""
             headers = [
                 (key.strip().lower(), value.strip()) for key, _, value in (line.partition(b":") for line in lines)
             ]
@@ -113,26 +114,26 @@ class Explorer:
             "client": ("127.0.0.1", 1234),
             "server": ("127.0.0.1", 7860),
         }
-        sent: list[Any] = []
+        messages: list[Any] = []
         done = asyncio.Event()
 
         async def receive() -> dict[str, Any]:
-            if not sent:
-                sent.append(None)
+            if not messages:
+                messages.append(None)
                 return {"type": "http.request", "body": body}
             await done.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            sent.append(message)
+            messages.append(message)
 
         await self.app(scope, receive, send)
         done.set()
-        said_back = [message for message in sent if message]
-        return said_back[0]["status"], b"".join(message.get("body", b"") for message in said_back[1:])
+        start, *rest = [message for message in messages if message]
+        return start["status"], b"".join(message.get("body", b"") for message in rest)
 
 
-MATERIAL = (
+REPLACED_FILES = (
     "config.yaml",
     "corpus/stage.json",
     "tokens/stage.json",
@@ -144,35 +145,35 @@ MATERIAL = (
 
 
 class WholeRun:
-    """A run as those read it who explore, report and push it; an input replaces a few of its small files."""
+    """A run as the explorer, the report and the push read it; an input replaces some of its small files."""
 
     def __init__(self, run: Path, folder: Path) -> None:
         self.run, self.folder = run, folder
 
     def make(self, folder: Path) -> None:
-        """Those files as they are."""
+        """Copy the valid files."""
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(self.run, self.folder)
-        for name in MATERIAL:
+        for name in REPLACED_FILES:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.run / name, folder / name)
 
     def read(self, folder: Path) -> None:
-        """Open the run with the files that are in `folder`."""
-        for name in MATERIAL:
+        """Read the run with the files of `folder` in place of its own."""
+        for name in REPLACED_FILES:
             (self.folder / name).unlink(missing_ok=True)
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, self.folder / name)
-        Catalog([self.folder])
+        ModelCatalog([self.folder])
         run = existing_run(self.folder)
         collect_results(run, {})
-        student = next(one for one in run.students if one.student == "cocomix")
+        student = next(student for student in run.students if student.student == "cocomix")
         lineage(run, student)
         measured(run, student)
 
 
 def readers(run: Path, kept: Path) -> tuple[Reader, ...]:
-    """The readers that need a finished tiny run; copies of it are kept below `kept`."""
+    """Return the readers that need the finished tiny run `run`; copies of it are kept below `kept`."""
     explorer = Explorer(run, kept)
     whole = WholeRun(run, kept / "whole")
     return (

@@ -1,11 +1,11 @@
-"""What a hostile file may hold: values and raw texts that well-meant JSON and YAML do not."""
+"""Hostile values and file contents that do not occur in valid JSON and YAML files."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
 MARK = "raw-text-here-"
-"""A value that stands for one of the raw texts until the tree is written."""
+"""Prefix of placeholders that are replaced by raw texts when the tree is written."""
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2, 3.5, 1e308, -1e-320, 1 << 31, 1 << 32, 1 << 63, 1 << 64, -(1 << 63), 10**30),
@@ -19,10 +19,10 @@ JSON: tuple[str, ...] = (
     *("[" * 100_000 + "]" * 100_000, "[" * 5000 + "]" * 5000, '{"a":' * 2000 + "1" + "}" * 2000, "[" * 900 + "]" * 900),
     *('{"a":1,"a":2}', '"\\u0000"', "tru", "'x'", "[1,]", "{}{}", "/*x*/1", "\ufeff1", "0x1F", "01", "+1", ".5"),
 )
-"""Texts in the place of a value; several are no JSON."""
+"""Raw texts in place of a JSON value; several are not valid JSON."""
 
 BOMB = "[" + ",".join(f"&b{n} [" + ",".join([f"*b{n - 1}" if n else "x"] * 9) + "]" for n in range(12)) + "]"
-"""9 to the twelfth values, in less than a kilobyte."""
+"""9^12 values in less than a kilobyte."""
 YAML: tuple[str, ...] = (
     *("!!python/object/apply:os.system ['touch ../outside/ran']", "!!python/name:os.system", "!!python/module:os"),
     *("!!python/object/new:subprocess.Popen [[touch, ../outside/ran]]", "!unknown x", "!!binary aGk=", "!!binary '%'"),
@@ -44,7 +44,7 @@ YAML: tuple[str, ...] = (
     *("\t", "'", '"', "--- x", "... x", "\x07", "\x00", "\ufeffx", "? ", ": ", "&a", "!", "!!", "!<x> y", '"\\ud800"'),
 )
 
-WHOLE: dict[str, bytes] = {
+FILE_CONTENTS: dict[str, bytes] = {
     "nothing": b"",
     "a line end": b"\n",
     "zeros": bytes(1000),
@@ -74,23 +74,23 @@ WHOLE: dict[str, bytes] = {
     "YAML that calls": b"!!python/object/apply:os.system ['touch ../outside/ran']\n",
     "YAML of two documents": b"a: 1\n---\nb: 2\n",
 }
-"""In the place of any file, once each."""
+"""Contents that replace any file, once each."""
 
 
 def slots(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key or index) in `tree`, without recursion."""
+    """Yield every pair (container, key or index) in `tree`, without recursion."""
     pending = [tree]
     while pending:
-        one = pending.pop()
-        keys = list(one) if isinstance(one, dict) else range(len(one)) if isinstance(one, list) else ()
+        node = pending.pop()
+        keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
         for key in keys:
-            yield one, key
-            pending.append(one[key])
+            yield node, key
+            pending.append(node[key])
 
 
 def dumped(tree: Any, raw: list[str]) -> bytes:
-    """`tree` as JSON, marks replaced by the raw texts they number."""
+    """Return `tree` as JSON, with placeholders replaced by the raw texts."""
     text = json.dumps(tree)
-    for number, one in enumerate(raw):
-        text = text.replace(f'"{MARK}{number}"', one)
+    for number, raw_text in enumerate(raw):
+        text = text.replace(f'"{MARK}{number}"', raw_text)
     return text.encode("utf-8", "surrogatepass")

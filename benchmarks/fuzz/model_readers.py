@@ -1,4 +1,4 @@
-"""Readers of weights: models, autoencoders, checkpoints, atlases, labels."""
+"""Readers of tensors: models, autoencoders, checkpoints, concept statistics, labels."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.fuzz.pickle_payloads import PICKLE, PICKLES
-from benchmarks.fuzz.reader import Reader, changed, put, resealed
-from benchmarks.fuzz.text_readers import PLANTED
-from cocomix.analysis.concept_index import Atlas, AtlasKey, read_atlas, write_atlas
+from benchmarks.fuzz.reader import Reader, edit_json, replace_file, reseal
+from benchmarks.fuzz.text_readers import HOSTILE_MODULE
+from cocomix.analysis.concept_index import ConceptStatistics, StatisticsKey, read_statistics, write_statistics
 from cocomix.labels.store import LabelStore, LabelWriter
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model.build import ModelShape, build_plain
@@ -25,7 +25,7 @@ from cocomix.train.trainer import training_tensors
 from cocomix.utils.files import check_weights
 
 SHAPE = {"width": 16, "layers": 2, "heads": 2}
-KEY = AtlasKey(student="s", shards="t", labels=None, seq_len=8, tokens=100)
+KEY = StatisticsKey(student="s", shards="t", labels=None, seq_len=8, tokens=100)
 
 
 def _sae() -> TopKSAE:
@@ -35,7 +35,7 @@ def _sae() -> TopKSAE:
 
 def _make_sae(name: str, normalisation: str, folder: Path) -> None:
     torch.manual_seed(0)
-    FORMATS[name].write(TopKSAE(8, 24, 4, normalisation=normalisation), folder, {"layer": 1, "model": "m"})
+    FORMATS[name]().write(TopKSAE(8, 24, 4, normalisation=normalisation), folder, {"layer": 1, "model": "m"})
 
 
 def _make_openai(folder: Path, encoder: torch.Tensor | None = None) -> None:
@@ -86,18 +86,18 @@ def _read_model(folder: Path) -> None:
 
 def _with_code(folder: Path) -> None:
     code = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}}
-    changed("config.json", lambda content: content.update(code))(folder)
-    (folder / "evil.py").write_text(PLANTED)
+    edit_json("config.json", lambda content: content.update(code))(folder)
+    (folder / "evil.py").write_text(HOSTILE_MODULE)
 
 
 def _pickled(content: bytes, folder: Path) -> None:
-    """The weights are a pickle, as Transformers once wrote them."""
+    """Replace the weights by a pickle, as old Transformers versions wrote them."""
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(content)
 
 
 def _indexed(file: str, folder: Path) -> None:
-    """An index that names a file of weights elsewhere; what lies in the folder would do as well."""
+    """Write a weight index that names a file outside the folder, although the weights are in the folder."""
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     with safe_open(folder / "other.safetensors", framework="np") as stored:
         index = {"metadata": {}, "weight_map": dict.fromkeys(stored.keys(), file)}
@@ -105,7 +105,7 @@ def _indexed(file: str, folder: Path) -> None:
 
 
 def _sized(**sizes: Any) -> Callable[[Path], object]:
-    return changed("config.json", lambda content: content.update(sizes))
+    return edit_json("config.json", lambda content: content.update(sizes))
 
 
 HUGE = 1 << 40
@@ -126,9 +126,13 @@ MODELS: dict[str, Callable[[Path], object]] = {
     "a vision model": _sized(model_type="vit", architectures=["ViTModel"]),
     "quantised": _sized(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "quantised oddly": _sized(quantization_config={"quant_method": "x"}),
-    "an adapter's": put("adapter_config.json", '{"base_model_name_or_path": "someone/else", "peft_type": "LORA"}'),
+    "an adapter's": replace_file(
+        "adapter_config.json", '{"base_model_name_or_path": "someone/else", "peft_type": "LORA"}'
+    ),
     "its own attention": _sized(attn_implementation="kernels-community/x", _attn_implementation="someone/else"),
-    "a generation config with code": put("generation_config.json", '{"auto_map": {"x": "evil.Evil"}, "custom": []}'),
+    "a generation config with code": replace_file(
+        "generation_config.json", '{"auto_map": {"x": "evil.Evil"}, "custom": []}'
+    ),
 }
 
 
@@ -149,20 +153,20 @@ def _read_checkpoints(folder: Path) -> None:
 
 
 def _checkpoint_entries(meta: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    for name, one in meta["files"].items():
-        yield one, name
+    for name, entry in meta["files"].items():
+        yield entry, name
 
 
 def _seal_checkpoints(folder: Path) -> None:
     for step in folder.glob("step-*"):
-        resealed(step / "meta.json", _checkpoint_entries)
+        reseal(step / "meta.json", _checkpoint_entries)
 
 
-def _make_atlas(folder: Path) -> None:
-    draw, counts = np.random.default_rng(0), np.arange(5)
-    write_atlas(
+def _make_statistics(folder: Path) -> None:
+    rng, counts = np.random.default_rng(0), np.arange(5)
+    write_statistics(
         folder / "atlas.safetensors",
-        Atlas(
+        ConceptStatistics(
             key=KEY,
             truth=None,
             windows=3,
@@ -172,16 +176,16 @@ def _make_atlas(folder: Path) -> None:
             predicted_labelled=counts,
             true=counts,
             both=counts,
-            histogram=draw.integers(0, 9, (5, 40)),
+            histogram=rng.integers(0, 9, (5, 40)),
             starts=np.arange(6),
-            places=draw.integers(0, 3, (5, 3)),
-            strengths=draw.random(5),
+            places=rng.integers(0, 3, (5, 3)),
+            strengths=rng.random(5),
         ),
     )
 
 
-def _read_atlas(folder: Path) -> None:
-    found = read_atlas(folder / "atlas.safetensors", KEY)
+def _read_statistics(folder: Path) -> None:
+    found = read_statistics(folder / "atlas.safetensors", KEY)
     if found is not None:
         _ = found.precision(), found.recall(), [found.places_of(one, 3) for one in range(found.n_concepts)]
 
@@ -191,8 +195,8 @@ LABELS: dict[str, Any] = {"n_tokens": 100, "seq_len": 8, "n_labels": 2, "n_laten
 
 def _begin_labels(folder: Path) -> LabelWriter:
     writer = LabelStore.create(folder, **LABELS, shard_tokens=40, scores=True)
-    draw = np.random.default_rng(0)
-    ids = draw.integers(0, 50, (12, 8, 2))
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 50, (12, 8, 2))
     for start in (0, 6):
         part = ids[start : start + 6]
         writer.write(start, part, part.astype(float), np.ones((6, 8), dtype=bool))
@@ -210,18 +214,18 @@ def _read_labels(folder: Path) -> None:
 
 
 def _label_entries(manifest: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    for one in manifest["files"]:
-        yield one, one["file"]
+    for entry in manifest["files"]:
+        yield entry, entry["file"]
 
 
 def _resume_labels(folder: Path) -> None:
-    writer = _begin_or_go_on(folder)
+    writer = _continue_labels(folder)
     writer.done()
     writer.finish()
     _read_labels(folder)
 
 
-def _begin_or_go_on(folder: Path) -> LabelWriter:
+def _continue_labels(folder: Path) -> LabelWriter:
     return LabelStore.create(folder, **LABELS, shard_tokens=40, scores=True)
 
 
@@ -237,7 +241,10 @@ READERS = (
         "sae-openai",
         _make_openai,
         lambda folder: _encoded(folder / "sae.pt"),
-        hostile={what: lambda folder, make=make: put("sae.pt", make())(folder) for what, make in PICKLES.items()}
+        hostile={
+            description: lambda folder, make=make: replace_file("sae.pt", make())(folder)
+            for description, make in PICKLES.items()
+        }
         | {"one number for a matrix": lambda folder: _make_openai(folder, torch.zeros(1, 1).expand(1 << 30, 8))},
     ),
     *(
@@ -251,18 +258,18 @@ READERS = (
         _read_checkpoints,
         seal=_seal_checkpoints,
         hostile={
-            "a file outside": changed(
+            "a file outside": edit_json(
                 "step-00000002/meta.json", lambda meta: meta["files"].update({"../../outside/meta.json": {"bytes": 1}})
             ),
             "a pickle": lambda folder: next(folder.glob("*2/*.safetensors")).write_bytes(PICKLE),
         },
     ),
-    Reader("atlas", _make_atlas, _read_atlas),
+    Reader("atlas", _make_statistics, _read_statistics),
     Reader(
         "labels",
         lambda folder: _begin_labels(folder).finish(),
         _read_labels,
-        seal=lambda folder: resealed(folder / "manifest.json", _label_entries),
+        seal=lambda folder: reseal(folder / "manifest.json", _label_entries),
     ),
     Reader("labels-unfinished", lambda folder: _begin_labels(folder).close(), _resume_labels),
 )

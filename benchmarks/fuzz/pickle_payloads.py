@@ -1,4 +1,4 @@
-"""Pickles in the place of weights: some call, some never end, some unpack to gigabytes."""
+"""Pickles in place of weights: some call a function, some never end, some unpack to gigabytes."""
 
 import io
 import pickle
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Planted:
-    """What unpickles into a command."""
+class CommandOnLoad:
+    """Runs a shell command when unpickled."""
 
     def __reduce__(self) -> Any:
         import os
@@ -17,27 +17,27 @@ class Planted:
 
 
 def _zipped(content: bytes) -> bytes:
-    """A file as torch.save makes it, around any pickle."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
+    """Return a file as `torch.save` writes it, around any pickle."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("a/data.pkl", content)
         archive.writestr("a/byteorder", "little")
         archive.writestr("a/version", "3\n")
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def _bomb() -> bytes:
-    """A ZIP whose pickle unpacks to a gigabyte."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+    """Return a ZIP whose pickle unpacks to 700 MiB."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/version", "3\n")
         with archive.open("a/data.pkl", "w") as stream:
             for _ in range(700):
                 stream.write(bytes(1 << 20))
-    return made.getvalue()
+    return buffer.getvalue()
 
 
-PICKLE = pickle.dumps(Planted())
+PICKLE = pickle.dumps(CommandOnLoad())
 PICKLES: dict[str, Callable[[], bytes]] = {
     "a pickle that calls": lambda: PICKLE,
     "a ZIP with a pickle that calls": lambda: _zipped(PICKLE),

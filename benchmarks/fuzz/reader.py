@@ -1,4 +1,4 @@
-"""What a reader under attack is: files it can read, and a way to read them."""
+"""What is fuzzed: a reader, with valid files for it and helpers that damage them."""
 
 import hashlib
 import json
@@ -12,23 +12,23 @@ from cocomix.utils.files import SEAL, write_sealed
 Work = Callable[[Path], object]
 
 
-class Outside(Exception):
-    """A reader named a path that leads out of the folder."""
+class PathOutside(Exception):
+    """A reader accepted a path that leads out of the folder."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One entry of the table.
+    """A reader that is fuzzed.
 
     Attributes:
-        name: as `--only` takes it.
-        make: writes valid files into an empty folder, small ones.
-        read: reads them; whatever is read later, when it is needed, too.
-        seal: puts the checksums in them right again, so that half of the mutants come past those.
-        hostile: made by hand: each spoils the valid folder.
-        anywhere: whether its input is the user's own order, which may name any file to be read.
-        share: of the inputs of the others, for slow ones.
-        works_in: a folder it may read and write besides its input's.
+        name: name that `--only` takes.
+        make: writes small valid files into an empty folder.
+        read: reads them, including everything that is normally read only when needed.
+        seal: corrects the checksums in the files, so that half of the mutants get past them.
+        hostile: inputs made by hand; each function damages the valid folder.
+        anywhere: whether the input comes from the user and may name any file to be read.
+        share: number of inputs relative to the other readers; less than 1 for slow ones.
+        works_in: further folders it may read and write.
     """
 
     name: str
@@ -41,32 +41,32 @@ class Reader:
     works_in: tuple[Path, ...] = ()
 
 
-def entry_of(path: Path) -> dict[str, Any]:
-    """Size and checksum of a file, as manifests have them."""
+def manifest_entry(path: Path) -> dict[str, Any]:
+    """Return size and checksum of a file, as manifests store them."""
     content = path.read_bytes()
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def resealed(manifest: Path, entries: Callable[[Any], Iterator[tuple[dict[str, Any], str]]]) -> None:
-    """Put sizes and checksums of the files a manifest lists right; `entries` gives (entry, file) of each."""
+def reseal(manifest: Path, entries: Callable[[Any], Iterator[tuple[dict[str, Any], str]]]) -> None:
+    """Correct the sizes and checksums in a manifest; `entries` yields (entry, file name) for each listed file."""
     try:
         content = json.loads(manifest.read_bytes())
         for entry, file in entries(content):
-            entry |= {key: value for key, value in entry_of(manifest.parent / file).items() if key in entry}
+            entry |= {key: value for key, value in manifest_entry(manifest.parent / file).items() if key in entry}
         write_sealed(manifest, content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return  # too spoilt to be sealed
+        return  # too damaged to be sealed
 
 
-def put(name: str, content: bytes | str) -> Work:
-    """Spoils a folder: the file `name` holds `content`."""
+def replace_file(name: str, content: bytes | str) -> Work:
+    """Return a function that writes `content` to the file `name` of a folder."""
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def changed(name: str, change: Callable[[Any], object]) -> Work:
-    """Spoils a folder: what the JSON file `name` says is changed in place."""
+def edit_json(name: str, change: Callable[[Any], object]) -> Work:
+    """Return a function that applies `change` to the content of the JSON file `name` of a folder."""
 
-    def spoil(folder: Path) -> None:
+    def edit(folder: Path) -> None:
         content = json.loads((folder / name).read_bytes())
         change(content)
         if isinstance(content, dict) and SEAL in content:
@@ -74,15 +74,15 @@ def changed(name: str, change: Callable[[Any], object]) -> Work:
         else:
             (folder / name).write_text(json.dumps(content))
 
-    return spoil
+    return edit
 
 
-def under(folder: Path, *paths: Path) -> None:
-    """See that `paths` are below `folder`, by their names.
+def check_inside(folder: Path, *paths: Path) -> None:
+    """Check by their names that `paths` are below `folder`.
 
     Raises:
-        Outside: one is not.
+        PathOutside: if one is not.
     """
     for path in paths:
         if ".." in path.parts or not path.is_relative_to(folder):
-            raise Outside(str(path))
+            raise PathOutside(str(path))

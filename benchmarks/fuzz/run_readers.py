@@ -1,4 +1,4 @@
-"""Readers of what a run and its user write: settings, records, names, steering, requests."""
+"""Readers of what a run and its user write: configs, records, concept names, steering."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from benchmarks.fuzz.hostile_values import YAML
-from benchmarks.fuzz.reader import Reader, put, resealed, under
+from benchmarks.fuzz.reader import Reader, check_inside, replace_file, reseal
 from cocomix.analysis.naming import ConceptName, FoundNames, edit_name, read_names, write_found
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.grid import Grid
@@ -17,16 +17,16 @@ from cocomix.pipeline.config import load_config, validate_config
 from cocomix.pipeline.stage import RECORD, Stage
 from cocomix.pipeline.trained import existing_run
 from cocomix.steering import from_json, parse_steering
-from cocomix.utils.clock import Stopwatch
+from cocomix.utils.console import Stopwatch
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import sha256_of, write_sealed
-from cocomix.utils.settings import SEAL, read_yaml, save_config, validate
+from cocomix.utils.settings import LEGACY_SEAL, SettingsFile, copy_path, read_yaml, validate
 
 TINY = files("cocomix") / "recipes" / "tiny.yaml"
 
 
-class Made(Stage):
-    """A stage that leaves two files."""
+class TwoFileStage(Stage):
+    """A stage that writes two files."""
 
     def settings(self) -> dict[str, Any]:
         return {"setting": [1, "x"]}
@@ -41,9 +41,9 @@ class Made(Stage):
         return ["a.txt"]
 
 
-def _stages(folder: Path) -> tuple[Made, Made]:
-    first = Made(folder, "first", "cocomix first")
-    return first, Made(folder, "second", "cocomix second", [first])
+def _stages(folder: Path) -> tuple[TwoFileStage, TwoFileStage]:
+    first = TwoFileStage(folder, "first", "cocomix first")
+    return first, TwoFileStage(folder, "second", "cocomix second", [first])
 
 
 def _make_stages(folder: Path) -> None:
@@ -61,7 +61,7 @@ def _read_stages(folder: Path) -> None:
 
 def _seal_stages(folder: Path) -> None:
     for path in folder.rglob(RECORD):
-        resealed(path, lambda record: ((one, one["file"]) for one in record["files"]))
+        reseal(path, lambda record: ((entry, entry["file"]) for entry in record["files"]))
         try:
             write_sealed(path, json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError):
@@ -74,7 +74,10 @@ def _make_clock(folder: Path) -> None:
 
 
 def _make_names(folder: Path) -> None:
-    concepts = [ConceptName(concept=one, name=f"name {one}", source="tokens", occurrences=one) for one in range(6)]
+    concepts = [
+        ConceptName(concept=concept, name=f"name {concept}", source="tokens", occurrences=concept)
+        for concept in range(6)
+    ]
     write_found(folder, FoundNames(sae="x", tokens="t", split="train", windows=3, positions=24, concepts=concepts))
     edit_name(folder, "x", 2, "mine")
     edit_name(folder, "y", 3, "other's")
@@ -82,27 +85,30 @@ def _make_names(folder: Path) -> None:
 
 def _read_names(folder: Path) -> None:
     names = read_names(folder, "x")
-    _ = [names.name(one) for one in range(-1, 8)]
+    _ = [names.name(concept) for concept in range(-1, 8)]
     edit_name(folder, "x", 1, "new")
 
 
 def _make_config(folder: Path) -> None:
-    save_config(validate_config(yaml.safe_load(TINY.read_text()), "tiny"), folder / "config.yaml")
+    config = validate_config(yaml.safe_load(TINY.read_text()), "tiny")
+    SettingsFile(folder / "config.yaml").write(config.model_dump(mode="json"))
 
 
 def _read_run_config(folder: Path) -> None:
     run = existing_run(folder)
-    under(folder, *(stage.folder for stage in run.stages.values()))
+    check_inside(folder, *(stage.folder for stage in run.stages.values()))
     _ = [stage.done() for stage in run.stages.values()]
 
 
 def _seal_config(folder: Path) -> None:
+    """As an earlier version wrote it: the checksum in the first line, and no copy beside it."""
+    copy_path(folder / "config.yaml").unlink(missing_ok=True)
     try:
         text = (folder / "config.yaml").read_text()
     except (OSError, ValueError):
         return
     rest = text.partition("\n")[2] if text.startswith("#") else text
-    (folder / "config.yaml").write_text(f"{SEAL}{sha256_of(rest)}; whoever edits\n{rest}")
+    (folder / "config.yaml").write_text(f"{LEGACY_SEAL}{sha256_of(rest)}; whoever edits\n{rest}")
 
 
 def _overridden(folder: Path) -> None:
@@ -113,7 +119,7 @@ def _overridden(folder: Path) -> None:
 def _read_experiment(folder: Path) -> None:
     config = validate(ExperimentConfig, read_yaml(folder / "experiment.yaml"), "the experiment")
     grid = Grid(config, folder / "grid")
-    under(folder, *(run.folder for run in grid.runs.values()))
+    check_inside(folder, *(run.folder for run in grid.runs.values()))
 
 
 EXPERIMENT = {
@@ -169,17 +175,17 @@ READERS = (
         "config",
         lambda folder: (folder / "recipe.yaml").write_bytes(TINY.read_bytes()),
         lambda folder: load_config(folder / "recipe.yaml"),
-        hostile={f"YAML {n}": put("recipe.yaml", f"title: {text}\n") for n, text in enumerate(YAML)},
+        hostile={f"YAML {n}": replace_file("recipe.yaml", f"title: {text}\n") for n, text in enumerate(YAML)},
     ),
     Reader("run-config", _make_config, _read_run_config, seal=_seal_config, anywhere=True),
     Reader(
         "override",
         _make_override,
         _overridden,
-        hostile={f"YAML {n}": put("override.txt", f"title={text}") for n, text in enumerate(YAML)}
+        hostile={f"YAML {n}": replace_file("override.txt", f"title={text}") for n, text in enumerate(YAML)}
         | {
-            one: put("override.txt", one)
-            for one in (*OVERRIDES, "=", "a=", ".=1", "a..b=1", "x.y=1", "sae=1", "\x00=1")
+            line: replace_file("override.txt", line)
+            for line in (*OVERRIDES, "=", "a=", ".=1", "a..b=1", "x.y=1", "sae=1", "\x00=1")
         },
     ),
     Reader("experiment", _make_experiment, _read_experiment),

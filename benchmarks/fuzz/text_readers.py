@@ -1,4 +1,4 @@
-"""Readers of text, tokens and tokenizers."""
+"""Readers of texts, corpora, token shards and tokenizers."""
 
 import base64
 import gzip
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.fuzz.reader import Reader, changed, entry_of, resealed
+from benchmarks.fuzz.reader import Reader, edit_json, manifest_entry, reseal
 from cocomix.data.corpus import Corpus, CorpusWriter
 from cocomix.data.shards import TokenShards, write_shards
 from cocomix.data.sources import JsonlSource, ParquetSource, TextSource
@@ -19,7 +19,7 @@ TEXTS = [
     f"The {word} of the house stands on number {n}, naïve and {word * 3}." for n, word in enumerate("abcdefghijkl")
 ]
 ENDLESS = 700 << 20
-"""Bytes of a line that a few hundred kilobytes unpack to."""
+"""Bytes of a line that is compressed to a few hundred kilobytes."""
 
 
 def _make_shards(folder: Path) -> None:
@@ -34,8 +34,8 @@ def _read_shards(folder: Path) -> None:
 
 
 def _shard_entries(manifest: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    for one in [*manifest["shards"], manifest["boundaries"]]:
-        yield one, one["file"]
+    for entry in [*manifest["shards"], manifest["boundaries"]]:
+        yield entry, entry["file"]
 
 
 def _lines(texts: list[str]) -> bytes:
@@ -50,7 +50,7 @@ def _drained(source: TextSource) -> None:
 
 
 def _read_jsonl(folder: Path) -> None:
-    _drained(JsonlSource({"path": folder}))
+    _drained(JsonlSource(path=folder))
 
 
 def _make_parquet(folder: Path) -> None:
@@ -65,7 +65,7 @@ def _make_corpus(folder: Path) -> None:
     source = folder / "source.jsonl"
     source.write_bytes(_lines(TEXTS * 3))
     CorpusWriter(folder / "work", val_fraction=0.2, test_fraction=0.2, file_bytes=800).write(
-        JsonlSource({"path": source}), lambda *_: None
+        JsonlSource(path=source), lambda *_: None
     )
     source.unlink()
     for path in (folder / "work" / "text").iterdir():
@@ -85,8 +85,8 @@ def _read_corpus(folder: Path) -> None:
 
 def _corpus_entries(manifest: Any) -> Iterator[tuple[dict[str, Any], str]]:
     for split in manifest["splits"].values():
-        for one in split["files"]:
-            yield one, one["file"]
+        for entry in split["files"]:
+            yield entry, entry["file"]
 
 
 def _make_tokenizer(folder: Path) -> None:
@@ -104,7 +104,7 @@ def _make_gpt2_tokenizer(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(" ".join(one) + "\n" for one in model["merges"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(" ".join(merge) + "\n" for merge in model["merges"]))
 
 
 def _tokenised(source: Path) -> None:
@@ -113,28 +113,28 @@ def _tokenised(source: Path) -> None:
 
 
 CODE = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
-PLANTED = "import os; os.system('touch ../outside/ran')\nclass Evil: pass\n"
+HOSTILE_MODULE = "import os; os.system('touch ../outside/ran')\nclass Evil: pass\n"
 
 
 def _with_code(folder: Path) -> None:
-    changed("tokenizer_config.json", lambda content: content.update(CODE))(folder)
-    (folder / "evil.py").write_text(PLANTED)
+    edit_json("tokenizer_config.json", lambda content: content.update(CODE))(folder)
+    (folder / "evil.py").write_text(HOSTILE_MODULE)
 
 
 def _escaping(folder: Path) -> None:
     def change(manifest: Any) -> None:
         manifest["shards"][0]["file"] = "../outside/shard-00000.bin"
 
-    changed("manifest.json", change)(folder)
+    edit_json("manifest.json", change)(folder)
 
 
 def _escaping_corpus(folder: Path) -> None:
     def change(manifest: Any) -> None:
-        one = manifest["splits"]["train"]["files"][0]
-        one["file"] = "../outside/" + Path(one["file"]).name
-        one |= {key: value for key, value in entry_of(folder / one["file"]).items() if key in one}
+        entry = manifest["splits"]["train"]["files"][0]
+        entry["file"] = "../outside/" + Path(entry["file"]).name
+        entry |= {key: value for key, value in manifest_entry(folder / entry["file"]).items() if key in entry}
 
-    changed("corpus.json", change)(folder)
+    edit_json("corpus.json", change)(folder)
 
 
 def _endless(folder: Path) -> None:
@@ -145,12 +145,12 @@ def _endless(folder: Path) -> None:
 
 
 def _object_boundaries(folder: Path) -> None:
-    """A pickle that NumPy would load if it were let."""
+    """Replace the boundaries by a pickle, which NumPy would load with `allow_pickle`."""
     path = folder / "doc-boundaries.npy"
-    planted = base64.b64decode(b"gASVIwAAAAAAAACMBXBvc2l4lIwGc3lzdGVtlJOUjAh0b3VjaCByYW6UhZRSlC4=")
+    payload = base64.b64decode(b"gASVIwAAAAAAAACMBXBvc2l4lIwGc3lzdGVtlJOUjAh0b3VjaCByYW6UhZRSlC4=")
     header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"
-    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + planted)
-    resealed(folder / "manifest.json", _shard_entries)
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + payload)
+    reseal(folder / "manifest.json", _shard_entries)
 
 
 READERS = (
@@ -158,7 +158,7 @@ READERS = (
         "token-shards",
         _make_shards,
         _read_shards,
-        seal=lambda folder: resealed(folder / "manifest.json", _shard_entries),
+        seal=lambda folder: reseal(folder / "manifest.json", _shard_entries),
         hostile={"a shard outside": _escaping, "boundaries that are a pickle": _object_boundaries},
     ),
     Reader("jsonl", lambda folder: (folder / "a.jsonl").write_bytes(_lines(TEXTS)), _read_jsonl),
@@ -168,12 +168,12 @@ READERS = (
         _read_jsonl,
         hostile={"a line without end": _endless},
     ),
-    Reader("parquet", _make_parquet, lambda folder: _drained(ParquetSource({"path": folder}))),
+    Reader("parquet", _make_parquet, lambda folder: _drained(ParquetSource(path=folder))),
     Reader(
         "corpus",
         _make_corpus,
         _read_corpus,
-        seal=lambda folder: resealed(folder / "corpus.json", _corpus_entries),
+        seal=lambda folder: reseal(folder / "corpus.json", _corpus_entries),
         hostile={"a file outside": _escaping_corpus},
     ),
     Reader("tokenizer", _make_tokenizer, _tokenised, hostile={"code beside it": _with_code}, share=0.5),

@@ -1,4 +1,4 @@
-"""The command that measures speed: `python -m benchmarks.speed`."""
+"""`python -m benchmarks.speed`: measure speed against other libraries and the reference's arithmetic."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,20 +11,20 @@ from cocomix.utils.errors import CocomixError
 
 
 def bench(
-    json: Annotated[Path, PathOption("--json", help="File for everything measured; saved after each group.")],
-    shape: Annotated[str, typer.Option(help="69m, 386m, 1.38b, or tiny for a try.")] = "69m",
-    repeats: Annotated[int | None, typer.Option(min=1, help="Rounds of each group; default: 1 to 5.")] = None,
+    json: Annotated[Path, PathOption("--json", help="Report file; written after each group.")],
+    shape: Annotated[str, typer.Option(help="69m, 386m, 1.38b, or tiny for a quick try.")] = "69m",
+    repeats: Annotated[int | None, typer.Option(min=1, help="Rounds per group; default: 1 to 5, by group.")] = None,
     only: Annotated[
         str | None,
-        typer.Option(help="Only these, with commas: peak,step,memory,labelling,generate,sae,growth,gpu."),
+        typer.Option(help="Groups, separated by commas: peak,step,memory,labelling,generate,sae,growth,gpu."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, tokens and labels.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto (a GPU if there is one).")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, tokens and labels.")] = 0,
 ) -> None:
-    """Measure our speed against Transformers' GPT-2, SAELens, sparsify and the reference's own arithmetic.
+    """Measure cocomix against Transformers' GPT-2, SAELens, sparsify and the reference's own arithmetic.
 
-    Contestants take turns, so a slow spell hits all of them; still, give it the machine alone. 15 to 20 minutes at 69m
-    on 2 CPU cores. What is measured stays, if you stop it.
+    Workloads take turns, so a slow phase of the machine affects all of them. Run nothing else at the same time. At 69m
+    it takes 15 to 20 minutes on 2 CPU cores. If you stop it, the groups measured so far stay in the report.
     """
     from benchmarks.speed.bench import run_bench
 
@@ -34,7 +34,7 @@ def bench(
 
 
 def main() -> None:
-    """Run the command; a problem a user can fix ends in one sentence and exit code 2."""
+    """Run the command; an error a user can fix is printed as one sentence, with exit code 2."""
     try:
         typer.run(bench)
     except CocomixError as error:

@@ -1,9 +1,16 @@
-"""The student as the reference computes it: plain, dense and whole.
+"""The reference implementation's arithmetic, written in the obvious way: plain and dense.
 
-Transformers' own GPT-2 blocks; all C concept logits kept; TopK as a C-wide vector that is almost all zeros, and its
-product with the whole `[C, d_model]` matrix; K_attr cross entropies one after the other over the same logits; all
-vocabulary logits at once. What it costs is what our fast paths are measured against; that both compute the same,
-losses and every gradient, is shown in the tests.
+`DenseStudent` computes the training loss with Transformers' own GPT-2 blocks. It keeps all C concept logits, writes
+TopK as a C-wide vector that is almost all zeros and multiplies it by the whole `[C, d_model]` matrix, computes K_attr
+cross entropies over the same logits, and holds all vocabulary logits at once.
+
+`dense_labels` runs the whole teacher forward and backward and forms products over all C concepts. The backward pass
+computes the gradient of every weight down to the embedding, which nobody uses, and activations and attributions are C
+wide although only K per position are not zero. The reconstruction is left out: the rule takes its gradient at the
+original hidden states and never reads it, and with it the reference would be slower still.
+
+The fast paths are measured against these. `tests/benchmarks/speed/test_dense.py` shows that both compute the same:
+losses, every gradient, attributions and labels.
 """
 
 from typing import Any
@@ -11,16 +18,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel
 
 from cocomix.model.build import ModelShape, build_plain
 from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.teacher import check_layer
+from cocomix.sae.sae import TopKSAE
 
 
 class DenseStudent(nn.Module):
-    """CoCoMix with GPT-2 blocks, interleaved; calling it with a batch returns the total loss, as `CoCoMixObjective`.
+    """CoCoMix with GPT-2 blocks and interleaving; called with a batch it returns the total loss, as `CoCoMixObjective`.
 
     Args:
-        config: of the student it is the twin of.
+        config: configuration of the student it must match.
     """
 
     def __init__(self, config: CoCoMixConfig) -> None:
@@ -37,7 +47,11 @@ class DenseStudent(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Loss of `input_ids` int64 `[batch, seq]` with `concept_labels` int64 `[batch, seq, K_attr]`, a scalar."""
+        """Return the total loss, a scalar.
+
+        Args:
+            batch: `input_ids` int64 `[batch, seq]` and `concept_labels` int64 `[batch, seq, K_attr]`.
+        """
         ids, body = batch["input_ids"], self.gpt2.transformer
         hidden = body.wte(ids) + body.wpe(torch.arange(ids.shape[1], device=ids.device))
         for block in body.h[: self.split]:
@@ -56,23 +70,67 @@ class DenseStudent(nn.Module):
 
     @staticmethod
     def _concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean over the labels' places of as many cross entropies; every position has all its labels or none."""
+        """Return the mean of K_attr cross entropies, one per label column; a position has all its labels or none."""
         flat = logits.flatten(0, 1)
-        losses = [F.cross_entropy(wide(flat), labels[..., place].flatten()) for place in range(labels.shape[-1])]
+        losses = [F.cross_entropy(at_least_float32(flat), column.flatten()) for column in labels.unbind(-1)]
         return torch.stack(losses).mean()
 
 
 def next_token_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Mean next-token cross entropy of logits `[batch, seq, vocab]`, all of them at once; labels move, logits stay."""
+    """Return the mean next-token cross entropy of `logits` `[batch, seq, vocab]`; only the targets are shifted."""
     targets = F.pad(ids[:, 1:], (0, 1), value=-100)
-    return F.cross_entropy(wide(logits).flatten(0, 1), targets.flatten())
+    return F.cross_entropy(at_least_float32(logits).flatten(0, 1), targets.flatten())
 
 
-def wide(logits: torch.Tensor) -> torch.Tensor:
-    """`logits` in float32 or better."""
+def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    """Return `logits` in float32, or in float64 if they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def output_of(result: Any) -> torch.Tensor:
-    """Hidden states a block returned; older Transformers return them in a tuple."""
+    """Return the hidden states from a block's output; older Transformers return a tuple."""
     return result[0] if isinstance(result, tuple) else result
+
+
+def dense_attribution(teacher: PreTrainedModel, sae: TopKSAE, ids: torch.Tensor, layer: int) -> torch.Tensor:
+    """Return c * (gradient of the mean loss) W_dec^T, `[batch, seq, C]`, as `attribute(..., rule="reference")` does.
+
+    Args:
+        teacher: the concept model; its weights take gradients, which are dropped afterwards.
+        sae: a TopK autoencoder with ReLU and per-position normalisation.
+        ids: int64 `[batch, seq]`.
+        layer: block (0-based) after which the autoencoder reads.
+    """
+    hidden, gradient = _hidden_and_gradient(teacher, ids, layer)
+    with torch.no_grad():
+        mean = hidden.mean(-1, keepdim=True)
+        normed = (hidden - mean) / ((hidden - mean).std(-1, keepdim=True) + 1e-5)
+        pre = (normed - sae.pre_bias) @ sae.encoder_weight.T + sae.latent_bias
+        top = pre.topk(sae.k, dim=-1)
+        latents = torch.zeros_like(pre).scatter_(-1, top.indices, top.values.relu())
+        return latents * (gradient @ sae.decoder_weight.T)
+
+
+def dense_labels(teacher: PreTrainedModel, sae: TopKSAE, ids: torch.Tensor, layer: int, k: int) -> torch.Tensor:
+    """Return the `k` concepts with the largest attribution, int64 `[batch, seq, k]`, best first."""
+    return dense_attribution(teacher, sae, ids, layer).topk(k, dim=-1).indices
+
+
+def _hidden_and_gradient(teacher: PreTrainedModel, ids: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    captured: list[torch.Tensor] = []
+
+    def keep(_block: nn.Module, _inputs: Any, output: Any) -> None:
+        hidden = output_of(output)
+        hidden.retain_grad()
+        captured.append(hidden)
+
+    handle = check_layer(teacher, layer).register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            next_token_loss(teacher(input_ids=ids, use_cache=False).logits, ids).backward()
+    finally:
+        handle.remove()
+    teacher.zero_grad(set_to_none=True)
+    gradient = captured[0].grad
+    assert gradient is not None
+    return captured[0].detach(), gradient

@@ -1,10 +1,11 @@
-"""From raw seconds and bytes to the ratios that are asked for, each with its bar.
+"""The reported ratios: computed from raw seconds and bytes, each with its bar.
 
-A ratio is taken round by round between contestants of one group; its value is the median over the rounds, its spread
-the smallest and the largest, its runs all of them. Where a group has not been measured its keys are missing.
+A ratio is taken round by round between workloads of one group. `value` is the median over the rounds, `spread` the
+smallest and the largest, `runs` all of them. Ratios of groups that were not measured are missing.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -12,17 +13,17 @@ from typing import Any, NamedTuple
 from benchmarks.speed.measure import figure, ratios
 
 Raw = Mapping[str, Any]
-"""What each group measured, by its name."""
+"""Raw figures by group."""
 
 
 class Bar(NamedTuple):
-    """What a ratio must reach at the shape `BAR_SHAPE` on a CPU."""
+    """The limit a ratio must meet at the shape `BAR_SHAPE` on a CPU."""
 
     limit: float
     at_most: bool
 
     def met(self, value: float) -> bool:
-        """Whether `value` reaches it."""
+        """Return whether `value` meets the bar."""
         return value <= self.limit if self.at_most else value >= self.limit
 
     def __str__(self) -> str:
@@ -33,25 +34,25 @@ BAR_SHAPE = "69m"
 
 
 class Key(NamedTuple):
-    """One ratio."""
+    """A reported ratio."""
 
     title: str
     of: Callable[[Raw], dict[str, Any]]
     bar: Bar | None
-    """None: the figure carries its own, as `limit`"""
+    """None: the figure has its own bar, in `limit`"""
 
 
 def seconds(raw: Raw, group: str, name: str) -> list[float]:
-    """Seconds of a contestant in each round."""
+    """Return the seconds of a workload in each round."""
     return raw[group]["contestants"][name]["seconds"]
 
 
 def _step(raw: Raw) -> dict[str, Any]:
-    def split(name: str) -> list[float]:
+    def passes(name: str) -> list[float]:
         return raw["step"]["contestants"][name]["laps"]["forward_backward"]
 
     whole = ratios(seconds(raw, "step", "cocomix fp32"), seconds(raw, "step", "gpt2 fp32"))
-    part = ratios(split("cocomix fp32"), split("gpt2 fp32"))
+    part = ratios(passes("cocomix fp32"), passes("gpt2 fp32"))
     dense = ratios(seconds(raw, "step", "dense fp32"), seconds(raw, "step", "gpt2 fp32"))
     return figure(whole, forward_backward=figure(part), dense_twin=figure(dense))
 
@@ -59,26 +60,26 @@ def _step(raw: Raw) -> dict[str, Any]:
 def _whole_step(raw: Raw) -> dict[str, Any]:
     names = ("dense fp32", "dense labels fp32")
     student, labels = (seconds(raw, "step", name) for name in names)
-    both = [one + other for one, other in zip(student, labels, strict=True)]
+    both = [first + second for first, second in zip(student, labels, strict=True)]
     ours = seconds(raw, "step", "cocomix fp32")
     return figure(ratios(both, ours), student_alone=figure(ratios(student, ours)))
 
 
 def _memory(raw: Raw) -> dict[str, Any]:
-    found = raw["memory"]["bytes"]
+    peaks = raw["memory"]["bytes"]
 
     def against_gpt2(name: str, kind: str) -> list[float]:
-        above, below = found[f"{name} fp32"][kind], found["gpt2 fp32"][kind]
+        above, below = peaks[f"{name} fp32"][kind], peaks["gpt2 fp32"][kind]
         return ratios(above, below[: len(above)])
 
-    def whole(name: str) -> list[float]:
-        one = found[f"{name} fp32"]
-        return [sum(bytes_) for bytes_ in zip(one["before"], one["forward_backward"], strict=True)]
+    def with_libraries(name: str) -> list[float]:
+        peak = peaks[f"{name} fp32"]
+        return [sum(bytes_) for bytes_ in zip(peak["before"], peak["forward_backward"], strict=True)]
 
     return figure(
         against_gpt2("cocomix", "step"),
         forward_backward=figure(against_gpt2("cocomix", "forward_backward")),
-        forward_backward_with_libraries=figure(ratios(whole("cocomix"), whole("gpt2"))),
+        forward_backward_with_libraries=figure(ratios(with_libraries("cocomix"), with_libraries("gpt2"))),
         dense_twin=figure(against_gpt2("dense", "step")),
     )
 
@@ -86,9 +87,9 @@ def _memory(raw: Raw) -> dict[str, Any]:
 def _labelling(precision: str) -> Callable[[Raw], dict[str, Any]]:
     def of(raw: Raw) -> dict[str, Any]:
         dense = seconds(raw, "labelling", "dense fp32")
-        found = figure(ratios(dense, seconds(raw, "labelling", f"reference {precision}")))
-        found["exact"] = figure(ratios(dense, seconds(raw, "labelling", f"exact {precision}")))
-        return found if precision == "fp32" else found | {"agreement_with_fp32": raw["labelling"]["agreement"]}
+        ratio = figure(ratios(dense, seconds(raw, "labelling", f"reference {precision}")))
+        ratio["exact"] = figure(ratios(dense, seconds(raw, "labelling", f"exact {precision}")))
+        return ratio if precision == "fp32" else ratio | {"agreement_with_fp32": raw["labelling"]["agreement"]}
 
     return of
 
@@ -103,22 +104,22 @@ def _exact(raw: Raw) -> dict[str, Any]:
 
 def _generate(raw: Raw) -> dict[str, Any]:
     sizes = [name.partition(" x")[2] for name in raw["generate"]["contestants"] if name.startswith("gpt2")]
-    found = {
+    by_size = {
         size: figure(ratios(*(seconds(raw, "generate", f"{name} x{size}") for name in ("cocomix", "gpt2"))))
         for size in sizes
     }
-    return found[sizes[0]] | {f"batch_{size}": found[size] for size in sizes[1:]}
+    return by_size[sizes[0]] | {f"batch_{size}": by_size[size] for size in sizes[1:]}
 
 
 def _sae(raw: Raw) -> dict[str, Any]:
     ours = seconds(raw, "sae", "cocomix")
-    found = {
-        name: figure(ratios(ours, about["seconds"]))
-        for name, about in raw["sae"]["contestants"].items()
+    against = {
+        name: figure(ratios(ours, record["seconds"]))
+        for name, record in raw["sae"]["contestants"].items()
         if name != "cocomix"
     }
-    fastest = max((name for name in found if name.startswith("saelens")), key=lambda name: found[name]["value"])
-    return found[fastest] | {"fastest_saelens": fastest, "against": found}
+    fastest = max((name for name in against if name.startswith("saelens")), key=lambda name: against[name]["value"])
+    return against[fastest] | {"fastest_saelens": fastest, "against": against}
 
 
 def _gain(raw: Raw) -> dict[str, Any]:
@@ -142,20 +143,20 @@ KEYS: dict[str, Key] = {
 }
 
 
-def bar_of(name: str, found: Mapping[str, Any]) -> Bar:
-    """The bar of a figure."""
-    return KEYS[name].bar or Bar(found["limit"], at_most=False)
+def bar_of(name: str, ratio: Mapping[str, Any]) -> Bar:
+    """Return the bar of a ratio."""
+    return KEYS[name].bar or Bar(ratio["limit"], at_most=False)
 
 
 def all_keys(raw: Raw) -> dict[str, dict[str, Any]]:
-    """Every ratio whose groups are there, and whose contestants could be had."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return every ratio whose groups were measured and whose workloads were available."""
+    ratios_by_name: dict[str, dict[str, Any]] = {}
     for name, key in KEYS.items():
         try:
-            found[name] = key.of(raw)
-        except (KeyError, ValueError):  # a group not yet measured, or no rival installed
+            ratios_by_name[name] = key.of(raw)
+        except (KeyError, ValueError):  # the group is not measured, or the other library is not installed
             continue
-    return found
+    return ratios_by_name
 
 
 def slopes(raw: Raw) -> dict[str, dict[str, float]]:
@@ -170,54 +171,51 @@ def slopes(raw: Raw) -> dict[str, dict[str, float]]:
 
 
 def slope(at: Sequence[float], values: Sequence[float]) -> float:
-    """Least-squares slope of log `values` over log `at`."""
-    x, y = [math.log(one) for one in at], [math.log(one) for one in values]
-    middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
-    across = sum((one - middle_x) * (other - middle_y) for one, other in zip(x, y, strict=True))
-    return across / sum((one - middle_x) ** 2 for one in x)
+    """Return the least-squares slope of log `values` over log `at`."""
+    return statistics.linear_regression([math.log(size) for size in at], [math.log(value) for value in values]).slope
 
 
 def matmul_peak(raw: Raw) -> dict[str, float]:
-    """Operations a second of the fastest product, by precision."""
+    """Return the operations per second of the fastest matrix product, by precision."""
     peaks: dict[str, float] = {}
-    for about in raw.get("peak", {}).get("contestants", {}).values():
-        reached = about["flops"] / min(about["seconds"])
-        peaks[about["precision"]] = max(peaks.get(about["precision"], 0.0), reached)
+    for record in raw.get("peak", {}).get("contestants", {}).values():
+        speed = record["flops"] / min(record["seconds"])
+        peaks[record["precision"]] = max(peaks.get(record["precision"], 0.0), speed)
     return peaks
 
 
 def peak_shares(raw: Raw) -> dict[str, dict[str, dict[str, Any]]]:
-    """Share of the matrix product peak of its precision that each contestant reached, by group and name."""
+    """Return the share of its precision's matrix product peak that each workload reached, by group and name."""
     peaks = matmul_peak(raw)
     shares = {
         group: {
-            name: figure([about["flops"] / one / peaks[about["precision"]] for one in about["seconds"]])
-            for name, about in found.get("contestants", {}).items()
-            if about["flops"] and about["precision"] in peaks
+            name: figure([record["flops"] / taken / peaks[record["precision"]] for taken in record["seconds"]])
+            for name, record in group_raw.get("contestants", {}).items()
+            if record["flops"] and record["precision"] in peaks
         }
-        for group, found in raw.items()
+        for group, group_raw in raw.items()
         if group != "peak"
     }
-    return {group: found for group, found in shares.items() if found}
+    return {group: by_name for group, by_name in shares.items() if by_name}
 
 
 def waiting_shares(raw: Raw) -> dict[str, dict[str, Any]]:
     """Share of a training step spent reading its windows and labels, by contestant."""
     return {
-        name: figure(ratios(about["laps"]["data"], about["seconds"]))
-        for name, about in raw.get("step", {}).get("contestants", {}).items()
-        if "data" in about["laps"]
+        name: figure(ratios(record["laps"]["data"], record["seconds"]))
+        for name, record in raw.get("step", {}).get("contestants", {}).items()
+        if "data" in record["laps"]
     }
 
 
 def on_gpu(raw: Raw) -> dict[str, dict[str, float]]:
-    """Tokens a second, model FLOPs utilisation (None without a measured peak) and peak memory, by size."""
+    """Return tokens per second, model FLOPs utilisation (NaN without a measured peak) and peak memory, by size."""
     peak = matmul_peak(raw).get("bf16")
     return {
         name: {
-            "tokens_per_second": found["tokens"] / median(found["seconds"]),
-            "mfu": found["flops"] / median(found["seconds"]) / peak if peak else math.nan,
-            "peak_bytes": found["bytes"],
+            "tokens_per_second": size["tokens"] / median(size["seconds"]),
+            "mfu": size["flops"] / median(size["seconds"]) / peak if peak else math.nan,
+            "peak_bytes": size["bytes"],
         }
-        for name, found in raw.get("gpu", {}).get("sizes", {}).items()
+        for name, size in raw.get("gpu", {}).get("sizes", {}).items()
     }

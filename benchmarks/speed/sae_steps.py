@@ -1,6 +1,6 @@
 """One training step of a TopK autoencoder on the same hidden states: ours, SAELens' and sparsify's.
 
-All in float32, auxiliary loss off, clipped, and updated by the same AdamW; what else each library's trainer does to
+All run in float32 without the auxiliary loss, with the same clipping and AdamW. What each library's trainer does to
 weights and gradients in a step (unit norm of the decoder) is done where its trainer does it.
 """
 
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.speed.contestant import Contestant, Lap, Setting
 from benchmarks.speed.students import TRAIN
+from benchmarks.speed.workload import Lap, Setting, Workload
 from cocomix.objectives.sae import SaeObjective
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.optimizer import adamw
 from cocomix.utils.errors import CocomixError
 
 
-class SaeStep(Contestant):
+class SaeStep(Workload):
     """Forward, backward, clip, AdamW on `sae_tokens` hidden states."""
 
     unit, precision = "token", "fp32"
@@ -30,8 +30,8 @@ class SaeStep(Contestant):
         shape = setting.shape
         self.setting, self.d, self.c, self.k = setting, shape.teacher.width, shape.concepts, shape.top_k
         self.units = float(shape.sae_tokens)
-        # What the arithmetic needs, for all alike: one product over all C, the rest over K rows (decode, its two
-        # gradients, the encoder's).
+        # The minimum for all of them: one product over all C, and four over K rows (decoding, its two gradients, the
+        # encoder's gradient).
         self.flops = (2 * self.c * self.d + 4 * 2 * self.k * self.d) * self.units
         generator = torch.Generator().manual_seed(setting.seed)
         self.x = torch.randn(shape.sae_tokens, self.d, generator=generator).to(setting.device)
@@ -51,22 +51,22 @@ class SaeStep(Contestant):
         self.after_step()
 
     def build(self) -> nn.Module:
-        """The autoencoder."""
+        """Return the autoencoder."""
         raise NotImplementedError
 
     def loss(self) -> torch.Tensor:
-        """Loss of the hidden states, a scalar."""
+        """Return the loss of the hidden states, a scalar."""
         raise NotImplementedError
 
     def before_step(self) -> None:
-        """Between the backward pass and the update."""
+        """Called between the backward pass and the update."""
 
     def after_step(self) -> None:
-        """After the update."""
+        """Called after the update."""
 
 
 class OurSae(SaeStep):
-    """`SaeTraining` as the autoencoder's stage trains it, normalisation and count of silent latents included."""
+    """Our objective as the autoencoder stage trains it, including normalisation and the count of silent latents."""
 
     name = "cocomix"
 
@@ -87,7 +87,7 @@ class OurSae(SaeStep):
 
 
 class SaeLens(SaeStep):
-    """SAELens' `TopKTrainingSAE`: with its defaults, or with its sparse decoding, which does not rescale on a CPU."""
+    """SAELens' `TopKTrainingSAE` with its defaults, or with its sparse decoding, which does not rescale on a CPU."""
 
     def __init__(self, setting: Setting, *, sparse: bool) -> None:
         super().__init__(setting)
@@ -102,7 +102,7 @@ class SaeLens(SaeStep):
         self.step_input: Any = TrainStepInput(
             sae_in=self.x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
         )
-        torch.sparse.check_sparse_tensor_invariants.disable()  # as it is anyway; said aloud it spares a warning
+        torch.sparse.check_sparse_tensor_invariants.disable()  # the default; setting it avoids a warning
         return TopKTrainingSAE(
             TopKTrainingSAEConfig(
                 d_in=self.d,
@@ -124,7 +124,7 @@ class Sparsify(SaeStep):
 
     def build(self) -> nn.Module:
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints when imported
+            with contextlib.redirect_stdout(io.StringIO()):  # importing it prints
                 from sparsify import SparseCoder, SparseCoderConfig
         except ImportError:
             raise CocomixError("sparsify is not installed; pip install 'cocomix[interop]' to compare with it") from None
@@ -140,10 +140,10 @@ class Sparsify(SaeStep):
         self.module.set_decoder_norm_to_unit_norm()  # pyright: ignore[reportCallIssue]
 
 
-RIVALS: tuple[Callable[[Setting], SaeStep], ...] = (
+SAE_STEPS: tuple[Callable[[Setting], SaeStep], ...] = (
     OurSae,
     lambda setting: SaeLens(setting, sparse=False),
     lambda setting: SaeLens(setting, sparse=True),
     Sparsify,
 )
-"""All that take part."""
+"""All autoencoder workloads."""

@@ -1,4 +1,4 @@
-"""The sizes that are measured, by name."""
+"""The shapes (sizes of models and data) that are measured, by name."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from cocomix.utils.settings import Section
 
 
 class Growth(Section):
-    """What is measured to see how time grows: a small base, and the values each axis takes while the rest stays.
+    """A small base shape, and the values that each axis takes while the others stay, to measure how time grows.
 
     Axes are field names of `Shape`; `layers` is both models' depth.
     """
@@ -19,7 +19,7 @@ class Growth(Section):
 
 
 class Shape(Section):
-    """Sizes of one measurement. Field defaults are the issue's shape."""
+    """Sizes of one measurement. The defaults are the 69M shape."""
 
     name: str
     width: int = Field(default=512, description="student's d_model")
@@ -45,16 +45,16 @@ class Shape(Section):
 
     @property
     def tokens(self) -> int:
-        """Tokens of a training step."""
+        """Tokens per training step."""
         return self.batch * self.seq_len
 
     @property
     def student(self) -> ModelShape:
-        """Shape of the student, and of the GPT-2 it is compared with."""
+        """Shape of the student and of the GPT-2 it is compared with."""
         return ModelShape(width=self.width, layers=self.layers, heads=self.heads)
 
     def at(self, axis: str, value: int) -> "Shape":
-        """The growth base with one axis changed."""
+        """Return the growth base with one axis changed."""
         base = self.model_copy(update=self.growth.base)
         if axis != "layers":
             return base.model_copy(update={axis: value})
@@ -85,7 +85,7 @@ _GROWTH = Growth(
         "layers": (2, 4, 8),
     },
 )
-_NO_TIME = Growth(
+_TINY_GROWTH = Growth(
     base={"width": 16, "heads": 2, "teacher": ModelShape(width=16, layers=2, heads=2)},
     axes={"seq_len": (8, 16), "concepts": (32, 64), "top_k": (4, 8), "batch": (1, 2), "layers": (2, 4)},
 )
@@ -113,8 +113,8 @@ SHAPES: dict[str, Shape] = {
             generate_batches=(1, 2),
             sae_tokens=32,
             matmuls=(64,),
-            growth=_NO_TIME,
+            growth=_TINY_GROWTH,
         ),
     )
 }
-"""`69m` is the one the bars are for; `tiny` says nothing, quickly."""
+"""The bars apply to `69m`; `tiny` is for quick tests, its figures mean nothing."""

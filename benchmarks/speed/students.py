@@ -1,14 +1,14 @@
-"""The training step: Transformers' GPT-2, ours, and the dense twin, each fed from disk and updated alike."""
+"""The training step: Transformers' GPT-2, ours, and the dense student, with the same data and optimiser."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from benchmarks.speed.contestant import Contestant, Lap, Setting
 from benchmarks.speed.dense import DenseStudent
 from benchmarks.speed.shapes import Shape
 from benchmarks.speed.synthetic import StoredData, plain_gpt2, student_config
+from benchmarks.speed.workload import Lap, Setting, Workload
 from cocomix.model.flops import model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.cocomix import CoCoMixObjective
@@ -17,7 +17,7 @@ from cocomix.train.optimizer import adamw
 from cocomix.utils.env import autocast
 
 TRAIN = TrainConfig(steps=1)
-"""The paper's optimiser, for every contestant."""
+"""The paper's optimiser settings, for every workload."""
 
 
 class Gpt2Loss(nn.Module):
@@ -28,7 +28,7 @@ class Gpt2Loss(nn.Module):
         self.model = model
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean next-token loss of `input_ids` int64 `[batch, seq]`, a scalar."""
+        """Return the mean next-token loss of `input_ids` int64 `[batch, seq]`, a scalar."""
         return self.model(input_ids=batch["input_ids"], labels=batch["input_ids"], use_cache=False).loss
 
 
@@ -37,15 +37,16 @@ STUDENTS: dict[str, Callable[[Shape], nn.Module]] = {
     "cocomix": lambda shape: CoCoMixObjective(CoCoMixForCausalLM(student_config(shape))),
     "dense": lambda shape: DenseStudent(student_config(shape)),
 }
-"""What is trained, by name: from a batch to its loss."""
+"""Builders of the modules that are trained, by name; each maps a batch to its loss."""
 
 
-class Trainee:
-    """A student and its optimiser, trained on by steps of either precision.
+class TrainingState:
+    """A student and its optimiser, shared by the steps of both precisions.
 
     Args:
         name: key of `STUDENTS`.
-        data: what it is fed.
+        setting: setting of the measurement.
+        data: training data.
     """
 
     def __init__(self, name: str, setting: Setting, data: StoredData) -> None:
@@ -53,7 +54,7 @@ class Trainee:
         self._built: tuple[nn.Module, torch.optim.Optimizer] | None = None
 
     def built(self) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The student and its optimiser, built at the first call."""
+        """Return the student and its optimiser, built at the first call."""
         if self._built is None:
             torch.manual_seed(self.setting.seed)
             student = STUDENTS[self.name](self.setting.shape).to(self.setting.device).train()
@@ -61,19 +62,19 @@ class Trainee:
         return self._built
 
     def flops(self) -> float:
-        """Operations of a step; a dense twin is asked for no more than its arithmetic needs."""
+        """Return the operations of a step; the dense student is counted like ours, by what the arithmetic needs."""
         shape = self.setting.shape
         config = plain_gpt2_config(shape) if self.name == "gpt2" else student_config(shape)
         return model_flops(config, shape.seq_len).training * shape.tokens
 
 
 def plain_gpt2_config(shape: Shape):
-    """The configuration of `plain_gpt2`, without its weights."""
+    """Return the configuration of `plain_gpt2` without building weights."""
     with torch.device("meta"):
         return plain_gpt2(shape).config
 
 
-class TrainingStep(Contestant):
+class TrainingStep(Workload):
     """Read a batch, forward, backward, clip, AdamW, as `Trainer.train_step` does.
 
     Laps: `data`, `forward_backward`, `update`.
@@ -81,17 +82,17 @@ class TrainingStep(Contestant):
 
     unit = "token"
 
-    def __init__(self, trainee: Trainee, precision: str) -> None:
-        self.name, self.trainee, self.precision = f"{trainee.name} {precision}", trainee, precision
-        self.units, self.flops = float(trainee.setting.shape.tokens), trainee.flops()
+    def __init__(self, state: TrainingState, precision: str) -> None:
+        self.name, self.state, self.precision = f"{state.name} {precision}", state, precision
+        self.units, self.flops = float(state.setting.shape.tokens), state.flops()
 
     def prepare(self) -> None:
-        self.trainee.built()
+        self.state.built()
 
     def run(self, lap: Lap) -> None:
-        one = self.trainee
-        (student, optimizer), setting = one.built(), one.setting
-        batch = one.data.batch(one.steps, setting.shape.batch, setting.device)
+        state = self.state
+        (student, optimizer), setting = state.built(), state.setting
+        batch = state.data.batch(state.steps, setting.shape.batch, setting.device)
         lap("data")
         with autocast(setting.device, self.precision):
             loss = student(batch)
@@ -100,5 +101,5 @@ class TrainingStep(Contestant):
         torch.nn.utils.clip_grad_norm_(student.parameters(), TRAIN.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        one.steps += 1
+        state.steps += 1
         lap("update")

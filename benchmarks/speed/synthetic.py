@@ -1,4 +1,4 @@
-"""Made-up models and data of a shape. Times depend on sizes, not on what the weights or the tokens are."""
+"""Synthetic models and data of a shape. Times depend on sizes, not on the values of weights or tokens."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.speed.contestant import Setting
 from benchmarks.speed.shapes import Shape
+from benchmarks.speed.workload import Setting
 from cocomix.data.shards import write_shards
 from cocomix.labels.store import LabelStore
 from cocomix.model.build import build_plain
@@ -17,11 +17,11 @@ from cocomix.sae.sae import TopKSAE
 from cocomix.train.batches import BatchSource
 
 WINDOWS_A_BATCH = 8
-"""Windows in the made-up corpus for each window of a step; a run takes them in turn."""
+"""Windows in the synthetic corpus per window of a step; steps cycle through them."""
 
 
 def student_config(shape: Shape) -> CoCoMixConfig:
-    """The student's settings."""
+    """Return the student's configuration."""
     return CoCoMixConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.width,
@@ -35,13 +35,13 @@ def student_config(shape: Shape) -> CoCoMixConfig:
 
 
 def plain_gpt2(shape: Shape) -> PreTrainedModel:
-    """Transformers' GPT-2 of the student's width and depth, with its fused GELU."""
+    """Build Transformers' GPT-2 of the student's width and depth, with the fused GELU."""
     positions = max(shape.seq_len, shape.prompt + shape.new_tokens)
     return build_plain(shape.student, vocab_size=shape.vocab, seq_len=positions)
 
 
 def concept_model(setting: Setting) -> PreTrainedModel:
-    """The teacher, in evaluation mode, the same each time."""
+    """Build the teacher in evaluation mode, with the same weights every time."""
     shape = setting.shape
     torch.manual_seed(setting.seed)
     model = build_plain(shape.teacher, vocab_size=shape.vocab, seq_len=shape.seq_len)
@@ -49,23 +49,23 @@ def concept_model(setting: Setting) -> PreTrainedModel:
 
 
 def autoencoder(setting: Setting) -> TopKSAE:
-    """The teacher's autoencoder, the same each time."""
+    """Build the teacher's autoencoder, with the same weights every time."""
     torch.manual_seed(setting.seed + 1)
     sae = TopKSAE(setting.shape.teacher.width, setting.shape.concepts, setting.shape.top_k)
     return sae.to(setting.device).requires_grad_(False)
 
 
 def token_windows(shape: Shape, windows: int, seed: int) -> torch.Tensor:
-    """Random tokens, int64 `[windows, seq_len]`."""
+    """Return random tokens, int64 `[windows, seq_len]`."""
     return torch.randint(shape.vocab, (windows, shape.seq_len), generator=torch.Generator().manual_seed(seed))
 
 
 class StoredData:
-    """A corpus with labels on disk, as training reads it; the folder goes with the object.
+    """A corpus with labels on disk, as training reads it; the folder is deleted with the object.
 
     Attributes:
         batches: reads windows and labels.
-        windows: how many there are.
+        windows: number of windows.
     """
 
     def __init__(self, shape: Shape, seed: int) -> None:
@@ -75,7 +75,7 @@ class StoredData:
         size = (self.windows, shape.seq_len)
         documents = [row[1:] for row in rng.integers(1, shape.vocab, size)]  # each is followed by end-of-text
         shards = write_shards(home / "tokens", documents, vocab_size=shape.vocab, eos_id=0)
-        writer = LabelStore.create(
+        generator_model = LabelStore.create(
             home / "labels",
             n_tokens=shards.n_tokens,
             seq_len=shape.seq_len,
@@ -86,10 +86,10 @@ class StoredData:
         valid = np.ones(size, dtype=bool)
         valid[:, -1] = False
         ids = rng.integers(0, shape.concepts, (*size, shape.labels))
-        writer.write(0, ids, np.zeros(ids.shape, dtype=np.float32), valid)
-        writer.finish()
+        generator_model.write(0, ids, np.zeros(ids.shape, dtype=np.float32), valid)
+        generator_model.finish()
         self.batches = BatchSource(shards, shape.seq_len, LabelStore.open(home / "labels"))
 
     def batch(self, number: int, size: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """The `number`-th batch of `size` windows, round and round."""
+        """Return batch `number` of `size` windows; numbers beyond the corpus wrap around."""
         return self.batches((number * size + np.arange(size)) % self.windows, device)

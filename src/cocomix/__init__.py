@@ -1,13 +1,12 @@
 """cocomix: pretrain language models with continuous concepts (CoCoMix).
 
-Importing it registers `CoCoMixConfig` and `CoCoMixForCausalLM` with Transformers' Auto classes: at once where
-Transformers is loaded already, else as soon as it is. Until then neither Transformers nor torch is loaded, so that a
-command's help, and what needs no model, is quick.
+`import cocomix.model` registers `CoCoMixConfig` and `CoCoMixForCausalLM` with Transformers' Auto classes; so does any
+use of these two names from here. `import cocomix` alone loads neither torch nor Transformers, which keeps the command
+line's help fast.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from cocomix.registered import register_with_transformers
 from cocomix.utils.errors import CocomixError
 
 if TYPE_CHECKING:
@@ -28,6 +27,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-register_with_transformers()

@@ -1,27 +1,26 @@
-"""A run's health: its settings, which stages are finished, and whether their files are as they were written.
+"""`cocomix doctor`: checks of the machine, the packages and a run, as a table of findings with a fix each.
 
-All files that have a checksum are read again, those that were found whole before included.
+A check is a function that yields findings, listed in `CHECKS`. It imports what it checks itself, because that may be
+what is broken; an exception in a check becomes a finding. All files of a run are compared with their checksums,
+including those that were verified before.
 """
 
-import fcntl
 import os
-import platform
 import shutil
+import subprocess
 import sys
 import tempfile
-import tomllib
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import cocomix
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import in_words
 from cocomix.utils.integrity import forget_verified
@@ -31,137 +30,170 @@ if TYPE_CHECKING:
 
     from cocomix.pipeline.stage import Stage
 
-
-# What a check is, the list of all of them, and how they are run.
-#
-# A check looks at one thing and yields findings: fine, worth knowing, or to be mended, with the mend in one sentence.
-# It imports what it looks at inside of `look`, since that may be what is broken; a check that fails is a finding, too.
+GIB = 2**30
+MIN_DISK, MIN_MEMORY = 1.0, 2.0
+"""GiB; the demo writes 0.2 and takes up to 1.5 of memory."""
 
 
 class State(StrEnum):
-    """How a finding is to be taken; its value is the mark it is printed with."""
+    """How serious a finding is; the value is the mark it is printed with."""
 
     FINE = "✓"
     NOTE = "·"
     FIX = "✗"
 
 
+COLOURS = {State.FINE: "green", State.NOTE: "yellow", State.FIX: "red"}
+
+
 class Finding(NamedTuple):
     """One line of the table."""
 
     state: State
-    what: str
-    """what was looked at"""
-    found: str
-    mend: str = ""
-    """what to do, one sentence; empty where there is nothing to do"""
+    subject: str
+    """what was checked"""
+    detail: str
+    """what was found"""
+    fix: str = ""
+    """what to do, one sentence; empty if there is nothing to do"""
 
     @classmethod
-    def of(cls, what: str, error: Exception) -> "Finding":
-        """A failure; of a `CocomixError` cause and mend stand on either side of its last semicolon."""
+    def of(cls, subject: str, error: Exception) -> "Finding":
+        """A failure; a `CocomixError` has its cause before the last semicolon and its fix behind it."""
         if isinstance(error, OSError) and error.filename:
             error = CocomixError(in_words(error))
         if isinstance(error, CocomixError):
-            cause, _, mend = str(error).rpartition("; ")
-            return cls(State.FIX, what, cause or mend, mend if cause else "")
-        return cls(State.FIX, what, f"{type(error).__name__}: {error}", "install cocomix again, with constraints.txt")
+            cause, _, fix = str(error).rpartition("; ")
+            return cls(State.FIX, subject, cause or fix, fix if cause else "")
+        detail = f"{type(error).__name__}: {error}"
+        return cls(State.FIX, subject, detail, "install cocomix again, with constraints.txt")
 
 
-class Where(NamedTuple):
-    """What is examined."""
+def check_machine(folder: Path, run: Path | None) -> Iterator[Finding]:
+    """Versions of Python, torch and the system, as `torch.utils.collect_env` reports them."""
+    from torch.utils.collect_env import get_env_info
 
-    folder: Path
-    """where runs are to be written"""
-    run: Path | None = None
-    """a run whose health is asked for"""
-
-
-class Check(ABC):
-    """Looks at one thing."""
-
-    title: ClassVar[str]
-
-    @abstractmethod
-    def look(self, where: Where) -> Iterator[Finding]:
-        """What was found; anything raised becomes a finding to be mended."""
+    info: Any = get_env_info()
+    model = next((line for line in (info.cpu_info or "").splitlines() if "odel name" in line), ":")
+    yield Finding(State.FINE, "system", f"{info.os}, {model.partition(':')[2].strip() or 'unknown processor'}")
+    yield Finding(State.FINE, "Python", info.python_version.partition(" (")[0])
+    cuda = f"CUDA {info.cuda_compiled_version}, driver {info.nvidia_driver_version or 'none'}"
+    yield Finding(State.FINE, "torch", f"{info.torch_version}, {cuda if info.cuda_compiled_version else 'no CUDA'}")
 
 
-# Python, disk, memory, and whether the folder of runs can be written.
+def check_packages(folder: Path, run: Path | None) -> Iterator[Finding]:
+    """Requirements of cocomix and its extras; where pip is installed, those of all other packages (`pip check`)."""
+    core, extras = requirements()
+    problems = [(requirement, problem) for requirement in core if (problem := problem_of(requirement))]
+    for requirement, problem in problems:
+        yield Finding(
+            State.FIX, requirement.name, f"{problem}, needed is {requirement}", f"pip install '{requirement}'"
+        )
+    if not problems:
+        yield Finding(State.FINE, "packages", f"all {len(core)} required packages fit")
+    for extra, needed in extras.items():
+        missing = ", ".join(f"{one.name}: {problem}" for one in needed if (problem := problem_of(one)))
+        fix = f"pip install 'cocomix[{extra}]' if you need it" if missing else ""
+        yield Finding(State.NOTE if missing else State.FINE, f"extra {extra}", missing or "installed", fix)
+    command = [sys.executable, "-m", "pip", "check"]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    for line in checked.stdout.splitlines() if checked.returncode else ():
+        if not line.startswith("cocomix "):
+            yield Finding(State.NOTE, "pip check", line, "install a version that fits, if you use this package")
 
-OLDEST_PYTHON = (3, 11)
-LEAST_DISK, LEAST_MEMORY = 1.0, 2.0
-"""GiB; the demo writes 0.2 and takes up to 1.5."""
-GIB = 2**30
 
+def requirements() -> "tuple[list[Requirement], dict[str, list[Requirement]]]":
+    """What cocomix requires, and what each of its extras requires in addition.
 
-class PythonCheck(Check):
-    """The interpreter's version."""
+    Raises:
+        CocomixError: cocomix is not installed as a package.
+    """
+    from packaging.requirements import Requirement
 
-    title = "Python"
-
-    def look(self, where: Where) -> Iterator[Finding]:
-        found = platform.python_version()
-        if sys.version_info[:2] >= OLDEST_PYTHON:
-            yield Finding(State.FINE, self.title, found)
+    try:
+        package = metadata.metadata("cocomix")
+    except metadata.PackageNotFoundError:
+        raise CocomixError("cocomix is not installed as a package; run `pip install -e .` in its folder") from None
+    core, extras = [], {extra: [] for extra in package.get_all("Provides-Extra") or []}
+    for requirement in map(Requirement, package.get_all("Requires-Dist") or []):
+        marker = requirement.marker
+        if marker is None or marker.evaluate({"extra": ""}):
+            core.append(requirement)
         else:
-            oldest = ".".join(str(part) for part in OLDEST_PYTHON)
-            yield Finding(State.FIX, self.title, found, f"install Python {oldest} or newer and cocomix into it")
+            for extra in extras:
+                extras[extra] += [requirement] if marker.evaluate({"extra": extra}) else []
+    return core, extras
 
 
-class DiskCheck(Check):
-    """Free space where runs are written."""
-
-    title = "disk"
-
-    def look(self, where: Where) -> Iterator[Finding]:
-        free = shutil.disk_usage(nearest(where.folder)).free / GIB
-        enough = free >= LEAST_DISK
-        mend = "" if enough else f"free some space, {LEAST_DISK:g} GiB is the least the demo wants"
-        yield Finding(State.FINE if enough else State.FIX, self.title, f"{free:.1f} GiB free", mend)
+def problem_of(requirement: "Requirement") -> str:
+    """What is wrong with the installed version of a package, in a few words; empty: nothing."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+    return "" if requirement.specifier.contains(version, prereleases=True) else f"{version} is installed"
 
 
-class MemoryCheck(Check):
-    """Memory that programs could have now."""
+def check_torch(folder: Path, run: Path | None) -> Iterator[Finding]:
+    """A matrix product of small integers on the CPU and each GPU, which must be exact; threads against cores."""
+    import torch
 
-    title = "memory"
+    from cocomix.data import tokenize
 
-    def look(self, where: Where) -> Iterator[Finding]:
-        free = available_memory()
+    gpus = torch.cuda.device_count()
+    for device in ("cpu", *(f"cuda:{number}" for number in range(gpus))):
+        detail = device if device == "cpu" else f"{device}, {torch.cuda.get_device_name(device)}"
+        if multiplies_correctly(device):
+            yield Finding(State.FINE, "torch", f"{detail}: a matrix product is right")
+        else:
+            fix = "install torch again, in the version of constraints.txt, and match it with the GPU's driver"
+            yield Finding(State.FIX, "torch", f"{detail}: a matrix product is wrong", fix)
+    if not gpus:
+        yield Finding(State.NOTE, "GPU", "none that torch can use; everything runs on the CPU")
+    threads, cores = torch.get_num_threads(), tokenize.cores()
+    fix = f"export OMP_NUM_THREADS={cores}, more threads are slower" if threads > cores else ""
+    if threads < cores and "OMP_NUM_THREADS" in os.environ:
+        fix = "unset OMP_NUM_THREADS to use all of them"
+    state = State.FINE if threads == cores else State.NOTE
+    yield Finding(state, "threads", f"torch has {threads} on {cores} usable cores", fix)
+
+
+def multiplies_correctly(device: str) -> bool:
+    """Whether torch's product of a matrix of small integers is the one that Python finds."""
+    import torch
+
+    rows = [[(3 * row + column) % 5 for column in range(16)] for row in range(16)]
+    expected = [
+        [sum(a * b for a, b in zip(row, column, strict=True)) for column in zip(*rows, strict=True)] for row in rows
+    ]
+    matrix = torch.tensor(rows, device=device).float()
+    return (matrix @ matrix).long().tolist() == expected
+
+
+def check_space(folder: Path, run: Path | None) -> Iterator[Finding]:
+    """Free disk space and memory; files can be made and locked in the folder of runs."""
+    folder = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    for subject, free, least in (
+        ("disk", shutil.disk_usage(folder).free / GIB, MIN_DISK),
+        ("memory", available_memory(), MIN_MEMORY),
+    ):
         if free is None:
-            yield Finding(State.NOTE, self.title, "this system does not say")
-        elif free >= LEAST_MEMORY:
-            yield Finding(State.FINE, self.title, f"{free:.1f} GiB free")
-        else:
-            mend = f"end other programs, {LEAST_MEMORY:g} GiB is the least the demo wants"
-            yield Finding(State.FIX, self.title, f"{free:.1f} GiB free", mend)
-
-
-class WriteCheck(Check):
-    """Files can be made and locked where runs are written."""
-
-    title = "folder"
-
-    def look(self, where: Where) -> Iterator[Finding]:
-        place = nearest(where.folder)
-        try:
-            with tempfile.TemporaryFile(dir=place) as stream:
-                stream.write(b"cocomix")
-                stream.flush()
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            mend = "mend its permissions, or work in another folder, on a file system that has locks"
-            yield Finding(State.FIX, self.title, f"{place} cannot be written ({error.strerror or error})", mend)
-        else:
-            yield Finding(State.FINE, self.title, f"{place} can be written")
-
-
-def nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists; may be a file."""
-    return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+            yield Finding(State.NOTE, subject, "this system does not say how much is free")
+            continue
+        fix = "" if free >= least else f"free some {subject}: the demo needs {least:g} GiB"
+        yield Finding(State.FIX if fix else State.FINE, subject, f"{free:.1f} GiB free", fix)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".cocomix-") as inside:
+            FileLock(Path(inside) / "lock", timeout=0, fallback_to_soft=False).acquire().lock.release()
+    except OSError as error:
+        fix = "fix its permissions, or work in another folder, on a file system that has locks"
+        yield Finding(State.FIX, "folder", f"{folder} cannot be written ({error.strerror or error})", fix)
+    else:
+        yield Finding(State.FINE, "folder", f"{folder} can be written")
 
 
 def available_memory() -> float | None:
-    """GiB that programs could still have without swapping; None where the system does not say."""
+    """GiB that programs can still have without swapping; None if the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -170,202 +202,24 @@ def available_memory() -> float | None:
     return None if kib is None else int(kib) * 1024 / GIB
 
 
-# Required packages and extras, against the ranges that pyproject.toml gives them.
+def check_run(folder: Path, run: Path | None) -> Iterator[Finding]:
+    """A run's settings, and each stage: finished or not, and its files against their checksums."""
+    if run is None:
+        return
+    from cocomix.pipeline.run import describe_edit
+    from cocomix.pipeline.trained import existing_run
 
-PURPOSE = {
-    "hub": "data sets of the Hugging Face hub, and Parquet files",
-    "eval": "the tasks of lm-evaluation-harness",
-    "track": "TensorBoard and other trackers",
-    "interop": "comparing with SAELens and sparsify",
-    "docs": "building the documentation",
-    "audit": "looking for known vulnerabilities",
-    "dev": "the tests",
-}
-"""What each extra is for."""
-
-
-class Wanted(NamedTuple):
-    """What the package asks for."""
-
-    core: "list[Requirement]"
-    extras: "dict[str, list[Requirement]]"
+    opened = existing_run(run, announce=False)
+    edit, _, redone = describe_edit(opened).partition("; ")
+    yield Finding(State.NOTE if edit else State.FINE, "config", edit or "config.yaml is valid", redone)
+    forget_verified(run)
+    for stage in opened.stages.values():
+        yield check_stage(stage, run)
 
 
-class RequirementsCheck(Check):
-    """Every required package is there, in a version that fits."""
-
-    title = "packages"
-
-    def look(self, where: Where) -> Iterator[Finding]:
-        core = wanted().core
-        wrong = [problem for one in core if (problem := _problem(one)) is not None]
-        for one, found in wrong:
-            yield Finding(State.FIX, one.name, f"{found}, needed is {one}", f"pip install '{one}'")
-        if not wrong:
-            yield Finding(State.FINE, self.title, f"all {len(core)} required ones fit")
-
-
-class ExtrasCheck(Check):
-    """Which extras are there, and how to have the others."""
-
-    title = "extras"
-
-    def look(self, where: Where) -> Iterator[Finding]:
-        for name, needed in wanted().extras.items():
-            wrong = [problem for one in needed if (problem := _problem(one)) is not None]
-            purpose = f" (for {PURPOSE[name]})" if name in PURPOSE else ""
-            if not wrong:
-                yield Finding(State.FINE, f"extra {name}", f"installed{purpose}")
-            else:
-                missing = ", ".join(f"{one.name}: {found}" for one, found in wrong)
-                mend = f"pip install 'cocomix[{name}]' if you want it"
-                yield Finding(State.NOTE, f"extra {name}", f"{missing}{purpose}", mend)
-
-
-def wanted() -> Wanted:
-    """What the source tree's pyproject.toml asks for, or what was recorded when the package was installed.
-
-    Raises:
-        CocomixError: neither can be found.
-    """
-    from packaging.requirements import Requirement
-
-    project = _project(Path(cocomix.__file__).parents[2] / "pyproject.toml")
-    if project is not None:
-        core = [Requirement(text) for text in project["dependencies"]]
-        optional = project.get("optional-dependencies", {})
-        return Wanted(core, {name: [Requirement(text) for text in texts] for name, texts in optional.items()})
-    try:
-        about = metadata.metadata("cocomix")
-    except metadata.PackageNotFoundError:
-        raise CocomixError("cocomix is not installed as a package; run `pip install -e .` in its folder") from None
-    every = [Requirement(text) for text in about.get_all("Requires-Dist") or []]
-    core = [one for one in every if one.marker is None or one.marker.evaluate({"extra": ""})]
-    names = about.get_all("Provides-Extra") or []
-    return Wanted(core, {name: [one for one in every if _only_for(one, name)] for name in names})
-
-
-def _only_for(one: "Requirement", extra: str) -> bool:
-    marker = one.marker
-    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
-
-
-def _project(path: Path) -> dict[str, Any] | None:
-    """The project table, if this is our source tree's file."""
-    try:
-        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return project if project.get("name") == "cocomix" else None
-
-
-def _problem(one: "Requirement") -> "tuple[Requirement, str] | None":
-    """What is wrong with the installed version of a package, in a few words."""
-    try:
-        version = metadata.version(one.name)
-    except metadata.PackageNotFoundError:
-        return one, "not installed"
-    return None if one.specifier.contains(version, prereleases=True) else (one, f"{version} is installed")
-
-
-# Torch multiplies rightly, on the processor and on a GPU if there is one, with as many threads as there are cores.
-
-SIZE = 128
-
-
-class TorchCheck(Check):
-    """A product of whole numbers, which must come out to the last digit."""
-
-    title = "torch"
-
-    def look(self, where: Where) -> Iterator[Finding]:
-        import torch
-
-        if multiplies_rightly("cpu"):
-            yield Finding(State.FINE, self.title, f"{torch.__version__}, a product comes out right")
-        else:
-            mend = "install torch again, in the version of constraints.txt"
-            yield Finding(State.FIX, self.title, f"{torch.__version__}, a product comes out wrong", mend)
-
-
-class ThreadsCheck(Check):
-    """Threads of torch against the cores this process may use."""
-
-    title = "threads"
-
-    def look(self, where: Where) -> Iterator[Finding]:
-        import torch
-
-        threads, cores = torch.get_num_threads(), usable_cores()
-        found = f"{threads} of torch on {cores} usable cores"
-        if threads > cores:
-            yield Finding(State.NOTE, self.title, found, f"export OMP_NUM_THREADS={cores}, more threads are slower")
-        elif threads < cores:
-            mend = "unset OMP_NUM_THREADS to use all of them" if "OMP_NUM_THREADS" in os.environ else ""
-            yield Finding(State.NOTE, self.title, found, mend)
-        else:
-            yield Finding(State.FINE, self.title, found)
-
-
-class CudaCheck(Check):
-    """GPUs that torch can use; none is no fault."""
-
-    title = "GPU"
-
-    def look(self, where: Where) -> Iterator[Finding]:
-        import torch
-
-        if not torch.cuda.is_available():
-            built = torch.version.cuda
-            why = "torch was built without CUDA" if built is None else f"torch has CUDA {built} and sees no GPU"
-            yield Finding(State.NOTE, self.title, f"none ({why}); everything runs on the processor")
-            return
-        for number in range(torch.cuda.device_count()):
-            about = torch.cuda.get_device_properties(number)
-            found = f"{about.name}, {about.total_memory / 2**30:.0f} GiB"
-            right = multiplies_rightly(f"cuda:{number}")
-            mend = "" if right else "match the driver with the CUDA version of torch, or set CUDA_VISIBLE_DEVICES="
-            yield Finding(State.FINE if right else State.FIX, f"{self.title} {number}", found, mend)
-
-
-def multiplies_rightly(device: str) -> bool:
-    """Whether a product of whole numbers, small enough for any precision, is the one that Python finds."""
-    import torch
-
-    left = [[(3 * row + column) % 5 for column in range(SIZE)] for row in range(8)]
-    right = [[(row + 2 * column) % 3 for column in range(8)] for row in range(SIZE)]
-    expected = [[sum(a * right[at][column] for at, a in enumerate(row)) for column in range(8)] for row in left]
-    found: Any = torch.tensor(left, device=device).float() @ torch.tensor(right, device=device).float()
-    return found.long().tolist() == expected
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-class RunCheck(Check):
-    """The run that was asked for, stage by stage."""
-
-    title = "run"
-
-    def look(self, where: Where) -> Iterator[Finding]:
-        if where.run is None:
-            return
-        from cocomix.pipeline.trained import existing_run
-
-        run = existing_run(where.run)
-        yield Finding(State.FINE, "config", f"{where.run / 'config.yaml'} is valid")
-        forget_verified(where.run)
-        for stage in run.stages.values():
-            yield health(stage, where.run)
-
-
-def health(stage: "Stage", run: Path) -> Finding:
-    """How one stage stands."""
-    again = f"`{stage.command} --run {run}`"
+def check_stage(stage: "Stage", run: Path) -> Finding:
+    """The state of one stage."""
+    command = f"`{stage.command} --run {run}`"
     try:
         finished = stage.record() is not None
         if finished:
@@ -374,60 +228,51 @@ def health(stage: "Stage", run: Path) -> Finding:
     except CocomixError as error:
         return Finding.of(stage.name, error)
     if finished:
-        return Finding(State.FINE, stage.name, "finished and whole")
+        return Finding(State.FINE, stage.name, "finished, all files are as written")
     if stage.folder.exists():
         missing = [name for name in stage.outputs() if not (stage.folder / name).exists()]
         if missing:
-            return Finding(State.FIX, stage.name, f"{', '.join(missing)} is missing", f"run {again}, it is made anew")
-        changed = "made with other settings or from other inputs"
-        return Finding(State.NOTE, stage.name, changed, f"{again} makes it anew")
+            return Finding(State.FIX, stage.name, f"{', '.join(missing)} is missing", f"run {command} to redo it")
+        return Finding(State.NOTE, stage.name, "made with other settings or inputs", f"{command} redoes it")
     if any(run.glob(f".partial/{stage.name.replace('/', '--')}-*/")):
-        return Finding(State.NOTE, stage.name, "begun, not finished", f"{again} goes on")
-    return Finding(State.NOTE, stage.name, "not done yet", f"{again} does it")
+        return Finding(State.NOTE, stage.name, "begun, not finished", f"{command} resumes it")
+    return Finding(State.NOTE, stage.name, "not done yet", f"{command} does it")
 
 
-# The list of checks: a new one is a small class and a line here.
-
-CHECKS: list[type[Check]] = [
-    PythonCheck,
-    RequirementsCheck,
-    TorchCheck,
-    ThreadsCheck,
-    CudaCheck,
-    ExtrasCheck,
-    DiskCheck,
-    MemoryCheck,
-    WriteCheck,
-    RunCheck,
-]
+CHECKS: dict[str, Callable[[Path, Path | None], Iterator[Finding]]] = {
+    "machine": check_machine,
+    "packages": check_packages,
+    "torch": check_torch,
+    "space": check_space,
+    "run": check_run,
+}
 """In the order of the table."""
 
 
-def examine(where: Where) -> Iterator[Finding]:
-    """The findings of all checks, one after the other."""
-    for kind in CHECKS:
+def examine(folder: Path, run: Path | None = None) -> Iterator[Finding]:
+    """The findings of all checks.
+
+    Args:
+        folder: where runs are to be written.
+        run: a run to check, too.
+    """
+    for subject, check in CHECKS.items():
         try:
-            yield from kind().look(where)
+            yield from check(folder, run)
         except Exception as error:
-            yield Finding.of(kind.title, error)
-
-
-# Findings as a table for a terminal.
-
-COLOURS = {State.FINE: "green", State.NOTE: "yellow", State.FIX: "red"}
+            yield Finding.of(subject, error)
 
 
 def print_findings(findings: Iterable[Finding], console: Console) -> bool:
-    """Print a table and one line of summary; returns whether nothing must be mended."""
+    """Print a table and a line of summary; returns whether there is nothing to fix."""
     table = Table("", box=None, pad_edge=False)
-    for name in ("what", "found", "what to do"):
-        table.add_column(name, overflow="fold")
+    for heading in ("what", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
     to_fix = 0
-    for one in findings:
-        to_fix += one.state is State.FIX
-        mark = Text(one.state.value, style=COLOURS[one.state])
-        table.add_row(mark, Text(one.what), Text(one.found), Text(one.mend))
+    for state, *cells in findings:
+        to_fix += state is State.FIX
+        table.add_row(Text(state.value, style=COLOURS[state]), *map(Text, cells))
     console.print(table)
-    said = f"{to_fix} to be mended" if to_fix else "Nothing must be mended"
-    console.print(f"{said}.", style=COLOURS[State.FIX if to_fix else State.FINE], highlight=False)
+    summary = f"{to_fix} to fix" if to_fix else "Nothing to fix"
+    console.print(f"{summary}.", style=COLOURS[State.FIX if to_fix else State.FINE], highlight=False)
     return to_fix == 0

@@ -4,25 +4,21 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import RECORD
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import read_json, sha256, write_text
 
-if TYPE_CHECKING:
-    from cocomix.pipeline.run import Run
-
-
-# What a run's records say about one student; nothing here is typed or guessed.
-
 Rows = list[tuple[str, str]]
 
 
-def lineage(run: "Run", student: StudentStage) -> dict[str, Rows]:
+def lineage(run: Run, student: StudentStage) -> dict[str, Rows]:
     """Rows of (what, value) by heading: the student, its training, text, and what it read of a teacher.
 
     Raises:
@@ -43,7 +39,7 @@ def lineage(run: "Run", student: StudentStage) -> dict[str, Rows]:
     return {heading: [(what, value) for what, value in rows if value] for heading, rows in sections.items()}
 
 
-def measured(run: "Run", student: StudentStage) -> list[dict[str, Any]]:
+def measured(run: Run, student: StudentStage) -> list[dict[str, Any]]:
     """`{dataset, split, metric, value, stderr}` of what was measured: perplexity, recall, the harness's tasks."""
     found: list[dict[str, Any]] = []
     for evaluation in run.evaluations:
@@ -62,7 +58,7 @@ def measured(run: "Run", student: StudentStage) -> list[dict[str, Any]]:
     return found + _tasks(run, student)
 
 
-def _tasks(run: "Run", student: StudentStage) -> list[dict[str, Any]]:
+def _tasks(run: Run, student: StudentStage) -> list[dict[str, Any]]:
     """Results of the harness that were made with the student as it is, over all documents."""
     found = []
     folder = run.folder / student.name.replace("students/", "harness/", 1)
@@ -79,7 +75,7 @@ def _tasks(run: "Run", student: StudentStage) -> list[dict[str, Any]]:
 def _model(student: StudentStage, record: dict[str, Any]) -> Rows:
     config = read_json(student.folder / "model" / "config.json")
     shape = student.config.model
-    concept = getattr(student.config, "concept", None) or getattr(student.config, "mix", None)
+    concept = student.config.mixing
     weights = sorted((student.folder / "model").glob("*.safetensors"))
     return [
         ("student", f"{student.student}, seed {student.seed}, objective {student.config.objective}"),
@@ -107,7 +103,7 @@ def _training(record: dict[str, Any]) -> Rows:
     ]
 
 
-def _text(run: "Run", student: StudentStage) -> Rows:
+def _text(run: Run, student: StudentStage) -> Rows:
     corpus, tokens = run.corpus.figures, run.tokens.figures
     options = {name: public(value) for name, value in run.config.corpus.options.items()}
     rows: Rows = [("source", corpus["source"] + (f" {options}" if options else ""))]
@@ -122,7 +118,7 @@ def _text(run: "Run", student: StudentStage) -> Rows:
     return rows
 
 
-def _concepts(run: "Run", student: StudentStage) -> Rows:
+def _concepts(run: Run, student: StudentStage) -> Rows:
     read = {stage.name for stage in student.inputs}
     rows: Rows = []
     teacher = run.teacher
@@ -140,7 +136,7 @@ def _concepts(run: "Run", student: StudentStage) -> Rows:
         labels = student.labels.config
         rows.append(("labels", f"rule {labels.rule}, sign {student.sign}, {labels.k} a position"))
     if student.logits is not None:
-        rows.append(("teacher's distribution", f"its {student.config.teacher_top_k} likeliest tokens, stored"))
+        rows.append(("teacher's distribution", f"its {student.config.stored_teacher_tokens} likeliest tokens, stored"))
     return rows
 
 
@@ -182,8 +178,8 @@ tokenizer = AutoTokenizer.from_pretrained("{repo}")
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))
 ```"""
-OWN = """The architecture is not part of Transformers: the Python package `cocomix` must be installed, and importing it
-registers the architecture. This repository holds no code, and `trust_remote_code` is neither needed nor of use."""
+OWN = """The architecture is not part of Transformers: the Python package `cocomix` must be installed, and importing
+`cocomix.model` registers the architecture. This repository holds no code, and `trust_remote_code` is not needed."""
 PLAIN = "A plain Transformers model: nothing else is needed to load it."
 
 
@@ -200,7 +196,7 @@ def model_card(
 
     Args:
         repo: USER/NAME, as the loading example shows it.
-        own_architecture: whether loading needs `import cocomix`.
+        own_architecture: whether loading needs `import cocomix.model`.
         sections: lineage, rows of (what, value) by heading.
         measured: `{dataset, split, metric, value, stderr}` each.
         config: the student's settings as YAML.
@@ -229,7 +225,7 @@ def model_card(
         eval_results=results or None,
     )
     parts = [f"# {name}", OWN if own_architecture else PLAIN]
-    imports = "import cocomix  # registers the architecture\n" if own_architecture else ""
+    imports = "import cocomix.model  # registers the architecture\n" if own_architecture else ""
     parts.append(LOADING.format(repo=repo, imports=imports))
     for heading, rows in sections.items():
         parts += [f"## {heading}", _table(("", ""), rows)]
@@ -257,7 +253,7 @@ PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def push_student(
-    run: "Run",
+    run: Run,
     name: str,
     seed: int,
     *,
@@ -291,7 +287,7 @@ def push_student(
         return _upload(Path(folder), repo, private)
 
 
-def stage_folder(run: "Run", student: StudentStage, folder: Path, repo: str, licence: str | None) -> None:
+def stage_folder(run: Run, student: StudentStage, folder: Path, repo: str, licence: str | None) -> None:
     """Write model, tokenizer and README.md into `folder`."""
     sections = lineage(run, student)
     folder.mkdir(parents=True, exist_ok=True)
@@ -299,8 +295,6 @@ def stage_folder(run: "Run", student: StudentStage, folder: Path, repo: str, lic
     for pattern in PATTERNS:
         for path in sorted(model.glob(pattern)):
             shutil.copy2(path, folder / path.name)
-    from cocomix.model.configuration_cocomix import CoCoMixConfig
-
     own = f'"model_type": "{CoCoMixConfig.model_type}"' in (model / "config.json").read_text(encoding="utf-8")
     card = model_card(
         repo=repo,

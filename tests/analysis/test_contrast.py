@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cocomix.analysis import token_statistics as counting
-from cocomix.analysis.token_statistics import COMPARED, PRIOR, PairCounts, agreement, best_tokens, contrasts
+from cocomix.analysis.token_statistics import COMPARED, PRIOR, PairCounts, agreement, best_tokens, contrast_scores
 
 C, V, K, N = 7, 11, 3, 300
 
@@ -71,7 +71,7 @@ def test_counts_are_those_of_a_loop(pending: int, monkeypatch: pytest.MonkeyPatc
 
 def test_scores_and_rankings_are_those_of_a_loop() -> None:
     part = positions(0)
-    found, expected = contrasts(counted(part)), scores_by_loop(part)
+    found, expected = contrast_scores(counted(part)), scores_by_loop(part)
     assert len(found.keys) == len(expected)
     for key, score in zip(found.keys.tolist(), found.scores.tolist(), strict=True):
         assert score == pytest.approx(expected[divmod(key, V)], rel=1e-12)
@@ -86,7 +86,7 @@ def test_scores_and_rankings_are_those_of_a_loop() -> None:
 
 def test_agreement_is_that_of_a_loop() -> None:
     parts = [positions(1), positions(2)]
-    found = agreement(*(contrasts(counted(part)) for part in parts))
+    found = agreement(*(contrast_scores(counted(part)) for part in parts))
     first, second = (scores_by_loop(part) for part in parts)
     for concept in range(C):
         union = {*ranking_by_loop(first, concept, COMPARED), *ranking_by_loop(second, concept, COMPARED)}
@@ -98,7 +98,7 @@ def test_agreement_is_that_of_a_loop() -> None:
 def test_halves_that_are_alike_agree_wholly_and_silent_concepts_not_at_all() -> None:
     concepts, active, tokens = positions(3)
     active &= concepts != 5
-    same = contrasts(counted((concepts, active, tokens)))
+    same = contrast_scores(counted((concepts, active, tokens)))
     found = agreement(same, same)
     assert found[5] == 0
     assert found[[concept for concept in range(C) if concept != 5]] == pytest.approx(1)
@@ -106,5 +106,5 @@ def test_halves_that_are_alike_agree_wholly_and_silent_concepts_not_at_all() -> 
 
 
 def test_nothing_counted_is_nothing_found() -> None:
-    empty = contrasts(PairCounts(C, V))
+    empty = contrast_scores(PairCounts(C, V))
     assert (agreement(empty, empty) == 0).all() and (best_tokens(empty, 2)[0] == -1).all()

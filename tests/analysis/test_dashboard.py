@@ -1,26 +1,26 @@
-"""A dashboard says what the atlas, the text and the weights say."""
+"""A dashboard says what the statistics, the text and the weights say."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from cocomix.analysis import Dashboards, measured, promoted
+from cocomix.analysis import Dashboards, direct_effect, measured_effect
 from cocomix.analysis.concept_index import EDGES, PLACES
 from cocomix.analysis.dashboards import LISTED, SHOWN, SIMILAR, Effect
 from cocomix.analysis.naming import AFTER, BEFORE
 from cocomix.utils.errors import CocomixError
-from tests.helpers.small_index import SEQ, TRUTH, WINDOWS, C, Labels, atlas, corpus, decode, names, student
+from tests.helpers.small_index import SEQ, TRUTH, WINDOWS, C, Labels, corpus, decode, names, statistics, student
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Dashboards:
     model, shards = student(), corpus(tmp_path_factory.mktemp("text") / "s")
-    return Dashboards(atlas(model, shards, Labels()), model, shards, decode)
+    return Dashboards(statistics(model, shards, Labels()), model, shards, decode)
 
 
 def test_counts_and_passages_are_those_of_the_text(made: Dashboards) -> None:
-    found, seen = made.atlas, set()
+    found, seen = made.statistics, set()
     for concept in range(C):
         one = made.of(concept, names(), measure=False)
         assert one.concept == concept and one.about == names().of(concept) and one.positions == WINDOWS * SEQ
@@ -51,12 +51,12 @@ def best(change: list[float], sign: int) -> list[Effect]:
 
 
 def test_effects_are_the_largest_of_all_tokens(made: Dashboards) -> None:
-    concept = int(made.atlas.predicted.argmax())
+    concept = int(made.statistics.predicted.argmax())
     one = made.of(concept, names())
-    direct = promoted(made.student, concept).tolist()
+    direct = direct_effect(made.student, concept).tolist()
     assert one.promotes == best(direct, 1) and one.suppresses == best(direct, -1)
-    places, _ = made.atlas.places_of(concept, PLACES)
-    change = measured(made.student, concept, made.shards.windows(places[:, 0], SEQ), places[:, 1]).tolist()
+    places, _ = made.statistics.places_of(concept, PLACES)
+    change = measured_effect(made.student, concept, made.shards.windows(places[:, 0], SEQ), places[:, 1]).tolist()
     assert one.measured is not None and one.measured.places == len(places) == PLACES
     assert one.measured.promotes == best(change, 1) and one.measured.suppresses == best(change, -1)
 
@@ -79,7 +79,7 @@ def test_similar_concepts_point_the_same_way(made: Dashboards) -> None:
 def test_the_student_runs_once_for_a_measure_and_never_without(made: Dashboards) -> None:
     passes = []
     handle = made.student.register_forward_hook(lambda *_: passes.append(1))
-    fresh = Dashboards(made.atlas, made.student, made.shards, decode)
+    fresh = Dashboards(made.statistics, made.student, made.shards, decode)
     assert fresh.of(2, names(), measure=False).measured is None and not passes
     first, count = fresh.of(2, names()), len(passes)
     assert first.measured is not None and count > 0
@@ -89,7 +89,7 @@ def test_the_student_runs_once_for_a_measure_and_never_without(made: Dashboards)
 
 def test_a_student_that_mixes_nothing_in_has_no_effects(tmp_path: Path) -> None:
     model, shards = student("none"), corpus(tmp_path / "s")
-    one = Dashboards(atlas(model, shards), model, shards, decode).of(3, names())
+    one = Dashboards(statistics(model, shards), model, shards, decode).of(3, names())
     assert (one.promotes, one.suppresses, one.measured, one.similar, one.agreement) == ([], [], None, [], None)
     assert one.predicted.count > 0 and all(passage.true is None for passage in one.predicted.passages)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.analysis import measured, promoted
+from cocomix.analysis import direct_effect, measured_effect
 from cocomix.analysis.dashboards import concept_vectors, mixes
 from cocomix.model import MIXERS, CoCoMixForCausalLM
 from tests.helpers.small_index import SEQ, VOCAB, C, student
@@ -31,7 +31,7 @@ def direct(model: CoCoMixForCausalLM, concept: int, backbone: str) -> list[float
 def test_the_direct_path_of_every_mixer(mixer: str, backbone: str) -> None:
     model = student(mixer, backbone)
     for concept in (0, 7, C - 1):
-        found = promoted(model, concept)
+        found = direct_effect(model, concept)
         if mixer in REACH_THE_HEAD:
             assert found is not None and found.tolist() == pytest.approx(direct(model, concept, backbone), abs=1e-6)
             assert np.abs(found).max() > 0.1
@@ -75,7 +75,7 @@ def test_measured_is_the_mean_over_windows_run_alone(
     before = ids.copy()
     largest = 0.0
     for concept in range(C):
-        found = measured(model, concept, ids, positions)
+        found = measured_effect(model, concept, ids, positions)
         rows = [alone(model, concept, ids[row, : positions[row] + 1].tolist()) for row in range(6)]
         expected = torch.stack(rows).mean(0)
         assert found is not None and found.tolist() == pytest.approx(expected.tolist(), abs=1e-9)
@@ -86,6 +86,6 @@ def test_measured_is_the_mean_over_windows_run_alone(
 
 
 def test_nothing_is_measured_without_places_or_a_mixed_in_concept() -> None:
-    assert measured(student(), 0, np.empty((0, SEQ), dtype=np.int64), np.empty(0, dtype=np.int64)) is None
-    assert measured(student("none"), 0, np.ones((1, SEQ), dtype=np.int64), np.array([2])) is None
+    assert measured_effect(student(), 0, np.empty((0, SEQ), dtype=np.int64), np.empty(0, dtype=np.int64)) is None
+    assert measured_effect(student("none"), 0, np.ones((1, SEQ), dtype=np.int64), np.array([2])) is None
     assert not mixes(student("none"))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.analysis import Atlas, build
+from cocomix.analysis import ConceptStatistics, gather_statistics
 from cocomix.analysis.concept_index import EDGES, PLACES, UNLABELLED, concept_channel, predictions
 from cocomix.data import TokenShards, write_shards
 from cocomix.utils.errors import CocomixError
-from tests.helpers.small_index import KEY, SEQ, TRUTH, WINDOWS, C, K, Labels, atlas, corpus, student
+from tests.helpers.small_index import KEY, SEQ, TRUTH, WINDOWS, C, K, Labels, corpus, statistics, student
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
 
 
 def by_loops(shards: TokenShards, labels: Labels | None) -> dict[str, object]:
-    """All of an atlas, position by position from the whole forward pass."""
+    """All statistics, position by position from the whole forward pass."""
     model = student()
     counts = {name: [0] * C for name in ("predicted", "predicted_labelled", "true", "both")}
     histogram = [[0] * (len(EDGES) - 1) for _ in range(C)]
@@ -55,7 +55,7 @@ def by_loops(shards: TokenShards, labels: Labels | None) -> dict[str, object]:
     return counts | {"histogram": histogram, "places": places, "labelled": labelled}
 
 
-def as_lists(found: Atlas) -> dict[str, object]:
+def as_lists(found: ConceptStatistics) -> dict[str, object]:
     names = ("predicted", "predicted_labelled", "true", "both", "histogram")
     places = []
     for concept in range(C):
@@ -67,7 +67,7 @@ def as_lists(found: Atlas) -> dict[str, object]:
 @pytest.mark.parametrize("logit_bytes", [1, 3 * SEQ * C * 4, 1 << 26])
 def test_gathered_is_what_loops_find(shards: TokenShards, logit_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cocomix.analysis.concept_index.LOGIT_BYTES", logit_bytes)
-    found, expected = atlas(student(), shards, Labels()), by_loops(shards, Labels())
+    found, expected = statistics(student(), shards, Labels()), by_loops(shards, Labels())
     assert as_lists(found) == expected
     assert 0 < found.labelled < found.positions == WINDOWS * SEQ and found.windows == WINDOWS
     assert (found.strengths == 1).sum() > WINDOWS  # so that places are often chosen by their logits alone
@@ -76,13 +76,13 @@ def test_gathered_is_what_loops_find(shards: TokenShards, logit_bytes: int, monk
 
 
 def test_without_labels_nothing_is_true_or_false(shards: TokenShards) -> None:
-    found = atlas(student(), shards)
+    found = statistics(student(), shards)
     assert as_lists(found) == by_loops(shards, None)
     assert found.truth is None and found.labelled == 0 and np.isnan(found.precision()).all()
 
 
 def test_shares_are_nan_where_there_is_nothing_to_share(shards: TokenShards) -> None:
-    found = atlas(student(), shards, Labels())
+    found = statistics(student(), shards, Labels())
     for concept in range(C):
         both, predicted, true = (int(one[concept]) for one in (found.both, found.predicted_labelled, found.true))
         for share, whole in ((found.precision()[concept], predicted), (found.recall()[concept], true)):
@@ -93,7 +93,7 @@ def test_shares_are_nan_where_there_is_nothing_to_share(shards: TokenShards) -> 
 def test_fewer_tokens_are_fewer_windows_evenly_spread(shards: TokenShards) -> None:
     steps = []
     key = KEY.model_copy(update={"tokens": 4 * SEQ})
-    found = build(student(), shards, key, progress=lambda *given: steps.append(given))
+    found = gather_statistics(student(), shards, key, progress=lambda *given: steps.append(given))
     assert found.windows == 4 and steps == [(4, 4, {})]
     assert set(found.places[:, 0].tolist()) == {0, 13, 26, 39}
 
@@ -111,7 +111,7 @@ def test_the_concepts_are_those_mixed_in() -> None:
 def test_what_cannot_be_gathered_is_refused(tmp_path: Path, shards: TokenShards) -> None:
     short = write_shards(tmp_path / "s", [[1] * (SEQ - 3)], vocab_size=40, eos_id=0)
     with pytest.raises(CocomixError, match="fewer tokens than one window"):
-        atlas(student(), short)
+        statistics(student(), short)
     plain = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=20, n_embd=16, n_layer=1, n_head=2))
     with pytest.raises(CocomixError, match="predicts no concepts"):
         concept_channel(plain)

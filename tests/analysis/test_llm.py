@@ -91,6 +91,6 @@ def test_a_program_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> 
 def test_commands_that_cannot_be_run(tmp_path: Path) -> None:
     named, problems = name_with("./no-such-program", CONCEPTS, seconds=1)
     assert named == CONCEPTS and "cannot be started" in problems[0]
-    for command, words in (("", "names no program"), ("'half", "mend its quotes")):
+    for command, words in (("", "names no program"), ("'half", "fix its quotes")):
         with pytest.raises(CocomixError, match=words):
             name_with(command, CONCEPTS, seconds=1)

@@ -1,4 +1,4 @@
-"""An atlas comes back from its file as it was, and only for what it is of."""
+"""Statistics come back from their file as they were, and only for what they are of."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,19 +9,19 @@ import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as torch_save_file
 
-from cocomix.analysis import Atlas, read_atlas, write_atlas
-from tests.helpers.small_index import KEY, Labels, atlas, corpus, student
+from cocomix.analysis import ConceptStatistics, read_statistics, write_statistics
+from tests.helpers.small_index import KEY, Labels, corpus, statistics, student
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
-    return atlas(student(), corpus(tmp_path_factory.mktemp("text") / "s"), Labels())
+def found(tmp_path_factory: pytest.TempPathFactory) -> ConceptStatistics:
+    return statistics(student(), corpus(tmp_path_factory.mktemp("text") / "s"), Labels())
 
 
-def test_it_comes_back_as_it_was(found: Atlas, tmp_path: Path) -> None:
+def test_it_comes_back_as_it_was(found: ConceptStatistics, tmp_path: Path) -> None:
     path = tmp_path / "atlas" / "a.safetensors"
-    write_atlas(path, found)
-    back = read_atlas(path, KEY)
+    write_statistics(path, found)
+    back = read_statistics(path, KEY)
     assert back is not None
     for name, value in vars(found).items():
         other = getattr(back, name)
@@ -35,9 +35,9 @@ def test_it_comes_back_as_it_was(found: Atlas, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other", [{"student": "x"}, {"shards": "x"}, {"labels": None}, {"seq_len": 13}, {"tokens": 999}]
 )
-def test_of_something_else_it_is_none(found: Atlas, tmp_path: Path, other: dict[str, object]) -> None:
-    write_atlas(tmp_path / "a", found)
-    assert read_atlas(tmp_path / "a", KEY.model_copy(update=other)) is None
+def test_of_something_else_it_is_none(found: ConceptStatistics, tmp_path: Path, other: dict[str, object]) -> None:
+    write_statistics(tmp_path / "a", found)
+    assert read_statistics(tmp_path / "a", KEY.model_copy(update=other)) is None
 
 
 def cut(path: Path) -> None:
@@ -85,11 +85,13 @@ def of_no_numpy_type(path: Path) -> None:
         changed(starts=lambda one: one[::-1].copy()),
     ],
 )
-def test_a_damaged_or_missing_file_is_none(found: Atlas, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_or_missing_file_is_none(
+    found: ConceptStatistics, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     path = tmp_path / "a"
-    write_atlas(path, found)
+    write_statistics(path, found)
     damage(path)
-    assert read_atlas(path, KEY) is None
-    write_atlas(path, found)
+    assert read_statistics(path, KEY) is None
+    write_statistics(path, found)
     changed(true=lambda one: one)(path)
-    assert read_atlas(path, KEY) is not None
+    assert read_statistics(path, KEY) is not None

@@ -1,4 +1,4 @@
-"""The harness that feeds readers hostile files: it tells every kind of failure, and a few dozen mutants find none."""
+"""The fuzz harness: it reports every kind of failure, and a few dozen mutants find none."""
 
 import contextlib
 import json
@@ -17,18 +17,18 @@ import pytest
 import yaml
 
 from benchmarks.fuzz import watched_reading as watched
-from benchmarks.fuzz.__main__ import Attack, attacked
+from benchmarks.fuzz.__main__ import ReaderInputs, fuzz_reader
 from benchmarks.fuzz.hostile_values import BOMB, JSON, YAML
 from benchmarks.fuzz.mutations import BYTES, STRUCTURED, mutated
-from benchmarks.fuzz.reader import Outside, Reader
-from benchmarks.fuzz.watched_reading import Task, watch
+from benchmarks.fuzz.reader import PathOutside, Reader
+from benchmarks.fuzz.watched_reading import Task, read_watched
 from cocomix.utils.errors import CocomixError
 
 MUTANTS = 24
 
 
 def outcomes(folder: Path, read: Callable[[int], object], count: int = 3, **more: Any) -> list[dict[str, Any]]:
-    """What the watch makes of readings that are told the input's number."""
+    """Outcomes of a reading function that gets the input's number."""
     folder.mkdir(exist_ok=True)
     number = folder / "number"
 
@@ -37,11 +37,11 @@ def outcomes(folder: Path, read: Callable[[int], object], count: int = 3, **more
         return f"input {one}"
 
     task = Task(prepare, lambda: read(int(number.read_text())), lambda: None, (folder,), **more)
-    return list(watch(task, range(count)))
+    return list(read_watched(task, range(count)))
 
 
 def only_second(work: Callable[[], object]) -> Callable[[int], object]:
-    """Does it for input 1 alone, so that one sees that reading goes on behind it."""
+    """Do the work for input 1 only, to show that reading continues after it."""
     return lambda number: work() if number == 1 else None
 
 
@@ -61,7 +61,7 @@ def exhausted() -> None:
 
 def unprintable() -> None:
     error = CocomixError("x")
-    error.args = ("two\nlines; mend them",)
+    error.args = ("two\nlines; fix them",)
     raise error
 
 
@@ -88,13 +88,13 @@ def unprintable() -> None:
         (lambda: __import__("pickle").loads(b"cos\nsystem\n."), "escaped", "pickle.find_class"),
     ],
 )
-def test_every_kind_of_failure_is_told(tmp_path: Path, work: Callable[[], object], outcome: str, why: str) -> None:
+def test_every_kind_of_failure_is_reported(tmp_path: Path, work: Callable[[], object], outcome: str, why: str) -> None:
     found = outcomes(tmp_path, only_second(work), seconds=1.0 if outcome == "hung" else 60.0)
     assert [one["outcome"] for one in found] == ["read", outcome, "read"], found
     assert why in found[1].get("why", "") and [one["input"] for one in found] == [f"input {n}" for n in range(3)]
 
 
-def test_what_is_swallowed_is_told_all_the_same(tmp_path: Path) -> None:
+def test_a_swallowed_violation_is_reported(tmp_path: Path) -> None:
     def swallowing() -> None:
         with contextlib.suppress(BaseException):
             Path("/etc/passwd").read_text()
@@ -119,13 +119,13 @@ def test_a_link_may_be_read_through_and_not_written_through(tmp_path: Path) -> N
     assert found == ["read", "escaped", "escaped", "escaped", "read"] and outside.read_text() == "x"
 
 
-def test_a_reader_that_fails_at_what_is_valid_is_no_reader(tmp_path: Path) -> None:
+def test_a_reader_that_fails_on_valid_files_is_an_error(tmp_path: Path) -> None:
     task = Task(str, lambda: None, lambda: [][0], (tmp_path,))
-    with pytest.raises(RuntimeError, match=r"what is valid was not read.*IndexError"):
-        list(watch(task, range(2)))
+    with pytest.raises(RuntimeError, match=r"the valid files were not read.*IndexError"):
+        list(read_watched(task, range(2)))
 
 
-def test_children_are_relieved_after_some_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_are_replaced_after_some_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched, "PER_CHILD", 2)
     parents = outcomes(
         tmp_path, lambda _: (_ for _ in ()).throw(CocomixError(f"process {os.getpid()} says no")), count=5
@@ -148,13 +148,13 @@ def careful(folder: Path) -> None:
 
 
 def test_a_number_makes_the_same_input_again(tmp_path: Path) -> None:
-    attack, again = (Attack(toy(careful), tmp_path / name, seed=5) for name in ("a", "b"))
+    inputs_of_reader, again = (ReaderInputs(toy(careful), tmp_path / name, seed=5) for name in ("a", "b"))
     inputs = set()
-    for number in range(len(attack.table), len(attack.table) + 60):
-        attack.prepare(number)
+    for number in range(len(inputs_of_reader.table), len(inputs_of_reader.table) + 60):
+        inputs_of_reader.prepare(number)
         for other in (number + 1, number):
             again.prepare(other)
-        contents = [one.folder / "a.json" for one in (attack, again)]
+        contents = [one.folder / "a.json" for one in (inputs_of_reader, again)]
         first, second = (path.read_bytes() if path.is_file() else None for path in contents)
         assert first == second or b"outside" in (first or b"")  # there the folder's own path is in it
         inputs.add(first)
@@ -162,10 +162,10 @@ def test_a_number_makes_the_same_input_again(tmp_path: Path) -> None:
 
 
 def test_counts_and_wrong_inputs_are_reported(tmp_path: Path) -> None:
-    found = attacked(toy(careful), 50, 0, tmp_path / "a")
+    found = fuzz_reader(toy(careful), 50, 0, tmp_path / "a")
     assert found["crashed"] == found["hung"] == found["memory"] == found["escaped"] == 0 and not found["wrong"]
     assert found["inputs"] == found["read"] + found["refused"] == found["from_the_table"] + 50
-    found = attacked(toy(lambda folder: json.loads((folder / "a.json").read_text())), 50, 0, tmp_path / "b")
+    found = fuzz_reader(toy(lambda folder: json.loads((folder / "a.json").read_text())), 50, 0, tmp_path / "b")
     assert found["crashed"] == len(found["wrong"]) > 5
     assert {"number", "input", "why", "reader"} <= found["wrong"][0].keys()
 
@@ -173,9 +173,9 @@ def test_counts_and_wrong_inputs_are_reported(tmp_path: Path) -> None:
 def test_a_path_that_leads_out_is_an_escape(tmp_path: Path) -> None:
     def named(folder: Path) -> None:
         if (folder / "a.json").stat().st_size < 5:
-            raise Outside("../x")
+            raise PathOutside("../x")
 
-    found = attacked(toy(named), 1, 0, tmp_path)
+    found = fuzz_reader(toy(named), 1, 0, tmp_path)
     assert found["escaped"] > 3 and found["read"] > 3
 
 

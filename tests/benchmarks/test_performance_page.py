@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md and the README are those of the committed reports."""
+"""The tables of docs/performance.md are those of the committed reports."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The harness that kills stages: what it compares, what it covers, and that its commands are real ones."""
+"""The harness that kills stages: what it compares, what it covers, and that its commands exist."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from benchmarks.faults.kill_plan import CASES, TARGETS, TRAINING, recipes
-from benchmarks.faults.processes import BLOWS
+from benchmarks.faults.processes import KILL_METHODS
 from benchmarks.faults.resume import COLUMNS, table
 from benchmarks.same_bits import contents, differences
 from cocomix.pipeline.config import load_config
@@ -60,7 +60,7 @@ def test_every_stage_is_killed_and_every_training_also_in_two_processes() -> Non
     assert {case.target for case in first} == set(TARGETS)
     both = Counter(case.target for case in first if case.processes == 2)
     assert set(both) == {*TRAINING, "labels"}
-    assert {"SIGKILL", "SIGTERM", "SIGUSR1", "SIGINT"} == {BLOWS[case.blow].signal for case in first}
+    assert {"SIGKILL", "SIGTERM", "SIGUSR1", "SIGINT"} == {KILL_METHODS[case.method].signal for case in first}
     assert any(case.saving for case in first) and any(case.parallel == "fsdp" for case in first)
 
 

@@ -1,4 +1,4 @@
-"""What must not be read is refused by the command itself, with a mend, not by the parser of its arguments."""
+"""What must not be read is refused by the command itself, with a fix, not by the parser of its arguments."""
 
 import os
 from pathlib import Path
@@ -36,6 +36,6 @@ def test_the_parser_does_not_refuse_it(
 
 def test_a_doctor_who_is_denied_does_not_ask_for_another_installation() -> None:
     denied: Any = PermissionError(13, "Permission denied", "run/config.yaml")
-    found = Finding.of("run", denied)
-    assert found.found == "run/config.yaml: permission denied" and found.mend == "mend the path or its permissions"
-    assert "install" in Finding.of("torch", OSError("libgomp.so.1: cannot open shared object file")).mend
+    finding = Finding.of("run", denied)
+    assert finding.detail == "run/config.yaml: permission denied" and finding.fix == "fix the path or its permissions"
+    assert "install" in Finding.of("torch", OSError("libgomp.so.1: cannot open shared object file")).fix

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.data import SOURCES, Document
+from cocomix.data import SOURCES, Document, open_source
 from cocomix.utils.errors import CocomixError
 from tests.helpers.listed_source import split_documents
 
@@ -17,7 +17,7 @@ def many(n: int) -> list[Document]:
 
 
 def test_the_presidents_addresses() -> None:
-    documents = list(SOURCES["sotu"]({}))
+    documents = list(SOURCES["sotu"]())
     assert len(documents) > 240 and sum(len(d.text) for d in documents) > 10_000_000
     years = [int(d.id[:4]) for d in documents]
     assert years == sorted(years) and years[0] == 1790
@@ -35,7 +35,7 @@ def test_folder_source_skips_what_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
     (tmp_path / "other.bin").write_bytes(b"x")
     with pytest.warns(UserWarning, match="1 unreadable"):
-        assert [(d.id, d.text) for d in SOURCES["folder"]({"path": tmp_path})] == [
+        assert [(d.id, d.text) for d in SOURCES["folder"](path=tmp_path)] == [
             ("a.txt", "one"),
             ("b/two.md", "zwei"),
         ]
@@ -47,7 +47,7 @@ def test_jsonl_source_counts_bad_lines(tmp_path: Path) -> None:
         b'{"body": "one"}\nnot json\n{"body": 3}\n{"text": "no"}\n[1]\n\n{"body": "\\ud800"}\n{"body": "two"}\n'
     )
     with pytest.warns(UserWarning, match="5 unreadable"):
-        assert [d.text for d in SOURCES["jsonl"]({"path": file, "field": "body"})] == ["one", "two"]
+        assert [d.text for d in SOURCES["jsonl"](path=file, field="body")] == ["one", "two"]
 
 
 def test_folder_source_takes_patterns_unpacks_and_skips_folders(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_folder_source_takes_patterns_unpacks_and_skips_folders(tmp_path: Path) 
         stream.write("packed")
     (tmp_path / "e.rst.gz").write_bytes(gzip.compress(b"cut short" * 99)[:-12])
     with pytest.warns(UserWarning, match="1 unreadable"):
-        found = [(d.id, d.text) for d in SOURCES["folder"]({"path": tmp_path, "pattern": "*.rst", "skip": "old"})]
+        found = [(d.id, d.text) for d in SOURCES["folder"](path=tmp_path, pattern="*.rst", skip="old")]
     assert found == [("a.rst", "a.rst"), ("d.rst.gz", "packed")]
 
 
@@ -66,32 +66,32 @@ def test_hub_source_reads_a_local_folder_in_the_hubs_layout(tmp_path: Path) -> N
     rows = [json.dumps({"text": text}) for text in ("one", "two")]
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
     for streaming in (True, False):
-        assert [d.text for d in SOURCES["hf"]({"path": str(tmp_path), "streaming": streaming})] == ["one", "two"]
+        assert [d.text for d in SOURCES["hf"](path=str(tmp_path), streaming=streaming)] == ["one", "two"]
     with pytest.raises(CocomixError, match="no such folder"):
-        list(SOURCES["hf"]({"path": str(tmp_path / "nowhere")}))
+        list(SOURCES["hf"](path=str(tmp_path / "nowhere")))
     with pytest.raises(CocomixError, match="cannot be read after row"):
         (tmp_path / "train.jsonl").write_text("\n".join([*rows, "{garbage"]))
-        list(SOURCES["hf"]({"path": str(tmp_path)}))
+        list(SOURCES["hf"](path=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
     ("source", "options", "words"),
     [
-        ("folder", {}, "needs 'path'"),
-        ("folder", {"path": "x", "pth": "y"}, "does not know 'pth'"),
+        ("folder", {}, "text source folder needs the option path"),
+        ("folder", {"path": "x", "pth": "y"}, "no option 'pth'; it takes path, pattern, skip"),
         ("folder", {"path": "/nonexistent"}, "there is no folder /nonexistent"),
         ("jsonl", {"path": "/nonexistent.jsonl"}, "there is no file"),
-        ("sotu", {"path": "x"}, "does not know 'path'"),
+        ("sotu", {"path": "x"}, "no option 'path'; it takes none"),
         ("folder", {"path": 5}, "must be text, not 5"),
         ("jsonl", {"path": None}, "must be text, not None"),
     ],
 )
 def test_wrong_options_are_one_sentence(source: str, options: dict, words: str) -> None:
     with pytest.raises(CocomixError, match=words):
-        list(SOURCES[source](options))
+        list(open_source(source, options))
 
 
 def test_an_empty_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text("  \n")
     with pytest.raises(CocomixError, match="holds no text"):
-        list(SOURCES["folder"]({"path": tmp_path}))
+        list(SOURCES["folder"](path=tmp_path))

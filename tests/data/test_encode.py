@@ -25,7 +25,7 @@ from cocomix.data import (
 from cocomix.data.tokenize import (
     Job,
     RustEncoder,
-    Tongue,
+    TokenizerSpec,
     encode_documents,
     encode_part,
     encode_parts,
@@ -112,7 +112,7 @@ def test_a_tokenizer_without_a_tokenizers_file_gets_its_texts_whole(
 
     monkeypatch.setattr(module, "load_tokenizer", lambda _: load_tokenizer(str(tokenizer_folder)))
     plain = load_encoder(tmp_path, 0, 0)
-    assert not isinstance(plain, RustEncoder) and plain.whole()
+    assert not isinstance(plain, RustEncoder) and plain.uncut()
     found = [ids.tolist() for ids in encode_documents(plain, [Document("", text) for text in TEXTS[:20]])]
     assert found == slow(tokenizer_folder, TEXTS[:20])
 
@@ -132,7 +132,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     from cocomix.data import SOURCES
 
     CorpusWriter(folder, val_fraction=0.1, test_fraction=0.1, file_bytes=6000).write(
-        SOURCES["folder"]({"path": texts}), lambda *_: None
+        SOURCES["folder"](path=texts), lambda *_: None
     )
     return Corpus(folder / "text")
 
@@ -157,7 +157,7 @@ def test_parts_joined_are_the_shards_of_one_writer(
     jobs = jobs_of(corpus, tmp_path)
     assert len(jobs) > 5
     tokens: list[int] = []
-    encode_parts(jobs, Tongue(tokenizer_folder, 500, 0), count, lambda record: tokens.append(record["tokens"]))
+    encode_parts(jobs, TokenizerSpec(tokenizer_folder, 500, 0), count, lambda record: tokens.append(record["tokens"]))
     shards = join_parts([job.part for job in jobs], tmp_path / "train", **OPTIONS)  # type: ignore
     assert shards.fingerprint == twin.fingerprint and shards.n_tokens == twin.n_tokens == sum(tokens)
     assert content(tmp_path / "train") == content(tmp_path / "twin")
@@ -216,7 +216,7 @@ def test_a_process_that_dies_is_one_sentence(corpus: Corpus, tokenizer_folder: P
     thread = threading.Thread(target=kill)
     thread.start()
     with pytest.raises(CocomixError, match=r"a tokenizing process died, .* lower tokens\.workers"):
-        encode_parts(jobs, Tongue(tokenizer_folder, 500, 0), 2, lambda _: None)
+        encode_parts(jobs, TokenizerSpec(tokenizer_folder, 500, 0), 2, lambda _: None)
     thread.join()
     assert not multiprocessing.active_children()
 
@@ -224,7 +224,7 @@ def test_a_process_that_dies_is_one_sentence(corpus: Corpus, tokenizer_folder: P
 def test_an_error_of_a_process_is_the_same_error_here(corpus: Corpus, tokenizer_folder: Path, tmp_path: Path) -> None:
     jobs = [job._replace(checksum="0" * 64) for job in jobs_of(corpus, tmp_path)]
     with pytest.raises(CocomixError, match=r"was altered; delete"):
-        encode_parts(jobs, Tongue(tokenizer_folder, 500, 0), 2, lambda _: None)
+        encode_parts(jobs, TokenizerSpec(tokenizer_folder, 500, 0), 2, lambda _: None)
 
 
 def test_one_process_a_core_and_no_more_than_there_is_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_one_process_a_core_and_no_more_than_there_is_to_do(monkeypatch: pytest.
     monkeypatch.setattr(workers, "WORTH", 1)
     for given in (None, 3, 7, 100):
         with pytest.raises(ZeroDivisionError):
-            encode_parts([Job(Path(), "", Path(), "")] * 50, Tongue(Path(), 1, 0), given, lambda _: None)
+            encode_parts([Job(Path(), "", Path(), "")] * 50, TokenizerSpec(Path(), 1, 0), given, lambda _: None)
     assert asked == [workers.MOST, 3, 7, 50]
 
 
@@ -251,7 +251,7 @@ def test_gpt2s_own_files_and_bare_tokenizer_files(tmp_path: Path) -> None:
     assert [described(text, add_special_tokens=False)["input_ids"] for text in TEXTS] == ids
     loaded.save_pretrained(tmp_path / "saved")
     fast = load_encoder(tmp_path / "saved", len(loaded), int(loaded.eos_token_id))  # type: ignore
-    assert isinstance(fast, RustEncoder) and not fast.whole()
+    assert isinstance(fast, RustEncoder) and not fast.uncut()
     documents = [Document("", text) for text in TEXTS]
     assert [one.tolist()[:-1] for one in encode_documents(fast, documents)] == ids
     bare = tmp_path / "bare.json"
@@ -276,5 +276,5 @@ def test_a_small_corpus_starts_no_process(
     monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
     monkeypatch.setattr(workers, "cores", lambda: 200)
     jobs = jobs_of(corpus, tmp_path)
-    encode_parts(jobs, Tongue(tokenizer_folder, 500, 0), None, lambda _: None)
+    encode_parts(jobs, TokenizerSpec(tokenizer_folder, 500, 0), None, lambda _: None)
     assert all(job.part.exists() for job in jobs)

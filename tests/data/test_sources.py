@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.data import SOURCES, Document, Skipped
+from cocomix.data import SOURCES, Document, Skipped, open_source
 from cocomix.data import sources as jsonl
 from cocomix.utils.errors import CocomixError
 from tests.helpers.made_corpora import write_jsonl, write_parquet
@@ -63,7 +63,7 @@ SHAPES = {
 def test_from_every_place_it_goes_on_as_if_never_stopped(tmp_path: Path, shape: str) -> None:
     name, make = SHAPES[shape]
     options = make(tmp_path / "data") if shape != "sotu" else {}
-    source = SOURCES[name](options)
+    source = SOURCES[name](**options)
     whole, places = [], []
     for record in source.records():
         whole.append(record)
@@ -71,7 +71,7 @@ def test_from_every_place_it_goes_on_as_if_never_stopped(tmp_path: Path, shape: 
     assert len(whole) > 5 and len(set(map(str, whole))) == len(whole)
     chosen = range(len(whole)) if len(whole) < 50 else (0, 1, 6, 7, len(whole) // 2, len(whole) - 2, len(whole) - 1)
     for number in chosen:
-        again = SOURCES[name](options)
+        again = SOURCES[name](**options)
         assert list(again.records(json.loads(places[number]))) == whole[number + 1 :], number
 
 
@@ -79,17 +79,17 @@ def test_from_every_place_it_goes_on_as_if_never_stopped(tmp_path: Path, shape: 
 def test_a_source_that_changed_meanwhile_is_refused(tmp_path: Path, shape: str) -> None:
     name, make = SHAPES[shape]
     options = make(tmp_path)
-    source = SOURCES[name](options)
+    source = SOURCES[name](**options)
     records = source.records()
     seen = [next(records) for _ in range(2)]
     assert len(seen) == 2
     sorted(path for path in tmp_path.rglob("*") if path.is_file())[0].unlink()
     with pytest.raises(CocomixError, match="stopped command"):
-        list(SOURCES[name](options).records(source.place()))
+        list(SOURCES[name](**options).records(source.place()))
 
 
 def bad(name: str, options: dict[str, Any]) -> dict[str, str]:
-    return {r.place: r.reason for r in SOURCES[name](options).records() if isinstance(r, Skipped)}
+    return {r.place: r.reason for r in SOURCES[name](**options).records() if isinstance(r, Skipped)}
 
 
 def test_bad_records_have_a_place_and_a_reason(tmp_path: Path) -> None:
@@ -114,13 +114,13 @@ def test_damaged_containers_lose_only_what_is_damaged(tmp_path: Path) -> None:
         where.total_compressed_size
     )
     (tmp_path / "p" / "a.parquet").write_bytes(content)
-    records = list(SOURCES["parquet"]({"path": tmp_path / "p"}).records())
+    records = list(SOURCES["parquet"](path=tmp_path / "p").records())
     assert [r.text for r in records if not isinstance(r, Skipped)] == texts[:40] + texts[50:]
     skipped = [r for r in records if isinstance(r, Skipped)]
     assert [(r.place, r.count) for r in skipped] == [("a.parquet:41", 10), ("b.parquet", 1)]
     packed = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode(), 0)
     (tmp_path / "x.jsonl.gz").write_bytes(packed[: len(packed) // 2])
-    records = list(SOURCES["jsonl"]({"path": tmp_path / "x.jsonl.gz"}).records())
+    records = list(SOURCES["jsonl"](path=tmp_path / "x.jsonl.gz").records())
     assert len(records) > 10 and isinstance(records[-1], Skipped) and "rest of the file" in records[-1].reason
     assert all(r.text == texts[i] for i, r in enumerate(records[:-1]) if not isinstance(r, Skipped))
 
@@ -140,14 +140,14 @@ def test_a_wrong_path_or_field_is_refused(
     monkeypatch.chdir(tmp_path)
     write_parquet(tmp_path / "p" / "a.parquet", ["x"])
     with pytest.raises(CocomixError, match=words):
-        list(SOURCES[name](options))
+        list(open_source(name, options))
 
 
 def test_the_order_of_a_folder_is_that_of_its_sorted_paths(tmp_path: Path) -> None:
     a_folder(tmp_path)
     (tmp_path / "a-b.txt").write_text("x")
     slow = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*")) if path.is_file()]
-    found = [getattr(r, "id", None) or r.place for r in SOURCES["folder"]({"path": tmp_path}).records()]  # type: ignore
+    found = [getattr(r, "id", None) or r.place for r in SOURCES["folder"](path=tmp_path).records()]  # type: ignore
     assert found == slow
 
 
@@ -167,7 +167,7 @@ def test_a_line_too_long_to_be_a_document_is_skipped_and_never_held(
     content = ('{"text": "first"}\n' + long + '{"text": "last"}\n' + long.strip()).encode()
     path = tmp_path / f"a.{ending}"
     path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
-    source = SOURCES["jsonl"]({"path": path})
+    source = SOURCES["jsonl"](path=path)
     records, places = [], []
     for record in source.records():
         records.append(record)
@@ -178,4 +178,4 @@ def test_a_line_too_long_to_be_a_document_is_skipped_and_never_held(
     assert texts == ["first", whole[0], "last", whole[1]]
     assert places[-1]["offset"] == len(content)
     for number, place in enumerate(places):
-        assert list(SOURCES["jsonl"]({"path": path}).records(place)) == records[number + 1 :]
+        assert list(SOURCES["jsonl"](path=path).records(place)) == records[number + 1 :]

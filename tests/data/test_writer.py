@@ -21,11 +21,15 @@ pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 class Counted(TextSource):
     """`n` documents, every 7th record a bad one; stops with an error at record `until`."""
 
-    known = {"n": ..., "until": None}
+    name = "counted"
+
+    def __init__(self, n: int, until: int | None = None) -> None:
+        super().__init__()
+        self.n, self.until = n, until
 
     def read(self, place: Place) -> Iterator[Document | Skipped]:
-        for number in range(place.get("next", 0), self.options["n"]):
-            if number == self.options["until"]:
+        for number in range(place.get("next", 0), self.n):
+            if number == self.until:
                 raise RuntimeError("cut")
             self._place = {"next": number + 1}
             if number % 7 == 3:
@@ -35,7 +39,7 @@ class Counted(TextSource):
 
 
 def good(n: int) -> list[Document]:
-    return [record for record in Counted({"n": n}).records() if isinstance(record, Document)]
+    return [record for record in Counted(n=n).records() if isinstance(record, Document)]
 
 
 def quiet(*_: object) -> None:
@@ -50,7 +54,7 @@ def write(folder: Path, source: TextSource, **options: object) -> dict:
 @pytest.mark.parametrize("file_bytes", [1, 300, 5000, 10_000_000])
 @pytest.mark.parametrize(("n", "every"), [(200, 1), (500, 3)])
 def test_equals_the_lists(tmp_path: Path, file_bytes: int, n: int, every: int) -> None:
-    figures = write(tmp_path, Counted({"n": n}), file_bytes=file_bytes, every=every)
+    figures = write(tmp_path, Counted(n=n), file_bytes=file_bytes, every=every)
     slow = split_documents(good(n)[::every], 0.1, 0.05)
     corpus = Corpus(tmp_path / "text")
     for name in SPLITS:
@@ -67,7 +71,7 @@ def test_equals_the_lists(tmp_path: Path, file_bytes: int, n: int, every: int) -
 
 @pytest.mark.parametrize(("n", "val", "test"), [(40, 0.05, 0.05), (120, 0.1, 0.02), (8, 0.3, 0.3), (1000, 0.01, 0.1)])
 def test_splits_hold_out_whole_documents_once(tmp_path: Path, n: int, val: float, test: float) -> None:
-    write(tmp_path, Counted({"n": n}), val_fraction=val, test_fraction=test)
+    write(tmp_path, Counted(n=n), val_fraction=val, test_fraction=test)
     corpus, kept = Corpus(tmp_path / "text"), len(good(n))
     ids = [d.id for name in SPLITS for d in corpus.documents(name)]
     assert sorted(ids) == sorted(d.id for d in good(n))
@@ -77,20 +81,20 @@ def test_splits_hold_out_whole_documents_once(tmp_path: Path, n: int, val: float
 
 @pytest.mark.parametrize("commit_seconds", [0.0, 1e9])
 def test_stopped_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, commit_seconds: float) -> None:
-    write(tmp_path / "whole", Counted({"n": 150}), file_bytes=700)
+    write(tmp_path / "whole", Counted(n=150), file_bytes=700)
     for until in (*range(0, 150, 13), 149):
         folder = tmp_path / f"cut{until}"
         for stop in (until // 2, until):
             with pytest.raises(RuntimeError, match="cut"):
-                write(folder, Counted({"n": 150, "until": stop}), file_bytes=700, commit_seconds=commit_seconds)
-        write(folder, Counted({"n": 150}), file_bytes=700, commit_seconds=commit_seconds)
+                write(folder, Counted(n=150, until=stop), file_bytes=700, commit_seconds=commit_seconds)
+        write(folder, Counted(n=150), file_bytes=700, commit_seconds=commit_seconds)
         assert content(folder) == content(tmp_path / "whole")
 
 
 def test_what_was_stopped_is_gone_on_with_not_begun_again(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
-        write(tmp_path, Counted({"n": 150, "until": 100}), commit_seconds=0.0)
-    reading = Counted({"n": 150})
+        write(tmp_path, Counted(n=150, until=100), commit_seconds=0.0)
+    reading = Counted(n=150)
     started = []
     read = reading.read
     reading.read = lambda place: started.append(place) or read(place)  # type: ignore
@@ -100,23 +104,23 @@ def test_what_was_stopped_is_gone_on_with_not_begun_again(tmp_path: Path) -> Non
 
 def test_other_settings_start_over(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
-        write(tmp_path / "a", Counted({"n": 150, "until": 100}), commit_seconds=0.0, file_bytes=500)
-    write(tmp_path / "a", Counted({"n": 150}), file_bytes=900)
-    write(tmp_path / "b", Counted({"n": 150}), file_bytes=900)
+        write(tmp_path / "a", Counted(n=150, until=100), commit_seconds=0.0, file_bytes=500)
+    write(tmp_path / "a", Counted(n=150), file_bytes=900)
+    write(tmp_path / "b", Counted(n=150), file_bytes=900)
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
 def test_too_few_documents_are_refused_and_added_ones_are_seen(tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match="2 documents are too few to hold out whole ones for val and test"):
-        write(tmp_path, Counted({"n": 2}))
+        write(tmp_path, Counted(n=2))
     with pytest.raises(CocomixError, match="holds no text"):
-        write(tmp_path, Counted({"n": 0}))
-    write(tmp_path, Counted({"n": 150}))
+        write(tmp_path, Counted(n=0))
+    write(tmp_path, Counted(n=150))
     assert sum(Corpus(tmp_path / "text").count(name, "documents") for name in SPLITS) == len(good(150))
 
 
 def test_damage_is_refused_by_name(tmp_path: Path) -> None:
-    write(tmp_path, Counted({"n": 100}))
+    write(tmp_path, Counted(n=100))
     victim = tmp_path / "text" / "val" / "00000.jsonl"
     victim.write_text("{}")
     with pytest.raises(CocomixError, match=r"val/00000\.jsonl was altered; delete .*text and run `cocomix corpus`"):
@@ -152,21 +156,21 @@ def resealed(folder: Path, line: bytes, name: str = "val/00000.jsonl") -> Corpus
     ],
 )
 def test_lines_that_are_no_documents_are_refused_whatever_their_checksum_says(tmp_path: Path, line: bytes) -> None:
-    write(tmp_path, Counted({"n": 100}))
-    with pytest.raises(CocomixError, match=r"line 1 of .*00000\.jsonl is no document .*delete .*text and"):
+    write(tmp_path, Counted(n=100))
+    with pytest.raises(CocomixError, match=r"line 1 of .*00000\.jsonl is not a document .*delete .*text and"):
         list(resealed(tmp_path / "text", line).documents("val"))
 
 
 @pytest.mark.parametrize("name", ["../val.jsonl", "/etc/passwd", "val/../val/00000.jsonl", "", 3, None, "a\0b", ["x"]])
 def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: Any) -> None:
-    write(tmp_path, Counted({"n": 100}))
+    write(tmp_path, Counted(n=100))
     with pytest.raises(CocomixError, match=r"corpus\.json is damaged"):
         resealed(tmp_path / "text", b"{}", name)
 
 
 def test_the_first_layout_is_still_read(tmp_path: Path) -> None:
     """One file a split beside the manifest, as version 0.1 wrote it."""
-    write(tmp_path / "new", Counted({"n": 100}))
+    write(tmp_path / "new", Counted(n=100))
     new, old = Corpus(tmp_path / "new" / "text"), tmp_path / "old"
     old.mkdir()
     splits = {}

@@ -128,7 +128,7 @@ def test_the_batch_script_queues_itself_again_until_it_is_done(home: Path) -> No
         if "cocomix" in process.cmdline():
             process.send_signal(signal.SIGUSR1)
     ((code, said),) = ended(job)
-    assert code == 0 and said.count("saved; the same command goes on from here") == 2, said
+    assert code == 0 and said.count("saved; rerun the same command to resume") == 2, said
     assert (home / "requeued").read_text() == "requeue 17\n"
     assert len(checkpoints(home / "runs/owt")) == 1
     ((code, said),) = ended(start(home, "bash", "batch.sh", **slurm))
@@ -147,7 +147,7 @@ def test_an_evicted_pod_has_saved_and_is_not_taken_for_done(home: Path) -> None:
     wait_until(lambda: half_way(home / "runs/owt"), pod)
     pod.terminate()
     ((code, said),) = ended(pod)
-    assert code == 1 and "saved; the same command goes on from here" in said, (code, said)
+    assert code == 1 and "saved; rerun the same command to resume" in said, (code, said)
     assert len(checkpoints(home / "runs/owt")) == 1
     ((code, said),) = ended(start(home, *container["command"], script, **where))
     assert code == 0, said

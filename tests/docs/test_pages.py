@@ -8,19 +8,25 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging
 
+from cocomix.data import SOURCES
+from cocomix.labels import RULES
 from cocomix.model import MIXERS, PREDICTORS
+from cocomix.objectives import OBJECTIVES
+from cocomix.sae import FORMATS
+from cocomix.utils.registry import Registry
 from tests.helpers.doc_blocks import Block, Reader, blocks, check
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 ELSEWHERE = {
-    "scale.md": "tests/test_docs_scale.py runs its scripts",
+    "scale.md": "tests/docs/test_docs_scale.py runs its scripts",
     "performance.md": "its benchmark takes a quarter of an hour",
+    "results.md": "tables of reports",
     "decisions.md": "a log",
     "architecture.md": "pictures",
 }
 """Pages whose blocks are parsed here and not run."""
-KINDS = {"sh", "python", "bash", "yaml", ""}
+KINDS = {"sh", "python", "bash", "yaml", "text", ""}
 PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
@@ -45,14 +51,15 @@ def home(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    registries = [(registry, dict(registry)) for registry in (MIXERS, PREDICTORS)]
+    registries: list[Registry] = [MIXERS, PREDICTORS, OBJECTIVES, RULES, FORMATS, SOURCES]
+    names = [set(registry) for registry in registries]
     verbosity = logging.get_verbosity()
     yield tmp_path
     logging.set_verbosity(verbosity)
     logging.enable_progress_bar()
-    for registry, before in registries:
-        registry.clear()
-        registry.update(before)
+    for registry, before in zip(registries, names, strict=True):
+        for name in set(registry) - before:
+            registry.unregister(name)
 
 
 @pytest.mark.slow

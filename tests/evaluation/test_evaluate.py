@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.data import TokenShards, write_shards
 from cocomix.evaluation import concept_recall, perplexity
-from cocomix.labels import LabelStore, attribute_active
-from cocomix.model import labelling_flops, model_flops
+from cocomix.labels import LabelStore, attribute_active, labelling_flops
+from cocomix.model import model_flops
 from cocomix.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
@@ -91,18 +91,18 @@ def labelled(folder: Path, n: int, n_tokens: int) -> tuple[np.ndarray, np.ndarra
     return ids, valid
 
 
-def measured(home: Path, *, shared: bool) -> dict[str, dict[str, float]]:
-    """Perplexity and recall over the 8 windows in `home`, which the first call makes, two at a time."""
-    made = (home / "s").exists()
+def measured(home: Path, *, sharded: bool) -> dict[str, dict[str, float]]:
+    """Perplexity and recall over the 8 windows in `home`, two at a time; the first call writes the windows."""
+    exists = (home / "s").exists()
     torch.manual_seed(0)
-    data = TokenShards.open(home / "s") if made else shards(home / "s")
-    if not made:
+    data = TokenShards.open(home / "s") if exists else shards(home / "s")
+    if not exists:
         labelled(home / "l", data.n_windows(16), data.n_tokens)
-    how = {"seq_len": 16, "batch_size": 2, "shared": shared}
+    options = {"seq_len": 16, "batch_size": 2, "sharded": sharded}
     model = student()
     return {
-        "perplexity": perplexity(model, data, **how),
-        "recall": concept_recall(model, data, LabelStore.open(home / "l"), **how),
+        "perplexity": perplexity(model, data, **options),
+        "recall": concept_recall(model, data, LabelStore.open(home / "l"), **options),
     }
 
 
@@ -110,18 +110,18 @@ def test_recall_equals_a_loop(tmp_path: Path) -> None:
     model, data = student(), shards(tmp_path / "s")
     n = data.n_windows(16)
     ids, valid = labelled(tmp_path / "l", n, data.n_tokens)
-    hits = named = 0
+    hits = n_labels = 0
     for w, window in enumerate(data.windows(np.arange(n), 16)):
         logits = model(torch.tensor(window)[None]).concept_logits[0]
         for t in range(16):
             if valid[w, t]:
                 best = set(logits[t].argsort(descending=True)[:2].tolist())
                 hits += len(best & set(ids[w, t].tolist()))
-                named += 2
+                n_labels += 2
     figures = concept_recall(model, data, LabelStore.open(tmp_path / "l"), seq_len=16, batch_size=2)
-    assert figures["recall"] == pytest.approx(hits / named) and figures["positions"] == named // 2
+    assert figures["recall"] == pytest.approx(hits / n_labels) and figures["positions"] == n_labels // 2
     counts = np.bincount(ids[valid].ravel(), minlength=12)
-    assert figures["baseline"] == pytest.approx(np.sort(counts)[-2:].sum() / named)
+    assert figures["baseline"] == pytest.approx(np.sort(counts)[-2:].sum() / n_labels)
 
 
 MIXED = {
@@ -138,7 +138,7 @@ MIXED = {
     "hidden": {"channel": "hidden", "channel_options": {"target_size": 24}},
     "ncp": {"channel": "ncp", "mixer": "add", "channel_options": {"chunk": 4, "segments": 2, "codes": 8, "layers": 2}},
 }
-MODELS = {"gpt2": gpt2, "llama": llama} | {name: partial(student, **given) for name, given in MIXED.items()}
+MODELS = {"gpt2": gpt2, "llama": llama} | {name: partial(student, **settings) for name, settings in MIXED.items()}
 
 
 @pytest.mark.parametrize("name", MODELS)

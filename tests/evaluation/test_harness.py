@@ -32,9 +32,9 @@ with distributed_session():
     model = CoCoMixLM(sys.argv[1], batch_size=2)
     tasks = Tasks(Path(sys.argv[2]), harness_data.small_index())
     for name in ("lambada_openai", "wikitext"):
-        found = run_tasks(model, tasks, name)
-        if found is not None:
-            print(json.dumps(found["results"]))
+        results = run_tasks(model, tasks, name)
+        if results is not None:
+            print(json.dumps(results["results"]))
 """
 
 
@@ -57,17 +57,17 @@ def answers(results: dict | None, name: str) -> list[float]:
     assert results is not None
     samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
     flat = [response for sample in samples for choice in sample["resps"] for response in choice]
-    return [float(one[0] if isinstance(one, tuple) else one) for one in flat]
+    return [float(response[0] if isinstance(response, tuple) else response) for response in flat]
 
 
 @pytest.fixture(scope="module")
-def theirs(here: Path, tasks: Tasks) -> dict:
-    """What the harness's own `hf` model finds, one row at a time."""
+def reference(here: Path, tasks: Tasks) -> dict:
+    """Results of the harness's own `hf` model, one row at a time."""
     model = HFLM(str(here / "gpt2"), device="cpu", batch_size=1)
     loaded = [task for name in NAMES for task in tasks.load(name)["tasks"].values()]
-    found = simple_evaluate(model=model, tasks=loaded, task_manager=tasks.manager)
-    assert found is not None
-    return dict(found)
+    results = simple_evaluate(model=model, tasks=loaded, task_manager=tasks.manager)
+    assert results is not None
+    return dict(results)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,15 @@ def theirs(here: Path, tasks: Tasks) -> dict:
     [(name, 4) for name in NAMES] + [("wikitext", 1), ("hellaswag", 1), ("wikitext", "auto"), ("hellaswag", "auto")],
 )
 def test_a_plain_gpt2_scores_as_with_the_harnesss_own_hf_model(
-    here: Path, tasks: Tasks, theirs: dict, name: str, batch_size: int | str
+    here: Path, tasks: Tasks, reference: dict, name: str, batch_size: int | str
 ) -> None:
     model = CoCoMixLM(here / "gpt2", batch_size=batch_size, max_batch_size=8)
     ours = run_tasks(model, tasks, name, log_samples=True)
     assert ours is not None
-    assert answers(ours, name) == pytest.approx(answers(theirs, name), abs=1e-5)
-    assert len(answers(ours, name)) == len(answers(theirs, name)) > 0
-    for one in metrics(ours):
-        assert one.value == pytest.approx(theirs["results"][name][f"{one.metric},none"], rel=1e-6)
+    assert answers(ours, name) == pytest.approx(answers(reference, name), abs=1e-5)
+    assert len(answers(ours, name)) == len(answers(reference, name)) > 0
+    for metric in metrics(ours):
+        assert metric.value == pytest.approx(reference["results"][name][f"{metric.metric},none"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,11 @@ def test_rolling_windows_of_a_student_equal_one_pass_a_token(here: Path, tasks: 
 def test_generation_with_cache_and_padding_equals_one_pass_a_token(tmp_path: Path, settings: dict) -> None:
     folder = harness_data.student(tmp_path / "m", **settings)
     prompts = ["The farmer took bread", "Winter", "She asked him why the water was so"]
-    wanted = [Instance("generate_until", {}, (text, {"until": ["!"], "max_gen_toks": 9}), 0) for text in prompts]
+    requests = [Instance("generate_until", {}, (text, {"until": ["!"], "max_gen_toks": 9}), 0) for text in prompts]
     model = CoCoMixLM(folder, batch_size=3)
-    made = model.generate_until(wanted, disable_tqdm=True)
+    texts = model.generate_until(requests, disable_tqdm=True)
     tokenizer = load_tokenizer(str(folder))
-    for text, prompt in zip(made, prompts, strict=True):
+    for text, prompt in zip(texts, prompts, strict=True):
         ids = tokenizer.encode(prompt)
         start = len(ids)
         for _ in range(9):
@@ -152,11 +152,11 @@ def test_two_processes_find_what_one_finds(here: Path, tasks: Tasks) -> None:
     done = launch(2, str(script), str(here / "student"), str(here / "data"))
     two = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(two) == 2
-    for found in two:
-        (name,) = found
-        one = run_tasks(CoCoMixLM(here / "student", batch_size=2), tasks, name)
-        for metric in metrics(one or {}):
-            assert found[name][f"{metric.metric},none"] == pytest.approx(metric.value, rel=1e-5)
+    for results in two:
+        (name,) = results
+        alone = run_tasks(CoCoMixLM(here / "student", batch_size=2), tasks, name)
+        for metric in metrics(alone or {}):
+            assert results[name][f"{metric.metric},none"] == pytest.approx(metric.value, rel=1e-5)
 
 
 def test_the_harnesss_command_line_knows_the_model_type(
@@ -164,9 +164,9 @@ def test_the_harnesss_command_line_knows_the_model_type(
 ) -> None:
     from lm_eval.__main__ import cli_evaluate
 
-    place = tasks._place("lambada_openai", tasks.manager.task_index["lambada_openai"].cfg or {})
+    dataset = tasks._dataset_of("lambada_openai", tasks.manager.task_index["lambada_openai"].cfg or {})
     original = tasks.manager.task_index["lambada_openai"].yaml_path
-    (here / "mine.yaml").write_text(yaml.safe_dump({"include": str(original), "task": "mine"} | place))
+    (here / "mine.yaml").write_text(yaml.safe_dump({"include": str(original), "task": "mine"} | dataset))
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: harness_data.small_index())
     arguments = [
         "--model",
@@ -180,8 +180,8 @@ def test_the_harnesss_command_line_knows_the_model_type(
     cli_evaluate()
     assert "cocomix" in capsys.readouterr().out
     assert get_model("cocomix") is CoCoMixLM
-    made = CoCoMixLM.create_from_arg_string(f"pretrained={here / 'student'},max_length=32", {"device": "cuda:0"})
-    assert made.max_length == 32 and made.max_gen_toks == 16 and made.device.type in ("cpu", "cuda")
+    model = CoCoMixLM.create_from_arg_string(f"pretrained={here / 'student'},max_length=32", {"device": "cuda:0"})
+    assert model.max_length == 32 and model.max_gen_toks == 16 and model.device.type in ("cpu", "cuda")
 
 
 @pytest.mark.parametrize(

@@ -40,16 +40,16 @@ def test_each_token_is_scored_once_with_the_windows_context(
     model, data = gpt2().double(), shards(tmp_path / "s", tokens)
     stream, losses, end = data.span(0, tokens).tolist(), [], seq_len
     for place in range(1, tokens):
-        while place >= end:  # the window that first holds it
+        while place >= end:  # the first window that holds it
             end = min(end + stride, tokens)
         begin = max(0, end - seq_len)
         with torch.no_grad():
             logits = model(torch.tensor([stream[begin:place]])).logits[0, -1]
         losses.append(-F.log_softmax(logits, -1)[stream[place]].item())
-    found = strided_perplexity(model, data, seq_len=seq_len, stride=stride, batch_size=batch_size)
-    assert found["tokens"] == tokens - 1 == len(losses)
-    assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
-    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+    figures = strided_perplexity(model, data, seq_len=seq_len, stride=stride, batch_size=batch_size)
+    assert figures["tokens"] == tokens - 1 == len(losses)
+    assert figures["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+    assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
 
 
 @pytest.mark.parametrize("stride", [0, 16, 17])
@@ -66,9 +66,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def measure(model: Path, text: Path, **given: object) -> dict:
-    settings = {"seq_len": None, "stride": None, "batch_size": 4, "max_windows": None, "precision": "fp32"}
-    return measure_perplexity(str(model), text, **(settings | {"field": "text"} | given))  # pyright: ignore
+def measure(model: Path, text: Path, **options: object) -> dict:
+    defaults = {"seq_len": None, "stride": None, "batch_size": 4, "max_windows": None, "precision": "fp32"}
+    return measure_perplexity(str(model), text, **(defaults | {"field": "text"} | options))  # pyright: ignore
 
 
 def test_text_jsonl_folder_and_shards_agree(model: Path, tmp_path: Path) -> None:
@@ -86,15 +86,15 @@ def test_text_jsonl_folder_and_shards_agree(model: Path, tmp_path: Path) -> None
     for number, text in enumerate(texts):
         (tmp_path / "texts" / f"[{number}].txt").write_text(text)
     (tmp_path / "texts" / "0.txt.bak").write_text("not this")
-    for text, given in (("shards", {}), ("a.jsonl", {"field": "body"}), ("texts", {})):
-        found = measure(model, tmp_path / text, **given)
-        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6) and found["seq_len"] == 16
-    one = measure(model, tmp_path / "texts" / "[0].txt", stride=5)
-    assert one["tokens"] == len(ids[0]) and one["stride"] == 5
+    for text, options in (("shards", {}), ("a.jsonl", {"field": "body"}), ("texts", {})):
+        figures = measure(model, tmp_path / text, **options)
+        assert figures["loss"] == pytest.approx(expected["loss"], rel=1e-6) and figures["seq_len"] == 16
+    single = measure(model, tmp_path / "texts" / "[0].txt", stride=5)
+    assert single["tokens"] == len(ids[0]) and single["stride"] == 5
 
 
 @pytest.mark.parametrize(
-    ("text", "given", "words"),
+    ("text", "options", "words"),
     [
         ("nowhere", {}, "there is no .*nowhere"),
         ("s", {"seq_len": 17}, "16 positions, fewer than --seq-len 17"),
@@ -105,9 +105,9 @@ def test_text_jsonl_folder_and_shards_agree(model: Path, tmp_path: Path) -> None
         ("empty", {}, "holds no text"),
     ],
 )
-def test_bad_input_is_one_sentence(model: Path, tmp_path: Path, text: str, given: dict, words: str) -> None:
+def test_bad_input_is_one_sentence(model: Path, tmp_path: Path, text: str, options: dict, words: str) -> None:
     shards(tmp_path / "s", 40)
     write_shards(tmp_path / "big", [[1, 2, 3] * 10], vocab_size=999, eos_id=0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CocomixError, match=words):
-        measure(model, tmp_path / text, **given)
+        measure(model, tmp_path / text, **options)

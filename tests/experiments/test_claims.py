@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cocomix.experiments.claims import STATEMENTS, judge, judge_claims, side
-from cocomix.report.statistics import STUDENT_T_975
+from cocomix.report.statistics import t_quantile
 from tests.helpers.experiment_results import compare, experiment, setting, student
 
 
@@ -29,10 +29,10 @@ def two_settings(first: list[float], second: list[float], **figures: Any) -> dic
     return experiment([compare(1, ("cocomix", "ntp"), settings=("a", "b"))], **made)
 
 
-@pytest.mark.parametrize("freedom", range(1, len(STUDENT_T_975) + 1))
+@pytest.mark.parametrize("freedom", [*range(1, 30), 200])
 def test_t_quantiles_leave_a_fortieth_above(freedom: int) -> None:
     scale = gamma((freedom + 1) / 2) / (sqrt(freedom * pi) * gamma(freedom / 2))
-    t, parts = STUDENT_T_975[freedom - 1], 20_000  # Simpson's rule from 0 to t
+    t, parts = t_quantile(freedom), 20_000  # Simpson's rule from 0 to t
     density = [scale * (1 + (t * i / parts) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(parts + 1)]
     area = (density[0] + density[-1] + 4 * sum(density[1:-1:2]) + 2 * sum(density[2:-1:2])) * t / parts / 3
     assert area == pytest.approx(0.475, abs=3e-5)
@@ -71,10 +71,10 @@ def test_all_nine_claims_are_there_and_what_was_not_run_says_so() -> None:
         assert claim["difference"] is None and claim["parts"] == [] and claim["corpora"] == []
 
 
-def test_a_part_pools_pairs_of_setting_and_seed() -> None:
+def test_a_test_pools_pairs_of_setting_and_seed() -> None:
     differences = [-0.10, -0.12, -0.14, -0.05, -0.06, -0.07]
     claim = of(judge_claims(two_settings(differences[:3], differences[3:])), 1)
-    middle, half = sum(differences) / 6, 2.571 * stdev(differences) / sqrt(6)
+    middle, half = sum(differences) / 6, 2.570581836 * stdev(differences) / sqrt(6)
     assert claim["difference"] == pytest.approx(middle)
     assert claim["ci95"] == pytest.approx([middle - half, middle + half])
     assert (claim["seeds"], claim["corpora"], claim["verdict"]) == (3, ["a", "b"], "reproduced")
@@ -82,7 +82,7 @@ def test_a_part_pools_pairs_of_setting_and_seed() -> None:
     (part,) = claim["parts"]
     assert part["n"] == 6 and part["percent"] == pytest.approx(100 * (exp(middle) - 1))
     assert part["by_setting"]["b"]["difference"] == pytest.approx(-0.06)
-    narrow = 4.303 * 0.02 / sqrt(3)
+    narrow = 4.302652730 * 0.02 / sqrt(3)
     assert part["by_setting"]["a"]["ci95"] == pytest.approx([-0.12 - narrow, -0.12 + narrow])
 
 
@@ -180,7 +180,7 @@ def test_steering_must_beat_both_no_steering_and_another_concept(
     claim = of(judge_claims(results), 9)
     assert claim["direction"] == "higher" and claim["verdict"] == verdict and claim["seeds"] == 3
     assert claim["difference"] == pytest.approx(difference)
-    half = 4.303 * 0.01 / sqrt(3)
+    half = 4.302652730 * 0.01 / sqrt(3)
     assert claim["ci95"] == pytest.approx([difference - half, difference + half])
     assert f"found at 31.0% of positions when amplified, {unsteered:.1%} unsteered" in claim["why"]
     assert "perplexity changes by +100.0 %" in claim["why"]

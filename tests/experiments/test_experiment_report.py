@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cocomix.experiments.charts import MOST_CURVES, curve_names
 from cocomix.experiments.comparisons import main_variant
-from cocomix.experiments.report import console_summary, write_experiment_report
+from cocomix.experiments.report import console_summary, curve_names, write_experiment_report
+from cocomix.report.charts import MOST_CURVES
 from tests.helpers.experiment_results import compare, experiment, setting, student
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cocomix.experiments.charts import overlap, place_names
 from cocomix.experiments.comparisons import against_frontier, best, interpolate, statement
+from cocomix.report.label_placement import overlap, place_labels
 from tests.helpers.experiment_results import compare, experiment, setting, student
 
 NTP = ("ntp_half", "ntp", "ntp_long")
@@ -54,7 +54,7 @@ def test_a_variant_off_the_line_is_found_at_its_distance(gains: list[float], ver
     assert found["difference"] == pytest.approx(sum(gains) / len(gains)) and found["n"] == len(gains)
     assert found["verdict"] == verdict and (found["ci95"] is None) == (len(gains) == 1)
     if len(gains) == 3 and verdict != "undecided":
-        half = 4.303 * 0.01 / sqrt(3)
+        half = 4.302652730 * 0.01 / sqrt(3)
         assert found["ci95"] == pytest.approx([found["difference"] - half, found["difference"] + half])
 
 
@@ -134,13 +134,13 @@ def test_rankings_without_figures_say_why() -> None:
     assert ranked["flops"]["ranking"][0]["variant"] == "cocomix"
 
 
-def test_names_of_crowded_marks_overlap_neither_each_other_nor_marks() -> None:
+def test_labels_of_crowded_marks_overlap_neither_each_other_nor_marks() -> None:
     marks = [(100.0 + 3 * (i % 4), 50.0 + 2 * i) for i in range(20)]
     widths = [40.0 + 5 * (i % 5) for i in range(20)]
-    corners = place_names(marks, widths, 13.0)
+    corners = place_labels(marks, widths, 13.0)
     boxes = [(x, y, x + width, y + 13.0) for (x, y), width in zip(corners, widths, strict=True)]
     dots = [(x - 3, y - 3, x + 3, y + 3) for x, y in marks]
     for number, box in enumerate(boxes):
         assert not any(overlap(box, other) for other in boxes[:number] + dots)
-    alone = place_names([(10.0, 10.0)], [30.0], 10.0)
+    alone = place_labels([(10.0, 10.0)], [30.0], 10.0)
     assert alone == [(18.0, 5.0)]

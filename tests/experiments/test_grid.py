@@ -14,7 +14,7 @@ from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.grid import Grid, collect
 from cocomix.experiments.report import write_experiment_report
 from cocomix.experiments.run import Launcher
-from cocomix.objectives import VARIANTS
+from cocomix.objectives import OBJECTIVES
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import read_yaml, validate
 from tests.helpers.command import cocomix, refused
@@ -91,7 +91,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
 
 
 def test_every_objective_goes_through_every_stage(grid: Grid) -> None:
-    assert {student["objective"] for student in VARIANTS_HERE.values()} == set(VARIANTS)
+    assert {student["objective"] for student in VARIANTS_HERE.values()} == set(OBJECTIVES)
     results = collect(grid)
     rows = {row["name"]: row for row in results["settings"]["one"]["students"]}
     assert set(rows) == set(VARIANTS_HERE)

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.plan import plan, plan_table
+from cocomix.labels.attribution import labelling_flops
 from cocomix.model import ModelShape, build_plain
-from cocomix.model.flops import labelling_flops, model_flops, sae_training_flops
+from cocomix.model.flops import model_flops, sae_training_flops
 from cocomix.pipeline.run import Run
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import merge, validate

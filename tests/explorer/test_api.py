@@ -1,4 +1,4 @@
-"""Every route's answer against direct calls of what it stands for, and one sentence for everything it cannot answer."""
+"""Every route's answer against direct calls, and one sentence for every request that cannot be answered."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from cocomix import __version__
 from cocomix.analysis.naming import EDITED
 from cocomix.explorer.app import PAGE
-from cocomix.explorer.catalog import Catalog
+from cocomix.explorer.catalog import ModelCatalog
 from cocomix.pipeline.trained import inspect_text
 from cocomix.steering import from_items, parse_steering, to_items
 from tests.helpers.explored_run import COCOMIX, NTP, STEERING, TEXT, client_of, hooked
@@ -30,32 +30,32 @@ def test_the_page_and_its_files(client: TestClient) -> None:
     assert client.get("/page/main.js", headers={"If-None-Match": script.headers["ETag"]}).status_code == 304
 
 
-def test_models(client: TestClient, catalog: Catalog, folder: Path) -> None:
-    told = client.get("/api/models").json()
-    models = {one["key"]: one for one in told["models"]}
-    assert set(models) == {COCOMIX, SNAPSHOT, NTP, "0/ntp_wide/0"} and told["version"] == __version__
-    assert len(told["examples"]) == 3 and all(told["examples"])
+def test_models(client: TestClient, catalog: ModelCatalog, folder: Path) -> None:
+    result = client.get("/api/models").json()
+    models = {model["key"]: model for model in result["models"]}
+    assert set(models) == {COCOMIX, SNAPSHOT, NTP, "0/ntp_wide/0"} and result["version"] == __version__
+    assert len(result["examples"]) == 3 and all(result["examples"])
     run = catalog.runs[0].run
     for stage in run.students:
-        one = models[f"0/{stage.student}/0"]
+        model = models[f"0/{stage.student}/0"]
         predicts = stage.student == "cocomix"
-        assert one["parameters"] == stage.model().num_parameters() and one["positions"] == run.config.seq_len
-        assert one["predicts"] == one["steerable"] == one["has_labels"] == predicts
-        assert (one["n_concepts"], one["top_k"]) == (
+        assert model["parameters"] == stage.model().num_parameters() and model["positions"] == run.config.seq_len
+        assert model["predicts_concepts"] == model["steerable"] == model["has_labels"] == predicts
+        assert (model["n_concepts"], model["top_k"]) == (
             (run.config.sae.n_latents, run.config.sae.k) if predicts else (0, 0)
         )
     assert models[SNAPSHOT]["label"] == "cocomix, seed 0, step 30" and models[COCOMIX]["label"] == "cocomix, seed 0"
-    assert not Catalog([folder])._open, "weights were loaded"
+    assert not ModelCatalog([folder])._sessions, "weights were loaded"
 
 
 @pytest.mark.parametrize("concept", [None, 3])
 def test_read(client: TestClient, folder: Path, concept: int | None) -> None:
-    told = client.post("/api/read", json={"model": COCOMIX, "text": TEXT, "concept": concept, "top": 3}).json()
-    wanted = inspect_text(folder, TEXT, student="cocomix", seed=0, top=3, concept=concept)
-    assert told.pop("model") == COCOMIX and told.pop("milliseconds") > 0
-    assert told == json.loads(wanted.model_dump_json())
-    assert any(found["agreed"] for token in told["tokens"] for found in token["concepts"])
-    assert (told["tokens"][2]["chosen"] is None) == (concept is None)
+    result = client.post("/api/read", json={"model": COCOMIX, "text": TEXT, "concept": concept, "top": 3}).json()
+    expected = inspect_text(folder, TEXT, student="cocomix", seed=0, top=3, concept=concept)
+    assert result.pop("model") == COCOMIX and result.pop("milliseconds") > 0
+    assert result == json.loads(expected.model_dump_json())
+    assert any(predicted["agreed"] for token in result["tokens"] for predicted in token["concepts"])
+    assert (result["tokens"][2]["chosen"] is None) == (concept is None)
 
 
 def test_a_snapshot_is_read_and_listed_like_its_student(client: TestClient, folder: Path) -> None:
@@ -68,93 +68,98 @@ def test_a_snapshot_is_read_and_listed_like_its_student(client: TestClient, fold
     }
 
 
-def test_concepts_are_listed_sorted_and_searched(client: TestClient, catalog: Catalog) -> None:
-    def listed(**how: Any) -> dict[str, Any]:
-        return client.get("/api/concepts", params={"model": COCOMIX, "limit": 500, **how}).json()
+def test_concepts_are_listed_sorted_and_searched(client: TestClient, catalog: ModelCatalog) -> None:
+    def listed(**options: Any) -> dict[str, Any]:
+        return client.get("/api/concepts", params={"model": COCOMIX, "limit": 500, **options}).json()
 
     n_concepts = catalog.open(COCOMIX).n_concepts
-    told = listed()
-    assert told["total"] == n_concepts == len(told["concepts"])
-    shares = [one["predicted"] for one in told["concepts"]]
+    result = listed()
+    assert result["total"] == n_concepts == len(result["concepts"])
+    shares = [row["predicted"] for row in result["concepts"]]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(catalog.entry(COCOMIX).info.top_k)
-    assert [one["concept"] for one in listed(sort="number", offset=4, limit=3)["concepts"]] == [4, 5, 6]
-    assert [one["concept"] for one in listed(q="c12")["concepts"]] == [12]
-    named = next(one for one in told["concepts"] if one["name"])
-    assert named["concept"] in {one["concept"] for one in listed(q=named["name"].upper())["concepts"]}
+    assert [row["concept"] for row in listed(sort="number", offset=4, limit=3)["concepts"]] == [4, 5, 6]
+    assert [row["concept"] for row in listed(q="c12")["concepts"]] == [12]
+    named = next(row for row in result["concepts"] if row["name"])
+    assert named["concept"] in {row["concept"] for row in listed(q=named["name"].upper())["concepts"]}
     assert listed(q="no concept is called this")["total"] == 0
 
 
-def test_a_concept_has_a_dashboard(client: TestClient, catalog: Catalog) -> None:
+def test_a_concept_has_a_dashboard(client: TestClient, catalog: ModelCatalog) -> None:
     top = client.get("/api/concepts", params={"model": COCOMIX}).json()["concepts"][0]
-    told = client.get("/api/concept", params={"model": COCOMIX, "id": top["concept"]}).json()
-    assert told["about"] == json.loads(catalog.open(COCOMIX).book.names().of(top["concept"]).model_dump_json())
-    assert told["split"] == "validation" and told["predicted"]["share"] == pytest.approx(top["predicted"])
+    result = client.get("/api/concept", params={"model": COCOMIX, "id": top["concept"]}).json()
+    assert result["about"] == json.loads(catalog.open(COCOMIX).name_store.names().of(top["concept"]).model_dump_json())
+    assert result["split"] == "validation" and result["predicted"]["share"] == pytest.approx(top["predicted"])
     assert (
-        told["agreement"]["recall"] == pytest.approx(top["recall"]) and told["promotes"] and told["measured"]["places"]
+        result["agreement"]["recall"] == pytest.approx(top["recall"])
+        and result["promotes"]
+        and result["measured"]["places"]
     )
     assert not hooked(catalog, COCOMIX)
 
 
 def test_names_are_edited_and_stay(client: TestClient, folder: Path) -> None:
-    def called(again: TestClient) -> Any:
-        found = again.get("/api/concepts", params={"model": SNAPSHOT, "q": "c5"}).json()["concepts"][0]
-        return found["name"], found["edited"]
+    def name_of_c5(client: TestClient) -> Any:
+        row = client.get("/api/concepts", params={"model": SNAPSHOT, "q": "c5"}).json()["concepts"][0]
+        return row["name"], row["edited"]
 
-    before = called(client)
+    before = name_of_c5(client)
     edit = {"model": COCOMIX, "concept": 5}
-    told = client.post("/api/name", json={**edit, "name": " <b>mine</b> "}).json()
-    assert (told["name"], told["edited"], told["source"]) == ("<b>mine</b>", True, "edited")
-    assert called(client) == ("<b>mine</b>", True) and called(client_of(Catalog([folder]))) == ("<b>mine</b>", True)
+    result = client.post("/api/name", json={**edit, "name": " <b>mine</b> "}).json()
+    assert (result["name"], result["edited"], result["source"]) == ("<b>mine</b>", True, "edited")
+    assert name_of_c5(client) == ("<b>mine</b>", True) and name_of_c5(client_of(ModelCatalog([folder]))) == (
+        "<b>mine</b>",
+        True,
+    )
     reading = client.post("/api/read", json={"model": COCOMIX, "text": TEXT, "concept": 5}).json()
     assert reading["name"] == "<b>mine</b>" and "mine" in (folder / EDITED).read_text()
-    assert not client.post("/api/name", json={**edit, "name": ""}).json()["edited"] and called(client) == before
+    assert not client.post("/api/name", json={**edit, "name": ""}).json()["edited"] and name_of_c5(client) == before
 
 
-def test_steering_streams_both_texts(client: TestClient, catalog: Catalog) -> None:
-    asked = {"model": COCOMIX, "prompt": TEXT, "steering": STEERING, "tokens": 6, "seed": 3}
-    answer = client.post("/api/steer", json=asked)
+def test_steering_streams_both_texts(client: TestClient, catalog: ModelCatalog) -> None:
+    request = {"model": COCOMIX, "prompt": TEXT, "steering": STEERING, "tokens": 6, "seed": 3}
+    answer = client.post("/api/steer", json=request)
     assert answer.headers["content-type"].startswith("application/x-ndjson")
     start, *steps, end = [json.loads(line) for line in answer.text.splitlines()]
-    assert [one["event"] for one in (start, *steps, end)] == ["start", *["token"] * 6, "end"]
-    assert "".join(one["token"] for one in start["prompt"]) == TEXT
+    assert [event["event"] for event in (start, *steps, end)] == ["start", *["token"] * 6, "end"]
+    assert "".join(token["token"] for token in start["prompt"]) == TEXT
     assert start["judge"] == "teacher" and start["concepts"] == [3, 7]
     assert set(steps[0]["steered"]["concepts"]) == {"3", "7"} == set(end["base"]["presence"])
     assert end["tokens"] == 6 and not hooked(catalog, COCOMIX)
-    plain = client.post("/api/steer", json={**asked, "steering": []}).text.splitlines()[1:-1]
-    assert [json.loads(line)["base"] for line in plain] == [{**one["base"], "concepts": {}} for one in steps]
+    plain = client.post("/api/steer", json={**request, "steering": []}).text.splitlines()[1:-1]
+    assert [json.loads(line)["base"] for line in plain] == [{**step["base"], "concepts": {}} for step in steps]
     assert all(json.loads(line)["same"] for line in plain)
-    long = client.post("/api/steer", json={**asked, "tokens": 4000}).text.splitlines()
+    long = client.post("/api/steer", json={**request, "tokens": 4000}).text.splitlines()
     room = catalog.entry(COCOMIX).info.positions - len(start["prompt"])
     assert json.loads(long[-1])["tokens"] == room == len(long) - 2
 
 
 def test_a_setting_is_copied_in_forms_that_say_the_same(client: TestClient, folder: Path) -> None:
     prompt = 'it\'s -- "quoted"\n$HOME'
-    asked = {"model": COCOMIX, "prompt": prompt, "steering": STEERING, "tokens": 4, "temperature": 0}
-    told = client.post("/api/steering", json=asked).json()
-    assert told["cli"].startswith("cocomix generate ") and f"--run {folder}" in told["cli"]
-    setting = parse_steering(told["cli"].split("--steer ")[1].strip("'"))
+    request = {"model": COCOMIX, "prompt": prompt, "steering": STEERING, "tokens": 4, "temperature": 0}
+    result = client.post("/api/steering", json=request).json()
+    assert result["cli"].startswith("cocomix generate ") and f"--run {folder}" in result["cli"]
+    setting = parse_steering(result["cli"].split("--steer ")[1].strip("'"))
     names: dict[str, Any] = {}
-    exec(told["python"], names)
+    exec(result["python"], names)
     decoded = names["tokenizer"].decode(names["text"][0])
-    written = client.post("/api/steer", json=asked).text.splitlines()[1:-1]
+    written = client.post("/api/steer", json=request).text.splitlines()[1:-1]
     assert decoded == prompt + names["tokenizer"].decode([json.loads(line)["steered"]["id"] for line in written])
-    for text in (told["json"], told["cli"].split("--steer ")[1].strip("'")):
+    for text in (result["json"], result["cli"].split("--steer ")[1].strip("'")):
         back = client.post("/api/steering/read", json={"text": text}).json()["steering"]
-        assert back == json.loads(told["json"])["steering"]
-        assert [one.model_dump() for one in to_items(setting)] == back
+        assert back == json.loads(result["json"])["steering"]
+        assert [item.model_dump() for item in to_items(setting)] == back
     assert "amount" not in back[1]
-    of_a_snapshot = client.post("/api/steering", json={**asked, "model": SNAPSHOT, "prompt": "--help"}).json()
+    of_a_snapshot = client.post("/api/steering", json={**request, "model": SNAPSHOT, "prompt": "--help"}).json()
     assert "--model" in of_a_snapshot["cli"] and of_a_snapshot["cli"].endswith("-- --help")
 
 
-def test_models_are_compared_with_and_without_concepts(client: TestClient, catalog: Catalog) -> None:
-    told = client.post("/api/compare", json={"left": COCOMIX, "right": NTP, "text": TEXT, "top": 2}).json()
-    assert told["same_tokens"] and (told["left"]["model"], told["right"]["model"]) == (COCOMIX, NTP)
-    assert told["right"]["n_concepts"] == 0 and all(not token["concepts"] for token in told["right"]["tokens"])
-    ids = torch.tensor([[token["id"] for token in told["right"]["tokens"]]])
+def test_models_are_compared_with_and_without_concepts(client: TestClient, catalog: ModelCatalog) -> None:
+    result = client.post("/api/compare", json={"left": COCOMIX, "right": NTP, "text": TEXT, "top": 2}).json()
+    assert result["same_tokens"] and (result["left"]["model"], result["right"]["model"]) == (COCOMIX, NTP)
+    assert result["right"]["n_concepts"] == 0 and all(not token["concepts"] for token in result["right"]["tokens"])
+    ids = torch.tensor([[token["id"] for token in result["right"]["tokens"]]])
     loss = catalog.open(NTP).model(ids, labels=ids).loss.item()
-    losses = [token["loss"] for token in told["right"]["tokens"][1:]]
+    losses = [token["loss"] for token in result["right"]["tokens"][1:]]
     assert sum(losses) / len(losses) == pytest.approx(loss, rel=1e-4)
 
 
@@ -221,10 +226,10 @@ def test_a_body_that_is_no_json_object(client: TestClient, sent: str) -> None:
         (f"/api/concepts?model={COCOMIX}&limit=x", 400, "limit"),
         (f"/api/concept?model={COCOMIX}&id=128", 404, "there is no concept 128; the student's are 0 to 127"),
         (f"/api/concept?model={COCOMIX}&id=twelve", 400, "id"),
-        ("/api/read", 405, "GET /api/read is nothing that is served here"),
-        ("/api/nothing", 404, "/api/nothing is nothing that is served here"),
-        ("/page/../app.py", 404, "nothing that is served here"),
-        ("/page/%2e%2e/app.py", 404, "nothing that is served here"),
+        ("/api/read", 405, "GET /api/read is not served here"),
+        ("/api/nothing", 404, "/api/nothing is not served here"),
+        ("/page/../app.py", 404, "not served here"),
+        ("/page/%2e%2e/app.py", 404, "not served here"),
     ],
 )
 def test_bad_addresses_are_one_sentence(client: TestClient, address: str, status: int, words: str) -> None:
@@ -232,7 +237,9 @@ def test_bad_addresses_are_one_sentence(client: TestClient, address: str, status
     assert answer.status_code == status and words in answer.json()["error"], answer.text
 
 
-def test_what_breaks_says_where_to_look(client: TestClient, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_breaks_says_where_to_look(
+    client: TestClient, catalog: ModelCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a secret")
 
@@ -242,7 +249,7 @@ def test_what_breaks_says_where_to_look(client: TestClient, catalog: Catalog, mo
         answer.status_code == 500 and "look at the terminal" in answer.json()["error"] and "secret" not in answer.text
     )
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    monkeypatch.setattr("cocomix.explorer.paired_generation.CachedReader._pass", broken)
+    monkeypatch.setattr("cocomix.explorer.paired_generation.CachedModel._forward", broken)
     lines = client.post("/api/steer", json=STEER).text.splitlines()
     assert json.loads(lines[0])["event"] == "start"
     assert json.loads(lines[-1])["event"] == "error" and "look at the terminal" in json.loads(lines[-1])["error"]
@@ -252,16 +259,16 @@ def test_what_breaks_says_where_to_look(client: TestClient, catalog: Catalog, mo
 def test_without_its_teacher_a_run_is_still_read_and_steered(folder: Path, client: TestClient) -> None:
     (folder / "teacher" / "model").rename(folder / "away")
     try:
-        bare = client_of(Catalog([folder]))
-        assert not any(one["has_labels"] for one in bare.get("/api/models").json()["models"])
+        bare = client_of(ModelCatalog([folder]))
+        assert not any(model["has_labels"] for model in bare.get("/api/models").json()["models"])
         reading = bare.post("/api/read", json=READ).json()
         assert all(token["labels"] is None for token in reading["tokens"])
         start, *steps, end = map(json.loads, bare.post("/api/steer", json=STEER | {"tokens": 3}).text.splitlines())
         assert start["judge"] == "the unsteered student" and end["base"]["presence"] == {} and len(steps) == 3
     finally:
         (folder / "away").rename(folder / "teacher" / "model")
-    both = client_of(Catalog([folder, folder]))
-    assert {one["label"] for one in both.get("/api/models").json()["models"]} >= {"tiny: cocomix, seed 0"}
-    told = both.post("/api/compare", json={"left": COCOMIX, "right": "1/cocomix/0", "text": TEXT}).json()
-    assert told["left"]["tokens"] == told["right"]["tokens"]
+    both = client_of(ModelCatalog([folder, folder]))
+    assert {model["label"] for model in both.get("/api/models").json()["models"]} >= {"tiny: cocomix, seed 0"}
+    result = both.post("/api/compare", json={"left": COCOMIX, "right": "1/cocomix/0", "text": TEXT}).json()
+    assert result["left"]["tokens"] == result["right"]["tokens"]
     assert from_items([]) == {}

@@ -1,4 +1,4 @@
-"""The page in a real browser where things are large, small, dark, wrong or gone."""
+"""The page in a real browser with many or no concepts, errors, small and dark screens, and the keyboard alone."""
 
 from pathlib import Path
 from typing import Any
@@ -6,24 +6,24 @@ from typing import Any
 import pytest
 
 from cocomix.explorer.app import create_app
-from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.security import access_for
-from tests.helpers.browser import CONTRASTS, REFUSED, watched
+from cocomix.explorer.catalog import ModelCatalog
+from cocomix.explorer.security import access_policy
+from tests.helpers.browser import CONTRASTS, FAILED_REQUEST, monitored_page
 from tests.helpers.explored_run import COCOMIX, TEXT, served
 from tests.helpers.wide_run import WideCatalog
 
 pytestmark = pytest.mark.slow
 CHIPS = "#view-read .strip .token"
-LEAST_CONTRAST = 4.5
+MIN_CONTRAST = 4.5
 """WCAG AA for text."""
 
 
 def test_what_the_server_refuses_is_said_and_can_be_tried_again(browser: Any, home: str) -> None:
-    with watched(browser, home) as watch:
-        watch.allowed.append(REFUSED)
-        page = watch.open()
+    with monitored_page(browser, home) as monitor:
+        monitor.allowed.append(FAILED_REQUEST)
+        page = monitor.open()
         page.get_by_label("Text to read").fill("many words " * 60)
-        problem = page.locator("#view-read .trouble")
+        problem = page.locator("#view-read .error-box")
         problem.wait_for()
         assert "positions; shorten it by" in problem.inner_text()
         page.get_by_label("Text to read").fill(TEXT)
@@ -33,20 +33,20 @@ def test_what_the_server_refuses_is_said_and_can_be_tried_again(browser: Any, ho
         page.get_by_text("Nothing to read yet").wait_for()
         page.goto(f"{home}#steer?tokens=999999")
         page.get_by_role("button", name="Run").click()
-        page.locator("#view-steer .output .trouble").wait_for()
+        page.locator("#view-steer .output .error-box").wait_for()
 
 
-def test_a_server_that_is_gone_is_said_and_found_again(browser: Any, catalog: Catalog) -> None:
-    app = create_app(catalog, access_for("127.0.0.1", 0, None))
+def test_a_server_that_is_gone_is_said_and_found_again(browser: Any, catalog: ModelCatalog) -> None:
+    app = create_app(catalog, access_policy("127.0.0.1", 0, None))
     with served(app) as port:
         home = f"http://127.0.0.1:{port}/"
-        context = watched(browser, home)
-        watch = context.__enter__()
-        page = watch.open()
+        context = monitored_page(browser, home)
+        monitor = context.__enter__()
+        page = monitor.open()
         page.locator(CHIPS).first.wait_for()
-    watch.allowed.append(REFUSED)
+    monitor.allowed.append(FAILED_REQUEST)
     page.get_by_label("Text to read").fill("Where did it go")
-    problem = page.locator("#view-read .trouble")
+    problem = page.locator("#view-read .error-box")
     problem.wait_for()
     assert "does not answer" in problem.inner_text() and "cocomix explore" in problem.inner_text()
     page.route("**/api/read", lambda route: route.fulfill(json={**READ, "tokens": READ["tokens"]}))
@@ -65,12 +65,12 @@ READ = {
 }
 
 
-def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog: Catalog) -> None:
-    plain = [one.model_dump() for one in catalog.models() if not one.predicts]
-    with watched(browser, home) as watch:
+def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog: ModelCatalog) -> None:
+    plain = [model.model_dump() for model in catalog.models() if not model.predicts_concepts]
+    with monitored_page(browser, home) as monitor:
         listed = {"models": plain, "examples": catalog.examples, "version": "0"}
-        watch.page.route("**/api/models*", lambda route: route.fulfill(json=listed))
-        page = watch.open()
+        monitor.page.route("**/api/models*", lambda route: route.fulfill(json=listed))
+        page = monitor.open()
         for view in ("read", "concepts", "steer"):
             page.goto(f"{home}#{view}")
             page.locator(f"#view-{view}").get_by_text("No student here predicts concepts").wait_for()
@@ -82,10 +82,10 @@ def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog
 @pytest.mark.parametrize("n_concepts", [400, 32_768])
 def test_any_number_of_concepts(browser: Any, tmp_path: Path, n_concepts: int) -> None:
     with (
-        served(create_app(WideCatalog(n_concepts, tmp_path), access_for("127.0.0.1", 0, None))) as port,  # pyright: ignore[reportArgumentType]
-        watched(browser, f"http://127.0.0.1:{port}/") as watch,
+        served(create_app(WideCatalog(n_concepts, tmp_path), access_policy("127.0.0.1", 0, None))) as port,  # pyright: ignore[reportArgumentType]
+        monitored_page(browser, f"http://127.0.0.1:{port}/") as monitor,
     ):
-        page = watch.open("#concepts?sort=number")
+        page = monitor.open("#concepts?sort=number")
         page.locator(".virtual-row", has_text="number 0").first.wait_for()
         assert f"{n_concepts:,} concepts" in page.locator(".list").inner_text()
         page.get_by_role("listbox", name="Concepts").focus()
@@ -97,22 +97,22 @@ def test_any_number_of_concepts(browser: Any, tmp_path: Path, n_concepts: int) -
         page.get_by_label("Search concepts").fill(f"number {n_concepts - 2}")
         page.locator(".virtual-row", has_text=f"c{n_concepts - 2} ").wait_for()
         page.keyboard.press("Enter")
-        page.locator(".nameplate h2", has_text=f"number {n_concepts - 2}").wait_for()
+        page.locator(".name-editor h2", has_text=f"number {n_concepts - 2}").wait_for()
         page.get_by_role("button", name="Steer with it").click()
-        page.locator(f".dial[data-concept='{n_concepts - 2}']").wait_for()
+        page.locator(f".intervention[data-concept='{n_concepts - 2}']").wait_for()
         page.get_by_label("Prompt").fill("one two three")
         page.get_by_label("Tokens").fill("6")
         page.get_by_role("button", name="Run").click()
         page.get_by_text("the same noise for both").wait_for()
         assert page.locator(".column.base .token:not(.prompt)").count() == 6
         page.keyboard.press("Escape")
-        page.goto(f"{watch.home}#read?text=one two three four")
+        page.goto(f"{monitor.home}#read?text=one two three four")
         page.locator(CHIPS).nth(3).wait_for()
 
 
 def test_the_keyboard_is_enough(browser: Any, home: str) -> None:
-    with watched(browser, home) as watch:
-        page = watch.open()
+    with monitored_page(browser, home) as monitor:
+        page = monitor.open()
         page.locator(CHIPS).first.wait_for()
         panel, focused = (
             page.locator("#view-read .side"),
@@ -150,7 +150,7 @@ def test_the_keyboard_is_enough(browser: Any, home: str) -> None:
         page.keyboard.type("c9")
         page.locator(".picker-row", has_text="c9 ").first.wait_for()
         page.keyboard.press("Enter")
-        page.locator(".dial[data-concept='9']").wait_for()
+        page.locator(".intervention[data-concept='9']").wait_for()
         assert page.evaluate(focused) == "Amplify c9 by"
         page.keyboard.press("Control+Enter")
         page.locator(".meter").first.wait_for()
@@ -165,15 +165,15 @@ def test_the_keyboard_is_enough(browser: Any, home: str) -> None:
 @pytest.mark.parametrize(("scheme", "width"), [("light", 380), ("dark", 1280)])
 def test_every_view_is_legible_and_fits(browser: Any, home: str, scheme: str, width: int, tmp_path: Path) -> None:
     settings = {"viewport": {"width": width, "height": 780}, "color_scheme": scheme, "reduced_motion": "reduce"}
-    with watched(browser, home, **settings) as watch:
-        page = watch.open(f"#read?text={TEXT}")
+    with monitored_page(browser, home, **settings) as monitor:
+        page = monitor.open(f"#read?text={TEXT}")
         page.locator(CHIPS).first.wait_for()
         page.locator("#view-read .concept-row").first.click()
         page.locator("#view-read .odds.paired").wait_for()
         for view, ready in (
             ("read?concept=3", ".chip"),
             ("concepts", "article"),
-            ('steer?steering=[{"concept":3,"do":"amplify","amount":4}]', ".dial"),
+            ('steer?steering=[{"concept":3,"do":"amplify","amount":4}]', ".intervention"),
             ("compare", ".total"),
         ):
             page.goto(f"{home}#{view}")
@@ -181,7 +181,7 @@ def test_every_view_is_legible_and_fits(browser: Any, home: str, scheme: str, wi
             if view.startswith("steer"):
                 page.keyboard.press("Control+Enter")
                 page.get_by_text("the same noise for both").wait_for()
-            pale = [one for one in page.evaluate(CONTRASTS) if one[0] < LEAST_CONTRAST]
+            pale = [contrast for contrast in page.evaluate(CONTRASTS) if contrast[0] < MIN_CONTRAST]
             assert pale == [], (scheme, view)
             assert page.evaluate("() => document.documentElement.scrollWidth") <= width
             assert len(page.screenshot(path=tmp_path / "shot.png")) > 10_000

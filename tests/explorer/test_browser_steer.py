@@ -1,4 +1,4 @@
-"""Steering in a real browser: dials, streams side by side, and settings taken along."""
+"""Steering in a real browser: interventions, paired generation, and settings saved and opened again."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ import pytest
 
 from cocomix.model import Ablate, Amplify, Clamp
 from cocomix.steering import format_steering, from_json
-from tests.helpers.browser import REFUSED, Watched
+from tests.helpers.browser import FAILED_REQUEST, MonitoredPage
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def add_concept(page: Any, concept: int) -> Any:
     page.get_by_label("Add a concept to steer").fill(f"c{concept}")
     page.locator(".picker-row", has_text=re.compile(rf"c{concept} ")).click()
-    return page.locator(f".dial[data-concept='{concept}']")
+    return page.locator(f".intervention[data-concept='{concept}']")
 
 
 def run(page: Any) -> None:
@@ -25,65 +25,65 @@ def run(page: Any) -> None:
     page.get_by_text(re.compile(r"tokens.* in [\d.]+ s")).wait_for()
 
 
-def test_steering_streams_both_sides_and_marks_where_they_part(watch: Watched) -> None:
-    page = watch.open("#steer?tokens=30&temperature=1&seed=3")
+def test_steering_streams_both_sides_and_marks_where_they_differ(monitor: MonitoredPage) -> None:
+    page = monitor.open("#steer?tokens=30&temperature=1&seed=3")
     page.get_by_label("Prompt").fill("Fellow citizens")
     run(page)
     base, steered = (page.locator(f".column.{side} .token:not(.prompt)") for side in ("base", "steered"))
     plain = base.all_text_contents()
     assert len(plain) == 30 and steered.all_text_contents() == plain and page.locator(".column .differs").count() == 0
-    dial = add_concept(page, 3)
-    dial.get_by_label("Amplify c3 by, as a number").fill("1000")
+    intervention = add_concept(page, 3)
+    intervention.get_by_label("Amplify c3 by, as a number").fill("1000")
     other = add_concept(page, 7)
     other.get_by_role("radio", name="Ablate").check()
     other.get_by_label("c7 from token").fill("2")
     setting = {3: Amplify(1000.0), 7: Ablate(start=2)}
     quoted = shlex.quote(format_steering(setting))
     page.wait_for_function(
-        "(line) => document.querySelector('.share .line').textContent.endsWith(`--steer ${line}`)", arg=quoted
+        "(line) => document.querySelector('.snippets .line').textContent.endsWith(`--steer ${line}`)", arg=quoted
     )
     run(page)
     assert base.all_text_contents() == plain and steered.all_text_contents() != plain
-    differ = [one != other for one, other in zip(plain, steered.all_text_contents(), strict=True)]
-    marked = base.evaluate_all("(all) => all.map((one) => one.classList.contains('differs'))")
+    differ = [left != right for left, right in zip(plain, steered.all_text_contents(), strict=True)]
+    marked = base.evaluate_all("(all) => all.map((chip) => chip.classList.contains('differs'))")
     assert marked == differ and page.locator(".column.steered .first").count() == 1
-    assert f"part at token {differ.index(True) + 1}" in page.locator(".output").inner_text()
+    assert f"first difference at token {differ.index(True) + 1}" in page.locator(".output").inner_text()
     meters = page.locator(".meter").all_inner_texts()
-    assert [one.split(":")[0] for one in meters] == ["Fluency", "Presence", "Presence", "Variety"]
+    assert [meter.split(":")[0] for meter in meters] == ["Fluency", "Presence", "Presence", "Variety"]
     page.reload()
-    page.locator(".dial").nth(1).wait_for()
+    page.locator(".intervention").nth(1).wait_for()
     assert page.get_by_label("Amplify c3 by, as a number").input_value() == "1000"
 
 
-def test_a_setting_is_taken_along_and_brought_back(watch: Watched, tmp_path: Path) -> None:
-    page = watch.open("#steer")
+def test_a_setting_is_saved_and_opened_again(monitor: MonitoredPage, tmp_path: Path) -> None:
+    page = monitor.open("#steer")
     line = "c3=+4,c9=clamp:2@10"
     page.get_by_label("Steering line").fill(line)
     page.get_by_role("button", name="Use line").click()
-    page.locator(".dial").nth(1).wait_for()
+    page.locator(".intervention").nth(1).wait_for()
     page.get_by_label("Clamp c9 by, as a number").fill("-1.5")
-    page.wait_for_function("() => document.querySelector('.share .line').textContent.includes('clamp:-1.5@10')")
-    with page.expect_download() as coming:
+    page.wait_for_function("() => document.querySelector('.snippets .line').textContent.includes('clamp:-1.5@10')")
+    with page.expect_download() as download:
         page.get_by_role("button", name="Save file").click()
-    coming.value.save_as(tmp_path / "steering.json")
+    download.value.save_as(tmp_path / "steering.json")
     saved = (tmp_path / "steering.json").read_text()
     assert from_json(saved) == {3: Amplify(4.0), 9: Clamp(-1.5, start=10)}
     page.get_by_label("Remove c3").click()
     page.get_by_label("Remove c9").click()
-    page.locator(".dials-hint").wait_for()
+    page.locator(".interventions-hint").wait_for()
     page.locator("input[type=file]").set_input_files(tmp_path / "steering.json")
-    page.locator(".dial").nth(1).wait_for()
+    page.locator(".intervention").nth(1).wait_for()
     page.get_by_text("Opened steering.json.").wait_for()
     page.wait_for_function("() => decodeURIComponent(location.hash).includes('clamp')")
     page.get_by_label("Steering line").fill("c3=loud")
     page.get_by_role("button", name="Use line").click()
-    page.locator(".share .bad").wait_for()
-    assert page.locator(".dial").count() == 2
-    watch.allowed.append(REFUSED)
+    page.locator(".snippets .bad").wait_for()
+    assert page.locator(".intervention").count() == 2
+    monitor.allowed.append(FAILED_REQUEST)
 
 
-def test_stop_ends_a_stream(watch: Watched) -> None:
-    page = watch.open("#steer")
+def test_stop_ends_a_stream(monitor: MonitoredPage) -> None:
+    page = monitor.open("#steer")
     page.get_by_label("Prompt").fill("Fellow")
     page.evaluate(
         """() => {
@@ -92,8 +92,8 @@ def test_stop_ends_a_stream(watch: Watched) -> None:
             if (path !== "/api/steer") return real(path, options);
             const token = { id: 1, token: " on", loss: 1, concepts: {} };
             const lines = [{ event: "start", prompt: [], judge: "teacher", concepts: [] },
-              { event: "token", at: 0, base: token, steered: token, same: true }];
-            const text = lines.map((one) => JSON.stringify(one) + "\\n").join("");
+              { event: "token", index: 0, base: token, steered: token, same: true }];
+            const text = lines.map((line) => JSON.stringify(line) + "\\n").join("");
             const body = new ReadableStream({
               start(out) {
                 out.enqueue(new TextEncoder().encode(text));

@@ -2,31 +2,32 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from cocomix.explorer.api import Limits
 from cocomix.explorer.app import create_app, listen
-from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.security import Access, Limits, access_for
+from cocomix.explorer.catalog import ModelCatalog
+from cocomix.explorer.security import AccessPolicy, access_policy
 
 COCOMIX, NTP = "0/cocomix/0", "0/ntp/0"
 TEXT = "Fellow citizens of the Senate and of the House of Representatives"
 STEERING = [{"concept": 3, "do": "amplify", "amount": 4.0}, {"concept": 7, "do": "ablate", "start": 2}]
 
 
-def client_of(catalog: Catalog, access: Access | None = None, limits: Limits | None = None) -> TestClient:
-    """A client in this process that asks as our page would."""
-    app = create_app(catalog, access or access_for("127.0.0.1", 7860, None), limits)
+def client_of(catalog: ModelCatalog, policy: AccessPolicy | None = None, limits: Limits | None = None) -> TestClient:
+    """A client in this process that sends what the page would send."""
+    app = create_app(catalog, policy or access_policy("127.0.0.1", 7860, None), limits)
     return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
 
 
 @contextmanager
 def served(app: ASGIApp) -> Iterator[int]:
-    """Within: uvicorn serves `app` on the port."""
+    """Serve `app` with uvicorn; gives the port."""
     with listen("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -39,15 +40,15 @@ def served(app: ASGIApp) -> Iterator[int]:
             thread.join(20)
 
 
-def wait_until(true, seconds: float = 20) -> None:
-    """Waits for what must become true."""
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until `condition()` is true."""
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "this did not come true in time"
+    while not condition():
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.01)
 
 
-def hooked(catalog: Catalog, key: str) -> bool:
-    """Whether anything is left hooked to a model."""
+def hooked(catalog: ModelCatalog, key: str) -> bool:
+    """Whether any hook is left on a model."""
     model = catalog.open(key).model
-    return any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -1,4 +1,4 @@
-"""Hand-made task data in the hub's formats, and tiny models with a tokenizer beside them."""
+"""Small hand-written task data in the hub's formats, and tiny models with their tokenizers."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ WINOGRANDE = [
 
 
 def write_task_data(folder: Path) -> Path:
-    """The seven tasks' datasets, each laid out in another way that the hub has."""
+    """The datasets of seven tasks, each in a different layout that the hub uses."""
     write_jsonl(folder / "EleutherAI/lambada_openai/test.jsonl", LAMBADA)
     _parquet(folder / "EleutherAI/wikitext_document_level/wikitext-2-raw-v1/test-00000-of-00001.parquet", WIKITEXT)
     _parquet(folder / "EleutherAI/wikitext_document_level/wikitext-2-raw-v1/train-00000-of-00001.parquet", WIKITEXT)
@@ -122,7 +122,7 @@ def student(folder: Path, **settings: object) -> Path:
     """A random CoCoMix model with 48 positions and its tokenizer."""
     tokenizer = train_tokenizer([TEXT], 280, folder)
     torch.manual_seed(0)
-    given = {
+    settings = {
         "backbone": "llama",
         "concept_layer": 1,
         "num_concepts": 12,
@@ -137,28 +137,28 @@ def student(folder: Path, **settings: object) -> Path:
         max_position_embeddings=48,
         bos_token_id=0,
         eos_token_id=0,
-        **given,
+        **settings,
     )
     CoCoMixForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 def one_by_one(model: Any, tokenizer: Any, context: str, continuation: str) -> tuple[float, bool]:
-    """The slow twin of the harness's loglikelihood: a forward pass a token, no padding, no cache; in float64."""
-    whole = tokenizer.encode(context + continuation)
+    """The slow twin of the harness's loglikelihood: one pass a token, no padding, no cache; use a float64 model."""
+    ids = tokenizer.encode(context + continuation)
     start = len(tokenizer.encode(context))
     total, greedy = 0.0, True
     with torch.no_grad():
-        for place in range(start, len(whole)):
-            seen = whole[max(0, len(whole) - 1 - model.config.max_position_embeddings) : place]
-            row = model(torch.tensor([seen]), use_cache=False).logits[0, -1].log_softmax(-1)
-            total += float(row[whole[place]])
-            greedy = greedy and int(row.argmax()) == whole[place]
+        for place in range(start, len(ids)):
+            context_ids = ids[max(0, len(ids) - 1 - model.config.max_position_embeddings) : place]
+            row = model(torch.tensor([context_ids]), use_cache=False).logits[0, -1].log_softmax(-1)
+            total += float(row[ids[place]])
+            greedy = greedy and int(row.argmax()) == ids[place]
     return total, greedy
 
 
 def small_index() -> TaskManager:
-    """An index of the tasks tested here; the whole one takes seconds to read."""
+    """An index of the tested tasks only; reading the whole index takes seconds."""
     folder = Path(lm_eval.tasks.__file__).parent
     parts = ("lambada", "wikitext", "hellaswag", "piqa", "siqa", "arc", "winogrande", "super_glue/copa")
     return TaskManager(include_defaults=False, include_path=[folder / part for part in parts])

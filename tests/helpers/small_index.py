@@ -1,4 +1,4 @@
-"""What the atlas's tests share: a small student with weights at random everywhere, text, and labels of half of it."""
+"""For the tests of concept statistics: a small student with random weights, text, and labels of half of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.analysis import Atlas, AtlasKey, ConceptName, FoundNames, Names, build
+from cocomix.analysis import ConceptName, ConceptStatistics, FoundNames, Names, StatisticsKey, gather_statistics
 from cocomix.analysis.naming import TokenScore
 from cocomix.data import TokenShards, write_shards
 from cocomix.labels import LabelReader
 
 VOCAB, C, K, SEQ, WINDOWS, K_ATTR = 37, 24, 5, 12, 40, 3
-KEY = AtlasKey(student="s", shards="t", labels="l", seq_len=SEQ, tokens=WINDOWS * SEQ)
+KEY = StatisticsKey(student="s", shards="t", labels="l", seq_len=SEQ, tokens=WINDOWS * SEQ)
 TRUTH = "exact/absolute labels"
 
 
@@ -57,8 +57,8 @@ class Labels(LabelReader):
         return labels
 
 
-def atlas(model: CoCoMixForCausalLM, shards: TokenShards, labels: LabelReader | None = None) -> Atlas:
-    return build(model, shards, KEY, labels=labels, truth=TRUTH)
+def statistics(model: CoCoMixForCausalLM, shards: TokenShards, labels: LabelReader | None = None) -> ConceptStatistics:
+    return gather_statistics(model, shards, KEY, labels=labels, truth=TRUTH)
 
 
 def names() -> Names:

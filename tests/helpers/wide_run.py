@@ -1,4 +1,4 @@
-"""An explorer of as many concepts as one likes: a random student, a real atlas, and names for every second concept."""
+"""An explorer with any number of concepts: a random student, real statistics, names for every second concept."""
 
 import threading
 import zlib
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.analysis import AtlasKey, ConceptName, Dashboards, FoundNames, build, write_found
+from cocomix.analysis import ConceptName, Dashboards, FoundNames, StatisticsKey, gather_statistics, write_found
 from cocomix.data import write_shards
-from cocomix.explorer.catalog import Entry, ModelInfo
-from cocomix.explorer.sessions import Instrument, NameBook
+from cocomix.explorer.catalog import CatalogEntry
+from cocomix.explorer.schemas import ModelInfo
+from cocomix.explorer.sessions import ModelSession, NameStore
 
 VOCAB, SEQ, K = 60, 32, 6
 KEY = "0/wide/0"
@@ -22,17 +23,17 @@ LABEL = "wide, seed 0"
 
 
 class _Words:
-    """A tokenizer: each word is a token of its own."""
+    """A tokenizer with one token for each word."""
 
     def encode(self, text: str) -> list[int]:
         return [1 + zlib.crc32(word.encode()) % (VOCAB - 1) for word in text.split()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(f" w{one}" for one in ids)
+        return "".join(f" w{token}" for token in ids)
 
 
-class _WideInstrument(Instrument):
-    """An instrument whose parts were made here instead of loaded."""
+class _WideSession(ModelSession):
+    """A session whose parts are created here instead of loaded."""
 
     def __init__(self, n_concepts: int, folder: Path) -> None:
         torch.manual_seed(0)
@@ -50,31 +51,31 @@ class _WideInstrument(Instrument):
         )
         self.model: Any = CoCoMixForCausalLM(config).eval()
         self.tokenizer: Any = _Words()
-        self.predicts, self.lock, self._listed = True, threading.RLock(), None
-        self.run: Any = SimpleNamespace(labelled=lambda _: False, has_teacher=False, lock=self.lock)
+        self.predicts_concepts, self.lock, self._concept_list = True, threading.RLock(), None
+        self.run: Any = SimpleNamespace(can_label=lambda _: False, has_teacher=False, lock=self.lock)
         self.stage: Any = None
-        named = [
-            ConceptName(concept=one, name=f"number {one}", source="tokens", stability=0.9)
-            if one % 2 == 0
-            else ConceptName(concept=one, why="its two halves disagree")
-            for one in range(n_concepts)
+        names = [
+            ConceptName(concept=concept, name=f"number {concept}", source="tokens", stability=0.9)
+            if concept % 2 == 0
+            else ConceptName(concept=concept, why="its two halves disagree")
+            for concept in range(n_concepts)
         ]
         write_found(
-            folder, FoundNames(sae="wide", tokens="wide", split="train", windows=1, positions=1, concepts=named)
+            folder, FoundNames(sae="wide", tokens="wide", split="train", windows=1, positions=1, concepts=names)
         )
         documents = np.random.default_rng(0).integers(1, VOCAB, (8, 4 * SEQ))
         shards = write_shards(folder / "tokens", documents, vocab_size=VOCAB, eos_id=0)
-        key = AtlasKey(student="wide", shards=shards.fingerprint, seq_len=SEQ, tokens=16 * SEQ)
-        atlas = build(self.model, shards, key)
-        self.__dict__["book"] = NameBook(folder, "wide")
-        self.__dict__["_dashboards"] = Dashboards(atlas, self.model, shards, self.decode)
+        key = StatisticsKey(student="wide", shards=shards.fingerprint, seq_len=SEQ, tokens=16 * SEQ)
+        statistics = gather_statistics(self.model, shards, key)
+        self.__dict__["name_store"] = NameStore(folder, "wide")
+        self.__dict__["_dashboards"] = Dashboards(statistics, self.model, shards, self.decode)
 
 
 class WideCatalog:
-    """The one student, as a catalog."""
+    """A catalog with this student only."""
 
     def __init__(self, n_concepts: int, folder: Path) -> None:
-        self.instrument = _WideInstrument(n_concepts, folder)
+        self.session = _WideSession(n_concepts, folder)
         self.examples = ["one two three", "four five six seven"]
 
     def models(self) -> list[ModelInfo]:
@@ -84,9 +85,9 @@ class WideCatalog:
             run="wide",
             student="wide",
             seed=0,
-            predicts=True,
+            predicts_concepts=True,
             steerable=True,
-            n_concepts=self.instrument.n_concepts,
+            n_concepts=self.session.n_concepts,
             top_k=K,
             positions=64,
             parameters=1,
@@ -94,12 +95,12 @@ class WideCatalog:
         )
         return [info]
 
-    def entry(self, key: str) -> Entry:
+    def entry(self, key: str) -> CatalogEntry:
         assert key == KEY
         run: Any = SimpleNamespace(folder=Path("wide"))
         stage: Any = SimpleNamespace(student="wide", seed=0, folder=Path("wide"))
-        return Entry(self.models()[0], run, stage, stage.folder / "model")
+        return CatalogEntry(self.models()[0], run, stage, stage.folder / "model")
 
-    def open(self, key: str) -> Instrument:
+    def open(self, key: str) -> ModelSession:
         assert key == KEY
-        return self.instrument
+        return self.session

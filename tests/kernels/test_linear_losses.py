@@ -157,7 +157,7 @@ def test_memory_held_is_a_chunk(monkeypatch):
 @pytest.mark.parametrize("most", [1, 63, 64, 333, 5000])
 def test_chunks_are_about_equal_and_no_larger_than_allowed(most: int) -> None:
     for n in (0, 1, 63, 64, 65, 1000, 1024, 2048, 4100):
-        size = losses._chunk(n, most)
+        size = losses._chunk_size(n, most)
         number = -(-n // max(1, size))
         assert 1 <= size <= most
         assert number <= max(1, 2 * -(-n // most))  # rounding down costs no more than one in two

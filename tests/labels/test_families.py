@@ -69,7 +69,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         hf.GPTJConfig(vocab_size=VOCAB, n_embd=WIDTH, n_layer=LAYERS, n_head=4, rotary_dim=4, n_positions=32)
     ),
 }
-OWN_ATTENTION: dict[str, Callable[[], PreTrainedModel]] = {
+CUSTOM_ATTENTION: dict[str, Callable[[], PreTrainedModel]] = {
     "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=LAYERS, n_head=4)),
     "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**SHARED)),
     "mpt": lambda: hf.MptForCausalLM(
@@ -118,9 +118,9 @@ def left_padding() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "left-padded"])
-@pytest.mark.parametrize("family", [*FAMILIES, *OWN_ATTENTION])
+@pytest.mark.parametrize("family", [*FAMILIES, *CUSTOM_ATTENTION])
 def test_hidden_states_and_what_follows_from_them_are_the_library_s_own(family: str, masked: bool) -> None:
-    model, ids = made((FAMILIES | OWN_ATTENTION)[family]), tokens()
+    model, ids = made((FAMILIES | CUSTOM_ATTENTION)[family]), tokens()
     mask = left_padding() if masked else None
     inputs = model_inputs(model, ids, mask)
     with torch.no_grad():
@@ -152,9 +152,9 @@ def test_exact_equals_separate_patched_passes(family: str, masked: bool) -> None
     assert (fast - slow).abs().max() <= 1e-9 * slow.abs().max()
 
 
-@pytest.mark.parametrize("family", OWN_ATTENTION)
-def test_own_attention_is_refused_by_the_exact_rule_and_served_by_the_others(family: str) -> None:
-    model, sae, ids = made(OWN_ATTENTION[family]).double(), autoencoder().double(), tokens()
+@pytest.mark.parametrize("family", CUSTOM_ATTENTION)
+def test_custom_attention_code_is_refused_by_the_exact_rule_and_works_with_the_others(family: str) -> None:
+    model, sae, ids = made(CUSTOM_ATTENTION[family]).double(), autoencoder().double(), tokens()
     with pytest.raises(CocomixError, match=f"0 of 2 upper blocks of {type(model).__name__}"):
         attribute(model, sae, ids, layer=0)
     with torch.enable_grad():

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from cocomix.labels.exact import SPELT_OUT, fused_gelu
+from cocomix.labels.exact import UNFUSED_GELUS, fused_gelu
 from tests.labels.test_families import FAMILIES, made, tokens
 
 
-@pytest.mark.parametrize("kind", SPELT_OUT)
+@pytest.mark.parametrize("kind", UNFUSED_GELUS)
 def test_values_and_gradients_are_those_of_the_class_itself(kind: type[nn.Module]) -> None:
     model = nn.Sequential(kind())
     x = torch.linspace(-9, 9, 201, dtype=torch.float64, requires_grad=True)
@@ -25,7 +25,7 @@ def test_values_and_gradients_are_those_of_the_class_itself(kind: type[nn.Module
 
 
 def test_other_activations_and_wrapped_ones_stay() -> None:
-    model = nn.Sequential(ACT2FN["quick_gelu"], ACT2FN["silu"], SPELT_OUT[0]())
+    model = nn.Sequential(ACT2FN["quick_gelu"], ACT2FN["silu"], UNFUSED_GELUS[0]())
     wrapped = model[2].forward = lambda x: x
     with fused_gelu(model):
         assert "forward" not in model[0].__dict__ and "forward" not in model[1].__dict__

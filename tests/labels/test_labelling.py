@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cocomix.labels import LabelStore, attribute_active, select_active
-from cocomix.labels.labeller import runs
+from cocomix.labels.labeller import contiguous_runs
 from cocomix.labels.store import MARKS, read_marks
 from cocomix.utils.errors import CocomixError, Interrupted
 from tests.helpers.labeled_tokens import (
@@ -136,4 +136,4 @@ def test_a_begun_store_of_other_labels_is_refused(home: Path) -> None:
 
 def test_runs() -> None:
     windows = np.array([3, 4, 5, 9, 11, 12])
-    assert [windows[run].tolist() for run in runs(windows)] == [[3, 4, 5], [9], [11, 12]]
+    assert [windows[run].tolist() for run in contiguous_runs(windows)] == [[3, 4, 5], [9], [11, 12]]

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model import concept_loss
-from cocomix.model.transformer import attend
+from cocomix.model.transformer import attention_layout
 from cocomix.utils.errors import CocomixError
 
 VOCAB, T = 37, 9
@@ -148,7 +148,7 @@ def test_layout_equals_its_definition(new: int, past: int, slots: int) -> None:
     padding = torch.ones(2, past + new, dtype=torch.long)
     padding[1, 0] = 0
     for given in (None, padding):
-        layout = attend(given, new, past, slots=slots, device=torch.device("cpu"))
+        layout = attention_layout(given, new, past, slots=slots, device=torch.device("cpu"))
         for b in range(2):
             for q in range(new * slots):
                 for k in range((past + new) * slots):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM, build_plain, load_causal_lm, model_config
 from cocomix.model.build import ModelShape
-from cocomix.model.loading import within_weights
+from cocomix.model.loading import limit_to_checkpoint_size
 from cocomix.utils.errors import CocomixError
 
 HUGE = 1 << 40
@@ -99,7 +99,7 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
     gpt2(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Planted()))
-    refused(tmp_path, "sound safetensors")
+    refused(tmp_path, "intact safetensors")
 
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
@@ -123,18 +123,18 @@ def test_odd_files_are_refused_in_one_sentence(file: str, content: str, tmp_path
 
 def test_the_watch_over_sizes_is_taken_off_again(tmp_path: Path) -> None:
     gpt2(tmp_path)
-    with pytest.raises(ValueError, match="numbers"), within_weights(tmp_path), torch.device("meta"):
+    with pytest.raises(ValueError, match="numbers"), limit_to_checkpoint_size(tmp_path), torch.device("meta"):
         torch.nn.Linear(1 << 20, 1 << 20)
     with torch.device("meta"):
         torch.nn.Linear(1 << 20, 1 << 20)
-    with within_weights(tmp_path / "nowhere"), torch.device("meta"):
+    with limit_to_checkpoint_size(tmp_path / "nowhere"), torch.device("meta"):
         torch.nn.Linear(1 << 20, 1 << 20)
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "{}", "[" * 100_000, "\xff", '{"model_type": []}'])
 def test_a_damaged_configuration_is_told_with_its_mend(content: str, tmp_path: Path) -> None:
     gpt2(tmp_path)
-    assert model_config(tmp_path, "mend it").vocab_size == 64
+    assert model_config(tmp_path, "fix it").vocab_size == 64
     (tmp_path / "config.json").write_text(content, encoding="latin-1")
-    with pytest.raises(CocomixError, match=r"config\.json is damaged .*; mend it"):
-        model_config(tmp_path, "mend it")
+    with pytest.raises(CocomixError, match=r"config\.json is damaged .*; fix it"):
+        model_config(tmp_path, "fix it")

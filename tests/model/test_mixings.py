@@ -7,7 +7,7 @@ import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model import MIXERS, PREDICTORS
-from cocomix.model.transformer import attend
+from cocomix.model.transformer import attention_layout
 from cocomix.utils.errors import CocomixError
 
 VOCAB, T = 37, 10
@@ -89,8 +89,8 @@ def test_every_weight_gets_a_gradient_and_checkpointing_gives_the_same(model: Co
 @pytest.mark.parametrize(("new", "past"), [(4, 0), (3, 2), (1, 5)])
 def test_layout_with_more_keys_than_queries_and_absent_slots(new: int, past: int) -> None:
     present = torch.rand(2, 2 * (past + new), generator=torch.Generator().manual_seed(3)) > 0.3
-    wide = attend(None, new, past, slots=1, key_slots=2, device=torch.device("cpu")).mask
-    sparse = attend(None, new, past, slots=2, present=present, device=torch.device("cpu")).mask
+    wide = attention_layout(None, new, past, slots=1, key_slots=2, device=torch.device("cpu")).mask
+    sparse = attention_layout(None, new, past, slots=2, visible=present, device=torch.device("cpu")).mask
     for q in range(new):
         for k in range(2 * (past + new)):
             assert bool(wide[0, 0, q, k]) == (k // 2 <= past + q)

@@ -303,10 +303,10 @@ def test_sampled_sequences_of_a_prompt_share_its_setting() -> None:
     [
         (lambda: {C: Amplify(2.0)}, "concept 24 is outside the model's 24 concepts; choose from 0 to 23"),
         (lambda: {-1: Ablate()}, "concept -1 is outside"),
-        (lambda: {"ending": Ablate()}, "'ending' is no concept's number"),
-        (lambda: {1: 4.0}, "4.0 is no intervention for concept 1"),
-        (lambda: [], "for no row"),
-        (lambda: [3], "3 is no steering setting"),
+        (lambda: {"ending": Ablate()}, "'ending' is not the number of a concept"),
+        (lambda: {1: 4.0}, "4.0 is not an intervention for concept 1"),
+        (lambda: [], "steering is an empty list"),
+        (lambda: [3], "3 is not a steering setting"),
         (lambda: {1: Amplify(float("nan"))}, "nan cannot be used"),
         (lambda: {1: Clamp("2")}, "2 cannot be used"),  # pyright: ignore[reportArgumentType]
         (lambda: {1: Dampen(1.5)}, "cannot be dampened by 1.5"),

@@ -8,13 +8,26 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cocomix.data import SPLITS, Corpus, load_tokenizer, tokenize_corpus, train_tokenizer
-from cocomix.pipeline.config import load_config
+from cocomix.data import (
+    SOURCES,
+    SPLITS,
+    Corpus,
+    Document,
+    TextSource,
+    load_tokenizer,
+    register_source,
+    tokenize_corpus,
+    train_tokenizer,
+)
+from cocomix.pipeline.config import CorpusConfig, load_config
 from cocomix.pipeline.run import Run
+from cocomix.utils.errors import CocomixError
 from tests.helpers.distributed_programs import launch
 from tests.helpers.forked import CONTEXT
 
@@ -43,7 +56,7 @@ def content(run: Path) -> dict[str, str]:
     return {
         str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(run.rglob("*"))
-        if path.is_file() and path.name not in {"stage.json", "config.yaml", "verified.json"}
+        if path.is_file() and path.name not in {"stage.json", "config.yaml", ".config.json", "verified.json"}
     }
 
 
@@ -196,3 +209,40 @@ def test_a_trained_tokenizer_may_read_a_part_of_the_corpus(whole: Path, tmp_path
     written = (run.tokens.folder / "tokenizer" / "tokenizer.json").read_bytes()
     assert written == (tmp_path / "twin" / "tokenizer.json").read_bytes()
     assert written != (whole / "run/tokens/tokenizer/tokenizer.json").read_bytes()
+
+
+def test_a_source_from_outside_the_package_works_in_a_run(tmp_path: Path) -> None:
+    @register_source
+    class RhymeSource(TextSource):
+        """Numbered lines."""
+
+        name = "rhyme"
+
+        def __init__(self, lines: int, word: str = "stone") -> None:
+            super().__init__()
+            self.lines, self.word = lines, word
+
+        def read(self, place: dict[str, Any]) -> Iterator[Document]:
+            for number in range(place.get("next", 0), self.lines):
+                self._place = {"next": number + 1}
+                yield Document(str(number), f"{self.word} number {number} " * 20)
+
+    try:
+        options = ["corpus.source=rhyme", "corpus.every=1", "tokens.vocab_size=300", "tokens.workers=1"]
+        run = Run(tmp_path / "run", load_config(RECIPE, [*options, "corpus.options={lines: 30, word: bone}"]))
+        run.run_stage("corpus")
+        tokens = run.run_stage("tokens")["tokens"]
+        assert run.corpus.figures["source"] == "rhyme" and tokens["train"] > 1000
+        wrong = Run(tmp_path / "wrong", load_config(RECIPE, [*options, "corpus.options={line: 30}"]))
+        with pytest.raises(CocomixError, match="the text source rhyme has no option 'line'; it takes lines, word"):
+            wrong.run_stage("corpus")
+    finally:
+        SOURCES.unregister("rhyme")
+    with pytest.raises(CocomixError, match="no text source 'rhyme'; choose one of sotu, folder, jsonl, parquet, hf"):
+        Run(tmp_path / "gone", load_config(RECIPE, options)).run_stage("corpus")
+    assert load_config(tmp_path / "run" / "config.yaml").corpus.source == "rhyme"  # a finished run can still be read
+
+
+def test_the_settings_name_every_source() -> None:
+    description = CorpusConfig.model_fields["source"].description or ""
+    assert all(name in description for name in SOURCES)

@@ -66,10 +66,10 @@ def test_labels_that_do_not_fit_are_refused_before_the_first_one(small_disk: Pat
     [
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "the disk is full; free some space and run the same command",
+            "the disk is full; free some space and rerun the same command",
         ),
-        (PermissionError(errno.EACCES, "Permission denied", "run/x"), "run/x: permission denied; mend the path or its"),
-        (OSError("odd"), "odd; mend the path or its permissions"),
+        (PermissionError(errno.EACCES, "Permission denied", "run/x"), "run/x: permission denied; fix the path or its"),
+        (OSError("odd"), "odd; fix the path or its permissions"),
     ],
 )
 def test_what_the_system_refuses_is_said_in_words(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import cocomix
-from cocomix.model import labelling_flops
+from cocomix.labels import labelling_flops
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.label_stages import LabelStage
 from cocomix.pipeline.run import Run, collect_results

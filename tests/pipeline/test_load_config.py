@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.pipeline.config import load_config
+from cocomix.pipeline.config import RunConfig, load_config
 from cocomix.utils.env import fast_precision
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.settings import save_config
+from cocomix.utils.files import sha256_of
+from cocomix.utils.settings import LEGACY_SEAL, SettingsFile, copy_path
 
 DEMO = Path(str(resources.files("cocomix") / "recipes" / "demo.yaml"))
+TINY = DEMO.with_name("tiny.yaml")
+
+
+def save(config: RunConfig, path: Path) -> None:
+    SettingsFile(path).write(config.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize("name", ["demo", "tiny", "rules"])
@@ -21,7 +27,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
 def test_saved_config_loads_to_the_same(tmp_path: Path) -> None:
     config = load_config(DEMO, ["sae.k=8", "seeds=[0, 1]"])
     assert config.sae.k == 8 and config.seeds == (0, 1)
-    save_config(config, tmp_path / "config.yaml")
+    save(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
 
 
@@ -105,14 +111,88 @@ def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
         load_config(tmp_path / "object.yaml")
 
 
-def test_saved_settings_notice_what_nobody_meant(tmp_path: Path) -> None:
+def test_a_cut_file_is_refused_and_the_missing_keys_are_named(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    save_config(load_config(DEMO.with_name("tiny.yaml")), path)
+    save(load_config(TINY), path)
     sound = path.read_text()
-    seal, settings = sound.split("\n", 1)
-    for spoilt in (sound.replace("n_latents: 128", "n_latents: 129"), sound[: sound.index("students_train")]):
+    for spoilt, missing in (
+        (
+            sound[: sound.index("students_train")],
+            "has lost students_train, baseline, evaluation; put it back, or delete",
+        ),
+        (sound[: sound.index("  sae_windows")], "has lost evaluation.sae_windows;"),
+        (sound[: sound.index("evaluation:") + 11], "has lost evaluation;"),
+        (sound.replace("  n_latents: 128\n", ""), "has lost sae.n_latents;"),
+        ("", "has lost baseline, corpus,"),
+    ):
         path.write_text(spoilt)
-        with pytest.raises(CocomixError, match=r"not as cocomix wrote it; if you edited it, delete its first line"):
+        with pytest.raises(CocomixError, match=rf"config\.yaml {missing}"):
             load_config(path)
-    path.write_text(settings.replace("n_latents: 128", "n_latents: 256"))
-    assert load_config(path).sae.n_latents == 256 and seal.startswith("#")
+    path.write_text(sound.replace("  n_latents: 128\n", ""))
+    copy_path(path).unlink()  # as the sentence says, for what was removed on purpose
+    assert load_config(path).sae.n_latents == 2048
+
+
+def test_an_edited_file_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save(load_config(TINY), path)
+    sound = path.read_text()
+    assert not sound.startswith("#")
+    path.write_bytes(b"\xef\xbb\xbf# mine\r\n" + sound.replace("n_latents: 128", "n_latents: 256").encode())
+    assert load_config(path).sae.n_latents == 256
+    path.write_bytes(sound.replace("\n", "\r\n").encode())
+    assert load_config(path) == load_config(TINY)
+
+
+def test_a_damaged_copy_is_named_with_its_fix(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save(load_config(TINY), path)
+    copy = copy_path(path)
+    sound = copy.read_text()
+    for spoilt in ("", "[]", "{}", sound[:-9], sound.replace("128", "129"), '{"settings": 3}'):
+        copy.write_text(spoilt)
+        with pytest.raises(CocomixError, match=r"\.config\.json is damaged .*; check that config\.yaml .* delete "):
+            load_config(path)
+    copy.unlink()
+    assert load_config(path) == load_config(TINY)
+
+
+def test_a_file_that_holds_the_settings_keeps_its_comments(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save(load_config(TINY), path)
+    text = path.read_text()
+    rate = load_config(TINY).students_train.learning_rate
+    assert f"learning_rate: {rate}\n" in text
+    commented = "# mine\n" + text.replace(f"learning_rate: {rate}\n", f"learning_rate: {rate:e}  # as in the paper\n")
+    path.write_text(commented)
+    save(load_config(path), path)
+    assert path.read_text() == commented
+    save(load_config(path, ["sae.k=7"]), path)
+    assert "k: 7\n" in path.read_text() and "#" not in path.read_text()
+
+
+def test_an_edit_made_while_a_command_ran_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save(load_config(TINY), path)
+    command = SettingsFile(path)
+    path.write_text(path.read_text().replace("n_latents: 128", "n_latents: 256"))
+    command.write(load_config(TINY, ["sae.k=8"]).model_dump(mode="json"))
+    assert load_config(path).sae.n_latents == 256
+    assert '"n_latents": 128' in copy_path(path).read_text()
+
+
+def test_a_file_of_an_earlier_version_has_a_checksum_in_its_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save(load_config(TINY), path)
+    settings = path.read_text()
+    copy_path(path).unlink()
+    sealed = f"{LEGACY_SEAL}{sha256_of(settings)}; whoever edits this file deletes this line\n{settings}"
+    for spoilt in (sealed.replace("n_latents: 128", "n_latents: 129"), sealed[: sealed.index("students_train")]):
+        path.write_text(spoilt)
+        with pytest.raises(CocomixError, match=r"was changed since an earlier version .* delete its first line"):
+            load_config(path)
+    path.write_text(sealed)
+    config = load_config(path)
+    assert config == load_config(TINY)
+    save(config, path)
+    assert path.read_text() == settings and copy_path(path).exists()

@@ -68,7 +68,7 @@ def test_one_without_a_k_of_its_own_takes_the_configured_one_down_to_the_student
 
 def test_what_does_not_fit_is_refused(home: Path) -> None:
     for name, output, words in (
-        ("saelens", "saelens", "holds something already"),
+        ("saelens", "saelens", "is not empty"),
         ("odd", "new", "no SAE format 'odd'"),
         ("openai", "new", "cannot be written"),
     ):

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,30 @@ def test_two_commands_never_work_on_the_same_stage(tmp_path: Path) -> None:
     outer.work = work
     outer.run(None)
     assert inner.worked == 0 and not list((tmp_path / ".partial").iterdir())
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from cocomix.pipeline.stage import _only_one
+partial = Path(sys.argv[1])
+with _only_one(partial, "a"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_command_leaves_no_lock_that_blocks(tmp_path: Path) -> None:
+    a = Counting(tmp_path, "a", 1)
+    partial = tmp_path / ".partial" / f"a-{a.fingerprint[:12]}"
+    partial.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(partial)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(CocomixError, match="another command is working on a right now"):
+            a.run(None)
+        holder.kill()
+    a.run(None)
+    assert a.worked == 1
 
 
 def test_an_altered_file_of_an_input_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -71,11 +71,11 @@ def test_a_second_call_keeps_what_is_done_and_a_stopped_one_goes_on(
 ) -> None:
     run = measured / "run"
     first = json.loads((measured / "out" / "report.json").read_text())
-    parts = sorted((run / "steer-eval").rglob("stage.json"))
-    assert len(parts) == len(METHODS)
-    before = {path: path.stat().st_mtime_ns for path in parts}
+    records = sorted((run / "steer-eval").rglob("stage.json"))
+    assert len(records) == len(METHODS)
+    before = {path: path.stat().st_mtime_ns for path in records}
     again = steer_eval(run, tmp_path / "again", "cocomix", **ASKED)
-    assert figures(again) == figures(first) and {path: path.stat().st_mtime_ns for path in parts} == before
+    assert figures(again) == figures(first) and {path: path.stat().st_mtime_ns for path in records} == before
 
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "steer-eval")

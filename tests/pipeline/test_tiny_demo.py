@@ -40,9 +40,9 @@ def test_a_second_call_redoes_nothing(tiny: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.rglob("stage.json")} == before
 
 
-def test_a_demo_student_reloads_in_a_process_that_only_imported_cocomix(tiny: Path) -> None:
+def test_a_demo_student_reloads_in_a_process_that_only_imported_the_model(tiny: Path) -> None:
     program = (
-        "import cocomix, sys\n"
+        "import cocomix.model, sys\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "folder = sys.argv[1]\n"
         "model = AutoModelForCausalLM.from_pretrained(folder)\n"

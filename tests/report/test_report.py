@@ -92,7 +92,7 @@ def results(ours: list[float], theirs: list[float], name: str = "cocomix") -> di
 def test_summary_uses_students_t() -> None:
     stats = summary([1.0, 2.0, 4.0])
     assert stats["mean"] == pytest.approx(7 / 3) and stats["sd"] == pytest.approx(1.527525)
-    assert stats["ci95"] == pytest.approx(4.303 * 1.527525 / 3**0.5)
+    assert stats["ci95"] == pytest.approx(4.302652730 * 1.527525 / 3**0.5)
     assert summary([5.0])["ci95"] is None
 
 

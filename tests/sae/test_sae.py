@@ -194,7 +194,7 @@ def test_selecting_equals_the_k_largest_of_the_definition(kind: str) -> None:
 
 
 def test_a_k_that_leaves_no_latent_to_a_group_is_refused() -> None:
-    with pytest.raises(CocomixError, match="k 6 concepts cannot be kept of 5 groups"):
+    with pytest.raises(CocomixError, match="k 6 exceeds the 5 groups"):
         ACTIVATIONS["groupmax"](20, groups=5).select(torch.zeros(1, 20), 6)
 
 
@@ -257,5 +257,5 @@ def test_a_file_that_unpacks_to_more_than_it_holds_is_refused(
 ) -> None:
     monkeypatch.setattr(tempfile, "mkdtemp", lambda *_, **__: pytest.fail("it was unpacked"))
     write(tmp_path / "a.pt", openai_state(sae()))
-    with pytest.raises(CocomixError, match="use a sound file"):
+    with pytest.raises(CocomixError, match="use an intact file"):
         load_openai_file(tmp_path / "a.pt")

@@ -1,4 +1,4 @@
-"""Faulty steps: not finite, or a jump; stopped or left out."""
+"""Faulty steps: not finite, or a jump; stopped or skipped."""
 
 import math
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_stopping_names_the_windows_and_keeps_the_weights_from_before(tmp_path: 
 def test_skipping_leaves_the_step_out_and_says_so(tmp_path: Path, factor: float) -> None:
     made, windows = poisoned(tmp_path, factor, 11)
     config = CONFIG.model_copy(update={"on_fault": "skip", "spike_factor": 5.0})
-    with pytest.warns(UserWarning, match=r"step 12 was left out: the loss (is nan|jumped)"):
+    with pytest.warns(UserWarning, match=r"step 12 was skipped: the loss (is nan|jumped)"):
         result = Trainer(made, source(tmp_path / "s"), config, tmp_path / "a").run()
     (event,) = result.skipped
     assert event["step"] == 12 and event["windows"] == windows
@@ -82,5 +82,5 @@ def test_skipping_everything_is_given_up(tmp_path: Path) -> None:
     made = objective()
     made.model.transformer.wte.weight.data.fill_(float("nan"))
     config = CONFIG.model_copy(update={"on_fault": "skip", "steps": 60})
-    with pytest.warns(UserWarning), pytest.raises(CocomixError, match="last 20 steps were all left out"):
+    with pytest.warns(UserWarning), pytest.raises(CocomixError, match="last 20 steps were all skipped"):
         Trainer(made, source(tmp_path / "s"), config, tmp_path / "a").run()

@@ -81,7 +81,7 @@ def test_two_tasks_save_when_they_are_preempted(home: Path, by_two: bytes) -> No
         task.send_signal(signal.SIGUSR1)
     for code, said in ended(*tasks):
         assert code == 0, said
-        assert f"of {STEPS} and saved; the same command goes on from here" in said
+        assert f"of {STEPS} and saved; rerun the same command to resume" in said
     (saved,) = checkpoints(home / "run")
     assert 0 < int(saved.name.removeprefix("step-")) < STEPS
     assert [code for code, _ in ended(*as_srun_does(home, NEVER))] == [0, 0]
@@ -135,7 +135,7 @@ def test_a_disk_that_fills_up_during_training(small_home: Path, prepared: Path, 
                 time.sleep(0.001)
     ((code, said),) = ended(process)
     assert code == 2, said
-    assert said.startswith("cocomix: the disk under run is full; free some space and run the same command again")
+    assert said.startswith("cocomix: the disk under run is full; free some space and rerun the same command")
     assert "Traceback" not in said
     left = checkpoints(small_home / "run")
     assert left and all((path / META).stat().st_size for path in left)

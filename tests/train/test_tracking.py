@@ -5,13 +5,14 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cocomix.train.trackers import Tracker, open_tracker
+from cocomix.train.trackers import Trackers, open_trackers
 from cocomix.utils.errors import CocomixError
 
 CONFIG = {"train": {"steps": 3, "betas": (0.9, 0.95)}, "title": None}
@@ -24,7 +25,7 @@ def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_tensorboard_holds_what_was_logged(tmp_path: Path) -> None:
-    tracker = open_tracker(["tensorboard"], tmp_path / "log", "ntp seed 0", CONFIG)
+    tracker = open_trackers(["tensorboard"], tmp_path / "log", "ntp seed 0", CONFIG)
     for step in (1, 2, 30):
         tracker.log({"loss": 1 / step, "lr": step * 1e-4}, step)
     tracker.close()
@@ -40,7 +41,7 @@ def test_tensorboard_holds_what_was_logged(tmp_path: Path) -> None:
 
 def test_a_resumed_run_goes_on_and_voids_what_came_after_its_checkpoint(tmp_path: Path) -> None:
     for steps, value in (((1, 2, 3, 4), 1.0), ((3, 4, 5), 2.0)):
-        tracker = open_tracker(["tensorboard"], tmp_path, "run", CONFIG)
+        tracker = open_trackers(["tensorboard"], tmp_path, "run", CONFIG)
         for step in steps:
             tracker.log({"loss": value}, step)
         tracker.close()
@@ -48,28 +49,35 @@ def test_a_resumed_run_goes_on_and_voids_what_came_after_its_checkpoint(tmp_path
     assert logged(tmp_path)["loss"] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
 
 
-def test_no_names_log_nowhere_and_need_no_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "accelerate"] + ["accelerate"]:
-        monkeypatch.setitem(sys.modules, name, None)  # importing it, or looking for it, now fails
-    tracker = open_tracker([], tmp_path / "log", "x", {})
+def test_no_names_log_nowhere_and_need_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it now fails
+    tracker = open_trackers([], tmp_path / "log", "x", {})
     tracker.log({"a": 1.0}, 1)
     tracker.close()
     assert not any(tmp_path.iterdir())
-    with pytest.raises(CocomixError, match="need accelerate"):
-        open_tracker(["tensorboard"], tmp_path, "x", {})
-
-
-def test_unknown_and_missing_trackers_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CocomixError, match=r"no tracker 'tensorbored'; choose among .*tensorboard.*wandb"):
-        open_tracker(["tensorbored"], tmp_path, "x", {})
-    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
     with pytest.raises(CocomixError, match=r"tensorboard needs .*pip install 'cocomix\[track\]'"):
-        open_tracker(["tensorboard"], tmp_path, "x", {})
-    with pytest.raises(CocomixError, match=r"comet_ml needs .*pip install comet-ml"):
-        open_tracker(["comet_ml"], tmp_path, "x", {})
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(CocomixError, match=r"pip install 'cocomix\[track\]'"):
-        open_tracker(["wandb"], tmp_path, "x", {})
+        open_trackers(["tensorboard"], tmp_path, "x", {})
+    with pytest.raises(CocomixError, match=r"wandb needs .*pip install wandb"):
+        open_trackers(["wandb"], tmp_path, "x", {})
+
+
+def test_an_unknown_tracker_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CocomixError, match=r"no tracker 'tensorbored'; choose one of tensorboard, wandb, trackio"):
+        open_trackers(["tensorbored"], tmp_path, "x", {})
+
+
+def test_trackio_is_asked_for_the_same_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict] = []
+    points: list[tuple[dict, int]] = []
+    run = SimpleNamespace(log=lambda values, step: points.append((values, step)), finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=lambda **given: seen.append(given) or run))
+    for step in (1, 2):
+        trackers = open_trackers(["trackio"], tmp_path, "run", CONFIG)
+        trackers.log({"loss": 1.0}, step)
+        trackers.close()
+    assert points == [({"loss": 1.0}, 1), ({"loss": 1.0}, 2)]
+    assert seen[0] == seen[1] and seen[0]["name"].startswith("run-") and seen[0]["config"]["train.steps"] == 3
 
 
 def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +88,7 @@ def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(CocomixError, match=r"wandb does not start .*WANDB_MODE=offline"):
-        open_tracker(["wandb"], tmp_path, "x", {})
+        open_trackers(["wandb"], tmp_path, "x", {})
 
 
 def test_a_tracker_that_fails_later_is_dropped_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,22 +106,21 @@ def test_a_tracker_that_fails_later_is_dropped_with_a_warning(tmp_path: Path, mo
     wandb = pytest.importorskip("wandb")
     seen: list[dict] = []
     monkeypatch.setattr(wandb, "init", lambda **given: seen.append(given) or Broken())
-    monkeypatch.setattr(wandb, "config", type("Config", (), {"update": lambda self, *_, **__: None})())
-    tracker = open_tracker(["wandb", "tensorboard"], tmp_path, "run", CONFIG)
+    tracker = open_trackers(["wandb", "tensorboard"], tmp_path, "run", CONFIG)
     with pytest.warns(UserWarning, match="wandb failed and is left out"):
         tracker.log({"loss": 1.0}, 1)
     tracker.log({"loss": 2.0}, 2)
     tracker.close()
     assert Broken.logged == 1 and logged(tmp_path)["loss"] == [(1, 1.0), (2, 2.0)]
-    again = open_tracker(["wandb"], tmp_path, "run", CONFIG)
-    assert isinstance(again, Tracker) and seen[0]["id"] == seen[1]["id"] and seen[0]["resume"] == "allow"
+    again = open_trackers(["wandb"], tmp_path, "run", CONFIG)
+    assert isinstance(again, Trackers) and seen[0]["id"] == seen[1]["id"] and seen[0]["resume"] == "allow"
 
 
 def test_the_process_stays_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(3), random.seed(3), np.random.seed(3)
     torch.set_num_threads(1)
     before = (dict(os.environ), torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
-    open_tracker(["tensorboard"], tmp_path, "x", {}).log({"a": 1.0}, 1)
+    open_trackers(["tensorboard"], tmp_path, "x", {}).log({"a": 1.0}, 1)
     after = (dict(os.environ), torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
     assert after == before
     assert torch.get_num_threads() == 1 and torch.get_default_device() == torch.device("cpu")
@@ -124,12 +131,12 @@ IN_PROCESSES = """
 import os, sys, torch
 from pathlib import Path
 from cocomix.utils.distributed import distributed_session, rank, barrier
-from cocomix.train.trackers import open_tracker
+from cocomix.train.trackers import open_trackers
 os.environ.pop("OMP_NUM_THREADS", None)
 torch.set_num_threads(2)
 before = dict(os.environ)
 with distributed_session():
-    tracker = open_tracker(["tensorboard"], Path(sys.argv[1]), "x", {})
+    tracker = open_trackers(["tensorboard"], Path(sys.argv[1]), "x", {})
     for step in range(1, 4):
         total = torch.tensor([float(rank() + step)])
         if torch.distributed.is_initialized():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.utils.clock import Stopwatch
+from cocomix.utils.console import Stopwatch
 
 
 def test_attempts_add_up(tmp_path: Path) -> None:

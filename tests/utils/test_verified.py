@@ -47,7 +47,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def check(folder: Path, files: list[FileEntry], **options: bool) -> None:
-    check_files(folder, files, what="file", mend="mend it", **options)
+    check_files(folder, files, what="file", hint="fix it", **options)
 
 
 def test_files_are_read_once(tmp_path: Path, reads: list[str]) -> None:
@@ -76,7 +76,7 @@ def test_another_file_is_read_again(tmp_path: Path, reads: list[str]) -> None:
     (folder / "new").write_bytes(b"x" * stat.st_size)
     os.utime(folder / "new", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     os.replace(folder / "new", folder / "b.bin")
-    with pytest.raises(CocomixError, match=r"b\.bin was altered .*; mend it"):
+    with pytest.raises(CocomixError, match=r"b\.bin was altered .*; fix it"):
         check(folder, files)
     with pytest.raises(CocomixError, match=r"a\.bin was altered"):  # another manifest, the same file
         check(folder, [{**files[0], "sha256": "0" * 64}])
@@ -131,5 +131,5 @@ ODD = ({"file": "a", "bytes": "1", "sha256": "x"}, {"file": 3, "bytes": 1, "sha2
 
 @pytest.mark.parametrize("files", [None, 3, {}, "x", [None], [{}], ["x"], *([one] for one in ODD)])
 def test_a_list_of_odd_entries_is_refused(tmp_path: Path, files: Any) -> None:
-    with pytest.raises(CocomixError, match=r"the list of files of .* is damaged; mend it"):
-        check_files(tmp_path, files, what="file", mend="mend it")
+    with pytest.raises(CocomixError, match=r"the list of files of .* is damaged; fix it"):
+        check_files(tmp_path, files, what="file", hint="fix it")

@@ -1,18 +1,18 @@
-"""What the concepts of a student are: names, readings of a text, an index, dashboards."""
+"""What the concepts of a student are: names, readings of a text, statistics and an index, dashboards."""
 
 from cocomix.analysis.concept_index import (
     SORTS,
     TOKENS,
-    Atlas,
-    AtlasKey,
-    Catalogue,
+    ConceptIndex,
     ConceptRow,
+    ConceptStatistics,
     Listing,
-    build,
-    read_atlas,
-    write_atlas,
+    StatisticsKey,
+    gather_statistics,
+    read_statistics,
+    write_statistics,
 )
-from cocomix.analysis.dashboards import Dashboard, Dashboards, measured, promoted
+from cocomix.analysis.dashboards import Dashboard, Dashboards, direct_effect, measured_effect
 from cocomix.analysis.inspect import (
     Odds,
     PredictedConcept,
@@ -40,11 +40,10 @@ from cocomix.analysis.token_statistics import Occurrences, observe
 __all__ = [
     "SORTS",
     "TOKENS",
-    "Atlas",
-    "AtlasKey",
-    "Catalogue",
+    "ConceptIndex",
     "ConceptName",
     "ConceptRow",
+    "ConceptStatistics",
     "Dashboard",
     "Dashboards",
     "FoundNames",
@@ -55,21 +54,22 @@ __all__ = [
     "Passage",
     "PredictedConcept",
     "Reading",
+    "StatisticsKey",
     "TokenReading",
     "TokenScore",
     "ablated",
-    "build",
     "check_length",
+    "direct_effect",
     "edit_name",
-    "measured",
+    "gather_statistics",
+    "measured_effect",
     "name_concepts",
     "name_with",
     "observe",
     "print_reading",
-    "promoted",
-    "read_atlas",
     "read_names",
+    "read_statistics",
     "read_text",
-    "write_atlas",
     "write_found",
+    "write_statistics",
 ]

@@ -1,7 +1,10 @@
-"""Going through held-out text with a student, to see where it predicts each concept and whether that is true.
+"""Where a student predicts each concept in held-out text, whether that is true, and a searchable list of concepts.
 
-Only the K concepts a position mixes in are kept of it, so memory does not depend on the number of tokens; of the
-C logits of a position no more exist at once than `LOGIT_BYTES` hold.
+`ConceptStatistics` is what is known of C concepts, in memory and in one safetensors file that says of which weights
+and which text it is. `gather_statistics` makes it: only the K concepts that a position mixes in are kept of it, so
+memory does not depend on the number of tokens, and of the C logits of a position no more exist at once than
+`LOGIT_BYTES` hold. `ConceptIndex` puts names to the concepts; it is sorted and searched over all of them at once, so
+that 32,768 answer while a user types.
 """
 
 import re
@@ -25,8 +28,6 @@ from cocomix.model.predictors import ConceptPredictor
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_bytes
 
-# An atlas in memory and on disk: one safetensors file that says of which weights and which text it is.
-
 BINS = 40
 """Bins of a strength's histogram."""
 EDGES = np.arange(-BINS // 2, BINS // 2 + 1) / (BINS // 2)
@@ -35,8 +36,8 @@ UNLABELLED = -1
 """A place's `true` where the position carries no labels."""
 
 
-class AtlasKey(BaseModel):
-    """What an atlas is of; with another key it is made anew."""
+class StatisticsKey(BaseModel):
+    """What the statistics are of; with another key they are gathered again."""
 
     model_config = ConfigDict(frozen=True)
     format: Literal[1] = 1
@@ -44,13 +45,13 @@ class AtlasKey(BaseModel):
     shards: str = Field(description="fingerprint of the token shards")
     labels: str | None = Field(default=None, description="checksum of all that the labels depend on")
     seq_len: int
-    tokens: int = Field(description="about how many were asked for")
+    tokens: int = Field(description="about how many were requested")
 
 
-class _About(BaseModel):
-    """What is beside the arrays."""
+class _Metadata(BaseModel):
+    """What the file holds beside the arrays."""
 
-    key: AtlasKey
+    key: StatisticsKey
     truth: str | None
     windows: int
     positions: int
@@ -58,10 +59,13 @@ class _About(BaseModel):
 
 
 @dataclass(frozen=True)
-class Atlas:
-    """What was found of C concepts in some windows of text. A concept is predicted where it is among the K mixed in."""
+class ConceptStatistics:
+    """Counts and strongest places of C concepts in some windows of text.
 
-    key: AtlasKey
+    A concept is predicted where it is among the K mixed in.
+    """
+
+    key: StatisticsKey
     truth: str | None
     """what the labels are, e.g. "exact/absolute labels"; None: there are none"""
     windows: int
@@ -123,36 +127,36 @@ def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
-def write_atlas(path: Path, atlas: Atlas) -> None:
-    """Keep `atlas` in the file `path`; folders are made."""
-    about = _About(**{name: getattr(atlas, name) for name in _About.model_fields})
-    arrays = {name: np.ascontiguousarray(getattr(atlas, name), dtype) for name, (dtype, _) in _SHAPES.items()}
+def write_statistics(path: Path, statistics: ConceptStatistics) -> None:
+    """Write `statistics` to the file `path`; folders are made."""
+    metadata = _Metadata(**{name: getattr(statistics, name) for name in _Metadata.model_fields})
+    arrays = {name: np.ascontiguousarray(getattr(statistics, name), dtype) for name, (dtype, _) in _SHAPES.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, save(arrays, metadata={"about": about.model_dump_json()}))
+    write_bytes(path, save(arrays, metadata={"about": metadata.model_dump_json()}))
 
 
-def read_atlas(path: Path, key: AtlasKey) -> Atlas | None:
-    """The atlas in the file `path`; None where there is none of this key, or a damaged one: it can be made again."""
+def read_statistics(path: Path, key: StatisticsKey) -> ConceptStatistics | None:
+    """The statistics in the file `path`; None if they are missing, damaged or of another key, to be gathered again."""
     try:
         with safe_open(path, framework="numpy") as stored:
-            about = _About.model_validate_json((stored.metadata() or {})["about"])
+            metadata = _Metadata.model_validate_json((stored.metadata() or {})["about"])
             arrays = {name: stored.get_tensor(name) for name in _SHAPES}
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
-        return None  # the last two are safetensors' words for a type NumPy has not
-    if about.key != key or not _fits(arrays):
+        return None  # the last two are what safetensors raises for a type NumPy has not
+    if metadata.key != key or not _fits(arrays):
         return None
-    return Atlas(**{name: getattr(about, name) for name in _About.model_fields}, **arrays)
+    return ConceptStatistics(**{name: getattr(metadata, name) for name in _Metadata.model_fields}, **arrays)
 
 
 def _fits(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether types and shapes are those of an atlas, and the places end where they should."""
+    """Whether types and shapes are right, and the places end where they should."""
     n, n_concepts = arrays["strengths"].size, arrays["predicted"].size
     sizes = {"C": n_concepts, "C + 1": n_concepts + 1, "n": n}
-    right = all(
+    matching = all(
         arrays[name].dtype == dtype and arrays[name].shape == tuple(sizes.get(size, size) for size in shape)
         for name, (dtype, shape) in _SHAPES.items()
     )
-    return right and bool((np.diff(arrays["starts"], prepend=0) >= 0).all()) and int(arrays["starts"][-1]) == n
+    return matching and bool((np.diff(arrays["starts"], prepend=0) >= 0).all()) and int(arrays["starts"][-1]) == n
 
 
 TOKENS = 100_000
@@ -165,8 +169,8 @@ LOGIT_BYTES = 1 << 26
 """Concept logits held at a time."""
 
 
-class Tally:
-    """What was seen so far of `n_concepts` concepts."""
+class StatisticsCounter:
+    """Counts what is seen of `n_concepts` concepts, windows at a time."""
 
     def __init__(self, n_concepts: int) -> None:
         self.n_concepts = n_concepts
@@ -183,7 +187,7 @@ class Tally:
         strengths: np.ndarray,
         labels: np.ndarray | None = None,
     ) -> None:
-        """Take in some windows, in ascending order.
+        """Count some windows, given in ascending order.
 
         Wherever a concept's logit is the largest of all in magnitude its strength is 1, so logits decide between
         places of equal strength.
@@ -213,13 +217,13 @@ class Tally:
             self.both += self._count(concepts[truth == 1])
         window = np.broadcast_to(windows[:, None, None], shape)
         position = np.broadcast_to(np.arange(shape[1])[:, None], shape)
-        places = np.stack([one.ravel() for one in (concepts, window, position, truth)])
+        places = np.stack([array.ravel() for array in (concepts, window, position, truth)])
         self._strongest.add(places, strengths.ravel(), logits.ravel())
 
-    def atlas(self, key: AtlasKey, truth: str | None) -> Atlas:
-        """All of it; see `Atlas`."""
+    def statistics(self, key: StatisticsKey, truth: str | None) -> ConceptStatistics:
+        """All that was counted."""
         places, strengths = self._strongest.found()
-        return Atlas(
+        return ConceptStatistics(
             key=key,
             truth=truth,
             windows=self.windows,
@@ -239,16 +243,16 @@ class Tally:
         return np.bincount(concepts.ravel(), minlength=self.n_concepts)
 
 
-def build(
+def gather_statistics(
     student: Any,
     shards: TokenShards,
-    key: AtlasKey,
+    key: StatisticsKey,
     *,
     labels: LabelReader | None = None,
     truth: str | None = None,
     progress: Callable[..., Any] | None = None,
-) -> Atlas:
-    """The atlas of `student` from about `key.tokens` tokens of `shards`, in evenly spread windows of `key.seq_len`.
+) -> ConceptStatistics:
+    """Statistics of `student` from about `key.tokens` tokens of `shards`, in evenly spread windows of `key.seq_len`.
 
     Args:
         student: one that predicts concepts, in evaluation mode.
@@ -265,18 +269,18 @@ def build(
         raise CocomixError(
             f"{shards.folder} has fewer tokens than one window of {seq_len}, so no concept could be looked at; add text"
         )
-    tally = Tally(channel.head.proj.out_features)
-    at_once = windows_at_once(tally.n_concepts, seq_len)
+    counter = StatisticsCounter(channel.head.proj.out_features)
+    at_once = windows_at_once(counter.n_concepts, seq_len)
     for start in range(0, len(chosen), BATCH):
         windows = chosen[start : start + BATCH]
-        taught = None if labels is None else labels.read(windows, seq_len)
+        true_concepts = None if labels is None else labels.read(windows, seq_len)
         ids = torch.from_numpy(shards.windows(windows, seq_len)).to(student.device)
-        parts = [predictions(student, part) for part in ids.split(at_once)]
-        concepts, logits, strengths = (np.concatenate(one) for one in zip(*parts, strict=True))
-        tally.add(windows, concepts, logits, strengths, taught)
+        batches = [predictions(student, batch) for batch in ids.split(at_once)]
+        concepts, logits, strengths = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        counter.add(windows, concepts, logits, strengths, true_concepts)
         if progress is not None:
-            progress(tally.windows, len(chosen), {})
-    return tally.atlas(key, None if labels is None else truth)
+            progress(counter.windows, len(chosen), {})
+    return counter.statistics(key, None if labels is None else truth)
 
 
 @torch.no_grad()
@@ -286,15 +290,16 @@ def predictions(student: Any, ids: torch.Tensor) -> tuple[np.ndarray, np.ndarray
     A strength is the logit over the position's largest logit magnitude. All are `[batch, seq, K]`, the latter two
     float32. Nothing above concept_layer runs.
     """
-    made = concept_channel(student).head(student.hidden_state(ids, top=False))
-    assert made.logits is not None
-    largest = torch.maximum(made.values.amax(-1), -made.logits.amin(-1))
+    prediction = concept_channel(student).head(student.hidden_state(ids, top=False))
+    assert prediction.logits is not None
+    largest = torch.maximum(prediction.values.amax(-1), -prediction.logits.amin(-1))
     scale = largest.clamp_min(torch.finfo(largest.dtype).tiny).unsqueeze(-1)
-    return made.ids.cpu().numpy(), made.values.float().cpu().numpy(), (made.values / scale).float().cpu().numpy()
+    strengths = prediction.values / scale
+    return prediction.ids.cpu().numpy(), prediction.values.float().cpu().numpy(), strengths.float().cpu().numpy()
 
 
 def concept_channel(student: Any) -> ConceptPredictor:
-    """Where `student` predicts concepts.
+    """The module of `student` that predicts concepts.
 
     Raises:
         CocomixError: it predicts none.
@@ -310,13 +315,11 @@ def windows_at_once(n_concepts: int, seq_len: int) -> int:
     return max(1, LOGIT_BYTES // (4 * n_concepts * seq_len))
 
 
-# Rows of concepts: sorted and searched over all of them at once, so that 32,768 answer as one keeps typing.
-
 _NUMBER = re.compile(r"c?(\d+)")
 
 
 class ConceptRow(BaseModel):
-    """One concept in short."""
+    """One concept of the list."""
 
     concept: int
     name: str | None
@@ -329,28 +332,28 @@ class ConceptRow(BaseModel):
 
 
 class Listing(BaseModel):
-    """Some of the concepts that were asked for."""
+    """A page of the concepts that were requested."""
 
     total: int = Field(description="how many there are")
     concepts: list[ConceptRow]
 
 
-class Catalogue:
-    """All concepts of an atlas under their names, ready to be listed."""
+class ConceptIndex:
+    """All concepts of a student under their names, ready to be listed."""
 
-    def __init__(self, atlas: Atlas, names: Names) -> None:
-        known = [names.of(concept) for concept in range(atlas.n_concepts)]
-        self._names = [one.name for one in known]
-        self._edited = [one.edited for one in known]
-        self._stability = np.array([np.nan if one.stability is None else one.stability for one in known])
-        self._tokens = [_tokens(one) for one in known]
-        self._predicted = atlas.predicted / max(1, atlas.positions)
-        self._true = share(atlas.true, np.full(atlas.n_concepts, atlas.labelled))
-        self._precision, self._recall = atlas.precision(), atlas.recall()
+    def __init__(self, statistics: ConceptStatistics, names: Names) -> None:
+        known = [names.of(concept) for concept in range(statistics.n_concepts)]
+        self._names = [name.name for name in known]
+        self._edited = [name.edited for name in known]
+        self._stability = np.array([np.nan if name.stability is None else name.stability for name in known])
+        self._tokens = [_tokens(name) for name in known]
+        self._predicted = statistics.predicted / max(1, statistics.positions)
+        self._true = share(statistics.true, np.full(statistics.n_concepts, statistics.labelled))
+        self._precision, self._recall = statistics.precision(), statistics.recall()
         self._in_order: dict[str, np.ndarray] = {}
 
     def rename(self, name: ConceptName) -> None:
-        """Take in what a concept is called from now on."""
+        """Use another name of a concept from now on."""
         self._names[name.concept], self._edited[name.concept] = name.name, name.edited
         self._in_order.pop("name", None)
 
@@ -370,18 +373,20 @@ class Catalogue:
         if sort not in self._in_order:
             self._in_order[sort] = SORTS[sort](self)
         order = self._in_order[sort]
-        wanted = q.strip().casefold()
-        if wanted:
-            order = order[self._matches(wanted)[order]]
-            number = _NUMBER.fullmatch(wanted)
+        query = q.strip().casefold()
+        if query:
+            order = order[self._matches(query)[order]]
+            number = _NUMBER.fullmatch(query)
             if number and int(number[1]) < len(self._names):
                 order = np.concatenate(([int(number[1])], order[order != int(number[1])]))
-        return Listing(total=len(order), concepts=[self._row(one) for one in order[offset : offset + limit].tolist()])
+        return Listing(
+            total=len(order), concepts=[self._row(concept) for concept in order[offset : offset + limit].tolist()]
+        )
 
-    def _matches(self, wanted: str) -> np.ndarray:
+    def _matches(self, query: str) -> np.ndarray:
         pairs = zip(self._names, self._tokens, strict=True)
         return np.array(
-            [wanted in tokens or (name is not None and wanted in name.casefold()) for name, tokens in pairs], dtype=bool
+            [query in tokens or (name is not None and query in name.casefold()) for name, tokens in pairs], dtype=bool
         )
 
     def _row(self, concept: int) -> ConceptRow:
@@ -404,21 +409,21 @@ class Catalogue:
         return np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
 
 
-SORTS: dict[str, Callable[[Catalogue], np.ndarray]] = {
-    "predicted": lambda catalogue: catalogue._falling("predicted"),
-    "true": lambda catalogue: catalogue._falling("true"),
-    "recall": lambda catalogue: catalogue._falling("recall"),
-    "precision": lambda catalogue: catalogue._falling("precision"),
-    "stability": lambda catalogue: catalogue._falling("stability"),
-    "number": lambda catalogue: np.arange(len(catalogue._names)),
-    "name": Catalogue._by_name,
+SORTS: dict[str, Callable[[ConceptIndex], np.ndarray]] = {
+    "predicted": lambda index: index._falling("predicted"),
+    "true": lambda index: index._falling("true"),
+    "recall": lambda index: index._falling("recall"),
+    "precision": lambda index: index._falling("precision"),
+    "stability": lambda index: index._falling("stability"),
+    "number": lambda index: np.arange(len(index._names)),
+    "name": ConceptIndex._by_name,
 }
-"""Orders of all concepts, int64 `[C]`; each is found once."""
+"""Orders of all concepts, int64 `[C]`; each is computed once."""
 
 
 def _tokens(name: ConceptName) -> str:
     """All distinguishing tokens, a line each, as they are searched."""
-    return "\n".join(one.token for one in [*name.tokens, *name.next_tokens]).casefold()
+    return "\n".join(score.token for score in [*name.tokens, *name.next_tokens]).casefold()
 
 
 def _or_none(value: float) -> float | None:

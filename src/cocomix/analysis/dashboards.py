@@ -1,4 +1,13 @@
-"""All there is to say about one concept."""
+"""Dashboards: where a student predicts a concept, when that is true, and what the concept does to the next token.
+
+What it does is said twice. From the weights: the vector that one concept of weight 1 becomes goes through the mixer,
+the final norm and the LM head with no block between (`direct_effect`). That is the direct path only, as in a logit
+lens: what the upper blocks make of the vector, and what they read in it to move elsewhere, is not in it. A mixer whose
+vectors are only attended to (`keys_values`, `every`) has no direct path; a gate stands as it does at a hidden state of
+zero. Measured: the change of the log-probabilities at the concept's strongest places between the student as it is and
+with the concept kept out at every position (`cocomix.analysis.inspect.ablated`), where the next largest one takes its
+place (`measured_effect`). All paths are in it, and nothing but those places.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -8,24 +17,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field
 
-from cocomix.analysis.concept_index import EDGES, PLACES, Atlas, concept_channel, windows_at_once
+from cocomix.analysis.concept_index import EDGES, PLACES, ConceptStatistics, concept_channel, windows_at_once
 from cocomix.analysis.inspect import ablated
 from cocomix.analysis.naming import ConceptName, Names, around
 from cocomix.data.shards import TokenShards
 from cocomix.model.predictors import ConceptPrediction
-from cocomix.model.transformer import BlockRun
+from cocomix.model.transformer import BlockRunner
 from cocomix.utils.errors import CocomixError
-
-# What a concept does to the next token: from the weights alone, and measured in held-out text.
-#
-# From the weights: the vector that one concept of weight 1 becomes goes through the mixer, the final norm and the LM
-# head with no block between. That is the direct path only, as in a logit lens: what the upper blocks make of the
-# vector, and what they read in it to move elsewhere, is not in it. A mixer whose vectors are only attended to
-# (`keys_values`, `every`) has no direct path; a gate stands as it does at a hidden state of zero.
-#
-# Measured: the change of the log-probabilities at the concept's strongest places between the student as it is and with
-# the concept kept out at every position (`inspect.reading.ablated`), where the next largest one takes its place. All
-# paths are in it, and nothing but those places.
 
 
 def mixes(student: Any) -> bool:
@@ -40,35 +38,35 @@ def concept_vectors(student: Any, concepts: np.ndarray) -> torch.Tensor:
     make = channel.vector
     assert make is not None, "the student mixes its concepts in"
     ids = torch.from_numpy(concepts).to(student.device)[:, None, None]
-    one = torch.ones(len(concepts), 1, 1, dtype=student.dtype, device=student.device)
+    unit = torch.ones(len(concepts), 1, 1, dtype=student.dtype, device=student.device)
     centre = torch.zeros_like(channel.head.pre_bias)
 
     def vector(weight: float) -> torch.Tensor:
-        return make(ConceptPrediction(None, weight * one, ids, torch.zeros_like(one), one, centre))
+        return make(ConceptPrediction(None, weight * unit, ids, torch.zeros_like(unit), unit, centre))
 
     return (vector(1.0) - vector(0.0))[:, 0]
 
 
 @torch.no_grad()
-def promoted(student: Any, concept: int) -> np.ndarray | None:
+def direct_effect(student: Any, concept: int) -> np.ndarray | None:
     """Next-token logits of a slot that holds nothing but `concept`, less those of an empty one, centred, `[vocab]`.
 
     None where there is no direct path.
     """
     if not mixes(student):
         return None
-    reached = _direct(student, concept_vectors(student, np.array([concept])))
-    if not bool(reached.any()):
+    hidden = _direct(student, concept_vectors(student, np.array([concept])))
+    if not bool(hidden.any()):
         return None
-    logits = _read_out(student, reached) - _read_out(student, torch.zeros_like(reached))
+    logits = _read_out(student, hidden) - _read_out(student, torch.zeros_like(hidden))
     return (logits - logits.mean(-1, keepdim=True))[0].cpu().numpy()
 
 
 @torch.no_grad()
-def measured(student: Any, concept: int, ids: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
+def measured_effect(student: Any, concept: int, ids: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
     """Mean change of the log-probability of each next token that `concept` makes at some places, nats, `[vocab]`.
 
-    Hooks are set on the student meanwhile: nobody else may run it. None without places or where nothing is mixed in.
+    Hooks are set on the student meanwhile: nothing else may run it. None without places or where nothing is mixed in.
 
     Args:
         ids: windows, int64 `[n, seq]`; what comes after the places is not read.
@@ -83,35 +81,35 @@ def measured(student: Any, concept: int, ids: np.ndarray, positions: np.ndarray)
         rows = order[start : start + at_once]
         places = torch.from_numpy(positions[rows]).to(student.device)
         tokens = torch.from_numpy(ids[rows, : int(places.max()) + 1]).to(student.device)
-        as_it_is = _log_probabilities(student, tokens, places)
+        unchanged = _log_probabilities(student, tokens, places)
         with ablated(student, concept):
-            changes.append((as_it_is - _log_probabilities(student, tokens, places)).cpu())
+            changes.append((unchanged - _log_probabilities(student, tokens, places)).cpu())
     return torch.cat(changes).mean(0).numpy()
 
 
 def _direct(student: Any, vectors: torch.Tensor) -> torch.Tensor:
-    """What of `vectors` `[n, d_model]` stands before the final norm with no block between, `[n, d_model]`."""
+    """What reaches the final norm of mixed-in `vectors` `[n, d_model]` with no block between, `[n, d_model]`."""
     positions = torch.zeros(1, 1, dtype=torch.int64, device=vectors.device)
     empty = torch.zeros_like(vectors)[:, None]
 
     def through(vector: torch.Tensor) -> torch.Tensor:
-        return student.mixer(empty, vector, BlockRun([], student.backbone, positions, None, 0, None, None))
+        return student.mixer(empty, vector, BlockRunner([], student.backbone, positions, None, 0, None, None))
 
     return (through(vectors[:, None]) - through(empty))[:, 0]
 
 
 def _read_out(student: Any, hidden: torch.Tensor) -> torch.Tensor:
-    return _wide(student.lm_head(student.backbone.final_norm(hidden)))
+    return _at_least_float32(student.lm_head(student.backbone.final_norm(hidden)))
 
 
 def _log_probabilities(student: Any, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Of the token after each row's place, `[rows, vocab]`."""
     kept, which = places.unique(return_inverse=True)
     logits = student(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits
-    return _wide(logits[torch.arange(len(tokens), device=tokens.device), which]).log_softmax(-1)
+    return _at_least_float32(logits[torch.arange(len(tokens), device=tokens.device), which]).log_softmax(-1)
 
 
-def _wide(logits: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -134,7 +132,7 @@ class Effects(BaseModel):
     suppresses: list[Effect] = Field(default_factory=list)
 
 
-class Measured(Effects):
+class MeasuredEffects(Effects):
     """Mean change of log-probabilities, nats."""
 
     places: int = Field(description="places it is a mean over")
@@ -197,23 +195,25 @@ class Dashboard(BaseModel):
     agreement: Agreement | None
     promotes: list[Effect] = Field(description="from the weights alone: centred logits by the direct path")
     suppresses: list[Effect]
-    measured: Measured | None
+    measured: MeasuredEffects | None
     similar: list[Similar]
 
 
 class Dashboards:
-    """Dashboards of one student's concepts; what takes long is found when it is first asked for and then kept.
+    """Dashboards of one student's concepts; what takes long is computed when it is first needed and then kept.
 
     Args:
-        atlas: the student's.
+        statistics: of the student.
         student: in evaluation mode.
-        shards: the text the atlas is of.
+        shards: the text the statistics are of.
         decode: text of token ids.
     """
 
-    def __init__(self, atlas: Atlas, student: Any, shards: TokenShards, decode: Callable[[Sequence[int]], str]) -> None:
-        self.atlas, self.student, self.shards, self.decode = atlas, student, shards, decode
-        self._measured: dict[int, Measured | None] = {}
+    def __init__(
+        self, statistics: ConceptStatistics, student: Any, shards: TokenShards, decode: Callable[[Sequence[int]], str]
+    ) -> None:
+        self.statistics, self.student, self.shards, self.decode = statistics, student, shards, decode
+        self._measured: dict[int, MeasuredEffects | None] = {}
         self._directions: Any = None  # unit vectors of all concepts, `[C, d_model]`
 
     def of(self, concept: int, names: Names, *, measure: bool = True) -> Dashboard:
@@ -222,39 +222,39 @@ class Dashboards:
         Raises:
             CocomixError: there is no such concept.
         """
-        atlas = self.atlas
-        if not 0 <= concept < atlas.n_concepts:
-            raise CocomixError(f"there is no concept {concept}; the student's are 0 to {atlas.n_concepts - 1}")
-        direct = promoted(self.student, concept)
+        statistics = self.statistics
+        if not 0 <= concept < statistics.n_concepts:
+            raise CocomixError(f"there is no concept {concept}; the student's are 0 to {statistics.n_concepts - 1}")
+        direct = direct_effect(self.student, concept)
         effects = Effects() if direct is None else Effects(**self._effects(direct))
         return Dashboard(
             concept=concept,
             about=names.of(concept),
-            positions=atlas.positions,
+            positions=statistics.positions,
             predicted=self._predicted(concept),
             agreement=self._agreement(concept),
             promotes=effects.promotes,
             suppresses=effects.suppresses,
-            measured=self.measured(concept) if measure else self._measured.get(concept),
+            measured=self.measured_effects(concept) if measure else self._measured.get(concept),
             similar=self._similar(concept, names),
         )
 
-    def measured(self, concept: int) -> Measured | None:
+    def measured_effects(self, concept: int) -> MeasuredEffects | None:
         """What the concept does at its strongest places. The student is steered meanwhile: hold its lock."""
         if concept not in self._measured:
-            places, _ = self.atlas.places_of(concept, PLACES)
-            ids = self.shards.windows(places[:, 0], self.atlas.key.seq_len)
-            change = measured(self.student, concept, ids, places[:, 1])
-            found = None if change is None else Measured(places=len(places), **self._effects(change))
-            self._measured[concept] = found
+            places, _ = self.statistics.places_of(concept, PLACES)
+            ids = self.shards.windows(places[:, 0], self.statistics.key.seq_len)
+            change = measured_effect(self.student, concept, ids, places[:, 1])
+            effects = None if change is None else MeasuredEffects(places=len(places), **self._effects(change))
+            self._measured[concept] = effects
         return self._measured[concept]
 
     def _predicted(self, concept: int) -> PredictedAt:
-        atlas, count = self.atlas, int(self.atlas.predicted[concept])
-        places, strengths = atlas.places_of(concept, SHOWN)
+        statistics, count = self.statistics, int(self.statistics.predicted[concept])
+        places, strengths = statistics.places_of(concept, SHOWN)
         passages = []
         for (_, position, true), ids, strength in zip(
-            places.tolist(), self.shards.windows(places[:, 0], atlas.key.seq_len), strengths.tolist(), strict=True
+            places.tolist(), self.shards.windows(places[:, 0], statistics.key.seq_len), strengths.tolist(), strict=True
         ):
             before, token, after = around(self.decode, ids.tolist(), position)
             passages.append(
@@ -262,29 +262,33 @@ class Dashboards:
                     before=before, token=token, after=after, strength=strength, true=None if true < 0 else bool(true)
                 )
             )
-        histogram = Histogram(edges=EDGES.tolist(), counts=atlas.histogram[concept].tolist())
-        return PredictedAt(count=count, share=count / max(1, atlas.positions), histogram=histogram, passages=passages)
+        histogram = Histogram(edges=EDGES.tolist(), counts=statistics.histogram[concept].tolist())
+        return PredictedAt(
+            count=count, share=count / max(1, statistics.positions), histogram=histogram, passages=passages
+        )
 
     def _agreement(self, concept: int) -> Agreement | None:
-        atlas = self.atlas
-        if atlas.truth is None:
+        statistics = self.statistics
+        if statistics.truth is None:
             return None
-        predicted, true, both = (int(one[concept]) for one in (atlas.predicted_labelled, atlas.true, atlas.both))
+        predicted, true, both = (
+            int(counts[concept]) for counts in (statistics.predicted_labelled, statistics.true, statistics.both)
+        )
         return Agreement(
-            truth=atlas.truth,
+            truth=statistics.truth,
             predicted=predicted,
             true=true,
             both=both,
             precision=both / predicted if predicted else None,
             recall=both / true if true else None,
-            positions=atlas.labelled,
+            positions=statistics.labelled,
         )
 
     def _effects(self, change: np.ndarray) -> dict[str, list[Effect]]:
         def side(sign: int) -> list[Effect]:
             order = np.argsort(-sign * change, kind="stable")[:LISTED]
             chosen = order[sign * change[order] > 0].tolist()
-            return [Effect(token=self.decode([one]), id=one, effect=float(change[one])) for one in chosen]
+            return [Effect(token=self.decode([token]), id=token, effect=float(change[token])) for token in chosen]
 
         return {"promotes": side(1), "suppresses": side(-1)}
 
@@ -292,11 +296,11 @@ class Dashboards:
         if not mixes(self.student):
             return []
         if self._directions is None:
-            self._directions = F.normalize(concept_vectors(self.student, np.arange(self.atlas.n_concepts)), dim=-1)
+            self._directions = F.normalize(concept_vectors(self.student, np.arange(self.statistics.n_concepts)), dim=-1)
         cosines = self._directions @ self._directions[concept]
         cosines[concept] = -2.0
-        best = cosines.topk(min(SIMILAR, self.atlas.n_concepts - 1))
+        best = cosines.topk(min(SIMILAR, self.statistics.n_concepts - 1))
         return [
-            Similar(concept=one, name=names.name(one), cosine=cosine)
-            for one, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            Similar(concept=other, name=names.name(other), cosine=cosine)
+            for other, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]

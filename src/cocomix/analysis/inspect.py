@@ -1,6 +1,7 @@
-"""What a student makes of a text, token by token: measured here, shown elsewhere.
+"""Read a text with a student: concepts, losses and likely next tokens, token by token; and print that.
 
 Strengths are logits in multiples of the position's largest logit magnitude, the unit that steering's strengths have.
+In the terminal, all that colour says is also said in words or bars, so a pipe loses nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +71,7 @@ def ablated(student: Any, concept: int) -> Iterator[None]:
 
 
 def check_length(ids: Sequence[int], positions: int) -> None:
-    """Refuse a text that a model of so many positions cannot read.
+    """Check that a model with `positions` positions can read a text.
 
     Raises:
         CocomixError: no token, or too many.
@@ -124,13 +125,13 @@ def read_text(
     if concept is not None:
         with ablated(student, concept):
             without = _log_probabilities(student(input_ids=tokens, use_cache=False).logits)
-    taught: Sequence[list[int] | None] = [None] * len(ids)
+    label_ids: Sequence[list[int] | None] = [None] * len(ids)
     if labels is not None:
-        taught = [None if min(here) < 0 else here for here in labels.targets()[0].tolist()]
+        label_ids = [None if min(row) < 0 else row for row in labels.targets()[0].tolist()]
     concepts: list[list[PredictedConcept]] = [[] for _ in ids]
     if logits is not None:
-        concepts = _predicted(logits[0], student.config.concept_top_k, top, concept, taught, name)
-    chosen = [None if concept is None else here.pop() for here in concepts]
+        concepts = _predicted(logits[0], student.config.concept_top_k, top, concept, label_ids, name)
+    chosen = [None if concept is None else row.pop() for row in concepts]
     text = cache(lambda token: decode([token]))
     odds = _odds(log_p, without, top, text)
     losses, losses_without = _losses(log_p, ids), _losses(without, ids)
@@ -145,7 +146,7 @@ def read_text(
                 loss=losses[place],
                 loss_without=losses_without[place],
                 concepts=concepts[place],
-                labels=taught[place],
+                labels=label_ids[place],
                 next=odds[place],
                 chosen=chosen[place],
             )
@@ -159,7 +160,7 @@ def _predicted(
     top_k: int,
     top: int,
     concept: int | None,
-    taught: Sequence[list[int] | None],
+    label_ids: Sequence[list[int] | None],
     name: Callable[[int], str | None],
 ) -> list[list[PredictedConcept]]:
     """The `top` largest of `logits` `[seq, C]` at each position and, last, `concept`, if one is chosen."""
@@ -170,20 +171,20 @@ def _predicted(
     mixed = torch.zeros_like(z, dtype=torch.bool).scatter(-1, z.topk(top_k).indices, True)
     values, used = z.gather(-1, ids), mixed.gather(-1, ids)
     strengths = values / z.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
-    rows = zip(ids.tolist(), values.tolist(), strengths.tolist(), used.tolist(), taught, strict=True)
+    rows = zip(ids.tolist(), values.tolist(), strengths.tolist(), used.tolist(), label_ids, strict=True)
     return [
         [
             PredictedConcept(
-                concept=which,
-                name=name(which),
+                concept=number,
+                name=name(number),
                 logit=logit,
                 strength=strength,
                 used=is_used,
-                agreed=None if here is None else which in here,
+                agreed=None if labels is None else number in labels,
             )
-            for which, logit, strength, is_used in zip(*row, strict=True)
+            for number, logit, strength, is_used in zip(*row, strict=True)
         ]
-        for *row, here in rows
+        for *row, labels in rows
     ]
 
 
@@ -193,7 +194,7 @@ def _odds(log_p: torch.Tensor, without: torch.Tensor | None, top: int, text: Cal
     likely = log_p.gather(-1, ids).exp().tolist()
     other = [[None] * ids.shape[-1]] * len(ids) if without is None else without.gather(-1, ids).exp().tolist()
     return [
-        [Odds(id=one, token=text(one), probability=p, without=q) for one, p, q in zip(*row, strict=True)]
+        [Odds(id=token, token=text(token), probability=p, without=q) for token, p, q in zip(*row, strict=True)]
         for row in zip(ids.tolist(), likely, other, strict=True)
     ]
 
@@ -210,8 +211,6 @@ def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """`[seq, vocab]` of logits `[1, seq, vocab]`, in float32 or better."""
     return logits[0].to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
-
-# A reading in the terminal; all that colour says is also said in words or bars, so a pipe loses nothing.
 
 BARS = " ▁▂▃▄▅▆▇█"
 COLOUR = (255, 170, 0)
@@ -235,12 +234,12 @@ def print_reading(reading: Reading, console: Console) -> None:
         table.add_column(f"concept {reading.concept}", no_wrap=True)
         table.add_column("next tokens, with → without", ratio=1)
     for token in reading.tokens:
-        told = [Text(_one(token.token)), Text(_number(token.loss))]
+        cells = [Text(_token_cell(token.token)), Text(_number(token.loss))]
         if token.chosen is None:
-            table.add_row(*told, _joined(map(_odds_text, token.next)), _joined(map(_concept, token.concepts)))
+            table.add_row(*cells, _joined(map(_odds_text, token.next)), _joined(map(_concept, token.concepts)))
         else:
             table.add_row(
-                *told, Text(_number(token.loss_without)), _bar(token.chosen), _joined(map(_odds_text, token.next))
+                *cells, Text(_number(token.loss_without)), _bar(token.chosen), _joined(map(_odds_text, token.next))
             )
     console.print(table)
     console.print(Text(_legend(reading), style="dim"), soft_wrap=True)
@@ -250,27 +249,29 @@ def _joined(parts) -> Text:
     return Text("  ").join(list(parts))
 
 
-def _one(token: str) -> str:
-    """A token as it can stand in a cell, a leading space shown."""
+def _token_cell(token: str) -> str:
+    """A token for a cell, a leading space shown."""
     return ("·" if token.startswith(" ") and token.strip() else "") + visible(token)
 
 
-def _odds_text(one: Odds) -> Text:
-    after = "" if one.without is None else f"→{one.without:.0%}"
-    return Text(f"{_one(one.token)} {one.probability:.0%}{after}")
+def _odds_text(odds: Odds) -> Text:
+    after = "" if odds.without is None else f"→{odds.without:.0%}"
+    return Text(f"{_token_cell(odds.token)} {odds.probability:.0%}{after}")
 
 
-def _concept(one: PredictedConcept) -> Text:
-    name = str(one.concept) + (f" ({one.name})" if one.name else "")
-    return Text(f"{name} {one.strength:.2f}{'✓' if one.agreed else ''}", style="green" if one.agreed else "")
+def _concept(predicted: PredictedConcept) -> Text:
+    name = str(predicted.concept) + (f" ({predicted.name})" if predicted.name else "")
+    agreed = predicted.agreed
+    return Text(f"{name} {predicted.strength:.2f}{'✓' if agreed else ''}", style="green" if agreed else "")
 
 
-def _bar(one: PredictedConcept) -> Text:
-    return Text(f"{_level(one)} {one.strength:+.2f}{'*' if one.used else ''}{'✓' if one.agreed else ''}")
+def _bar(predicted: PredictedConcept) -> Text:
+    marks = ("*" if predicted.used else "") + ("✓" if predicted.agreed else "")
+    return Text(f"{_level(predicted)} {predicted.strength:+.2f}{marks}")
 
 
-def _level(one: PredictedConcept) -> str:
-    return BARS[round(max(0.0, min(1.0, one.strength)) * (len(BARS) - 1))]
+def _level(predicted: PredictedConcept) -> str:
+    return BARS[round(max(0.0, min(1.0, predicted.strength)) * (len(BARS) - 1))]
 
 
 def _shaded(token: TokenReading) -> Text:
@@ -288,8 +289,8 @@ def _number(value: float | None) -> str:
 
 
 def _legend(reading: Reading) -> str:
-    said = "loss: nats of the token; strength: logit over the position's largest magnitude"
-    said += "" if reading.concept is None else "; *: mixed in"
+    legend = "loss: nats of the token; strength: logit over the position's largest magnitude"
+    legend += "" if reading.concept is None else "; *: mixed in"
     if any(token.labels is not None for token in reading.tokens):
-        return said + "; ✓: the teacher's attribution agrees"
-    return said + "; no teacher's labels to compare with"
+        return legend + "; ✓: the teacher's attribution agrees"
+    return legend + "; no teacher's labels to compare with"

@@ -1,4 +1,14 @@
-"""Names made from what was counted, and no name where two halves of the text would not give the same one."""
+"""Names of concepts: made from what was counted, none where two halves of the text would not give the same one.
+
+On disk, `names.json` holds what was found and `names-edited.json` what people call concepts. They are two files, so
+that finding names again never touches an edit. Both belong to one autoencoder, by its checksum: after it was trained
+again concept 12 is another concept. Edits are kept under the checksum they were made for, so they are back when that
+autoencoder is.
+
+A user's program can give names instead (`name_with`): it reads a concept's passages as JSON and prints a name. It is
+started for each concept, never through a shell, and killed with whatever it started when its time is up. What goes
+wrong leaves the automatic name; after a few failures in a row the program is not started again.
+"""
 
 import contextlib
 import json
@@ -13,16 +23,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from cocomix.analysis.token_statistics import ITSELF, NEXT, Occurrences, agreement, best_tokens, contrasts
+from cocomix.analysis.token_statistics import ITSELF, NEXT, Occurrences, agreement, best_tokens, contrast_scores
 from cocomix.data.shards import TokenShards
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import read_json, write_json, write_text
-
-# Names of concepts on disk: `names.json` holds what was found, `names-edited.json` what people call them.
-#
-# Two files, so that finding names again never touches an edit. Both belong to one autoencoder, by its checksum: after
-# it was trained again concept 12 is another concept. Edits are kept under the checksum they were made for, so they are
-# back when that autoencoder is.
 
 FOUND, EDITED = "names.json", "names-edited.json"
 
@@ -83,8 +87,8 @@ class Names:
 
     def of(self, concept: int) -> ConceptName:
         """What is known of `concept`; a bare record where nothing is."""
-        all_found = [] if self.found is None else self.found.concepts
-        known = all_found[concept] if 0 <= concept < len(all_found) else ConceptName(concept=concept)
+        concepts = [] if self.found is None else self.found.concepts
+        known = concepts[concept] if 0 <= concept < len(concepts) else ConceptName(concept=concept)
         if concept not in self.edits:
             return known
         edit = {"name": self.edits[concept], "source": "edited", "edited": True, "why": "", "coverage": None}
@@ -107,12 +111,11 @@ def read_names(folder: Path, sae: str) -> Names:
             found = FoundNames.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:
             raise CocomixError(f"{path} is damaged; delete it and run `cocomix name` again") from error
-    mine = found if found is not None and found.sae == sae else None
-    return with_edits(folder, sae, mine)
+    return with_edits(folder, sae, found if found is not None and found.sae == sae else None)
 
 
 def with_edits(folder: Path, sae: str, found: FoundNames | None) -> Names:
-    """`read_names` where what was found is known already.
+    """`read_names` where the found names are known already.
 
     Raises:
         CocomixError: the file of edits is damaged.
@@ -121,22 +124,22 @@ def with_edits(folder: Path, sae: str, found: FoundNames | None) -> Names:
 
 
 def write_found(folder: Path, found: FoundNames) -> None:
-    """Replace what was found before; edits stay."""
+    """Replace the names found before; edits stay."""
     write_text(folder / FOUND, found.model_dump_json(indent=1))
 
 
 def edit_name(folder: Path, sae: str, concept: int, name: str) -> None:
-    """Call `concept` `name` from now on; an empty name takes the edit back.
+    """Call `concept` `name` from now on; an empty name removes the edit.
 
     Raises:
         CocomixError: the file of edits is damaged.
     """
     edits = _edits(folder)
-    mine = edits.setdefault(sae, {})
+    names = edits.setdefault(sae, {})
     if name.strip():
-        mine[str(concept)] = name.strip()
+        names[str(concept)] = name.strip()
     else:
-        mine.pop(str(concept), None)
+        names.pop(str(concept), None)
     write_json(folder / EDITED, {"format": 1, "edited": edits})
 
 
@@ -149,7 +152,7 @@ def _edits(folder: Path) -> dict[str, Any]:
         edits = read_json(path)["edited"]
         return {sae: {str(int(c)): str(name) for c, name in names.items()} for sae, names in edits.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CocomixError(f"{path} is damaged; mend it by hand or delete it, the edits in it are lost then") from error
+        raise CocomixError(f"{path} is damaged; fix it by hand, or delete it and lose its edits") from error
 
 
 FEWEST = 10
@@ -176,10 +179,10 @@ def name_concepts(
     tokens, scores, stable, shares = {}, {}, {}, {}
     for kind, (first, second) in seen.halves.items():
         both = first + second
-        tokens[kind], scores[kind] = best_tokens(contrasts(both), LISTED)
+        tokens[kind], scores[kind] = best_tokens(contrast_scores(both), LISTED)
         met = both.at(np.arange(n)[:, None], tokens[kind].clip(min=0)) * (tokens[kind] >= 0)
         shares[kind] = met / both.concepts().clip(min=1)[:, None]
-        stable[kind] = agreement(contrasts(first), contrasts(second))
+        stable[kind] = agreement(contrast_scores(first), contrast_scores(second))
     by_next = scores[NEXT][:, :IN_A_NAME].sum(-1) > scores[ITSELF][:, :IN_A_NAME].sum(-1)
     passages = [[] for _ in range(n)] if shards is None else _passages(seen, decode, shards, seq_len)
     names = []
@@ -197,12 +200,12 @@ def name_concepts(
         stability = float(stable[kind][concept]) if enough else None
         why = _why_not(counts[:, concept], stability)
         words = [] if why else chosen_words(listed[kind])
-        in_it = [visible(one.token) in words for one in listed[kind]]
+        in_name = [visible(score.token) in words for score in listed[kind]]
         names.append(
             ConceptName(
                 concept=concept,
                 name=None if why else ("before " if kind == NEXT else "") + ", ".join(words),
-                coverage=None if why else float(shares[kind][concept, : len(in_it)][in_it].sum()),
+                coverage=None if why else float(shares[kind][concept, : len(in_name)][in_name].sum()),
                 source=None if why else "tokens",
                 why=why,
                 occurrences=int(counts[:, concept].sum()),
@@ -218,19 +221,19 @@ def name_concepts(
 
 
 def chosen_words(listed: Sequence[TokenScore]) -> list[str]:
-    """The words of a name: the best token, and those beside it that tell nearly as much."""
-    kept = [one for one in listed if one.score >= OF_THE_BEST * listed[0].score]
-    return list(dict.fromkeys(visible(one.token) for one in kept))[:IN_A_NAME]
+    """The words of a name: the best token, and those whose score is close to its score."""
+    kept = [score for score in listed if score.score >= OF_THE_BEST * listed[0].score]
+    return list(dict.fromkeys(visible(score.token) for score in kept))[:IN_A_NAME]
 
 
 def visible(token: str) -> str:
-    """A token as it can stand in a line: no outer spaces, what cannot be printed as its escape."""
+    """A token for one line of text: no outer spaces, unprintable characters as their escapes."""
     bare = token.strip(" ") or token
     return printable(bare).replace(" ", "␣")
 
 
 def printable(text: str) -> str:
-    """`text` with what cannot be printed as its escape."""
+    """`text` with unprintable characters as their escapes."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
@@ -277,11 +280,6 @@ def around(decode: Callable[[Sequence[int]], str], ids: Sequence[int], position:
     return decode(before), decode([ids[position]]), decode(after)
 
 
-# Names from a program of the user's: it reads a concept's passages as JSON and prints a name.
-#
-# It is started for each concept, never through a shell, and killed with whatever it started when its time is up. What
-# goes wrong leaves the automatic name; after a few failures in a row it is not asked again.
-
 GIVE_UP_AFTER = 3
 """Failures in a row."""
 LONGEST = 120
@@ -297,7 +295,7 @@ def name_with(
 ) -> tuple[list[ConceptName], list[str]]:
     """`concepts` with names from `command`, where it gave one, and what went wrong, a sentence each.
 
-    Only concepts with enough occurrences are asked for.
+    The program is run for concepts with enough occurrences only.
 
     Args:
         command: program and arguments, split as a shell would, without one.
@@ -309,33 +307,32 @@ def name_with(
     try:
         arguments = shlex.split(command)
     except ValueError as error:
-        raise CocomixError(f"--llm {command!r} cannot be split into words ({error}); mend its quotes") from error
+        raise CocomixError(f"--llm {command!r} cannot be split into words ({error}); fix its quotes") from error
     if not arguments:
         raise CocomixError("--llm names no program; give one that reads JSON and prints a name")
     named, problems, in_a_row = list(concepts), [], 0
-    asked = [one.concept for one in concepts if one.passages and one.occurrences >= 2 * FEWEST]
-    at = {one.concept: place for place, one in enumerate(concepts)}
-    for number, concept in enumerate(asked):
-        one = named[at[concept]]
+    frequent = [place for place, name in enumerate(concepts) if name.passages and name.occurrences >= 2 * FEWEST]
+    for number, place in enumerate(frequent):
+        automatic = named[place]
         try:
-            update = {"name": _ask(arguments, question(one), seconds), "source": "llm", "why": "", "coverage": None}
-            named[at[concept]] = one.model_copy(update=update)
+            name = _run(arguments, question(automatic), seconds)
+            named[place] = automatic.model_copy(update={"name": name, "source": "llm", "why": "", "coverage": None})
             in_a_row = 0
         except _Failed as failure:
-            problems.append(f"concept {concept}: {arguments[0]} {failure}")
+            problems.append(f"concept {automatic.concept}: {arguments[0]} {failure}")
             in_a_row += 1
             if in_a_row == GIVE_UP_AFTER:
-                problems.append(f"{len(asked) - number - 1} concepts were not asked for after {in_a_row} failures")
+                problems.append(f"{len(frequent) - number - 1} concepts were not asked for after {in_a_row} failures")
                 break
         if progress is not None:
-            progress(number + 1, len(asked), {})
+            progress(number + 1, len(frequent), {})
     return named, problems
 
 
-def question(one: ConceptName) -> dict[str, Any]:
+def question(name: ConceptName) -> dict[str, Any]:
     """What the program reads."""
-    return one.model_dump(include={"concept", "stability", "share", "tokens", "next_tokens", "passages"}) | {
-        "automatic_name": one.name
+    return name.model_dump(include={"concept", "stability", "share", "tokens", "next_tokens", "passages"}) | {
+        "automatic_name": name.name
     }
 
 
@@ -343,7 +340,7 @@ class _Failed(Exception):
     pass
 
 
-def _ask(arguments: list[str], asked: dict[str, Any], seconds: float) -> str:
+def _run(arguments: list[str], request: dict[str, Any], seconds: float) -> str:
     """The first line that is not empty of what the program prints."""
     try:
         process = subprocess.Popen(
@@ -359,7 +356,7 @@ def _ask(arguments: list[str], asked: dict[str, Any], seconds: float) -> str:
     except OSError as error:
         raise _Failed(f"cannot be started ({error.strerror})") from error
     try:
-        said, complaint = process.communicate(json.dumps(asked), timeout=seconds)
+        output, complaint = process.communicate(json.dumps(request), timeout=seconds)
     except subprocess.TimeoutExpired:
         raise _Failed(f"said nothing for {seconds:g} seconds") from None
     finally:
@@ -369,7 +366,7 @@ def _ask(arguments: list[str], asked: dict[str, Any], seconds: float) -> str:
     if process.returncode:
         last = (complaint.strip().splitlines() or ["no message"])[-1]
         raise _Failed(f"ended with code {process.returncode} ({last[:LONGEST]})")
-    name = next((line.strip() for line in said.splitlines() if line.strip()), "")
+    name = next((line.strip() for line in output.splitlines() if line.strip()), "")
     if not name:
         raise _Failed("printed no name")
     return name[:LONGEST]

@@ -1,9 +1,14 @@
-"""Which tokens set a concept's positions apart from all positions, and whether two halves of the text agree on it.
+"""Which tokens set a concept's positions apart from all positions, whether two halves of the text agree on it, and
+where concepts are strongest.
 
 Token v stands at a share p of all positions and at a share q of those where the concept is active; q is drawn towards
 p as by PRIOR further positions, so that a token seen once or twice proves little. Its score is q log(q / p), the nats
 it adds to the divergence of the concept's tokens from all tokens: high for a token that is both frequent there and
 rare elsewhere. Plain log-odds would put any token that never occurs elsewhere first, however seldom it is there.
+
+Pairs of a concept and a token are counted sparsely (`PairCounts`), because nearly all of the C x vocabulary pairs
+never occur. `observe` goes through a text with a teacher and its autoencoder; `StrongestPlaces` is the one way to keep
+the strongest places of all concepts while a text goes by.
 """
 
 from collections.abc import Callable
@@ -18,8 +23,6 @@ from cocomix.evaluation.perplexity import window_subset
 from cocomix.model.teacher import hidden_at
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
-
-# How often a concept and a token meet: counted sparsely, since nearly all of the C x vocabulary pairs never do.
 
 PENDING_PAIRS = 8_000_000
 """Pairs held before they are counted; 64 MB."""
@@ -57,7 +60,7 @@ class PairCounts:
 
     def at(self, concepts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Positions of pairs, int64 of any one shape; 0 for a pair that does not occur."""
-        return looked_up(*self.pairs(), concepts * self.vocab_size + tokens)
+        return look_up(*self.pairs(), concepts * self.vocab_size + tokens)
 
     def __add__(self, other: "PairCounts") -> "PairCounts":
         both = PairCounts(self.n_concepts, self.vocab_size)
@@ -72,12 +75,12 @@ class PairCounts:
             self._pending = []
 
 
-def looked_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """`values` of the `wanted` among ascending `keys`, in the shape of `wanted`; 0 for what is not there."""
+def look_up(keys: np.ndarray, values: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """`values` of the `queries` among ascending `keys`, in the shape of `queries`; 0 for a key that is missing."""
     if not len(keys):
-        return np.zeros(wanted.shape, dtype=values.dtype)
-    places = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-    return np.where(keys[places] == wanted, values[places], 0)
+        return np.zeros(queries.shape, dtype=values.dtype)
+    places = np.searchsorted(keys, queries).clip(max=len(keys) - 1)
+    return np.where(keys[places] == queries, values[places], 0)
 
 
 def _merged(*keys_and_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,32 +112,32 @@ class Contrasts(NamedTuple):
 
     def at(self, keys: np.ndarray) -> np.ndarray:
         """Scores of `keys` `[n]`, 0 for a pair that does not occur, float64 `[n]`."""
-        return looked_up(self.keys, self.scores, keys)
+        return look_up(self.keys, self.scores, keys)
 
 
-def contrasts(pairs: PairCounts) -> Contrasts:
+def contrast_scores(pairs: PairCounts) -> Contrasts:
     """Scores of all pairs that were counted."""
     keys, counts = pairs.pairs()
     concept, token = np.divmod(keys, pairs.vocab_size)
-    elsewhere = (pairs.tokens / max(1, pairs.tokens.sum()))[token]
-    here = (counts + PRIOR * elsewhere) / (pairs.concepts()[concept] + PRIOR)
-    scores = (here * np.log(here / elsewhere)).clip(min=0)
+    overall = (pairs.tokens / max(1, pairs.tokens.sum()))[token]
+    with_concept = (counts + PRIOR * overall) / (pairs.concepts()[concept] + PRIOR)
+    scores = (with_concept * np.log(with_concept / overall)).clip(min=0)
     return Contrasts(pairs.n_concepts, pairs.vocab_size, keys, scores)
 
 
-def best_tokens(found: Contrasts, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `wanted` tokens that most distinguish each concept, best first, and their scores, both `[C, wanted]`.
+def best_tokens(contrasts: Contrasts, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` tokens that most distinguish each concept, best first, and their scores, both `[C, count]`.
 
     Tokens are int64 and -1 where there are no more with a positive score, which is then 0.
     """
-    positive = found.scores > 0
-    keys, scores = found.keys[positive], found.scores[positive]
-    concept, token = np.divmod(keys, found.vocab_size)
+    positive = contrasts.scores > 0
+    keys, scores = contrasts.keys[positive], contrasts.scores[positive]
+    concept, token = np.divmod(keys, contrasts.vocab_size)
     order, rank = ranked(concept, scores)
-    chosen = order[rank < wanted]
-    place = concept[chosen], rank[rank < wanted]
-    tokens = np.full((found.n_concepts, wanted), -1, dtype=np.int64)
-    values = np.zeros((found.n_concepts, wanted))
+    chosen = order[rank < count]
+    place = concept[chosen], rank[rank < count]
+    tokens = np.full((contrasts.n_concepts, count), -1, dtype=np.int64)
+    values = np.zeros((contrasts.n_concepts, count))
     tokens[place], values[place] = token[chosen], scores[chosen]
     return tokens, values
 
@@ -147,14 +150,14 @@ def agreement(first: Contrasts, second: Contrasts) -> np.ndarray:
     keys = np.unique(np.concatenate([_best_keys(first), _best_keys(second)]))
     scores = np.stack([first.at(keys), second.at(keys)])
     concept = keys // first.vocab_size
-    smaller, larger = (np.bincount(concept, one, first.n_concepts) for one in (scores.min(0), scores.max(0)))
+    smaller, larger = (np.bincount(concept, weights, first.n_concepts) for weights in (scores.min(0), scores.max(0)))
     return np.divide(smaller, larger, out=np.zeros(first.n_concepts), where=larger > 0)
 
 
-def _best_keys(found: Contrasts) -> np.ndarray:
-    tokens, _ = best_tokens(found, COMPARED)
+def _best_keys(contrasts: Contrasts) -> np.ndarray:
+    tokens, _ = best_tokens(contrasts, COMPARED)
     concept, rank = np.nonzero(tokens >= 0)
-    return concept * found.vocab_size + tokens[concept, rank]
+    return concept * contrasts.vocab_size + tokens[concept, rank]
 
 
 def ranked(group: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -163,8 +166,6 @@ def ranked(group: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray
     ordered = group[order]
     return order, np.arange(len(order)) - np.searchsorted(ordered, ordered)
 
-
-# Where concepts are strongest, kept while a text goes by.
 
 PENDING_STRENGTHS = 500_000
 """Places held before the weaker ones are dropped."""
@@ -184,7 +185,7 @@ class StrongestPlaces:
         self._strengths, self._ties = [np.empty(0)], [np.empty(0)]
 
     def add(self, places: np.ndarray, strengths: np.ndarray, ties: np.ndarray | None = None) -> None:
-        """Take in places.
+        """Consider further places.
 
         Args:
             places: int64 `[3 + carried, n]`, whose first rows are concept, window and position.
@@ -211,17 +212,15 @@ class StrongestPlaces:
         places = np.concatenate(self._places, axis=1)
         strengths, ties = np.concatenate(self._strengths), np.concatenate(self._ties)
         order = np.lexsort((-ties, -strengths, places[1], places[0]))
-        of = places[:2, order]
+        windows = places[:2, order]  # of each concept
         first = np.ones(len(order), dtype=bool)
-        first[1:] = (of[:, 1:] != of[:, :-1]).any(0)
+        first[1:] = (windows[:, 1:] != windows[:, :-1]).any(0)
         order = order[first]
         order = order[np.argsort(-ties[order], kind="stable")]
         by_strength, rank = ranked(places[0, order], strengths[order])
         kept = order[by_strength[rank < self._per_concept]]
         self._places, self._strengths, self._ties = [places[:, kept]], [strengths[kept]], [ties[kept]]
 
-
-# Where a teacher's autoencoder finds each concept in a text, and beside which tokens.
 
 BATCH = 16
 """Windows of a forward pass."""
@@ -230,7 +229,7 @@ ITSELF, NEXT = "token", "next"
 
 
 class Occurrences:
-    """What was seen of C concepts in windows of tokens.
+    """Counts and strongest places of C concepts in windows of tokens.
 
     Attributes:
         halves: counts of `ITSELF` and `NEXT`, in even and in odd windows.
@@ -245,7 +244,7 @@ class Occurrences:
         self._strongest = StrongestPlaces(passages)
 
     def add(self, windows: np.ndarray, ids: np.ndarray, concepts: np.ndarray, values: np.ndarray) -> None:
-        """Take in some windows.
+        """Count some windows.
 
         Args:
             windows: their numbers in the shards, int64 `[windows]`.
@@ -257,8 +256,8 @@ class Occurrences:
         active = values > 0
         odd = (self.windows + np.arange(len(ids))) % 2
         for half in (0, 1):
-            mine = odd == half
-            rows, on, tokens = concepts[mine], active[mine], ids[mine]
+            in_half = odd == half
+            rows, on, tokens = concepts[in_half], active[in_half], ids[in_half]
             self.halves[ITSELF][half].add(rows.reshape(-1, k), on.reshape(-1, k), tokens.ravel())
             before = rows[:, :-1].reshape(-1, k), on[:, :-1].reshape(-1, k)
             self.halves[NEXT][half].add(*before, tokens[:, 1:].ravel())

@@ -1,7 +1,7 @@
 """The command line: one command a stage, and `cocomix demo` for all of them.
 
-Every problem a user can mend ends in one sentence on standard error and exit code 2. Heavy imports happen
-inside the commands, so `--help` stays quick.
+Every problem a user can fix ends in one sentence on standard error and exit code 2. Features are imported inside the
+commands, because they load torch, so that `--help` stays fast.
 """
 
 import os
@@ -27,7 +27,7 @@ from cocomix.cli.options import (
     recipe_file,
 )
 from cocomix.cli.sharing import doctor, push
-from cocomix.utils.console import console, errors, wait_for_main_to_say_it, world_size
+from cocomix.utils.console import console, errors, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import in_words
 
@@ -38,10 +38,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="""Pretrain language models with continuous concepts, stage by stage.
 
-A run is a folder. Its config.yaml is written by the first command and read by the later ones; any key can be
-overridden as KEY.PATH=VALUE after the options, e.g. sae.k=8; the saved config.yaml lists every key with its value.
-Finished stages are kept; a changed key redoes what depends on it. A stage is keyed by its settings, not by the
-content of the paths they name: to read changed files again, delete its folder in the run.""",
+A run is a folder. The first command writes its config.yaml, which lists every setting, and later commands read it. You
+can edit it, or override any setting as KEY.PATH=VALUE after the options, e.g. sae.k=8. Finished stages are kept; a
+changed setting redoes the stages that depend on it. To read input files again whose content changed, delete the
+stage's folder in the run.""",
 )
 
 
@@ -52,13 +52,13 @@ def demo(
     config: ConfigFile = None,
     seeds: Seeds = None,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="All stages in under two minutes; figures mean nothing.")
+        bool, typer.Option("--tiny", help="All stages in under two minutes; the figures are meaningless.")
     ] = False,
 ) -> None:
-    """Run every stage on real text and end with an honest comparison of students.
+    """Run every stage on real text and compare the students.
 
-    Needs no data of yours: the corpus is the presidents' annual addresses, 1790 to 2026. About 20 minutes on 2 CPU
-    cores. Stop it whenever you like; the same command goes on where it was stopped.
+    The corpus, the US presidents' annual addresses from 1790 to 2026, is part of the installation. Takes about 20
+    minutes on 2 CPU cores. You can stop it at any time; rerun the same command to resume.
     """
     if tiny and config is None:
         config = recipe_file("tiny")
@@ -72,7 +72,7 @@ def demo(
 def corpus(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
     """Read the text source and hold out whole documents for validation and test.
 
-    Bad records are skipped, counted, and written to skipped.jsonl. Stopped, the same command goes on.
+    Bad records are skipped, counted, and listed in skipped.jsonl. Rerun the same command to resume.
     """
     open_run(run, config, overrides).run_stage("corpus")
 
@@ -81,7 +81,8 @@ def corpus(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: Confi
 def tokenize(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
     """Train or load the tokenizer and pack the corpus into token shards.
 
-    With tokens.workers processes, and under torchrun too; the tokens are the same. Stopped, the same command goes on.
+    Runs in tokens.workers processes, and under torchrun; the tokens do not depend on it. Rerun the same command to
+    resume.
     """
     open_run(run, config, overrides).run_stage("tokens")
 
@@ -96,8 +97,8 @@ def train(
 ) -> None:
     """Train the concept model or a student.
 
-    The demo's students are ntp, ntp_wide, cocomix and cocomix_act. Works under torchrun, one process a device.
-    On SIGTERM or SIGUSR1 it saves and exits with code 0, on Ctrl-C with 130; the same command goes on from there.
+    The demo's students are ntp, ntp_wide, cocomix and cocomix_act. Works under torchrun, one process per device.
+    On SIGTERM or SIGUSR1 it saves and exits with code 0, on Ctrl-C with 130; rerun the same command to resume.
     """
     opened = open_run(run, config, overrides, seeds)
     for name in opened.training_stages(who):
@@ -106,7 +107,7 @@ def train(
 
 @app.command()
 def sae(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
-    """Train or load the sparse autoencoder of the concept model's residual stream, and report its quality."""
+    """Train or load the sparse autoencoder on the concept model's residual stream, and report its quality."""
     open_run(run, config, overrides).run_stage("sae")
 
 
@@ -114,7 +115,7 @@ def sae(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFi
 def export_sae(
     output: Annotated[Path, PathOption("--output", "-o", help="New folder to write.")],
     run: RunDir = DEFAULT_RUN,
-    format: Annotated[str, typer.Option("--format", "-f", help="saelens, sparsify or cocomix.")] = "saelens",
+    format: Annotated[str, typer.Option("--format", "-f", help="The format; a wrong name lists all.")] = "saelens",
 ) -> None:
     """Write the run's sparse autoencoder in another library's format."""
     from cocomix.pipeline.trained import export_sae as export
@@ -128,11 +129,11 @@ def label(
     overrides: Overrides = None,
     run: RunDir = DEFAULT_RUN,
     config: ConfigFile = None,
-    name: Annotated[str | None, typer.Option("--name", help="Only this label set; default: all of the run's.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Only this label set; default: all.")] = None,
 ) -> None:
-    """Write the concept labels of every token, once, beside the token shards.
+    """Store concept labels for every token.
 
-    Also the teacher's likeliest tokens, for students that distil from a store (`--name logits` alone).
+    Also stores the teacher's top logits, if a student distils from them; `--name logits` stores only these.
     """
     opened = open_run(run, config, overrides)
     for stage in opened.label_stages(name):
@@ -147,7 +148,7 @@ app.command()(perplexity)
 def report(
     overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, seeds: Seeds = None
 ) -> None:
-    """Write report.html and report.json from what has been measured, and print the table."""
+    """Write report.html and report.json from the finished evaluations, and print the table."""
     opened = open_run(run, config, overrides, seeds)
     opened.write_report()
     opened.print_summary()
@@ -161,22 +162,22 @@ def experiment(
         Path | None, PathOption("--run", "-r", help="Folder of its runs; default: runs/NAME-OF-THE-RECIPE.")
     ] = None,
     output: Annotated[Path | None, PathOption("--output", "-o", help="Folder of the report; default: --run.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at the same time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of runs at the same time.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Processes of each run, under torchrun.")] = 1,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Seeds 0 to N-1.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print what it would take, run nothing.")] = False,
-    gpus: Annotated[int, typer.Option(min=1, help="With --plan: GPUs that share a batch.")] = 8,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the cost estimate; run nothing.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="With --plan: number of GPUs that share a batch.")] = 8,
     peak_tflops: Annotated[
-        float | None, typer.Option(help="With --plan: peak of one GPU; hours are then estimated at 40 % of it.")
+        float | None, typer.Option(help="With --plan: peak of one GPU, to estimate hours at 40 % of it.")
     ] = None,
-    report_only: Annotated[bool, typer.Option("--report", help="Write the report of what is finished.")] = False,
+    report_only: Annotated[bool, typer.Option("--report", help="Only write the report of the finished runs.")] = False,
     stage: Annotated[
         list[str] | None, typer.Option(help="Do only SETTING:STAGE, in this process; may be repeated.")
     ] = None,
 ) -> None:
     """Run a grid of variants and seeds and report what it says about the paper's claims.
 
-    Each run is a process of its own; finished ones are kept, and the same command goes on where it was stopped.
+    Each run is a separate process. Finished runs are kept; rerun the same command to resume.
     """
     from cocomix.experiments.run import run_experiment
 
@@ -202,11 +203,11 @@ def generate(
     seed: Annotated[int, typer.Option(help="Which of the student's seeds.")] = 0,
     model: Annotated[str | None, typer.Option(help="A model folder or hub id instead of a run's student.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.8,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.8,
     sample_seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     steer: Annotated[
         str | None,
-        typer.Option(help="Concepts to turn, e.g. c123=+4,c7:off,c9=clamp:2@10 (@: from which token of the text on)."),
+        typer.Option(help="Concepts to steer, e.g. c123=+4,c7:off,c9=clamp:2@10 (@10: from token 10 of the text on)."),
     ] = None,
 ) -> None:
     """Continue a text with a trained model."""
@@ -230,7 +231,7 @@ app.command()(push)
 def bench() -> None:
     """Moved: `python -m benchmarks.speed` in a checkout of the repository."""
     raise CocomixError(
-        "the benchmarks are no part of the package any more; in a checkout run `python -m benchmarks.speed`"
+        "the benchmarks are no longer part of the package; run `python -m benchmarks.speed` in a checkout"
     )
 
 
@@ -239,7 +240,7 @@ app.command()(doctor)
 
 
 def _session() -> AbstractContextManager[None]:
-    """The process group of a launch, if this is one process of several."""
+    """The process group of a torchrun launch of several processes; nothing without one."""
     if world_size() == 1:
         return nullcontext()
     from cocomix.utils.distributed import distributed_session
@@ -253,7 +254,7 @@ def main() -> None:
         with _session():
             app(standalone_mode=True)
     except CocomixError as error:
-        wait_for_main_to_say_it()
+        wait_for_main_to_report()
         errors.print("cocomix:", str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:
@@ -266,9 +267,9 @@ def main() -> None:
         errors.print(str(stop), highlight=False, markup=False, soft_wrap=True)
         sys.exit(130 if stop.by_user else 0)
     except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != 130:  # 130 is Typer's word for Ctrl-C
+        if isinstance(end, SystemExit) and end.code != 130:  # 130 is how Typer reports Ctrl-C
             raise
-        errors.print("stopped; the same command goes on from here", highlight=False)
+        errors.print("stopped; rerun the same command to resume", highlight=False)
         sys.exit(130)
 
 

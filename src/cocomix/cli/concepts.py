@@ -65,19 +65,22 @@ def inspect_command(
 def explore(
     run: Annotated[Path, PathArgument(help="The run's folder.", show_default=True)] = DEFAULT_RUN,
     others: Annotated[
-        list[Path] | None, PathOption("--with", help="A further run, to compare with; may be repeated.")
+        list[Path] | None, PathOption("--with", help="Another run to compare with; may be repeated.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback a token is needed.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any that is free.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on. Other machines need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any free port.")] = 7860,
     token: Annotated[
         str | None,
-        typer.Option(envvar="COCOMIX_TOKEN", help="Ask every browser for it; default: one is made where needed."),
+        typer.Option(
+            envvar="COCOMIX_TOKEN",
+            help="Token that browsers must present; default: generated if other machines can connect.",
+        ),
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
 ) -> None:
-    """Look into a run's students and steer them, in the browser.
+    """Explore a run's students in the browser: read texts, look up concepts, steer, compare.
 
-    The first time it names the run's concepts and looks at held-out text; that is kept in the run.
+    The first time, it names the run's concepts and indexes held-out text. The results are kept in the run.
     """
     try:
         from cocomix.explorer.app import explore as serve

@@ -35,18 +35,18 @@ def evaluate(
         list[str] | None, typer.Option(help="Only this student, with --tasks or --snapshots; may be repeated.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="With --tasks: a model folder or hub id instead of a run.")] = None,
-    snapshots: Annotated[bool, typer.Option("--snapshots", help="Every model saved during training.")] = False,
-    test: Annotated[bool, typer.Option("--test", help="With --snapshots: the test split, too.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents a task, for a try.")] = None,
-    fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question.")] = None,
-    batch_size: Annotated[str, typer.Option(help="Rows of a forward pass of a task, or auto.")] = "16",
-    samples: Annotated[bool, typer.Option("--samples", help="Keep what was asked and answered.")] = False,
+    snapshots: Annotated[bool, typer.Option("--snapshots", help="Measure every model saved during training.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="With --snapshots: also on the test split.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents per task.")] = None,
+    fewshot: Annotated[int | None, typer.Option(min=0, help="Number of examples before each question.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Rows per forward pass of a task, or auto.")] = "16",
+    samples: Annotated[bool, typer.Option("--samples", help="Keep the questions and answers.")] = False,
     output: Annotated[Path | None, PathOption("--output", "-o", help="With --model: folder of the results.")] = None,
 ) -> None:
     """Measure trained students: perplexity and concept recall, or the tasks of lm-evaluation-harness.
 
-    Without options: the held-out splits of every student. Tasks and snapshots are kept like stages, and work under
-    torchrun. With --snapshots choose by the validation split; look at --test when every choice is made.
+    Without options: the held-out splits of every student. Results of tasks and snapshots are kept, like stages, and
+    both work under torchrun. With --snapshots, choose by the validation split; use --test after every choice is made.
     """
     if tasks is None and not snapshots:
         if model is not None:
@@ -71,21 +71,21 @@ def evaluate(
 def perplexity(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
     text: Annotated[Path, PathArgument(help="Folder of token shards, .txt, .md or .jsonl file, or folder of texts.")],
-    seq_len: Annotated[int | None, typer.Option(min=2, help="Tokens a window; default: the model's positions.")] = None,
+    seq_len: Annotated[int | None, typer.Option(min=2, help="Tokens per window; default: the model's maximum.")] = None,
     stride: Annotated[
         int | None,
-        typer.Option(min=1, help="Move the window by so many tokens and score those; default: windows side by side."),
+        typer.Option(min=1, help="Move the window by so many tokens and score only those; default: no overlap."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows a forward pass.")] = 8,
-    max_windows: Annotated[int | None, typer.Option(min=1, help="Only so many windows, evenly spread.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
+    max_windows: Annotated[int | None, typer.Option(min=1, help="At most so many windows, evenly spread.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
     field: Annotated[str, typer.Option(help="Field of a .jsonl record that holds the text.")] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Perplexity of any model on any tokens or text; text is tokenised with the model's tokenizer.
 
-    With --stride each token but the first is scored once, with at least SEQ_LEN - STRIDE tokens before it; without,
-    each window is read on its own and a last partial one is left out.
+    With --stride, each token but the first is scored once, with at least SEQ_LEN - STRIDE tokens of context. Without
+    it, each window is scored separately and a last partial window is left out.
     """
     from cocomix.evaluation.perplexity import measure_perplexity
 
@@ -111,29 +111,24 @@ def perplexity(
         )
 
 
-# The command that measures steering.
-
-
 def steer_eval_command(
     run: RunDir = DEFAULT_RUN,
     output: Annotated[
         Path | None, PathOption("--output", "-o", help="Folder for the report; default: RUN/steer-eval.")
     ] = None,
-    student: Annotated[
-        str, typer.Option(help="Student of the run, one that was taught the SAE's concepts.")
-    ] = "cocomix",
+    student: Annotated[str, typer.Option(help="Student of the run, one trained on the SAE's concepts.")] = "cocomix",
     concepts: Annotated[int, typer.Option(min=2, help="Concepts to steer, evenly spread by frequency.")] = 24,
-    prompts: Annotated[int, typer.Option(min=1, help="Validation prompts for each.")] = 8,
+    prompts: Annotated[int, typer.Option(min=1, help="Validation prompts per concept.")] = 8,
     tokens: Annotated[int, typer.Option(min=4, help="Tokens generated after each prompt.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
 ) -> None:
-    """Measure steering: how much of a concept it brings, for how much fluency, and how far it leaks.
+    """Measure steering: how often the concept appears, what it costs in fluency, and how far it leaks.
 
-    On every seed of the student, against no steering, a random concept, residual steering and prompting, at fixed
-    doses. Writes report.html and report.json. Finished parts are kept: stopped, the same command goes on.
+    Every seed of the student is compared with no steering, a random concept, residual steering and prompting, at fixed
+    doses. Writes report.html and report.json. Finished parts are kept; rerun the same command to resume.
     """
     from cocomix.pipeline.steering_stages import steer_eval
-    from cocomix.steering.study.report import steering_table
+    from cocomix.report.tables import steering_table
 
     quiet_libraries()
     folder = output or run / "steer-eval"

@@ -1,4 +1,4 @@
-"""What several commands share: options, and the way from them to a run."""
+"""Options that several commands share, and how a run is opened from them."""
 
 import warnings
 from functools import partial
@@ -14,13 +14,13 @@ from cocomix.utils.errors import CocomixError
 if TYPE_CHECKING:
     from cocomix.pipeline.run import Run
 
-# A path that must not be read is left to the command, which says how to mend that.
+# Typer would refuse an unreadable path with its own message; the commands name the fix.
 PathOption = partial(typer.Option, readable=False)
 PathArgument = partial(typer.Argument, readable=False)
 RunDir = Annotated[Path, PathOption("--run", "-r", help="The run's folder.")]
 ConfigFile = Annotated[
     Path | None,
-    PathOption("--config", "-c", help="YAML to start from; default: the run's own config.yaml, else the demo's."),
+    PathOption("--config", "-c", help="Settings to use; default: the run's own config.yaml, or else the demo's."),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, e.g. sae.k=8.", show_default=False)]
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Train every student with seeds 0 to N-1.")]
@@ -28,27 +28,27 @@ DEFAULT_RUN = Path("runs/demo")
 
 
 def recipe_file(name: str) -> Path:
-    """The YAML of a recipe that comes with the package."""
+    """The YAML file of a recipe in the package."""
     return Path(str(resources.files("cocomix") / "recipes" / f"{name}.yaml"))
 
 
 def open_run(run: Path, config: Path | None, overrides: list[str] | None, seeds: int | None = None) -> "Run":
-    """The run in folder `run`, with its own settings, or those of `config`, or the demo's, and overrides on top.
+    """The run in folder `run`, with the settings of `config`, or its own, or the demo's, and overrides on top.
 
     Raises:
-        CocomixError: its own are gone: with the demo's, what it holds would be made anew and replaced.
+        CocomixError: its own settings are gone; with the demo's, its stages would be redone and replaced.
     """
-    from cocomix.pipeline.config import load_config
-    from cocomix.pipeline.run import Run
+    from cocomix.pipeline.config import CONFIG, load_config
+    from cocomix.pipeline.run import Run, load_run
     from cocomix.pipeline.stage import RECORD
 
     quiet_libraries()
-    own = run / "config.yaml"
-    source = config or (own if own.exists() else recipe_file("demo"))
     extra = [*(overrides or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
-    opened = Run(run, load_config(source, extra))
-    if config is None and not own.exists():
-        # A command that is killed once its stage is done leaves no config.yaml either; that stage is the demo's, then.
+    if config is None and (run / CONFIG).exists():
+        return load_run(run, extra)
+    opened = Run(run, load_config(config or recipe_file("demo"), extra))
+    if config is None:
+        # A command killed just after its stage was done leaves no config.yaml either; its stage then fits the demo's.
         for stage in opened.stages.values():
             if (stage.folder / RECORD).exists() and not stage.done():
                 raise CocomixError(
@@ -59,7 +59,7 @@ def open_run(run: Path, config: Path | None, overrides: list[str] | None, seeds:
 
 
 def quiet_libraries() -> None:
-    """Leave the screen to our own progress; the library's loading bars and notices are not for a run's user."""
+    """Silence Transformers' progress bars and notices, and print warnings in our own style."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

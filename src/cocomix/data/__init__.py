@@ -3,7 +3,7 @@
 from cocomix.data.corpus import SPLITS, Corpus, CorpusWriter, read_file
 from cocomix.data.sampler import batch_order
 from cocomix.data.shards import TokenShards, write_shards
-from cocomix.data.sources import SOURCES, Document, Skipped, TextSource
+from cocomix.data.sources import SOURCES, Document, Skipped, TextSource, open_source, register_source
 from cocomix.data.tokenizer import load_tokenizer, tokenize_corpus, train_tokenizer
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "TokenShards",
     "batch_order",
     "load_tokenizer",
+    "open_source",
     "read_file",
+    "register_source",
     "tokenize_corpus",
     "train_tokenizer",
     "write_shards",

@@ -1,7 +1,10 @@
-"""From a source to a corpus on disk, in one pass, with one document in memory.
+"""The corpus on disk, and writing it from a text source in one pass with one document in memory.
 
-Killed at any moment, it goes on from its last commit to the same bytes: what a split's files hold, the place in the
-source, and what the held-out splits are owed are noted down together.
+- A corpus is a folder of JSON-lines files for each split, and a manifest with counts and checksums. In the first layout
+  `train.jsonl` lies beside the manifest and is read as a split of one file.
+- `Splitter` holds out whole documents, spread over the source's order (for dated sources: over the eras).
+- `CorpusWriter` resumes after a kill from its last commit, to the same bytes: the length of the files, the place in
+  the source and the state of the splitter are committed together.
 """
 
 import hashlib
@@ -17,19 +20,17 @@ from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import FileSeries, combined, parse_json, read_sealed, sha256, write_sealed, write_text
 from cocomix.utils.integrity import is_inside
 
-# Hold out whole documents, spread over the source's order (for dated sources: over the eras).
-
 SPLITS = ("train", "val", "test")
 
 
 class Splitter:
-    """Assigns whole documents to `train`, `val` and `test`, systematically and without chance.
+    """Assigns whole documents to `train`, `val` and `test`, systematically and without randomness.
 
-    Walking through the documents, a held-out split takes one whenever its share has grown by a whole document;
-    the two splits' turns are half a period apart, so they never want the same document for long.
+    A held-out split takes a document whenever its share has grown by a whole document. The two splits are half a period
+    apart, so that they rarely compete for the same document.
 
     Attributes:
-        owed: documents each held-out split has a right to, with fractions; all that there is to keep of the walk.
+        owed: documents each held-out split is due, with fractions; the whole state of the splitter.
     """
 
     def __init__(self, val_fraction: float, test_fraction: float, owed: Mapping[str, float] | None = None) -> None:
@@ -61,10 +62,6 @@ def check_counts(documents: Mapping[str, int]) -> None:
             " add documents or raise corpus.val_fraction and corpus.test_fraction"
         )
 
-
-# The corpus on disk: a folder of JSON-lines files a split, and a manifest with counts and checksums.
-#
-# The first layout, one `train.jsonl` beside the manifest, is read as a split of one file.
 
 MANIFEST = "corpus.json"
 
@@ -130,7 +127,7 @@ class Corpus:
 
 
 def _entry(entry: dict[str, Any]) -> dict[str, Any]:
-    """What is used of a manifest's entry.
+    """The parts of a manifest's entry that are used.
 
     Raises:
         ValueError, TypeError, KeyError: it names a file outside the folder, or a value is another type, or missing.
@@ -150,7 +147,7 @@ def read_file(path: Path, checksum: str) -> Iterator[Document]:
                 document = _document(parse_json(line.decode("utf-8")))
             except (ValueError, TypeError, KeyError) as error:
                 raise CocomixError(
-                    f"line {number} of the corpus file {path} is no document ({error}); {_again(path)}"
+                    f"line {number} of the corpus file {path} is not a document ({error}); {_redo_hint(path)}"
                 ) from error
             yield document
 
@@ -162,7 +159,7 @@ def _document(row: Any) -> Document:
     return Document(row["id"], row["text"], row["meta"])
 
 
-def _again(path: Path) -> str:
+def _redo_hint(path: Path) -> str:
     return f"delete {path.parent.parent} and run `cocomix corpus` again"
 
 
@@ -172,32 +169,32 @@ def check_file(path: Path, checksum: str) -> None:
     Raises:
         CocomixError: the file is missing or was altered.
     """
-    mend = _again(path)
+    hint = _redo_hint(path)
     try:
         same = sha256(path) == checksum
     except FileNotFoundError:
-        raise CocomixError(f"the corpus file {path} is missing; {mend}") from None
+        raise CocomixError(f"the corpus file {path} is missing; {hint}") from None
     if not same:
-        raise CocomixError(f"the corpus file {path} was altered; {mend}")
+        raise CocomixError(f"the corpus file {path} was altered; {hint}")
 
 
 SKIPPED = "skipped.jsonl"
 STATE = "corpus-so-far.json"
 REPORTED = 100
-"""bad records that are written down one by one; all are counted"""
-TELL_SECONDS = 0.5
+"""Bad records that are listed one by one; all are counted."""
+REPORT_SECONDS = 0.5
 
 Progress = Callable[[int, int | None, dict[str, Any]], None]
 
 
 class CorpusWriter:
-    """Writes `text/{train,val,test}/*.jsonl`, `text/corpus.json` and, if there is a need, `skipped.jsonl`.
+    """Writes `text/{train,val,test}/*.jsonl`, `text/corpus.json` and, for bad records, `skipped.jsonl`.
 
     Args:
-        folder: where; a state that a killed writer left there is taken up.
+        folder: where to write; the state of a killed writer there is resumed.
         every: keep every n-th document of the source.
         val_fraction: share of the documents held out for validation; `test_fraction` likewise.
-        file_bytes: a file ends before the document with which it would grow beyond this.
+        file_bytes: a file ends before the document that would make it larger than this.
         commit_seconds: at most this much work is lost to a kill.
     """
 
@@ -213,7 +210,7 @@ class CorpusWriter:
     ) -> None:
         self.folder, self.every, self.file_bytes, self.commit_seconds = folder, every, file_bytes, commit_seconds
         self._settings = {"every": every, "val": val_fraction, "test": test_fraction, "file_bytes": file_bytes}
-        state = self._left_behind()
+        state = self._resumed_state()
         self._place = state.get("place")
         self.seen: int = state.get("seen", 0)
         self.skipped: int = state.get("skipped", 0)
@@ -243,14 +240,14 @@ class CorpusWriter:
                 raise source.nothing()
             check_counts({name: totals["documents"] for name, totals in self._totals.items()})
         except CocomixError:
-            (self.folder / STATE).unlink(missing_ok=True)  # what is added to the source may come before its end
+            (self.folder / STATE).unlink(missing_ok=True)  # texts added to the source may come before its end
             raise
-        found = self._finish()
+        figures = self._finish()
         (self.folder / STATE).unlink(missing_ok=True)
-        return found
+        return figures
 
     def _read(self, source: TextSource, progress: Progress) -> None:
-        started = committed = told = time.monotonic()
+        started = committed = reported = time.monotonic()
         before = self.seen
         for record in source.records(self._place):
             finished = self._add(record)
@@ -258,8 +255,8 @@ class CorpusWriter:
             if finished or now - committed > self.commit_seconds:
                 committed = now
                 self._commit(source)
-            if now - told > TELL_SECONDS:
-                told = now
+            if now - reported > REPORT_SECONDS:
+                reported = now
                 note = {
                     "documents": self.seen,
                     "characters": sum(totals["chars"] for totals in self._totals.values()),
@@ -310,7 +307,7 @@ class CorpusWriter:
         }
         write_sealed(self.folder / STATE, state)
 
-    def _left_behind(self) -> dict[str, Any]:
+    def _resumed_state(self) -> dict[str, Any]:
         try:
             state = read_sealed(self.folder / STATE)
         except (OSError, ValueError):

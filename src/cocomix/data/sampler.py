@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 TABLE = 1 << 24
-"""up to here an epoch's permutation is a table (64 MB at most); above, it is computed place by place"""
+"""Up to so many windows an epoch's permutation is a table (64 MB at most); above, it is computed place by place."""
 ROUNDS = 8
 
 
@@ -46,15 +46,15 @@ def permuted(places: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     half = np.uint64((max(n - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << int(half)) - 1)
     keys = np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, np.uint64)
-    found = places.astype(np.uint64).ravel()
-    outside = np.arange(found.size)
+    images = places.astype(np.uint64).ravel()
+    outside = np.arange(images.size)
     while outside.size:
-        left, right = found[outside] >> half, found[outside] & mask
+        left, right = images[outside] >> half, images[outside] & mask
         for key in keys:
             left, right = right, left ^ (_mixed(right ^ key) & mask)
-        found[outside] = (left << half) | right
-        outside = outside[found[outside] >= n]
-    return found.astype(np.int64).reshape(places.shape)
+        images[outside] = (left << half) | right
+        outside = outside[images[outside] >= n]
+    return images.astype(np.int64).reshape(places.shape)
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:

@@ -22,10 +22,10 @@ from cocomix.utils.integrity import check_files
 
 MANIFEST = "manifest.json"
 BOUNDARIES = "doc-boundaries.npy"
-MEND = "restore it, or delete the folder and run `cocomix tokenize` again"
+FIX = "restore it, or delete the folder and run `cocomix tokenize` again"
 SHARD = "shard-{:05d}.bin"
 MOST_OPEN = 128
-"""shards mapped at a time; each holds a file open, and a process may hold about a thousand"""
+"""Shards mapped at a time; each keeps a file open, of which a process may have about a thousand."""
 
 
 class TokenShards:
@@ -63,7 +63,7 @@ class TokenShards:
             manifest = read_sealed(folder / MANIFEST)
             files = [*manifest["shards"], manifest["boundaries"]]
             _check_numbers(manifest)
-            check_files(folder, files, what="token file", mend=MEND, verify=verify)
+            check_files(folder, files, what="token file", hint=FIX, verify=verify)
             return cls(folder, manifest)
         except FileNotFoundError:
             raise CocomixError(f"{folder} holds no finished token shards; run `cocomix tokenize`") from None
@@ -116,14 +116,14 @@ class TokenShards:
 
 
 def _check_numbers(manifest: dict[str, Any]) -> None:
-    """See that the files listed hold the tokens that a manifest promises, no more and no less.
+    """Check that the files listed hold exactly the tokens that the manifest promises.
 
     Raises:
-        ValueError: they do not; KeyError, TypeError, AttributeError: it is no manifest.
+        ValueError: they do not; KeyError, TypeError, AttributeError: it is not a manifest.
     """
     size, promised = manifest["vocab_size"], manifest["n_tokens"]
     if type(size) is not int or type(promised) is not int or not 1 <= size <= 1 << 32:
-        raise ValueError("its vocabulary or number of tokens is none")
+        raise ValueError("its vocabulary size or number of tokens is not valid")
     dtype = token_dtype(size)
     if manifest["dtype"] != dtype.str:
         raise ValueError(f"its ids are {manifest['dtype']!r}, not {dtype.str!r}")
@@ -138,17 +138,17 @@ def _starts(path: Path) -> np.ndarray:
     """The document boundaries, mapped, int64 `[n_documents]`.
 
     Raises:
-        ValueError: they are none.
+        ValueError: the file is damaged.
     """
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        starts = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
         raise
-    except Exception as error:  # NumPy parses a header as Python, and meets damage with whatever comes of it
+    except Exception as error:  # NumPy parses a header as Python, and raises unrelated errors for damage
         raise ValueError(f"{path.name}: {error}") from error
-    if not isinstance(found, np.ndarray) or found.dtype != np.int64 or found.ndim != 1:
-        raise ValueError(f"{path.name} holds no list of whole numbers")
-    return found
+    if not isinstance(starts, np.ndarray) or starts.dtype != np.int64 or starts.ndim != 1:
+        raise ValueError(f"{path.name} does not contain a list of integers")
+    return starts
 
 
 def write_shards(
@@ -161,7 +161,7 @@ def write_shards(
 ) -> TokenShards:
     """Write documents' token ids as shards of `shard_tokens` tokens, each document followed by `eos_id`.
 
-    In memory are one document and eight bytes for each before it.
+    One document is in memory, and eight bytes for each before it.
 
     Raises:
         CocomixError: an id outside the vocabulary, no document at all, or a folder that is already finished.
@@ -216,7 +216,7 @@ def finish_shards(
     eos_id: int,
     dtype: str,
 ) -> TokenShards:
-    """Write the document boundaries and the manifest of shard files that are all there.
+    """Write the document boundaries and the manifest for complete shard files.
 
     Args:
         shards: `file`, `bytes`, `sha256` of each.

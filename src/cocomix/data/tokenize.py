@@ -1,7 +1,16 @@
-"""From texts to token ids, with bounded memory: what a tokenizing process does.
+"""From texts to token shards, in several processes and with bounded memory.
 
-A part is what one corpus file becomes: its token ids, the lengths of its documents, and a small record that is
-written last. A part with a record is finished; so processes may work in any order and be killed at any moment.
+- A part is the result of one corpus file: its token ids, the lengths of its documents, and a small record that is
+  written last. A part with a record is finished, so processes may work in any order and be killed at any moment.
+- An encoder takes about 110 bytes a character, so very long documents are cut into pieces whose tokens, joined, are
+  those of the whole document. With GPT-2's splitting rule (a byte-level BPE, no normaliser) no pre-token contains
+  whitespace after another character, and what is left of such a place is matched without lookahead beyond it: a cut
+  there changes nothing. Other tokenizers get their documents uncut.
+- Worker processes come from a fork server that has imported this module once, so they share its memory; without one
+  they are spawned. They end when their parent does, however that ends.
+- `join_parts` writes the same stream and the same shards as a single process would. A part is deleted once it is
+  committed to the shards, so the disk holds the tokens once, plus one part. One block of ids and one part's document
+  lengths are in memory.
 """
 
 import hashlib
@@ -27,13 +36,6 @@ from cocomix.data.shards import MANIFEST, SHARD, TokenShards, finish_shards
 from cocomix.data.sources import Document
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import FileSeries, read_sealed, sha256, write_sealed
-
-# Cutting a very long document into pieces whose tokens, joined, are those of the whole.
-#
-# An encoder takes about 110 bytes a character, so a text of gigabytes must be cut. With the splitting rule
-# of GPT-2 (a byte-level BPE, no normaliser) no pre-token holds a blank after a character that is none, and what lies
-# left of such a place is matched without a look beyond it: cut there, nothing changes. Other tokenizers get their
-# documents whole.
 
 _PLACE = re.compile(r"\S(?=[ \n\r\t])")
 
@@ -67,16 +69,16 @@ def pieces(text: str, at_least: int) -> Iterator[str]:
 
 
 BATCH_CHARS, BATCH_DOCUMENTS = 1 << 18, 256
-"""what is encoded at a time; the encoder takes about 110 bytes a character meanwhile"""
+"""Most characters and documents encoded at a time."""
 
 
 class Encoder(Protocol):
-    """Turns a batch of texts into token ids without special tokens of its own."""
+    """Turns a batch of texts into token ids without adding special tokens."""
 
     vocab_size: int
     eos_id: int
 
-    def whole(self) -> bool:
+    def uncut(self) -> bool:
         """Whether long texts must not be cut."""
         ...
 
@@ -95,11 +97,11 @@ class RustEncoder:
         self.vocab_size, self.eos_id = vocab_size, eos_id
         self._may_cut = may_cut(self._tokenizer)
 
-    def whole(self) -> bool:
+    def uncut(self) -> bool:
         return not self._may_cut
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        return [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class PythonEncoder:
@@ -109,7 +111,7 @@ class PythonEncoder:
         self._tokenizer = tokenizer
         self.vocab_size, self.eos_id = len(tokenizer), int(tokenizer.eos_token_id)
 
-    def whole(self) -> bool:
+    def uncut(self) -> bool:
         return True
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -120,7 +122,7 @@ def load_encoder(folder: Path, vocab_size: int, eos_id: int) -> Encoder:
     """The encoder of a tokenizer folder."""
     if (folder / "tokenizer.json").is_file():
         return RustEncoder(folder, vocab_size, eos_id)
-    from cocomix.data.tokenizer import load_tokenizer
+    from cocomix.data.tokenizer import load_tokenizer  # loads Transformers, which few tokenizers need
 
     return PythonEncoder(load_tokenizer(str(folder)))
 
@@ -132,13 +134,13 @@ def encode_documents(encoder: Encoder, documents: Iterable[Document]) -> Iterato
         CocomixError: an id outside the vocabulary.
     """
     for ids in _joined(encoder, _batches(_cut(encoder, documents))):
-        one = np.append(ids, encoder.eos_id)
-        if one.min() < 0 or one.max() >= encoder.vocab_size:
+        document = np.append(ids, encoder.eos_id)
+        if document.min() < 0 or document.max() >= encoder.vocab_size:
             raise CocomixError(
-                f"a document has token id {one.max()} outside the vocabulary of {encoder.vocab_size}; the tokenizer's"
-                " ids have gaps: give one whose ids are below its length"
+                f"a document has token id {document.max()} outside the vocabulary of {encoder.vocab_size};"
+                " the tokenizer's ids have gaps: give one whose ids are below its length"
             )
-        yield one
+        yield document
 
 
 class _Piece(NamedTuple):
@@ -149,7 +151,7 @@ class _Piece(NamedTuple):
 
 def _cut(encoder: Encoder, documents: Iterable[Document]) -> Iterator[_Piece]:
     for document in documents:
-        if encoder.whole() or len(document.text) <= BATCH_CHARS:
+        if encoder.uncut() or len(document.text) <= BATCH_CHARS:
             yield _Piece(document.text, True)
             continue
         behind: str | None = None
@@ -183,7 +185,7 @@ def _joined(encoder: Encoder, batches: Iterable[list[_Piece]]) -> Iterator[np.nd
 
 
 ENDINGS = (".ids", ".lengths")
-"""Of the files that hold a part's tokens and the lengths of its documents."""
+"""Endings of the files with a part's tokens and the lengths of its documents."""
 
 
 class Job(NamedTuple):
@@ -197,7 +199,7 @@ class Job(NamedTuple):
 
 
 def encode_part(encoder: Encoder, job: Job) -> dict[str, Any]:
-    """Write one part, whole or not at all; returns its record: `documents`, `tokens`, `text_bytes`, `sha256`."""
+    """Write one part, completely or not at all; returns its record: `documents`, `tokens`, `text_bytes`, `sha256`."""
     record: dict[str, Any] = {"documents": 0, "tokens": 0, "text_bytes": 0}
     lengths, checksum = array("q"), hashlib.sha256()
 
@@ -206,14 +208,14 @@ def encode_part(encoder: Encoder, job: Job) -> dict[str, Any]:
             record["text_bytes"] += len(document.text.encode())
             yield document
 
-    with _whole(job.part.with_suffix(".ids")) as stream:
+    with _atomic(job.part.with_suffix(".ids")) as stream:
         for ids in encode_documents(encoder, counted()):
             block = ids.astype(job.dtype).data
             stream.write(block)
             checksum.update(block)
             lengths.append(len(ids))
             record["tokens"] += len(ids)
-    with _whole(job.part.with_suffix(".lengths")) as stream:
+    with _atomic(job.part.with_suffix(".lengths")) as stream:
         counts = np.frombuffer(lengths, dtype=np.int64).astype("<i8").data
         stream.write(counts)
     record["documents"] = len(lengths)
@@ -223,8 +225,8 @@ def encode_part(encoder: Encoder, job: Job) -> dict[str, Any]:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is at `path` only when it is whole and on the disk."""
+def _atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears at `path` once it is complete and on the disk."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as stream:
         yield stream
@@ -241,8 +243,8 @@ def finished_part(part: Path) -> dict[str, Any] | None:
         return None
 
 
-def part_is_whole(part: Path) -> bool:
-    """Whether a finished part's files are as they were written; a part of an earlier version is taken for whole."""
+def part_is_intact(part: Path) -> bool:
+    """Whether a finished part's files are as they were written; parts of an earlier version have no checksums."""
     record = finished_part(part)
     files = [part.with_suffix(ending) for ending in ENDINGS]
     if record is None or not all(file.exists() for file in files):
@@ -250,22 +252,17 @@ def part_is_whole(part: Path) -> bool:
     return "sha256" not in record or record["sha256"] == [sha256(file) for file in files]
 
 
-# Encoding parts in several processes.
-#
-# Processes come from a fork server that has imported the package once, so they share its memory; where there is none
-# they are spawned. They end when the one that started them does, however that ends.
-
 MOST = 32
-"""processes unless more are asked for"""
+"""Most processes, unless more are requested."""
 WORTH = 16_000_000
-"""bytes of text another process is started for, unless it is asked for"""
+"""Bytes of text per process, unless a number of processes is requested."""
 
 
-class Tongue(NamedTuple):
-    """What a process needs to load its encoder."""
+class TokenizerSpec(NamedTuple):
+    """A tokenizer folder and its sizes, from which a process loads its encoder."""
 
     folder: Path
-    """the tokenizer's"""
+    """the tokenizer's folder"""
     vocab_size: int
     eos_id: int
 
@@ -276,18 +273,18 @@ class Tongue(NamedTuple):
 
 def cores() -> int:
     """Processor cores this process may use; the processes torchrun started on this machine share them."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, there // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def encode_parts(
-    jobs: Sequence[Job], tongue: Tongue, workers: int | None, finished: Callable[[dict[str, Any]], None]
+    jobs: Sequence[Job], tokenizer_spec: TokenizerSpec, workers: int | None, finished: Callable[[dict[str, Any]], None]
 ) -> None:
     """Do all jobs with at most `workers` processes; what they write does not depend on how many.
 
     Args:
-        workers: None starts one a core, as far as there is enough to do. One is this process itself, with the
-            encoder's own threads unless just one was asked for.
+        workers: None starts one per core, if there is enough to do. One is this process itself, with the
+            encoder's own threads unless exactly one was requested.
         finished: called with each part's record.
 
     Raises:
@@ -299,7 +296,7 @@ def encode_parts(
     else:
         processes = min(workers, len(jobs))
     if processes <= 1:
-        encoder = tongue.load() if jobs else None
+        encoder = tokenizer_spec.load() if jobs else None
         with _threads(workers != 1):
             for job in jobs:
                 assert encoder is not None
@@ -307,14 +304,14 @@ def encode_parts(
         return
     context = _context()
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tongue,))
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tokenizer_spec,))
     try:
         for future in as_completed([pool.submit(_work, job) for job in jobs]):
             finished(future.result())
     except BrokenProcessPool:
         raise CocomixError(
-            "a tokenizing process died, probably because memory ran out; lower tokens.workers and run the same command"
-            " again, finished parts are kept"
+            "a tokenizing process died, probably because memory ran out; lower tokens.workers and rerun the same"
+            " command, finished parts are kept"
         ) from None
     except BaseException:
         for child in set(multiprocessing.active_children()) - before:
@@ -335,12 +332,12 @@ def _context() -> Any:
 _encoder: Encoder | None = None
 
 
-def _begin(tongue: Tongue) -> None:
+def _begin(tokenizer_spec: TokenizerSpec) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = tongue.load()
+    _encoder = tokenizer_spec.load()
 
 
 def _end_with_parent() -> None:
@@ -369,24 +366,19 @@ def _threads(many: bool) -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-# From parts, in order, to token shards: the same stream and the same cuts as if one process had written them.
-#
-# A part is removed when it is in the shards and that is committed, so tokens need their room on disk once, and a part's
-# more. In memory are one block of ids and one part's document lengths.
-
 BLOCK = 1 << 23
 
 
 def join_parts(
     parts: Sequence[Path], folder: Path, *, vocab_size: int, eos_id: int, shard_tokens: int, dtype: str
 ) -> TokenShards:
-    """Write `folder` from the records in `parts`; killed and called again, it goes on behind the last part it took.
+    """Write `folder` from the records in `parts`; after a kill, it resumes behind the last part it joined.
 
-    What it has to remember lies beside the parts.
+    Its state is kept beside the parts.
 
     Raises:
-        CocomixError: no document at all, or a part is not as it was written; its record is gone then, so that it is
-            made again.
+        CocomixError: no document at all, or a part is not as it was written; its record is deleted, so that it is
+            redone.
     """
     if (folder / MANIFEST).exists():
         return TokenShards.open(folder, verify=False)
@@ -395,7 +387,7 @@ def join_parts(
     shards = FileSeries(folder, SHARD, state.get("shards"))
     starts = FileSeries(notes, "starts-{}.int64", state.get("starts"))
     done, n_tokens, n_documents = (state.get(name, 0) for name in ("parts", "tokens", "documents"))
-    _refuse_spoilt(parts[done:])
+    _refuse_damaged(parts[done:])
     limit = shard_tokens * np.dtype(dtype).itemsize
     for number in range(done, len(parts)):
         lengths = np.fromfile(parts[number].with_suffix(".lengths"), dtype="<i8")
@@ -425,14 +417,14 @@ def join_parts(
     )
 
 
-def _refuse_spoilt(parts: Sequence[Path]) -> None:
-    spoilt = [part for part in parts if not part_is_whole(part)]
-    for part in spoilt:
+def _refuse_damaged(parts: Sequence[Path]) -> None:
+    damaged = [part for part in parts if not part_is_intact(part)]
+    for part in damaged:
         part.unlink(missing_ok=True)
-    if spoilt:
+    if damaged:
         raise CocomixError(
-            f"{spoilt[0].parent} lost tokens of {len(spoilt)} files before they were joined;"
-            " run `cocomix tokenize` again, which makes them anew"
+            f"{damaged[0].parent} lost tokens of {len(damaged)} files before they were joined;"
+            " run `cocomix tokenize` again to redo them"
         )
 
 

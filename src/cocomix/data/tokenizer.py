@@ -1,25 +1,22 @@
-"""Byte-level BPE tokenizers (Tokenizers), and the way from documents to shards."""
+"""Train and load tokenizers, and tokenize documents into shards."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cocomix.data.shards import TokenShards, write_shards
+from cocomix.data.sources import Document
 from cocomix.utils.errors import CocomixError, reason
 from cocomix.utils.files import check_source, read_json
 
-if TYPE_CHECKING:
-    from cocomix.data.sources import Document
-
 END_OF_TEXT = "<|endoftext|>"
 MOST_GAPS = 1_000_000
-"""Numbers of no token that a vocabulary may have."""
+"""Most unused ids below the largest id of a vocabulary."""
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
-"""what ends a text in a bare tokenizer.json, which does not say so; the first there is"""
+"""Possible end-of-text tokens of a bare tokenizer.json, which does not name it; the first that exists is used."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path | str) -> PreTrainedTokenizerFast:
@@ -60,7 +57,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         tokenizer = _load(Path(source), source)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a damaged file ends in one of many types; a panic in Rust is no Exception
+    except BaseException as error:  # a damaged file raises one of many types; a panic in Rust is not an Exception
         raise CocomixError(
             f"no tokenizer can be loaded from {source} ({reason(error)}); give a tokenizer folder or file, or a hub id"
         ) from error
@@ -74,11 +71,11 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def _check_ids(path: Path) -> None:
-    """See that no token's number is far beyond their count: Tokenizers makes a place for each number up to the largest,
-    and ends the process where there is no memory for them.
+    """Refuse token ids far above their count: the Tokenizers library allocates a slot for each id up to the largest,
+    and aborts the process if there is no memory for them.
 
     Raises:
-        OSError, ValueError: a number is, or a file is damaged.
+        OSError, ValueError: there is such an id, or a file is damaged.
     """
     files = [path / "tokenizer.json", path / "vocab.json"] if path.is_dir() else [path]
     for file in files:
@@ -90,8 +87,8 @@ def _check_ids(path: Path) -> None:
         vocab = model.get("vocab") if isinstance(model, dict) else inside
         added = inside.get("added_tokens")
         numbers = [*vocab.values()] if isinstance(vocab, dict) else []
-        numbers += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
-        largest = max((one for one in numbers if isinstance(one, int)), default=0)
+        numbers += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+        largest = max((number for number in numbers if isinstance(number, int)), default=0)
         if largest > len(numbers) + MOST_GAPS:
             raise ValueError(f"{file.name} numbers {len(numbers)} tokens up to {largest}")
 
@@ -110,7 +107,7 @@ def _load(path: Path, source: str) -> PreTrainedTokenizerBase:
 
 def tokenize_corpus(
     tokenizer: PreTrainedTokenizerBase,
-    documents: "Iterable[Document]",
+    documents: Iterable[Document],
     folder: Path | str,
     *,
     shard_tokens: int = 100_000_000,
@@ -132,7 +129,7 @@ def tokenize_corpus(
     )
 
 
-def _batches(documents: "Iterable[Document]", size: int) -> "Iterator[list[Document]]":
+def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
     stream = iter(documents)
     while batch := list(islice(stream, size)):
         yield batch

@@ -1,4 +1,4 @@
-"""What came out: perplexity, concept recall, lm-evaluation-harness."""
+"""Measuring models: perplexity, concept recall, and the tasks of lm-evaluation-harness."""
 
 from cocomix.evaluation.perplexity import perplexity
 from cocomix.evaluation.recall import concept_recall

@@ -1,4 +1,14 @@
-"""Perplexity over fixed windows, summed in float64."""
+"""Perplexity of a causal LM; losses are summed in float64.
+
+- `perplexity`: windows side by side. A token has half a window of context on average, and the first tokens of each
+  window have almost none.
+- `strided_perplexity`: a sliding window. Every token but the first is scored once, with at least `seq_len - stride`
+  tokens of context, at `seq_len / stride` times the cost.
+- `measure_perplexity`: the command `cocomix perplexity`, on token shards or on text.
+
+`window_subset` and `sharded_batches` choose the windows of a measurement and divide them among processes; other
+measurements use them, too.
+"""
 
 import math
 import tempfile
@@ -12,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from cocomix.data.shards import TokenShards
-from cocomix.data.sources import SOURCES
+from cocomix.data.sources import open_source
 from cocomix.data.tokenizer import load_tokenizer, tokenize_corpus
 from cocomix.model.loading import load_causal_lm
 from cocomix.utils.console import rank, world_size
@@ -20,28 +30,30 @@ from cocomix.utils.distributed import device, sum_over_processes
 from cocomix.utils.env import autocast, fast_precision
 from cocomix.utils.errors import CocomixError
 
-# Dividing the batches of a measurement among the processes of a launch.
+MANIFEST = "manifest.json"
+PRECISIONS = ("fp32", "bf16", "auto")
 
 
-def batches(windows: np.ndarray, size: int, *, shared: bool) -> Iterator[tuple[np.ndarray, bool]]:
-    """Batches of at most `size` windows for this process, and whether each counts.
+def sharded_batches(windows: np.ndarray, size: int, *, sharded: bool) -> Iterator[tuple[np.ndarray, bool]]:
+    """Batches of at most `size` windows for this process, and whether each batch counts.
 
-    Shared, every process gets equally many, since a forward pass of a sharded model is everybody's: who has none left
-    repeats the first one, which then does not count. Else each process gets all of them.
+    With `sharded`, the processes of a launch divide the batches. All get the same number, because a forward pass of an
+    FSDP model needs every process: one with no batch left repeats the first batch, which then does not count. Without
+    `sharded`, each process gets all batches.
     """
     starts = range(0, len(windows), size)
-    mine, step = (rank(), world_size()) if shared else (0, 1)
-    for turn in range(0, len(starts), step):
-        counts = turn + mine < len(starts)
-        start = starts[turn + mine if counts else 0]
+    offset, step = (rank(), world_size()) if sharded else (0, 1)
+    for first in range(0, len(starts), step):
+        counts = first + offset < len(starts)
+        start = starts[first + offset if counts else 0]
         yield windows[start : start + size], counts
 
 
-def window_subset(n_windows: int, wanted: int | None) -> np.ndarray:
-    """All windows, or `wanted` of them spread evenly, int64."""
-    if wanted is None or wanted >= n_windows:
+def window_subset(n_windows: int, limit: int | None) -> np.ndarray:
+    """Indices of all windows, or of `limit` windows spread evenly, int64."""
+    if limit is None or limit >= n_windows:
         return np.arange(n_windows, dtype=np.int64)
-    return np.unique(np.linspace(0, n_windows - 1, wanted).round().astype(np.int64))
+    return np.unique(np.linspace(0, n_windows - 1, limit).round().astype(np.int64))
 
 
 @torch.no_grad()
@@ -53,33 +65,33 @@ def perplexity(
     batch_size: int,
     max_windows: int | None = None,
     precision: str = "fp32",
-    shared: bool = False,
+    sharded: bool = False,
 ) -> dict[str, float]:
-    """exp of the mean next-token loss over the `seq_len - 1` targets of each window.
+    """Perplexity over windows side by side: exp of the mean loss over the `seq_len - 1` targets of each window.
 
     Args:
-        model: any causal LM whose output has `.logits` `[batch, seq, vocab]`; it is left in its mode.
-        max_windows: measure on this many windows, evenly spread; None is all.
+        model: any causal LM whose output has `.logits` `[batch, seq, vocab]`; its train or eval mode is left as it is.
+        max_windows: measure this many windows, spread evenly; None: all.
         precision: "fp32", or "bf16" for autocast.
-        shared: the processes of a launch divide the windows; all must call, and all get the result.
+        sharded: the processes of a launch divide the windows. All must call this, and all get the result.
 
     Returns:
         `loss` (nats a token), `perplexity`, `tokens` (targets counted).
 
     Raises:
-        CocomixError: the shards hold less than one window.
+        CocomixError: the shards hold fewer tokens than one window.
     """
     device = next(model.parameters()).device
     windows = window_subset(shards.n_windows(seq_len), max_windows)
     total, count = 0.0, 0
-    for part, counts in batches(windows, batch_size, shared=shared):
-        ids = torch.from_numpy(shards.windows(part, seq_len)).to(device)
+    for indices, counts in sharded_batches(windows, batch_size, sharded=sharded):
+        ids = torch.from_numpy(shards.windows(indices, seq_len)).to(device)
         with autocast(device, precision):
             logits = model(input_ids=ids, use_cache=False).logits
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
         total += float(losses.double().sum()) * counts
         count += losses.numel() * counts
-    if shared:
+    if sharded:
         total, count = sum_over_processes(torch.tensor([total, count], dtype=torch.float64)).tolist()
     if not count:
         raise CocomixError(
@@ -89,28 +101,22 @@ def perplexity(
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": int(count)}
 
 
-# Perplexity with a sliding window: every token but the first is scored once, with a long context before it.
-#
-# Windows side by side give a token on average half a window of context, and the first ones of each window almost none;
-# with a stride s each scored token has at least seq_len - s tokens before it, at seq_len / s times the cost.
-
-
 @torch.no_grad()
 def strided_perplexity(
     model: Any, shards: TokenShards, *, seq_len: int, stride: int, batch_size: int, precision: str = "fp32"
 ) -> dict[str, float]:
-    """exp of the mean next-token loss over all tokens of the shards but the first.
+    """Perplexity with a sliding window: exp of the mean next-token loss over all tokens but the first.
 
     Args:
-        model: any causal LM whose output has `.logits` `[batch, seq, vocab]`; it is left in its mode.
-        stride: tokens a window moves, 1 to seq_len - 1.
+        model: any causal LM whose output has `.logits` `[batch, seq, vocab]`; its train or eval mode is left as it is.
+        stride: tokens that the window moves, 1 to seq_len - 1.
         precision: "fp32", or "bf16" for autocast.
 
     Returns:
         `loss` (nats a token), `perplexity`, `tokens` (targets counted).
 
     Raises:
-        CocomixError: a stride that leaves no context, or a single token.
+        CocomixError: the stride leaves no context, or there are fewer than two tokens.
     """
     if not 1 <= stride < seq_len:
         raise CocomixError(f"a stride of {stride} does not fit windows of {seq_len}; choose 1 to {seq_len - 1}")
@@ -118,39 +124,33 @@ def strided_perplexity(
         raise CocomixError(f"{shards.folder} holds fewer than two tokens, so there is nothing to score; add text")
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64)
-    jobs = _windows(shards.n_tokens, seq_len, stride)
-    for start in range(0, len(jobs), batch_size):
-        part = jobs[start : start + batch_size]
-        width = max(end - begin for begin, _, end in part)
-        ids = torch.zeros(len(part), width, dtype=torch.long)
-        counted = torch.zeros(len(part), width - 1, dtype=torch.bool)
-        for row, (begin, first, end) in enumerate(part):
+    windows = _sliding_windows(shards.n_tokens, seq_len, stride)
+    for start in range(0, len(windows), batch_size):
+        batch = windows[start : start + batch_size]
+        width = max(end - begin for begin, _, end in batch)
+        ids = torch.zeros(len(batch), width, dtype=torch.long)
+        scored = torch.zeros(len(batch), width - 1, dtype=torch.bool)
+        for row, (begin, first, end) in enumerate(batch):
             ids[row, : end - begin] = torch.from_numpy(shards.span(begin, end))
-            counted[row, first - begin - 1 : end - begin - 1] = True
-        ids, counted = ids.to(device), counted.to(device)
-        with autocast(device, precision):  # rows that are shorter are filled on the right, where nothing looks
+            scored[row, first - begin - 1 : end - begin - 1] = True
+        ids, scored = ids.to(device), scored.to(device)
+        with autocast(device, precision):  # shorter rows are padded on the right, where causal models do not look
             logits = model(input_ids=ids, use_cache=False).logits
-        losses = F.cross_entropy(logits[:, :-1][counted].float(), ids[:, 1:][counted], reduction="none")
+        losses = F.cross_entropy(logits[:, :-1][scored].float(), ids[:, 1:][scored], reduction="none")
         total += losses.double().sum().cpu()
     count = shards.n_tokens - 1
     loss = float(total) / count
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": count}
 
 
-def _windows(n_tokens: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
-    """(begin, first token scored, end) of each window; the first one scores all its tokens but one."""
+def _sliding_windows(n_tokens: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
+    """(begin, first scored token, end) of each window; the first window scores all its tokens but the first."""
     end = min(seq_len, n_tokens)
     windows = [(0, 1, end)]
     while end < n_tokens:
         first, end = end, min(end + stride, n_tokens)
         windows.append((max(0, end - seq_len), first, end))
     return windows
-
-
-# `cocomix perplexity`: any model on any tokens or text.
-
-MANIFEST = "manifest.json"
-PRECISIONS = ("fp32", "bf16", "auto")
 
 
 def measure_perplexity(
@@ -164,19 +164,19 @@ def measure_perplexity(
     precision: str,
     field: str,
 ) -> dict[str, Any]:
-    """Perplexity of the model `source` on `text`; see `perplexity` and `strided_perplexity`.
+    """Perplexity of the model `source` on `text`; with a `stride`, from a sliding window.
 
     Returns:
-        Their figures with `seq_len`, `stride` and `precision`.
+        What `perplexity` or `strided_perplexity` returns, with `seq_len`, `stride` and `precision`.
 
     Raises:
-        CocomixError: something cannot be read, or does not fit the model.
+        CocomixError: the model or the text cannot be read, or the text or an option does not fit the model.
     """
     if precision not in PRECISIONS:
         raise CocomixError(f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if stride is not None and max_windows is not None:
-        raise CocomixError("--stride scores every token, so --max-windows does not go with it; leave one out")
-    chosen = fast_precision() if precision == "auto" else precision
+        raise CocomixError("--stride scores every token, so it cannot be used with --max-windows; leave one out")
+    precision = fast_precision() if precision == "auto" else precision
     model: Any = load_causal_lm(source, "the model").to(device())  # pyright: ignore[reportArgumentType]
     positions = model.config.max_position_embeddings
     length = seq_len or positions
@@ -188,25 +188,25 @@ def measure_perplexity(
                 f"{text} was tokenised with a vocabulary of {shards.vocab_size}, the model {source} has"
                 f" {model.config.vocab_size}; give the text instead"
             )
-        common = {"seq_len": length, "batch_size": batch_size, "precision": chosen}
+        common = {"seq_len": length, "batch_size": batch_size, "precision": precision}
         if stride is None:
             figures = perplexity(model, shards, max_windows=max_windows, **common)
         else:
             figures = strided_perplexity(model, shards, stride=stride, **common)
-    return figures | {"seq_len": length, "stride": stride, "precision": chosen}
+    return figures | {"seq_len": length, "stride": stride, "precision": precision}
 
 
 @contextmanager
 def _tokens(text: Path, source: str, field: str) -> Iterator[TokenShards]:
-    """Token shards as they are, or text tokenised into a folder that is gone afterwards."""
+    """Opens token shards, or tokenises text into a temporary folder."""
     if (text / MANIFEST).exists():
         yield TokenShards.open(text)
         return
     if not text.exists():
-        raise CocomixError(f"there is no {text}; give a folder of token shards, a text or .jsonl file")
+        raise CocomixError(f"there is no {text}; give a folder of token shards, a text file or a .jsonl file")
     name, options = _source(text, field)
     with tempfile.TemporaryDirectory(prefix="cocomix-") as folder:
-        documents = SOURCES[name](options)
+        documents = open_source(name, options)
         yield tokenize_corpus(load_tokenizer(source), documents, Path(folder) / "tokens")
 
 
@@ -220,5 +220,5 @@ def _source(text: Path, field: str) -> tuple[str, dict[str, Any]]:
 
 
 def _literal(name: str) -> str:
-    """A pattern that fits exactly `name`."""
+    """A glob pattern that matches exactly `name`."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -1,11 +1,11 @@
-"""How many of the teacher's concept labels a student predicts."""
+"""Concept recall: the share of the teacher's concept labels that a student predicts."""
 
 from typing import Any
 
 import torch
 
 from cocomix.data.shards import TokenShards
-from cocomix.evaluation.perplexity import batches, window_subset
+from cocomix.evaluation.perplexity import sharded_batches, window_subset
 from cocomix.labels.store import LabelReader
 from cocomix.utils.distributed import sum_over_processes
 from cocomix.utils.env import autocast
@@ -22,41 +22,44 @@ def concept_recall(
     batch_size: int,
     max_windows: int | None = None,
     precision: str = "fp32",
-    shared: bool = False,
+    sharded: bool = False,
 ) -> dict[str, float]:
-    """recall@K_attr: share of a position's K_attr labels among the student's K_attr largest concept logits.
+    """Recall@K_attr: share of a position's K_attr labels that are among the student's K_attr largest concept logits.
 
     Args:
         precision: "fp32", or "bf16" for autocast.
-        shared: the processes of a launch divide the windows; all must call, and all get the result.
+        sharded: the processes of a launch divide the windows. All must call this, and all get the result.
 
     Returns:
-        `recall`, `baseline` (recall of always naming the K_attr most frequent labels of the same positions) and
+        `recall`, `baseline` (recall of always predicting the K_attr most frequent labels of the same positions) and
         `positions` (labelled positions counted).
+
+    Raises:
+        CocomixError: no position has labels.
     """
     device = next(model.parameters()).device
     windows = window_subset(shards.n_windows(seq_len), max_windows)
-    found = torch.zeros(2, dtype=torch.int64)  # hits, positions
+    totals = torch.zeros(2, dtype=torch.int64)  # hits, positions
     frequency = torch.zeros(model.config.num_concepts, dtype=torch.int64)
     k = labels.n_labels
-    for part, counts in batches(windows, batch_size, shared=shared):
-        truth = torch.from_numpy(labels.read(part, seq_len)).to(device)
-        ids = torch.from_numpy(shards.windows(part, seq_len)).to(device)
+    for indices, counts in sharded_batches(windows, batch_size, sharded=sharded):
+        target = torch.from_numpy(labels.read(indices, seq_len)).to(device)
+        ids = torch.from_numpy(shards.windows(indices, seq_len)).to(device)
         with autocast(device, precision):
             logits = model(input_ids=ids, use_cache=False).concept_logits
-        valid = (truth >= 0).all(-1) & counts
+        valid = (target >= 0).all(-1) & counts
         predicted = logits[valid].topk(k, dim=-1).indices
-        hits = (predicted[:, :, None] == truth[valid][:, None, :]).sum()
-        found += torch.stack((hits, valid.sum())).cpu()
-        frequency += torch.bincount(truth[valid].flatten(), minlength=len(frequency)).cpu()
-    if shared:
-        found, frequency = sum_over_processes(found), sum_over_processes(frequency)
-    hits, positions = (int(one) for one in found)
+        hits = (predicted[:, :, None] == target[valid][:, None, :]).sum()
+        totals += torch.stack((hits, valid.sum())).cpu()
+        frequency += torch.bincount(target[valid].flatten(), minlength=len(frequency)).cpu()
+    if sharded:
+        totals, frequency = sum_over_processes(totals), sum_over_processes(frequency)
+    hits, positions = (int(total) for total in totals)
     if not positions:
         raise CocomixError(f"no position of {labels.where} is labelled; lower the labels' k or use another rule")
-    named = positions * k
+    n_labels = positions * k
     return {
-        "recall": hits / named,
-        "baseline": int(frequency.topk(min(k, len(frequency))).values.sum()) / named,
+        "recall": hits / n_labels,
+        "baseline": int(frequency.topk(min(k, len(frequency))).values.sum()) / n_labels,
         "positions": positions,
     }

@@ -1,12 +1,18 @@
 """The paper's nine claims, each a signed comparison, and what an experiment says of them.
 
-A claim is one or more parts (`better` against `than`). Each part's difference is the mean over (setting, seed) of
-the paired difference in test loss, in nats per token, with a 95 % interval (Student's t over the pooled pairs) and a
-verdict by the rule in `cocomix.experiments.parts`. Losses are additive over corpora, perplexities are not: only
-losses are pooled, and `percent`, the change in perplexity, is exp(difference) - 1.
+A claim has one or more tests (`better` against `than`). Each test's difference is the mean over (setting, seed) of the
+paired difference in test loss, in nats per token, with a 95 % interval (Student's t over the pooled pairs). Losses are
+additive over corpora, perplexities are not: only losses are pooled, and `percent`, the change in perplexity, is
+exp(difference) - 1. A test's verdict:
 
-A claim is reproduced if all its parts are, not reproduced if any part is not, else undecided. Its `difference` and
-`ci95` are its least favourable part's: the worst verdict first, then the worst difference.
+- `reproduced`: the pooled interval lies wholly on the claimed side, and no setting's own interval wholly on the other;
+- `not reproduced`: the pooled interval, or any setting's own, lies wholly on the other side;
+- `undecided`: anything else.
+
+An interval is one over seeds: two settings with one seed each give two figures and still no interval.
+
+A claim is reproduced if all its tests are, not reproduced if any test is not, else undecided. Its `difference` and
+`ci95` are its least favourable test's: the worst verdict first, then the worst difference.
 
 Claim 9 has no loss: its figure is the share of generated positions at which the SAE finds the concept that was
 amplified, and the claimed side is above 0. That share must be higher than without steering, and higher than where
@@ -18,24 +24,27 @@ from math import expm1, log
 from statistics import mean
 from typing import Any
 
-from cocomix.experiments.comparisons import estimate, find_student, in_words, loss_pairs
-from cocomix.report.statistics import held_equal, same_perplexity
-
-# One part of a claim: `better` against `than`, pooled over settings and seeds, with its verdict.
-#
-# The rule:
-#
-# - `reproduced`: the pooled interval lies wholly on the claimed side, and no setting's own interval wholly on the
-#   other;
-# - `not reproduced`: the pooled interval, or any setting's own, lies wholly on the other side;
-# - `undecided`: anything else.
-#
-# An interval is one over seeds: two settings with one seed each give two figures and still no interval.
+from cocomix.report.formats import difference
+from cocomix.report.statistics import estimate, find_student, held_equal, loss_pairs, same_perplexity
 
 DIRECTIONS = {"lower": -1, "higher": 1}
 """The claimed side of 0, by its name."""
 
 COSTS = ("tokens", "flops", "seconds", "flops_with_labels", "seconds_with_labels")
+STATEMENTS = {
+    1: "CoCoMix has a lower loss than next-token prediction (NTP) at equal tokens.",
+    2: "CoCoMix beats knowledge distillation (KL to the teacher's next-token distribution).",
+    3: "CoCoMix beats pause tokens, a learned vector in each extra slot.",
+    4: "Labels chosen by attribution teach better than labels chosen by activation.",
+    5: "Predicting concepts beats regressing the teacher's hidden state with an L1, L2 or cosine loss.",
+    6: "Concept loss alone helps, and concept loss and mixing together beat either alone.",
+    7: "Interleaving concept vectors beats adding them to the hidden state, and adding still beats NTP.",
+    8: "Under distribution shift (the teacher learned another corpus) CoCoMix still beats NTP and distillation.",
+    9: "Amplifying a predicted concept's logit steers generation toward that concept.",
+}
+"""The paper's claims in one sentence each, by number."""
+
+WORST_FIRST = ("not reproduced", "undecided", "reproduced")
 
 
 def pool(by_setting: Mapping[str, Mapping[int, float]], direction: str) -> dict[str, Any]:
@@ -64,27 +73,27 @@ def side(interval: list[float] | None) -> int:
     return (interval[0] > 0) - (interval[1] < 0)
 
 
-def loss_part(results: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
+def loss_test(results: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
     """A comparison of two variants by test loss, and the cost of `better` to reach the perplexity of `than`.
 
     The costs are mean ratios over seeds and settings, None if any seed never gets there.
     """
     better, than = comparison["better"], comparison["than"]
-    here = {name: results["settings"][name] for name in comparison["settings"] if name in results["settings"]}
-    by_setting = {name: loss_pairs(setting, better, than) for name, setting in here.items()}
-    part = {"better": better, "than": than} | pool(by_setting, "lower")
-    part["percent"] = None if part["difference"] is None else 100 * expm1(part["difference"])
-    reached = [_cost(here[name], better, than) for name in part["by_setting"]]
+    settings = {name: results["settings"][name] for name in comparison["settings"] if name in results["settings"]}
+    by_setting = {name: loss_pairs(setting, better, than) for name, setting in settings.items()}
+    test = {"better": better, "than": than} | pool(by_setting, "lower")
+    test["percent"] = None if test["difference"] is None else 100 * expm1(test["difference"])
+    reached = [_cost(settings[name], better, than) for name in test["by_setting"]]
     for cost in COSTS:
-        ratios = [one[cost] for one in reached]
-        part[cost] = mean(ratios) if ratios and None not in ratios else None
-    part["reached"] = sum(one["reached"] for one in reached)
-    part["runs"] = sum(one["seeds"] for one in reached)
-    part["seeds"] = sorted({seed for figures in by_setting.values() for seed in figures})
-    return part
+        ratios = [costs[cost] for costs in reached]
+        test[cost] = mean(ratios) if ratios and None not in ratios else None
+    test["reached"] = sum(costs["reached"] for costs in reached)
+    test["runs"] = sum(costs["seeds"] for costs in reached)
+    test["seeds"] = sorted({seed for figures in by_setting.values() for seed in figures})
+    return test
 
 
-def steering_parts(results: dict[str, Any], settings: list[str]) -> list[dict[str, Any]]:
+def steering_tests(results: dict[str, Any], settings: list[str]) -> list[dict[str, Any]]:
     """For each steered variant: the concept found when amplified, less without steering, and less its control.
 
     The control looks for the same concept while another one is amplified. `perplexity_rise` is the mean rise of the
@@ -95,17 +104,18 @@ def steering_parts(results: dict[str, Any], settings: list[str]) -> list[dict[st
         for score in results["settings"].get(name, {}).get("steering") or []:
             scores.setdefault(score["variant"], {}).setdefault(name, []).append(score)
     return [
-        _steering_part(variant, scores[variant], other, words)
+        _steering_test(variant, scores[variant], other, words)
         for variant in scores
         for other, words in (("control", "another concept amplified"), ("unsteered", "no steering"))
     ]
 
 
-def _steering_part(variant: str, scores: dict[str, list[dict[str, Any]]], other: str, words: str) -> dict[str, Any]:
+def _steering_test(variant: str, scores: dict[str, list[dict[str, Any]]], other: str, words: str) -> dict[str, Any]:
     by_setting = {
-        name: {score["seed"]: score["amplified"] - score[other] for score in here} for name, here in scores.items()
+        name: {score["seed"]: score["amplified"] - score[other] for score in by_seed}
+        for name, by_seed in scores.items()
     }
-    every = [score for here in scores.values() for score in here]
+    every = [score for by_seed in scores.values() for score in by_seed]
     rises = [
         log(score["perplexity_amplified"] / score["perplexity_unsteered"])
         for score in every
@@ -128,22 +138,6 @@ def _cost(setting: dict[str, Any], better: str, than: str) -> dict[str, Any]:
     return same_perplexity(ours, theirs)
 
 
-STATEMENTS = {
-    1: "CoCoMix has a lower loss than next-token prediction (NTP) at equal tokens.",
-    2: "CoCoMix beats knowledge distillation (KL to the teacher's next-token distribution).",
-    3: "CoCoMix beats pause tokens, a learned vector in each extra slot.",
-    4: "Labels chosen by attribution teach better than labels chosen by activation.",
-    5: "Predicting concepts beats regressing the teacher's hidden state with an L1, L2 or cosine loss.",
-    6: "Concept loss alone helps, and concept loss and mixing together beat either alone.",
-    7: "Interleaving concept vectors beats adding them to the hidden state, and adding still beats NTP.",
-    8: "Under distribution shift (the teacher learned another corpus) CoCoMix still beats NTP and distillation.",
-    9: "Amplifying a predicted concept's logit steers generation toward that concept.",
-}
-"""The paper's claims in one sentence each, by number."""
-
-WORST_FIRST = ("not reproduced", "undecided", "reproduced")
-
-
 def judge_claims(results: dict[str, Any]) -> list[dict[str, Any]]:
     """All nine claims in order, with verdicts; a claim that no comparison speaks to is undecided.
 
@@ -152,55 +146,55 @@ def judge_claims(results: dict[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         For each claim `id`, `statement`, `holds_equal`, `difference`, `ci95`, `seeds` (their number), `corpora`
-        (names of settings), `verdict`, `direction` (the claimed side of 0), `parts`, `why`.
+        (names of settings), `verdict`, `direction` (the claimed side of 0), `parts` (its tests), `why`.
     """
-    asked: dict[int, dict[str, list[Any]]] = {number: {"compare": [], "steering": []} for number in STATEMENTS}
+    inputs: dict[int, dict[str, list[Any]]] = {number: {"compare": [], "steering": []} for number in STATEMENTS}
     for claim in results["claims"]:
-        for kind, wanted in asked[claim["id"]].items():
-            wanted.extend(claim.get(kind) or ())
-    asked[9]["steering"] = asked[9]["steering"] or list(results["settings"])
-    return [_claim(number, results, **asked[number]) for number in STATEMENTS]
+        for kind, values in inputs[claim["id"]].items():
+            values.extend(claim.get(kind) or ())
+    inputs[9]["steering"] = inputs[9]["steering"] or list(results["settings"])
+    return [_claim(number, results, **inputs[number]) for number in STATEMENTS]
 
 
 def _claim(number: int, results: dict[str, Any], compare: list[Any], steering: list[str]) -> dict[str, Any]:
-    parts = [loss_part(results, comparison) for comparison in compare]
+    tests = [loss_test(results, comparison) for comparison in compare]
     direction = "lower"
-    if not parts and steering:
-        parts, direction = steering_parts(results, steering), "higher"
-    worst = least_favourable(parts, direction)
+    if not tests and steering:
+        tests, direction = steering_tests(results, steering), "higher"
+    worst = least_favourable(tests, direction)
     return {
         "id": number,
         "statement": STATEMENTS[number],
-        "holds_equal": _held_equal(results, parts) if direction == "lower" else "model, prompts, tokens generated",
+        "holds_equal": _held_equal(results, tests) if direction == "lower" else "model, prompts, tokens generated",
         "difference": worst["difference"] if worst else None,
         "ci95": worst["ci95"] if worst else None,
-        "seeds": len({seed for part in parts for seed in part["seeds"]}),
-        "corpora": list(dict.fromkeys(name for part in parts for name in part["by_setting"])),
+        "seeds": len({seed for test in tests for seed in test["seeds"]}),
+        "corpora": list(dict.fromkeys(name for test in tests for name in test["by_setting"])),
         "verdict": worst["verdict"] if worst else "undecided",
         "direction": direction,
-        "parts": parts,
-        "why": _why(parts, worst, direction) if worst else "not run in this experiment",
+        "parts": tests,
+        "why": _why(tests, worst, direction) if worst else "not run in this experiment",
     }
 
 
-def least_favourable(parts: list[dict[str, Any]], direction: str) -> dict[str, Any] | None:
-    """The part a claim stands or falls with: the worst verdict, and among those the worst difference."""
+def least_favourable(tests: list[dict[str, Any]], direction: str) -> dict[str, Any] | None:
+    """The test a claim stands or falls with: the worst verdict, and among those the worst difference."""
 
-    def favour(part: dict[str, Any]) -> tuple[int, float]:
-        difference = part["difference"]
-        return WORST_FIRST.index(part["verdict"]), DIRECTIONS[direction] * (difference or 0.0)
+    def favour(test: dict[str, Any]) -> tuple[int, float]:
+        difference = test["difference"]
+        return WORST_FIRST.index(test["verdict"]), DIRECTIONS[direction] * (difference or 0.0)
 
-    return min(parts, key=favour, default=None)
+    return min(tests, key=favour, default=None)
 
 
-def _why(parts: list[dict[str, Any]], worst: dict[str, Any], direction: str) -> str:
-    """What the verdict rests on: the least favourable part, its figures, and what decides it."""
-    which = f"least favourable of {len(parts)} comparisons: " if len(parts) > 1 else ""
+def _why(tests: list[dict[str, Any]], worst: dict[str, Any], direction: str) -> str:
+    """What the verdict rests on: the least favourable test, its figures, and what decides it."""
+    which = f"least favourable of {len(tests)} comparisons: " if len(tests) > 1 else ""
     pair = f"{which}{worst['better']} against {worst['than']}"
     if worst["difference"] is None:
         return f"{pair}: no seed of both is finished"
     text = (
-        f"{pair}, {in_words(worst)} {'nats' if direction == 'lower' else 'of positions'}: {_reason(worst, direction)}"
+        f"{pair}, {difference(worst)} {'nats' if direction == 'lower' else 'of positions'}: {_reason(worst, direction)}"
     )
     if "unsteered" not in worst:
         return text
@@ -212,28 +206,28 @@ def _why(parts: list[dict[str, Any]], worst: dict[str, Any], direction: str) -> 
     return text if rise is None else f"{text}; the generated text's perplexity changes by {rise:+.1f} % (its fluency)"
 
 
-def _reason(part: dict[str, Any], direction: str) -> str:
-    if part["verdict"] == "reproduced":
+def _reason(test: dict[str, Any], direction: str) -> str:
+    if test["verdict"] == "reproduced":
         return "the interval lies on the claimed side"
-    if part["verdict"] == "not reproduced":
-        if side(part["ci95"]) == -DIRECTIONS[direction]:
+    if test["verdict"] == "not reproduced":
+        if side(test["ci95"]) == -DIRECTIONS[direction]:
             return "the interval lies on the other side"
-        opposed = [name for name, stats in part["by_setting"].items() if side(stats["ci95"]) == -DIRECTIONS[direction]]
+        opposed = [name for name, stats in test["by_setting"].items() if side(stats["ci95"]) == -DIRECTIONS[direction]]
         return f"the interval of {', '.join(opposed)} alone lies on the other side"
-    return "a single seed has no interval" if part["ci95"] is None else "the interval holds 0"
+    return "a single seed has no interval" if test["ci95"] is None else "the interval holds 0"
 
 
-def _held_equal(results: dict[str, Any], parts: list[dict[str, Any]]) -> str:
+def _held_equal(results: dict[str, Any], tests: list[dict[str, Any]]) -> str:
     """What the comparisons hold equal, read off the runs and models: one phrase for all, or one for each."""
     phrases: dict[str, list[str]] = {}
-    for part in parts:
-        for name in part["by_setting"]:
-            ours, theirs = (find_student(results["settings"][name], part[role]) for role in ("better", "than"))
+    for test in tests:
+        for name in test["by_setting"]:
+            ours, theirs = (find_student(results["settings"][name], test[role]) for role in ("better", "than"))
             if ours is None or theirs is None:
                 continue
             same = ours["runs"][0]["tokens"] == theirs["runs"][0]["tokens"]
             phrase = f"{'tokens' if same else 'unequal tokens'}, {held_equal(ours, theirs)}"
-            phrases.setdefault(phrase, []).append(f"{part['better']} against {part['than']}")
+            phrases.setdefault(phrase, []).append(f"{test['better']} against {test['than']}")
     if len(phrases) < 2:
         return next(iter(phrases), "nothing: not run")
     return "; ".join(f"{phrase} ({', '.join(dict.fromkeys(pairs))})" for phrase, pairs in phrases.items())

@@ -1,7 +1,20 @@
-"""Paired differences with their intervals: what every comparison of an experiment is made of.
+"""Comparisons at equal cost, and the best variant at equal tokens, at equal FLOPs and at equal wall clock.
 
-A difference is `better - than` in test loss (nats per token), one figure for each seed both students have. Losses
-are additive over corpora and may be pooled; perplexities are not, and are only ever given as a change in percent.
+At equal tokens every variant with the baseline's token count is compared with the baseline. At equal FLOPs and equal
+wall clock it is compared with the frontier of next-token (NTP) students trained with different lengths, each with its
+own complete learning-rate schedule. For each seed their final points give test loss as a function of log cost, by
+linear interpolation; a variant's difference is its test loss less the frontier's at the variant's own cost, paired by
+seed, and negative is better. Reading one NTP student's curve at its middle would be unfair to NTP: its learning rate
+has not fallen there. Loss falls ever more slowly with log cost, so a straight line between two of these points lies a
+little above the true frontier: more lengths make a variant's gain smaller and more exact. Nothing is extrapolated: a
+variant that costs more than the longest NTP student or less than the shortest has no figure.
+
+Costs: `flops` and `seconds` of training alone; `..._with_labels` adds the one-off cost of making labels, charged to
+each student by the share of them that it reads. Seconds are steps times the measured time of a step where every
+student concerned was timed (in turns, on a quiet machine), else the seconds training took.
+
+The reference itself stands in each ranking with a difference of 0: where nothing is better, it wins. The winner is
+picked among all variants after the fact, so its own difference flatters it; the words say among how many.
 """
 
 from bisect import bisect_left
@@ -9,65 +22,18 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from cocomix.report.statistics import pairs, summary
-
-
-def find_student(setting: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """The student called `name`, or None if this setting does not train it or has not yet."""
-    return next((student for student in setting["students"] if student["name"] == name and student["runs"]), None)
-
-
-def loss_pairs(setting: dict[str, Any], better: str, than: str) -> dict[int, float]:
-    """Difference in test loss by seed; empty where either student is missing."""
-    ours, theirs = find_student(setting, better), find_student(setting, than)
-    return {} if ours is None or theirs is None else pairs(ours, theirs, "test_loss")
-
-
-def estimate(values: Sequence[float]) -> dict[str, Any]:
-    """`difference` (mean), `ci95` ([low, high], Student's t; None for fewer than two values) and `n`."""
-    stats = summary(values)
-    half = stats["ci95"]
-    middle = stats["mean"] if values else None
-    return {
-        "difference": middle,
-        "ci95": None if half is None else [stats["mean"] - half, stats["mean"] + half],
-        "n": stats["n"],
-    }
-
-
-def compared(values: Sequence[float]) -> dict[str, Any]:
-    """`estimate` with a `verdict` for a loss: `better` or `worse` if the interval lies on one side of 0."""
-    stats = estimate(values)
-    low, high = stats["ci95"] or (0.0, 0.0)
-    return stats | {"verdict": "better" if high < 0 else "worse" if low > 0 else "undecided"}
-
-
-def in_words(stats: dict[str, Any], digits: int = 4) -> str:
-    """`-0.0123 [-0.0200, -0.0046]`."""
-    if stats["difference"] is None:
-        return "not measured"
-    text = f"{stats['difference']:+.{digits}f}"
-    if stats["ci95"] is None:
-        return text + " (no interval)"
-    low, high = stats["ci95"]
-    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
-# Equal FLOPs and equal wall clock: a variant against the frontier of next-token students.
-#
-# The frontier is made of NTP students trained with different lengths, each with its own complete learning-rate
-# schedule. For each seed their final points give test loss as a function of log cost, by linear interpolation; a
-# variant's difference is its test loss less the frontier's at the variant's own cost, paired by seed, and negative is
-# better. Reading one NTP student's curve at its middle would be unfair to NTP: its learning rate has not fallen there.
-# Loss falls ever more slowly with log cost, so a straight line between two of these points lies a little above the true
-# frontier: more lengths make a variant's gain smaller and more exact. Nothing is extrapolated: a variant dearer than
-# the longest NTP student or cheaper than the shortest has no figure.
-#
-# Costs: `flops` and `seconds` of training alone; `..._with_labels` adds the one-off cost of making labels, charged to
-# each student by the share of them that it reads. Seconds are steps times the measured time of a step where every
-# student concerned was timed (in turns, on a quiet machine), else the seconds training took.
+from cocomix.report.formats import difference
+from cocomix.report.statistics import compared, equal_tokens, estimate, find_student, loss_pairs
 
 COSTS = ("flops", "flops_with_labels", "seconds", "seconds_with_labels")
+AXES = {
+    "tokens": "equal tokens",
+    "flops": "equal FLOPs",
+    "flops_with_labels": "equal FLOPs, labels included",
+    "seconds": "equal wall clock",
+    "seconds_with_labels": "equal wall clock, labels included",
+}
+"""What is held equal in each ranking."""
 
 
 def interpolate(points: Sequence[tuple[float, float]], cost: float) -> float | None:
@@ -100,17 +66,17 @@ def against_frontier(setting: dict[str, Any], frontier: Sequence[str], name: str
     their cost.
     """
     student = find_student(setting, name)
-    lengths = [found for found in (find_student(setting, one) for one in frontier) if found is not None]
+    lengths = [other for other in (find_student(setting, each) for each in frontier) if other is not None]
     if student is None or len(lengths) < 2:
         return _without("not trained here" if student is None else "no frontier of NTP students here")
-    timed = all(one["name"] in setting["timing"] for one in (student, *lengths))
+    timed = all(each["name"] in setting["timing"] for each in (student, *lengths))
     timing = setting["timing"] if timed else {}
     differences = []
     for run in student["runs"]:
         points = [
-            (run_cost(one, other, cost, timing), other["test_loss"])
-            for one in lengths
-            for other in one["runs"]
+            (run_cost(length, other, cost, timing), other["test_loss"])
+            for length in lengths
+            for other in length["runs"]
             if other["seed"] == run["seed"]
         ]
         if len(points) < 2:
@@ -136,23 +102,6 @@ def _without(why: str) -> dict[str, Any]:
     return estimate([]) | {"verdict": "undecided", "why": why}
 
 
-# The best variant at equal tokens, at equal FLOPs and at equal wall clock, setting by setting, in figures and words.
-#
-# At equal tokens every variant with the baseline's token count is compared with the baseline; at equal FLOPs and equal
-# wall clock with the frontier of next-token students (`cocomix.experiments.frontier`). The reference itself stands in
-# each ranking with a difference of 0: where nothing is better, it wins. The winner is picked among all variants after
-# the fact, so its own difference flatters it; the words say among how many.
-
-AXES = {
-    "tokens": "equal tokens",
-    "flops": "equal FLOPs",
-    "flops_with_labels": "equal FLOPs, labels included",
-    "seconds": "equal wall clock",
-    "seconds_with_labels": "equal wall clock, labels included",
-}
-"""What is held equal in each ranking."""
-
-
 def best(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """For each setting and axis the `ranking` (best first, unmeasured last), the `winner`, the result in `words`."""
     return {
@@ -171,14 +120,8 @@ def statement(results: dict[str, Any], best_of: dict[str, dict[str, Any]]) -> li
 
 def main_variant(results: dict[str, Any]) -> str:
     """The variant that stands for CoCoMix: the one claim 1, raw or judged, favours."""
-    first = [claim.get("parts") or claim.get("compare") or () for claim in results["claims"] if claim["id"] == 1]
-    return next((one["better"] for made in first for one in made), "cocomix")
-
-
-def equal_tokens(setting: dict[str, Any], name: str) -> bool:
-    """Whether the variant was trained on as many tokens as the setting's baseline."""
-    ours, base = find_student(setting, name), find_student(setting, setting["baseline"])
-    return ours is not None and base is not None and ours["runs"][0]["tokens"] == base["runs"][0]["tokens"]
+    tests = [claim.get("parts") or claim.get("compare") or () for claim in results["claims"] if claim["id"] == 1]
+    return next((test["better"] for claim_tests in tests for test in claim_tests), "cocomix")
 
 
 def _entry(results: dict[str, Any], setting: dict[str, Any], axis: str) -> dict[str, Any]:
@@ -217,14 +160,14 @@ def _words(measured: list[dict[str, Any]], rest: list[dict[str, Any]], main: str
     if first["verdict"] == "reference":
         nearest = measured[1]
         text = f"none {among} beats {reference}; the nearest is {nearest['variant']}, {_figures(nearest)}"
-        told = nearest["variant"]
+        shown = nearest["variant"]
     else:
         text = f"the best {among} is {first['variant']}, {_figures(first)} against {reference}"
-        told = first["variant"]
+        shown = first["variant"]
     outside = [row["variant"] for row in rest if "range" in row and row["variant"] != main]
     if outside:
         text += f" (out of the frontier's range: {', '.join(outside)})"
-    if main == told:
+    if main == shown:
         return text + "."
     row = next((row for row in measured + rest if row["variant"] == main), None)
     if row is None:
@@ -238,4 +181,4 @@ def _figures(row: dict[str, Any]) -> str:
         "worse": "higher beyond the spread of seeds",
         "undecided": "not decided by " + ("one seed" if row["n"] == 1 else f"{row['n']} seeds"),
     }[row["verdict"]]
-    return f"{in_words(row)} nats ({decided})"
+    return f"{difference(row)} nats ({decided})"

@@ -41,7 +41,7 @@ class ClaimConfig(Section):
 
 
 class SteeringConfig(Section):
-    """How steering is measured: amplify single concepts while generating, look for them with the SAE."""
+    """How steering is measured: single concepts are amplified while generating, and looked for with the SAE."""
 
     variant: str = Field(description="student that is steered")
     concepts: int = Field(default=16, ge=2, description="concepts amplified, one at a time; each is another's control")
@@ -49,12 +49,14 @@ class SteeringConfig(Section):
     prompt_tokens: int = Field(default=16, ge=1, description="tokens of a prompt")
     new_tokens: int = Field(default=32, ge=1, description="tokens generated")
     strength: float = Field(
-        default=4.0, allow_inf_nan=False, description="amplified logit, as a multiple of the position's largest"
+        default=4.0,
+        allow_inf_nan=False,
+        description="added to the concept's logit, in multiples of the position's largest magnitude",
     )
 
 
 class ExperimentConfig(Section):
-    """A grid of runs and what it is to show."""
+    """A grid of runs and the claims it tests."""
 
     title: str = Field(description="heading of the report")
     seeds: tuple[int, ...] = Field(min_length=1, description="seeds of every variant")
@@ -79,36 +81,36 @@ class ExperimentConfig(Section):
                 raise ValueError(f"the setting {name!r} may hold only letters, digits, '-' and '_'")
             for variant in (*(setting.variants or ()), *setting.overrides.get("students", {})):
                 self._check(variant, self.variants, "variant", f"the setting {name!r}")
-            for other, _ in self.borrowed(name).values():
+            for other, _ in self.external_inputs(name).values():
                 self._check(other, earlier, "earlier setting", f"the setting {name!r}")
             earlier.append(name)
         for claim in self.claims:
             for setting in claim.steering:
                 self._check(setting, self.settings, "setting", f"claim {claim.id}")
-            for one in claim.compare:
-                for setting in one.settings:
+            for comparison in claim.compare:
+                for setting in comparison.settings:
                     self._check(setting, self.settings, "setting", f"claim {claim.id}")
-                    for variant in (one.better, one.than):
+                    for variant in (comparison.better, comparison.than):
                         self._check(variant, self.names(setting), "variant", f"claim {claim.id}", f" in {setting!r}")
         return self
 
     @staticmethod
-    def _check(name: str, known: Iterable[str], what: str, who: str, where: str = "") -> None:
+    def _check(name: str, known: Iterable[str], kind: str, user: str, where: str = "") -> None:
         if name not in known:
-            there = ", ".join(known) or "none"
-            raise ValueError(f"{who} asks for the {what} {name!r}{where}, which does not exist; there are: {there}")
+            existing = ", ".join(known) or "none"
+            raise ValueError(f"{user} asks for the {kind} {name!r}{where}, which does not exist; there are: {existing}")
 
     def names(self, setting: str) -> tuple[str, ...]:
         """Variants trained in `setting`."""
         return self.settings[setting].variants or tuple(self.variants)
 
-    def borrowed(self, setting: str) -> dict[str, tuple[str, str]]:
-        """What `setting` uses of others: `$NAME/STAGE/rest` -> (NAME, STAGE)."""
-        found = {}
+    def external_inputs(self, setting: str) -> dict[str, tuple[str, str]]:
+        """Stages of other settings that `setting` uses: `$NAME/STAGE/rest` -> (NAME, STAGE)."""
+        inputs = {}
         for text in _references(self.settings[setting].overrides):
             name, _, rest = text[1:].partition("/")
-            found[text] = (name, rest.partition("/")[0])
-        return found
+            inputs[text] = (name, rest.partition("/")[0])
+        return inputs
 
     def run_config(self, setting: str, folder: Path) -> RunConfig:
         """The run configuration of `setting`; settings live below `folder` by their names.
@@ -116,10 +118,10 @@ class ExperimentConfig(Section):
         Raises:
             CocomixError: it does not validate.
         """
-        here, names = self.settings[setting], self.names(setting)
-        raw: dict[str, Any] = merge(self.base, _resolved(here.overrides, folder))
-        raw["title"] = f"{self.title}: {here.title}"
-        raw["seeds"] = list(here.seeds or self.seeds)
+        config, names = self.settings[setting], self.names(setting)
+        raw: dict[str, Any] = merge(self.base, _resolved(config.overrides, folder))
+        raw["title"] = f"{self.title}: {config.title}"
+        raw["seeds"] = list(config.seeds or self.seeds)
         raw["baseline"] = self.baseline if self.baseline in names else names[0]
         students = raw.pop("students", {})
         raw["students"] = {name: merge(self.variants[name], students.get(name, {})) for name in names}

@@ -1,7 +1,7 @@
 """Seconds a training step of each student takes, measured in turns with the baseline's.
 
-Students of a grid are trained at different times, several at once, on a machine that has other things to do; their
-own clocks say little about which is faster. Here each takes turns with the baseline, step by step, so that whatever
+Students of a grid are trained at different times, several at once, on a machine that does other work; their own clocks
+say little about which is faster. Here each takes turns with the baseline, step by step, so that whatever
 slows the machine slows both, and the ratio of the medians is what counts.
 """
 
@@ -43,13 +43,13 @@ class TimingStage(Stage):
         ratios, base = {self.baseline: 1.0}, []
         others = [name for name in self.students if name != self.baseline]
         for number, name in enumerate(others):
-            both = [_Stepper(self.students[one], folder) for one in (self.baseline, name)]
+            steppers = [_Stepper(self.students[student], folder) for student in (self.baseline, name)]
             for _ in range(WARMUP + self.steps):
-                for stepper in both:
+                for stepper in steppers:
                     stepper.step()
-            mine, theirs = (median(stepper.seconds[WARMUP:]) for stepper in both)
-            ratios[name] = theirs / mine
-            base += both[0].seconds[WARMUP:]
+            baseline, other = (median(stepper.seconds[WARMUP:]) for stepper in steppers)
+            ratios[name] = other / baseline
+            base += steppers[0].seconds[WARMUP:]
             progress(number + 1, len(others), {})
         unit = median(base) if base else self._alone(folder)
         return {"ratios": ratios, "seconds": {name: ratio * unit for name, ratio in ratios.items()}}

@@ -1,8 +1,14 @@
 """The grid of an experiment: its runs, their stages, and the order in which these can be made.
 
 Corpus, tokens, teacher, SAE, labels and stored logits are made once a setting and shared by all of its variants and
-seeds. Every stage is a process of its own, so a crash costs one student, and the same command goes on from what is
-finished.
+seeds. Every stage is a process of its own, so a crash costs one student, and rerunning the command resumes from what
+is finished.
+
+`collect` makes the report's input of what the stages measured; what is not finished is left out and noted. Two figures
+are put on a common footing there. Seconds of students are steps times the measured time of a step where that was
+measured: students are trained several at a time, so their own clocks compare badly (they are kept as `clock_seconds`).
+The cost of labels, made for the whole corpus, is charged by the share of it that a student reads, at most once
+(`label_share`).
 """
 
 import shlex
@@ -10,17 +16,14 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.cost_stage import TimingStage
+from cocomix.experiments.steering_stage import SteeringStage
 from cocomix.pipeline.run import Run, collect_results
-from cocomix.pipeline.stage import Lending, Lent, Stage
+from cocomix.pipeline.stage import ExternalInput, ExternalInputs, Stage
 from cocomix.utils.errors import CocomixError
-
-if TYPE_CHECKING:
-    from cocomix.experiments.steering_stage import SteeringStage
-
 
 INDEPENDENT = ("labels/", "logits/")
 """Shared stages that need nothing of each other."""
@@ -47,26 +50,24 @@ class Grid:
         self.config, self.folder = config, folder
         self.runs: dict[str, Run] = {}
         for name in config.settings:
-            self.runs[name] = Run(folder / name, config.run_config(name, folder), self._lending(name))
+            self.runs[name] = Run(folder / name, config.run_config(name, folder), self._external_inputs(name))
         self.steering = {name: self._steering(run) for name, run in self.runs.items()}
         self.timing = {name: self._timing(run) for name, run in self.runs.items() if config.timing_steps}
 
-    def _lending(self, setting: str) -> Lending:
+    def _external_inputs(self, setting: str) -> ExternalInputs:
         """Stages of earlier settings that this one names."""
-        lending = {}
-        for text, (other, name) in self.config.borrowed(setting).items():
+        external_inputs = {}
+        for text, (other, name) in self.config.external_inputs(setting).items():
             stages = self.runs[other].stages
             if name not in stages:
                 raise CocomixError(f"setting {setting}: {text!r} names no stage of {other}; it has {', '.join(stages)}")
-            lending[str(self.folder / text[1:])] = Lent(text, stages[name])
-        return lending
+            external_inputs[str(self.folder / text[1:])] = ExternalInput(text, stages[name])
+        return external_inputs
 
-    def _steering(self, run: Run) -> "list[SteeringStage]":
+    def _steering(self, run: Run) -> list[SteeringStage]:
         settings = self.config.steering
         if settings is None:
             return []
-        from cocomix.experiments.steering_stage import SteeringStage
-
         return [SteeringStage(stage, settings) for stage in run.students if stage.student == settings.variant]
 
     def _timing(self, run: Run) -> TimingStage:
@@ -85,15 +86,15 @@ class Grid:
                 yield Round(name, [[f"{name}:{stage.name}"] for stage in stages], needed=True)
             jobs = []
             for student, evaluation in zip(run.students, run.evaluations, strict=True):
-                steering = [one for one in self.steering[name] if one.student is student]
+                steering = [stage for stage in self.steering[name] if stage.student is student]
                 jobs.append([f"{name}:{stage.name}" for stage in (student, evaluation, *steering)])
             yield Round(name, jobs, needed=False)
         for name, stage in self.timing.items():
             yield Round(name, [[f"{name}:{stage.name}"]], needed=False)
 
     def settings_of(self, name: str) -> set[str]:
-        """The setting `name` and those it borrows from."""
-        return {name, *(other for other, _ in self.config.borrowed(name).values())}
+        """The setting `name` and those it uses stages of."""
+        return {name, *(other for other, _ in self.config.external_inputs(name).values())}
 
     def finished(self, setting: str) -> list[str]:
         """Variants of `setting` whose evaluations are finished with every seed."""
@@ -118,23 +119,15 @@ class Grid:
         if run is None:
             raise CocomixError(f"there is no setting {setting!r} in this experiment; it has {', '.join(self.runs)}")
         extra: list[Stage] = [*self.steering[setting], *([self.timing[setting]] if setting in self.timing else [])]
-        found = run.stages | {stage.name: stage for stage in extra}
-        if path not in found:
-            raise CocomixError(f"there is no stage {path!r} in the setting {setting}; it has {', '.join(found)}")
-        return found[path]
+        stages = run.stages | {stage.name: stage for stage in extra}
+        if path not in stages:
+            raise CocomixError(f"there is no stage {path!r} in the setting {setting}; it has {', '.join(stages)}")
+        return stages[path]
 
     def run_stage(self, name: str) -> dict[str, Any]:
-        """Do one stage in this process, unless it is done."""
+        """Run one stage in this process, unless it is done."""
         stage = self.stage(name)
         return self.runs[name.partition(":")[0]].do(stage, name)
-
-
-# Collect what the stages of a grid measured into the report's input; what is not finished is left out and said.
-#
-# Two figures are put on a common footing here. Seconds of students are steps times the measured time of a step where
-# that was measured: students are trained several at a time, so their own clocks compare badly (they are kept as
-# `clock_seconds`). The cost of labels, made for the whole corpus, is charged by the share of it that a student reads,
-# at most once (`label_share`).
 
 
 def collect(grid: Grid) -> dict[str, Any]:
@@ -144,18 +137,18 @@ def collect(grid: Grid) -> dict[str, Any]:
         CocomixError: no setting has a finished baseline yet.
     """
     finished = {name: grid.finished(name) for name in grid.runs}
-    here = {name: names for name, names in finished.items() if grid.runs[name].config.baseline in names}
-    if not here:
+    reported = {name: names for name, names in finished.items() if grid.runs[name].config.baseline in names}
+    if not reported:
         raise CocomixError(
             f"no setting has finished its baseline {grid.config.baseline!r} yet, so there is nothing to report;"
             " run the experiment first"
         )
-    runs = {name: collect_results(grid.runs[name], {}, names) for name, names in here.items()}
+    runs = {name: collect_results(grid.runs[name], {}, names) for name, names in reported.items()}
     missing = [
         f"{name}: {variant}"
         for name, run in grid.runs.items()
         for variant in run.config.students
-        if variant not in here.get(name, ())
+        if variant not in reported.get(name, ())
     ]
     notes = list(dict.fromkeys(note for run in runs.values() for note in run["notes"]))
     if missing:
@@ -188,7 +181,7 @@ def _setting(grid: Grid, name: str, run: dict[str, Any]) -> dict[str, Any]:
     ]
     labelled = run["corpus"]["splits"]["train"]["tokens"]
     students = [
-        student | {"runs": [_run(one, timing.get(student["name"]), labelled) for one in student["runs"]]}
+        student | {"runs": [_run(each, timing.get(student["name"]), labelled) for each in student["runs"]]}
         for student in run["students"]
     ]
     title = {"title": grid.config.settings[name].title}

@@ -1,8 +1,13 @@
 """What an experiment would take, without running it: parameters, FLOPs, memory, disk.
 
 Every model is built on the meta device by the code that will train it, so shapes and FLOPs are the real ones. Bytes
-follow the models in `plan_memory`, what is assumed about inputs is in `plan_outlook` and said in the plan's notes.
-Seconds are not predicted: they follow only if the caller gives a peak to assume a share of.
+follow the models in `plan_memory`. Seconds are not predicted: they follow only if the caller gives a peak to assume a
+share of.
+
+Nothing is downloaded, trained or allocated. What has to be known of a setting before it runs (vocabulary, corpus size,
+concept model, number of concepts) is in `PlanInputs`: a hub is never asked, so names that are not folders here are
+looked up in the small tables below; a finished tokens stage is read instead of assuming anything about the corpus; and
+what has to be assumed is said in the plan's notes.
 
 Not counted: evaluation, steering, timing, validation labels.
 """
@@ -32,7 +37,7 @@ from cocomix.experiments.plan_memory import (
 from cocomix.model.build import Sizes, build_plain
 from cocomix.model.flops import model_flops, sae_training_flops
 from cocomix.objectives.base import Objective
-from cocomix.objectives.variants import build_student
+from cocomix.objectives.registry import build_student
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.label_stages import LabelStage
 from cocomix.pipeline.run import Run
@@ -40,12 +45,6 @@ from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.config import TrainConfig
 from cocomix.utils.errors import CocomixError
-
-# What is known of a setting before it runs: vocabulary, corpus size, concept model, number of concepts.
-#
-# Nothing is downloaded, trained or allocated. Models live on the meta device; a hub is never asked, so names that are
-# not folders here are looked up in the small tables below; what has to be assumed is said in `notes`. A finished
-# tokens stage is read instead of assuming anything about the corpus.
 
 GPT2_VOCABULARY = 50257
 GPT2_SHAPES = {"gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20)}
@@ -59,8 +58,8 @@ KNOWN_CORPORA = {
 """Tokens of hub datasets, training and held-out text together, by their hub id without its owner, and who says so."""
 
 
-class Outlook:
-    """One setting of an experiment, looked at before it runs.
+class PlanInputs:
+    """What a plan reads or assumes of one setting.
 
     Args:
         name: the setting.
@@ -72,7 +71,7 @@ class Outlook:
         notes: what was assumed, one sentence each.
     """
 
-    def __init__(self, name: str, run: Run, earlier: dict[str, "Outlook"], corpus_tokens: int | None) -> None:
+    def __init__(self, name: str, run: Run, earlier: dict[str, "PlanInputs"], corpus_tokens: int | None) -> None:
         self.name, self.run, self.config, self._earlier = name, run, run.config, earlier
         self.notes: list[str] = []
         self._record = (run.tokens.record() or {}).get("figures")
@@ -173,7 +172,7 @@ class Outlook:
                 )
         return sae.n_latents, sae.k
 
-    def _referred(self, source: str) -> "Outlook | None":
+    def _referred(self, source: str) -> "PlanInputs | None":
         """The earlier setting whose folder holds `source`, unless that is a path of its own."""
         try:
             owner = Path(source).relative_to(self.run.folder.parent).parts[0]
@@ -188,8 +187,6 @@ class Outlook:
             " put the setting it belongs to first"
         )
 
-
-# A plan for the terminal, at most 100 columns.
 
 WIDTH = 100
 COLUMNS = ("variant", "params", "width", "steps", "tokens", "FLOPs/tok", "FLOPs", "GiB", "sharded")
@@ -278,8 +275,6 @@ def count(number: float | None, units: tuple[tuple[float, str], ...] = UNITS) ->
     return f"{scaled:.{0 if unit == '' else 2 if scaled < 10 else 1 if scaled < 100 else 0}f}{unit}"
 
 
-__all__ = ["plan", "plan_table"]
-
 GIB = 2**30
 
 
@@ -314,10 +309,10 @@ def plan(
         raise CocomixError(f"{gpus} GPUs at a utilisation of {utilisation} make no plan; give 1 or more, above 0 to 1")
     if peak_tflops is not None and not peak_tflops > 0:
         raise CocomixError(f"a peak of {peak_tflops} TFLOPS makes no plan; give one above 0")
-    outlooks: dict[str, Outlook] = {}
+    outlooks: dict[str, PlanInputs] = {}
     for name in config.settings:
         run = Run(folder / name, config.run_config(name, folder))
-        outlooks[name] = Outlook(name, run, dict(outlooks), corpus_tokens)
+        outlooks[name] = PlanInputs(name, run, dict(outlooks), corpus_tokens)
     settings: dict[str, dict[str, Any]] = {
         name: {"title": config.settings[name].title} | _setting(outlook, gpus, gpu_memory_gib)
         for name, outlook in outlooks.items()
@@ -337,7 +332,7 @@ def plan(
     }
 
 
-def _setting(outlook: Outlook, gpus: int, gpu_memory_gib: float) -> dict[str, Any]:
+def _setting(outlook: PlanInputs, gpus: int, gpu_memory_gib: float) -> dict[str, Any]:
     """One setting: `variants` (one dict each), `shared` (FLOPs by stage), `disk` (bytes), `corpus`, `notes`, totals."""
     run, config = outlook.run, outlook.config
     first = [stage for stage in run.students if stage.seed == config.seeds[0]]
@@ -360,14 +355,14 @@ def _setting(outlook: Outlook, gpus: int, gpu_memory_gib: float) -> dict[str, An
     }
 
 
-def _variant(outlook: Outlook, stage: StudentStage, gpus: int, gpu_memory_gib: float) -> dict[str, Any]:
+def _variant(outlook: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib: float) -> dict[str, Any]:
     """One student; figures that need an unknown concept model are None."""
     seq_len, seeds = outlook.config.seq_len, len(outlook.config.seeds)
     steps = stage.train.total_steps(outlook.corpus["train"] // seq_len)
     tokens = steps * stage.train.batch_size * seq_len
     labels = None if stage.labels is None or not stage.labels.config.live else stage.labels
     live = labels is not None or "teacher" in stage.config.reads
-    row = {"name": stage.student, "objective": stage.config.objective, "about": stage.variant.about(stage.config)}
+    row = {"name": stage.student, "objective": stage.config.objective, "about": stage.config.describe()}
     row |= {"steps": steps, "batch_size": stage.train.batch_size, "tokens": tokens, "seeds": seeds}
     if live and outlook.teacher is None:
         names = ("parameters", "width", "flops_per_token", "flops", "checkpoint_bytes", "model_bytes", "memory")
@@ -379,7 +374,7 @@ def _variant(outlook: Outlook, stage: StudentStage, gpus: int, gpu_memory_gib: f
         if labels is not None:
             each = labels.flops_per_token(_given(outlook.teacher).config, outlook.n_concepts, outlook.k)
             sizes = sizes._replace(label_flops=each * labels.live_share(stage.train.batch_size, gpus))
-        objective: Objective = stage.variant.objective(stage.config, model, sizes, lambda: _given(outlook.teacher))
+        objective: Objective = stage.config.make_objective(model, sizes, lambda: _given(outlook.teacher))
     memory = training_memory(objective, outlook.teacher if live else None, stage.train, seq_len, gpus)
     if labels is not None:
         with torch.device("meta"):
@@ -406,7 +401,7 @@ def _given(teacher: PreTrainedModel | None) -> PreTrainedModel:
     return teacher
 
 
-def _shared(outlook: Outlook) -> dict[str, float | None]:
+def _shared(outlook: PlanInputs) -> dict[str, float | None]:
     """Training FLOPs of what all students share, by stage; None where the concept model is not known."""
     config, run, teacher = outlook.config, outlook.run, outlook.teacher
     corpus, seq_len, sae = outlook.corpus["train"], config.seq_len, config.sae
@@ -431,7 +426,7 @@ def _shared(outlook: Outlook) -> dict[str, float | None]:
     return flops
 
 
-def _disk(outlook: Outlook, variants: list[dict[str, Any]]) -> dict[str, int]:
+def _disk(outlook: PlanInputs, variants: list[dict[str, Any]]) -> dict[str, int]:
     """Bytes by kind; `checkpoints` are those of the largest student, one at a time, and go when it is done."""
     run, seq_len, corpus = outlook.run, outlook.config.seq_len, outlook.corpus
     disk = {"tokens": sum(shard_bytes(tokens, outlook.vocab_size) for tokens in corpus.values())}

@@ -28,7 +28,6 @@ from transformers import PreTrainedModel
 from cocomix.kernels.linear_cross_entropy import held_bytes
 from cocomix.model.mixers import BlockCost
 from cocomix.objectives.base import Objective
-from cocomix.objectives.kd import KdObjective
 from cocomix.train.checkpoint import KEEP
 from cocomix.train.config import TrainConfig
 
@@ -93,7 +92,7 @@ def logits_bytes(objective: Objective, tokens: int, width: int) -> float:
     heads = [config.vocab_size, getattr(config, "num_concepts", 0)]
     if not objective.holds_logits:
         return max(held_bytes(tokens, columns, width) for columns in heads)
-    teachers = config.vocab_size if isinstance(objective, KdObjective) else 0
+    teachers = config.vocab_size if objective.holds_teacher_logits else 0
     return tokens * (sum(heads) + teachers) * (width + 8)
 
 

@@ -1,44 +1,136 @@
 """The experiment's report: `report.json`, `report.html` (one file that asks for nothing), `variants.csv`, `claims.csv`.
 
-The figures come from claims, best, tables; this module puts them on the page. Test perplexities are means over
-seeds within a setting; over settings only losses are pooled.
+The figures come from claims and comparisons; this module puts them on the page. Test perplexities are means over seeds
+within a setting; over settings only losses are pooled.
 """
 
 import csv
 import io
 from collections.abc import Callable, Iterable
-from importlib import resources
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.constrain import Constrain
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 
-from cocomix.experiments.charts import curve_names, curves, difference_bars, frontier_scatter
 from cocomix.experiments.claims import judge_claims
-from cocomix.experiments.comparisons import (
-    AXES,
-    best,
-    compared,
-    estimate,
-    find_student,
-    in_words,
-    loss_pairs,
-    main_variant,
-    statement,
-)
-from cocomix.report.page import count
-from cocomix.report.statistics import same_perplexity
+from cocomix.experiments.comparisons import AXES, best, main_variant, statement
+from cocomix.report.charts import MOST_CURVES, difference_bars, frontier_scatter, perplexity_curves
+from cocomix.report.page import render
+from cocomix.report.statistics import compared, estimate, find_student, loss_pairs, same_perplexity
+from cocomix.report.tables import experiment_tables
 from cocomix.utils.files import write_json, write_text
 
-# Rows of the variants' table, and the two CSV files.
+MARKS = {
+    "reproduced": ("good", "✓"),
+    "not reproduced": ("bad", "✗"),
+    "undecided": ("open", "?"),
+    "better": ("good", "↓"),
+    "worse": ("bad", "↑"),
+    "reference": ("open", "·"),
+}
+"""Class and sign of each verdict: colour never says it alone."""
+
+CAPTIONS = {
+    "bars": "Difference in test loss at equal tokens: bar and line are the mean and its 95 % interval, dots are seeds; "
+    "blue is better, orange worse, grey undecided.",
+    "frontier": "Test perplexity against training FLOPs, means over seeds. Squares on the line are the next-token "
+    "students of several lengths: a variant below the line beats them at equal FLOPs.",
+    "curves": "Validation perplexity while training, mean over seeds, without the first two fifths. The learning "
+    "rate falls until a run ends, so points before its end understate what a shorter run would reach.",
+}
+
+
+def write_experiment_report(results: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the four files into `folder`, each whole or not at all.
+
+    Args:
+        results: the experiment's raw results.
+
+    Returns:
+        What `report.json` holds: the raw results with `claims` judged, and `variants`, `best`, `statement` added.
+    """
+    judged, ranked = judge_claims(results), best(results)
+    complete = results | {
+        "claims": judged,
+        "variants": variant_rows(results),
+        "best": ranked,
+        "statement": statement(results, ranked),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "report.json", complete)
+    write_text(folder / "variants.csv", variants_csv(complete["variants"]))
+    write_text(folder / "claims.csv", claims_csv(judged))
+    write_text(folder / "report.html", _page(results, complete))
+    return complete
+
+
+def console_summary(results: dict[str, Any]) -> RenderableType:
+    """The nine claims with verdicts, then for each setting the best variant at equal tokens, FLOPs and wall clock.
+
+    Args:
+        results: the raw results, or what `write_experiment_report` returned.
+    """
+    complete = "statement" in results
+    claims = results["claims"] if complete else judge_claims(results)
+    ranked = results["best"] if complete else best(results)
+    titled = [(results["settings"][name]["title"], rankings) for name, rankings in ranked.items()]
+    return experiment_tables(results["title"], claims, titled, AXES, main_variant(results))
+
+
+def curve_names(results: dict[str, Any], setting: dict[str, Any]) -> list[str]:
+    """The variants whose curves are drawn: baseline, frontier, then those the claims name, in order."""
+    claimed = [
+        comparison[role]
+        for claim in sorted(results["claims"], key=lambda claim: claim["id"])
+        for comparison in claim.get("compare") or ()
+        for role in ("better", "than")
+    ]
+    names = dict.fromkeys([setting["baseline"], *results["frontier"], *claimed])
+    trained = {student["name"] for student in setting["students"]}
+    return [name for name in names if name in trained][:MOST_CURVES]
+
+
+def _page(results: dict[str, Any], complete: dict[str, Any]) -> str:
+    return render(
+        "experiment.html.j2",
+        report=complete,
+        axes=AXES,
+        marks=MARKS,
+        captions=CAPTIONS,
+        main=main_variant(results),
+        rows={name: _sorted_rows(name, complete) for name in results["settings"]},
+        equal_cost={name: _equal_cost(ranked) for name, ranked in complete["best"].items()},
+        pictures={name: _pictures(results, setting) for name, setting in results["settings"].items()},
+        recipe=yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True),
+    )
+
+
+def _sorted_rows(setting: str, complete: dict[str, Any]) -> list[dict[str, Any]]:
+    """The setting's variants, lowest test perplexity first."""
+    return sorted(
+        (row for row in complete["variants"] if row["setting"] == setting), key=lambda row: row["test_perplexity"]
+    )
+
+
+def _equal_cost(ranked: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Variant by variant what each ranking says of it, in the order of the one at equal tokens."""
+    table: dict[str, dict[str, Any]] = {}
+    for axis, entry in ranked.items():
+        for row in entry["ranking"]:
+            table.setdefault(row["variant"], {})[axis] = row
+    return table
+
+
+def _pictures(results: dict[str, Any], setting: dict[str, Any]) -> list[tuple[Markup, str]]:
+    drawn = (
+        (difference_bars(setting), "bars"),
+        (frontier_scatter(setting, results["frontier"]), "frontier"),
+        (perplexity_curves(setting, curve_names(results, setting)), "curves"),
+    )
+    return [(Markup(svg), kind) for svg, kind in drawn if svg is not None]
 
 
 def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -135,164 +227,3 @@ def _csv(rows: Iterable[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
-
-
-# An experiment's result for the terminal, at most 100 columns: claims with verdicts, then the best variants.
-
-WIDTH = 100
-STYLES = {"reproduced": "bold blue", "not reproduced": "bold yellow", "undecided": "dim"}
-
-
-def console_summary(results: dict[str, Any]) -> RenderableType:
-    """The nine claims with verdicts, then for each setting the best variant at equal tokens, FLOPs and wall clock.
-
-    Args:
-        results: the raw results, or what `write_experiment_report` returned.
-    """
-    complete = "statement" in results
-    claims = results["claims"] if complete else judge_claims(results)
-    ranked = results["best"] if complete else best(results)
-    table = _table(results["title"])
-    table.add_column("", justify="right", no_wrap=True)
-    table.add_column("claim", overflow="fold")
-    table.add_column("difference [95 %]", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for claim in claims:
-        figures = "" if claim["difference"] is None else in_words(claim, 3)
-        verdict = Text(claim["verdict"], style=STYLES[claim["verdict"]])
-        table.add_row(str(claim["id"]), Text(claim["statement"]), figures, verdict)
-    note = (
-        "Differences in test loss, nats a token, negative is better; claim 9: share of positions, positive is better."
-    )
-    settings = [_setting(results, name, axes) for name, axes in ranked.items()]
-    return Constrain(Group(table, Text(note, style="dim"), *settings), WIDTH)
-
-
-def _setting(results: dict[str, Any], name: str, axes: dict[str, Any]) -> Table:
-    """The winner of each ranking, its difference, and where CoCoMix stands."""
-    main = main_variant(results)
-    table = _table(results["settings"][name]["title"])
-    table.add_column("", overflow="fold")
-    table.add_column("best variant", overflow="fold")
-    table.add_column("difference [95 %]", no_wrap=True)
-    table.add_column(f"{main} [95 %]", overflow="fold")
-    for axis, entry in axes.items():
-        rows = {row["variant"]: row for row in entry["ranking"]}
-        cells = [_cell(rows.get(variant)) for variant in (entry["winner"], main)]
-        table.add_row(AXES[axis], Text(entry["winner"] or "–"), *cells)
-    return table
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None or row["verdict"] == "reference":
-        return "–" if row is None else "0 (reference)"
-    return row.get("range") or in_words(row, 3)
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=Text(title), title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, expand=True
-    )
-
-
-__all__ = ["console_summary", "write_experiment_report"]
-
-MARKS = {
-    "reproduced": ("good", "✓"),
-    "not reproduced": ("bad", "✗"),
-    "undecided": ("open", "?"),
-    "better": ("good", "↓"),
-    "worse": ("bad", "↑"),
-    "reference": ("open", "·"),
-}
-"""Class and sign of each verdict: colour never says it alone."""
-
-CAPTIONS = {
-    "bars": "Difference in test loss at equal tokens: bar and line are the mean and its 95 % interval, dots are seeds; "
-    "blue is better, orange worse, grey undecided.",
-    "frontier": "Test perplexity against training FLOPs, means over seeds. Squares on the line are the next-token "
-    "students of several lengths: a variant below the line beats them at equal FLOPs.",
-    "curves": "Validation perplexity while training, mean over seeds, without the first two fifths. The learning "
-    "rate falls until a run ends, so points before its end understate what a shorter run would reach.",
-}
-
-
-def write_experiment_report(results: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the four files into `folder`, each whole or not at all.
-
-    Args:
-        results: the experiment's raw results.
-
-    Returns:
-        What `report.json` holds: the raw results with `claims` judged, and `variants`, `best`, `statement` added.
-    """
-    judged, ranked = judge_claims(results), best(results)
-    complete = results | {
-        "claims": judged,
-        "variants": variant_rows(results),
-        "best": ranked,
-        "statement": statement(results, ranked),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", complete)
-    write_text(folder / "variants.csv", variants_csv(complete["variants"]))
-    write_text(folder / "claims.csv", claims_csv(judged))
-    write_text(folder / "report.html", _page(results, complete))
-    return complete
-
-
-def _page(results: dict[str, Any], complete: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("cocomix", "experiments"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"count": count, "words": in_words, "signed": _signed, "times": _times, "missing": _missing}
-    return environment.get_template("experiment.html.j2").render(
-        report=complete,
-        axes=AXES,
-        marks=MARKS,
-        captions=CAPTIONS,
-        main=main_variant(results),
-        rows={name: _sorted_rows(name, complete) for name in results["settings"]},
-        equal_cost={name: _equal_cost(ranked) for name, ranked in complete["best"].items()},
-        pictures={name: _pictures(results, setting) for name, setting in results["settings"].items()},
-        recipe=yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True),
-        css=Markup((resources.files("cocomix.report") / "page.css").read_text(encoding="utf-8")),
-    )
-
-
-def _sorted_rows(setting: str, complete: dict[str, Any]) -> list[dict[str, Any]]:
-    """The setting's variants, lowest test perplexity first."""
-    return sorted(
-        (row for row in complete["variants"] if row["setting"] == setting), key=lambda row: row["test_perplexity"]
-    )
-
-
-def _equal_cost(ranked: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Variant by variant what each ranking says of it, in the order of the one at equal tokens."""
-    table: dict[str, dict[str, Any]] = {}
-    for axis, entry in ranked.items():
-        for row in entry["ranking"]:
-            table.setdefault(row["variant"], {})[axis] = row
-    return table
-
-
-def _pictures(results: dict[str, Any], setting: dict[str, Any]) -> list[tuple[Markup, str]]:
-    drawn = (
-        (difference_bars(setting), "bars"),
-        (frontier_scatter(setting, results["frontier"]), "frontier"),
-        (curves(setting, curve_names(results, setting)), "curves"),
-    )
-    return [(Markup(svg), kind) for svg, kind in drawn if svg is not None]
-
-
-def _missing(row: dict[str, Any]) -> str:
-    """Why a cell has no figure, in a word or two; the whole reason is its tooltip."""
-    return row.get("range") or "–"
-
-
-def _signed(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:+.{digits}f}"
-
-
-def _times(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}x"

@@ -1,4 +1,10 @@
-"""`cocomix experiment`: plan, run and report."""
+"""`cocomix experiment`: plan, run and report.
+
+The jobs of a grid run as processes, a few at a time. A job's output goes to a log of its own. With several at once the
+processor's threads are shared out among them, and each gets GPUs of its own where there are any. A failed job does not
+stop the others; the first signal asks all of them to save and stop, and none outlives this process unless it is killed
+outright.
+"""
 
 import os
 import signal
@@ -7,27 +13,19 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import yaml
 
 from cocomix.experiments.config import ExperimentConfig
+from cocomix.experiments.grid import Grid, collect
+from cocomix.experiments.plan import plan, plan_table
+from cocomix.experiments.report import console_summary, write_experiment_report
 from cocomix.utils.console import console, duration
 from cocomix.utils.distributed import StopRequest
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import write_text
 from cocomix.utils.settings import read_yaml, validate
-
-if TYPE_CHECKING:
-    from cocomix.experiments.grid import Grid
-
-
-# Run the jobs of a grid as processes, a few at a time.
-#
-# A job's output goes to a log of its own. With several at once the processor's threads are shared out among them, and
-# each gets GPUs of its own where there are any. A failed job does not stop the others; the first signal asks all of
-# them to save and stop, and none outlives this process unless it is killed outright.
 
 Job = list[str]
 
@@ -40,7 +38,7 @@ class Launcher:
         logs: folder of the logs.
         at_once: jobs at the same time.
         processes: processes of each under torchrun; 1 runs it plainly.
-        finished: told of each job whose process ended well; says whether its stages are really done.
+        finished: called with each job whose process succeeded, and its seconds; returns whether its stages are done.
     """
 
     def __init__(
@@ -79,7 +77,7 @@ class Launcher:
                             failed.append(job)
                     time.sleep(0.05)
                 if stop.received is not None:
-                    raise Interrupted("stopped; the same command goes on from here", by_user=stop.received == "SIGINT")
+                    raise Interrupted("stopped; rerun the same command to resume", by_user=stop.received == "SIGINT")
         finally:
             for _, process, _ in running.values():
                 process.send_signal(signal.SIGTERM)
@@ -90,7 +88,7 @@ class Launcher:
     def _failure(self, failed: list[Job]) -> CocomixError:
         log = self._log(failed[0])
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        return CocomixError(f"{failed[0][0]}{more} failed: {_last_words(log)}; its log is {log}")
+        return CocomixError(f"{failed[0][0]}{more} failed: {_last_message(log)}; its log is {log}")
 
     def _start(self, job: Job, place: int) -> subprocess.Popen[bytes]:
         environment = dict(os.environ)
@@ -116,24 +114,24 @@ class Launcher:
 
     def _gpus(self, place: int) -> list[str]:
         """The GPUs of the job at `place`, out of those this process may use."""
-        given = os.environ.get("CUDA_VISIBLE_DEVICES")
-        there = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
-        if self.processes > len(there):
-            raise CocomixError(f"{self.processes} processes need as many GPUs, and there are {len(there)}; lower it")
-        return [there[(place * self.processes + index) % len(there)] for index in range(self.processes)]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+        if self.processes > len(gpus):
+            raise CocomixError(f"{self.processes} processes need as many GPUs, and there are {len(gpus)}; lower it")
+        return [gpus[(place * self.processes + index) % len(gpus)] for index in range(self.processes)]
 
     def _log(self, job: Job) -> Path:
         return self.logs / f"{job[0].replace(':', '--').replace('/', '--')}.log"
 
 
-def _last_words(log: Path) -> str:
-    """What a failed process said last: our own sentence if there is one, else its last line with a word in it."""
+def _last_message(log: Path) -> str:
+    """The last message of a failed process: our own sentence if there is one, else its last line with a letter."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     starts = [number for number, line in enumerate(lines) if line.startswith("cocomix: ")]
     if starts:
         return " ".join(filter(None, lines[starts[-1] :])).removeprefix("cocomix: ").rstrip(".")
-    spoken = [line for line in lines if any(letter.isalpha() for letter in line)]
-    return spoken[-1].strip("│ ").rstrip(".") if spoken else "it said nothing"
+    messages = [line for line in lines if any(letter.isalpha() for letter in line)]
+    return messages[-1].strip("│ ").rstrip(".") if messages else "it printed nothing"
 
 
 def run_experiment(
@@ -148,16 +146,16 @@ def run_experiment(
     report_only: bool,
     stages: Sequence[str],
 ) -> None:
-    """Do what the command line asks for; see `cocomix experiment --help`. `plan_for`: GPUs and the peak of one."""
+    """Plan, run or report as the command line says; see `cocomix experiment --help`.
+
+    Args:
+        plan_for: print a plan for so many GPUs, with the peak TFLOPS of one, and do nothing else.
+    """
     config = validate(ExperimentConfig, read_yaml(recipe, overrides), str(recipe))
     if plan_for is not None:
-        from cocomix.experiments.plan import plan, plan_table
-
         gpus, peak_tflops = plan_for
         console.print(plan_table(plan(config, folder, gpus=gpus, peak_tflops=peak_tflops)))
         return
-
-    from cocomix.experiments.grid import Grid
 
     grid = Grid(config, folder)
     if stages:
@@ -174,28 +172,27 @@ def run_experiment(
         raise failed
 
 
-def _run(grid: "Grid", *, jobs: int, processes: int) -> CocomixError | None:
-    """Do what is not done yet. A failure ends the rounds that need it, no others; the first one is returned."""
-
+def _run(grid: Grid, *, jobs: int, processes: int) -> CocomixError | None:
+    """Run what is not done yet. A failure ends only the rounds that need it; the first one is returned."""
     console.print(f"[bold]{grid.config.title}[/] in {grid.folder}", highlight=False)
     # Processes read this copy, so that editing the recipe meanwhile does not mix two experiments.
     recipe = grid.folder / "experiment.yaml"
     grid.folder.mkdir(parents=True, exist_ok=True)
     write_text(recipe, yaml.safe_dump(grid.config.model_dump(mode="json"), sort_keys=False))
-    first, stuck = None, set()
+    first, blocked = None, set()
     for setting, waiting, needed in grid.rounds():
-        if stuck & grid.settings_of(setting):
+        if blocked & grid.settings_of(setting):
             continue
         missing = [job for job in waiting if not grid.done(job)]
         count = 0
 
-        def finished(job: Job, seconds: float, of: int = len(missing)) -> bool:
+        def finished(job: Job, seconds: float, total: int = len(missing)) -> bool:
             nonlocal count
             if not grid.done(job):
                 return False
             count += 1
-            found = "; ".join(filter(None, (grid.stage(name).describe(grid.stage(name).figures) for name in job)))
-            line = f"  [{count} of {of}] {job[0]}: {duration(seconds)}; {found}"
+            figures = "; ".join(filter(None, (grid.stage(name).describe(grid.stage(name).figures) for name in job)))
+            line = f"  [{count} of {total}] {job[0]}: {duration(seconds)}; {figures}"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
             return True
 
@@ -211,14 +208,11 @@ def _run(grid: "Grid", *, jobs: int, processes: int) -> CocomixError | None:
             first = first or failure
             console.print(f"  {failure}", style="red", highlight=False, markup=False, soft_wrap=True)
             if needed:
-                stuck.add(setting)
+                blocked.add(setting)
     return first
 
 
-def _report(grid: "Grid", output: Path) -> None:
-    from cocomix.experiments.grid import collect
-    from cocomix.experiments.report import console_summary, write_experiment_report
-
+def _report(grid: Grid, output: Path) -> None:
     results = write_experiment_report(collect(grid), output)
     console.print(console_summary(results))
     console.print(f"Report: {(output / 'report.html').resolve()}", highlight=False, soft_wrap=True)

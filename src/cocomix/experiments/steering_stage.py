@@ -1,12 +1,23 @@
-"""The stage that measures how well a trained student can be steered."""
+"""The stage that measures how well a trained student can be steered, for the paper's claim 9.
 
+It is a small steering study (`cocomix.steering.study`): the methods `concept` and `random` at one dose, the recipe's
+`steering.strength`. The teacher judges both concepts and fluency, so a grid needs no further student.
+"""
+
+import math
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from cocomix.analysis.token_statistics import StrongestPlaces
+from cocomix.data.shards import TokenShards
 from cocomix.experiments.config import SteeringConfig
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
-from cocomix.steering.score import Place, Trial, steering_score, strongest_places
+from cocomix.steering.study.concepts import Concept, choose_concepts, concept_activity, spread_windows
+from cocomix.steering.study.context import StudyContext
+from cocomix.steering.study.method_result import Example, MethodResult
+from cocomix.steering.study.methods import OwnConcept, RandomConcept
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_json
 
@@ -15,7 +26,12 @@ PLACES, BEFORE, AFTER = 5, 8, 2
 
 
 class SteeringStage(Stage):
-    """Steering score of one trained student, and for each concept a text to look at, in `samples.json`.
+    """Steering of one trained student by its own concepts, and for each concept a text to look at, in `samples.json`.
+
+    Figures: `amplified`, `unsteered` and `control`, the share of generated positions at which the SAE has the concept
+    active with it amplified, without steering, and with another one amplified, as means over the concepts;
+    `perplexity_amplified` and `perplexity_unsteered` of the generated tokens under the teacher; `concepts`, the three
+    shares of each, and its id as `concept`.
 
     Raises:
         CocomixError: the student learns no concepts of the SAE, or the texts would be longer than it can take.
@@ -33,7 +49,7 @@ class SteeringStage(Stage):
                 f"steering.prompt_tokens and steering.new_tokens make {length} tokens, more than the {self.seq_len} of"
                 " seq_len; lower one of them"
             )
-        if not student.variant.recall or student.labels is None:
+        if not student.config.uses_sae_concepts or student.labels is None:
             raise CocomixError(
                 f"the student {student.student} is not trained on the SAE's concepts, so steering cannot be measured on"
                 " it; set steering.variant to a cocomix student with labels"
@@ -53,51 +69,92 @@ class SteeringStage(Stage):
         )
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        student, sae = self.student.model(), self.student.sae.model()
-        teacher, shards = self.student.sae.teacher.model(), self.student.tokens.shards("val")
-        layer = self.student.sae.config.layer
-        trials: list[Trial] = []
+        strongest = StrongestPlaces(PLACES)
+        context = self.context(strongest)
+        doses = [self.config.strength]
 
-        def watch(trial: Trial) -> None:
-            trials.append(trial)
-            progress(trial.number + 1, trial.total, {})
-
-        settings = self.config.model_dump(exclude={"variant"})
-        figures = steering_score(
-            student,
-            teacher,
-            sae,
-            shards,
-            layer=layer,
-            seed=self.student.seed,
-            seq_len=self.seq_len,
-            watch=watch,
-            **settings,
-        )
-        named = [trial.concept for trial in trials]
-        places = strongest_places(teacher, sae, shards, named, layer=layer, seq_len=self.seq_len, wanted=PLACES)
-        tokenizer = self.student.tokens.tokenizer()
-        samples = [self._sample(tokenizer, trial, places[trial.concept]) for trial in trials]
+        amplified = OwnConcept(doses).measure(context, None, lambda step, total: progress(step, total, {}))
+        control = RandomConcept(doses).measure(context, amplified, lambda *_: None)
+        places = _places_by_concept(strongest)
+        shards = self.student.tokens.shards("val")
+        samples = [
+            self._sample(example, shards, context, places.get(example.concept, [])) for example in amplified.examples
+        ]
         write_json(folder / "samples.json", samples)
-        return figures
+        return claim_figures(context.concepts, amplified, control)
 
-    def _sample(self, tokenizer: Any, trial: Trial, places: list[Place]) -> dict[str, Any]:
+    def context(self, strongest: StrongestPlaces | None = None) -> StudyContext:
+        """What the methods work with; `strongest` collects where in validation text each concept is most active."""
+        student, config, sae = self.student, self.config, self.student.sae.model()
+        models = {"student": student.model(), "teacher": student.sae.teacher.model()}
+        shards, layer = student.tokens.shards("val"), student.sae.config.layer
+        tokenizer = student.tokens.tokenizer()
+        activity = concept_activity(
+            models["teacher"], sae, shards, layer=layer, seq_len=self.seq_len, strongest=strongest
+        )
+        return StudyContext(
+            models=models.__getitem__,
+            sae=sae,
+            layer=layer,
+            reader=models["teacher"],
+            concepts=choose_concepts(activity, config.concepts),
+            prompts=spread_windows(shards, config.prompts, self.seq_len)[:, : config.prompt_tokens],
+            new_tokens=config.new_tokens,
+            key=(0, student.seed),
+            train=student.tokens.shards("train"),
+            seq_len=self.seq_len,
+            decode=lambda ids: str(tokenizer.decode(list(ids))),
+        )
+
+    def _sample(
+        self, example: Example, shards: TokenShards, context: StudyContext, places: list[tuple[int, int, float]]
+    ) -> dict[str, Any]:
         """One concept, for a reader: the texts from one prompt, and where the concept is most active."""
-        cut = self.config.prompt_tokens
-        row = trial.number % len(trial.unsteered)  # another prompt for each concept
+        windows = shards.windows([window for window, _, _ in places], self.seq_len).tolist()
         return {
-            "concept": trial.concept,
-            "prompt": tokenizer.decode(trial.unsteered[row, :cut].tolist()),
-            "unsteered": tokenizer.decode(trial.unsteered[row, cut:].tolist()),
-            "amplified": tokenizer.decode(trial.amplified[row, cut:].tolist()),
+            "concept": example.concept,
+            "prompt": example.prompt,
+            "unsteered": example.unsteered,
+            "amplified": example.steered,
             "most_active": [
                 {
-                    "token": tokenizer.decode([place.window[place.position]]),
-                    "context": tokenizer.decode(
-                        place.window[max(0, place.position - BEFORE) : place.position + AFTER + 1]
-                    ),
-                    "activation": place.activation,
+                    "token": context.decode([ids[position]]),
+                    "context": context.decode(ids[max(0, position - BEFORE) : position + AFTER + 1]),
+                    "activation": activation,
                 }
-                for place in places
+                for ids, (_, position, activation) in zip(windows, places, strict=True)
             ],
         }
+
+
+def claim_figures(concepts: list[Concept], amplified: MethodResult, control: MethodResult) -> dict[str, Any]:
+    """The figures of `SteeringStage` from the results of `concept` and `random`, each at one dose."""
+    (own,), (other,), unsteered = amplified.at, control.at, amplified.unsteered
+    rows: list[dict[str, Any]] = [
+        {
+            "concept": concept.concept,
+            "amplified": own.presence[i][i],
+            "unsteered": unsteered.presence[i],
+            "control": other.presence[i][i],
+        }
+        for i, concept in enumerate(concepts)
+    ]
+    return {
+        **{figure: mean(row[figure] for row in rows) for figure in ("amplified", "unsteered", "control")},
+        "perplexity_amplified": _perplexity(mean(own.loss)),
+        "perplexity_unsteered": _perplexity(unsteered.loss),
+        "concepts": rows,
+    }
+
+
+def _places_by_concept(strongest: StrongestPlaces) -> dict[int, list[tuple[int, int, float]]]:
+    """Window, position and activation of each concept's strongest places."""
+    found, strengths = strongest.found()
+    places: dict[int, list[tuple[int, int, float]]] = {}
+    for concept, window, position, strength in zip(*found.tolist(), strengths.tolist(), strict=True):
+        places.setdefault(concept, []).append((window, position, strength))
+    return places
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,4 +1,8 @@
-"""The routes: each reads a request, has the work done in a thread, and answers JSON."""
+"""The routes below /api: each validates a request, does the work in a thread and answers JSON.
+
+`Api` maps routes to methods; a method finds its model in the catalog and calls it. Steering answers with a stream:
+one JSON object a line, sent as soon as it is known (`EventStream`). `Limits` bounds how much is done at a time.
+"""
 
 import logging
 import time
@@ -7,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
+import anyio.to_thread
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -14,129 +19,164 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from cocomix import __version__
-from cocomix.explorer.catalog import Catalog
+from cocomix.explorer.catalog import ModelCatalog
 from cocomix.explorer.schemas import (
-    AskedForModels,
-    AskedForSteering,
-    AskedOfConcept,
-    AskedToCompare,
-    AskedToList,
-    AskedToName,
-    AskedToRead,
-    AskedToSteer,
-    Comparison,
-    ModelReading,
-    Models,
-    ProblemEvent,
+    CompareRequest,
+    CompareResponse,
+    ConceptListRequest,
+    ConceptRequest,
+    ErrorEvent,
+    ModelsRequest,
+    ModelsResponse,
+    NameRequest,
+    ParseSteeringRequest,
+    ReadRequest,
+    ReadResponse,
+    SteerRequest,
+    TooManyStreams,
 )
-from cocomix.explorer.security import Limits
-from cocomix.explorer.snippets import copies, read_setting
+from cocomix.explorer.snippets import parse_setting, snippets
 from cocomix.steering.serialization import from_items
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import parse_json
 from cocomix.utils.settings import validate
 
-Kind = TypeVar("Kind", bound=BaseModel)
-BROKEN = "the server failed at this; look at the terminal it runs in, then try again"
+Schema = TypeVar("Schema", bound=BaseModel)
+Result = TypeVar("Result")
+THREADS, STREAMS = 8, 4
+"""Each model runs for one request at a time; more threads let short requests to other models pass a long one."""
+SERVER_ERROR = "the server failed at this; look at the terminal it runs in, then try again"
 _log = logging.getLogger(__name__)
 
 
-class Api:
-    """What can be asked of a catalog."""
+class Limits:
+    """How much one server does at a time.
 
-    def __init__(self, catalog: Catalog, limits: Limits) -> None:
+    Args:
+        threads: requests worked on at a time; further ones wait.
+        streams: texts generated at a time; a further one is refused.
+    """
+
+    def __init__(self, *, threads: int = THREADS, streams: int = STREAMS) -> None:
+        self._threads = anyio.CapacityLimiter(threads)
+        self._max_streams, self._open_streams = streams, 0
+
+    async def run_in_thread(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`."""
+        return await anyio.to_thread.run_sync(work, limiter=self._threads)
+
+    def acquire_stream(self) -> None:
+        """Reserve a stream until `release_stream`; call it in the event loop only.
+
+        Raises:
+            TooManyStreams: all are taken.
+        """
+        if self._open_streams >= self._max_streams:
+            raise TooManyStreams(
+                f"{self._max_streams} texts are being written already; wait until one is done, or stop one"
+            )
+        self._open_streams += 1
+
+    def release_stream(self) -> None:
+        """Release a reserved stream."""
+        self._open_streams -= 1
+
+
+class Api:
+    """The routes over a catalog."""
+
+    def __init__(self, catalog: ModelCatalog, limits: Limits) -> None:
         self.catalog, self.limits = catalog, limits
 
     def routes(self) -> list[Route]:
         """Every route below /api."""
         get, post = self._get, self._post
         return [
-            Route("/api/models", get(AskedForModels, self.models)),
-            Route("/api/concepts", get(AskedToList, self.concepts)),
-            Route("/api/concept", get(AskedOfConcept, self.concept)),
-            Route("/api/read", post(AskedToRead, self.read), methods=["POST"]),
-            Route("/api/compare", post(AskedToCompare, self.compare), methods=["POST"]),
-            Route("/api/name", post(AskedToName, self.name), methods=["POST"]),
-            Route("/api/steering", post(AskedToSteer, self.steering), methods=["POST"]),
-            Route("/api/steering/read", post(AskedForSteering, self.steering_read), methods=["POST"]),
+            Route("/api/models", get(ModelsRequest, self.models)),
+            Route("/api/concepts", get(ConceptListRequest, self.concepts)),
+            Route("/api/concept", get(ConceptRequest, self.concept)),
+            Route("/api/read", post(ReadRequest, self.read), methods=["POST"]),
+            Route("/api/compare", post(CompareRequest, self.compare), methods=["POST"]),
+            Route("/api/name", post(NameRequest, self.name), methods=["POST"]),
+            Route("/api/steering", post(SteerRequest, self.steering), methods=["POST"]),
+            Route("/api/steering/read", post(ParseSteeringRequest, self.parse_steering), methods=["POST"]),
             Route("/api/steer", self.steer, methods=["POST"]),
         ]
 
-    def models(self, _asked: AskedForModels) -> BaseModel:
-        return Models(models=self.catalog.models(), examples=self.catalog.examples, version=__version__)
+    def models(self, _request: ModelsRequest) -> BaseModel:
+        return ModelsResponse(models=self.catalog.models(), examples=self.catalog.examples, version=__version__)
 
-    def concepts(self, asked: AskedToList) -> BaseModel:
-        how = asked.model_dump(exclude={"model"})
-        return self.catalog.open(asked.model).listing(**how)
+    def concepts(self, request: ConceptListRequest) -> BaseModel:
+        return self.catalog.open(request.model).list_concepts(**request.model_dump(exclude={"model"}))
 
-    def concept(self, asked: AskedOfConcept) -> BaseModel:
-        return self.catalog.open(asked.model).dashboard(asked.id)
+    def concept(self, request: ConceptRequest) -> BaseModel:
+        return self.catalog.open(request.model).dashboard(request.id)
 
-    def read(self, asked: AskedToRead) -> BaseModel:
-        return self._reading(asked.model, asked.text, asked.concept, asked.top)
+    def read(self, request: ReadRequest) -> BaseModel:
+        return self._read(request.model, request.text, request.concept, request.top)
 
-    def compare(self, asked: AskedToCompare) -> BaseModel:
-        left, right = (self._reading(key, asked.text, None, asked.top) for key in (asked.left, asked.right))
-        same = [one.token for one in left.tokens] == [one.token for one in right.tokens]
-        return Comparison(left=left, right=right, same_tokens=same)
+    def compare(self, request: CompareRequest) -> BaseModel:
+        left, right = (self._read(key, request.text, None, request.top) for key in (request.left, request.right))
+        same = [token.token for token in left.tokens] == [token.token for token in right.tokens]
+        return CompareResponse(left=left, right=right, same_tokens=same)
 
-    def name(self, asked: AskedToName) -> BaseModel:
-        return self.catalog.open(asked.model).rename(asked.concept, asked.name)
+    def name(self, request: NameRequest) -> BaseModel:
+        return self.catalog.open(request.model).rename(request.concept, request.name)
 
-    def steering(self, asked: AskedToSteer) -> BaseModel:
-        return copies(self.catalog.entry(asked.model), asked)
+    def steering(self, request: SteerRequest) -> BaseModel:
+        return snippets(self.catalog.entry(request.model), request)
 
-    def steering_read(self, asked: AskedForSteering) -> BaseModel:
-        return read_setting(asked.text)
+    def parse_steering(self, request: ParseSteeringRequest) -> BaseModel:
+        return parse_setting(request.text)
 
-    async def steer(self, request: Request) -> Response:
-        asked = await _body(request, AskedToSteer)
+    async def steer(self, http_request: Request) -> Response:
+        request = await _parse_body(http_request, SteerRequest)
 
         def begin() -> Iterator[BaseModel]:
-            return self.catalog.open(asked.model).duet(
-                asked.prompt,
-                from_items(asked.steering),
-                tokens=asked.tokens,
-                temperature=asked.temperature,
-                seed=asked.seed,
+            return self.catalog.open(request.model).generate_pair(
+                request.prompt,
+                from_items(request.steering),
+                tokens=request.tokens,
+                temperature=request.temperature,
+                seed=request.seed,
             )
 
-        self.limits.take_stream()
+        self.limits.acquire_stream()
         try:
-            return EventStream(await self.limits.run(begin), self.limits)
+            return EventStream(await self.limits.run_in_thread(begin), self.limits)
         except BaseException:
-            self.limits.leave_stream()
+            self.limits.release_stream()
             raise
 
-    def _reading(self, key: str, text: str, concept: int | None, top: int) -> ModelReading:
-        opened = self.catalog.open(key)
+    def _read(self, key: str, text: str, concept: int | None, top: int) -> ReadResponse:
+        session = self.catalog.open(key)
         began = time.perf_counter()
-        reading = opened.read(text, concept=concept, top=top)
-        took = 1000 * (time.perf_counter() - began)
-        return ModelReading(**dict(reading), model=key, milliseconds=took)
+        reading = session.read(text, concept=concept, top=top)
+        milliseconds = 1000 * (time.perf_counter() - began)
+        return ReadResponse(**dict(reading), model=key, milliseconds=milliseconds)
 
-    def _get(self, kind: type[Kind], work: Callable[[Kind], BaseModel]) -> Any:
-        async def endpoint(request: Request) -> Response:
-            asked = validate(kind, dict(request.query_params), "the address")
-            return await self._answer(partial(work, asked))
-
-        return endpoint
-
-    def _post(self, kind: type[Kind], work: Callable[[Kind], BaseModel]) -> Any:
-        async def endpoint(request: Request) -> Response:
-            return await self._answer(partial(work, await _body(request, kind)))
+    def _get(self, schema: type[Schema], work: Callable[[Schema], BaseModel]) -> Any:
+        async def endpoint(http_request: Request) -> Response:
+            request = validate(schema, dict(http_request.query_params), "the address")
+            return await self._respond(partial(work, request))
 
         return endpoint
 
-    async def _answer(self, work: Callable[[], BaseModel]) -> Response:
-        text = await self.limits.run(lambda: work().model_dump_json(by_alias=True))
+    def _post(self, schema: type[Schema], work: Callable[[Schema], BaseModel]) -> Any:
+        async def endpoint(http_request: Request) -> Response:
+            return await self._respond(partial(work, await _parse_body(http_request, schema)))
+
+        return endpoint
+
+    async def _respond(self, work: Callable[[], BaseModel]) -> Response:
+        text = await self.limits.run_in_thread(lambda: work().model_dump_json(by_alias=True))
         return Response(text, media_type="application/json")
 
 
 class EventStream(StreamingResponse):
-    """Events as lines of JSON, each sent when it is there; a client that leaves ends them.
+    """Events as lines of JSON; it stops when the client disconnects.
 
-    It owns one of the streams' places, taken before, and gives it back however it ends.
+    The caller has reserved a stream; it is released here, however the stream ends.
     """
 
     def __init__(self, events: Iterator[BaseModel], limits: Limits) -> None:
@@ -147,26 +187,26 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._limits.leave_stream()
+            self._limits.release_stream()
             with anyio.CancelScope(shield=True):
-                await self._limits.run(getattr(self._events, "close", lambda: None))
+                await self._limits.run_in_thread(getattr(self._events, "close", lambda: None))
 
     async def _lines(self) -> AsyncIterator[str]:
         try:
-            while (event := await self._limits.run(lambda: next(self._events, None))) is not None:
+            while (event := await self._limits.run_in_thread(lambda: next(self._events, None))) is not None:
                 yield event.model_dump_json() + "\n"
         except CocomixError as error:
-            yield ProblemEvent(error=str(error)).model_dump_json() + "\n"
+            yield ErrorEvent(error=str(error)).model_dump_json() + "\n"
         except Exception:
-            _log.exception("a stream broke")
-            yield ProblemEvent(error=BROKEN).model_dump_json() + "\n"
+            _log.exception("a stream failed")
+            yield ErrorEvent(error=SERVER_ERROR).model_dump_json() + "\n"
 
 
-async def _body(request: Request, kind: type[Kind]) -> Kind:
+async def _parse_body(http_request: Request, schema: type[Schema]) -> Schema:
     try:
-        raw = parse_json(await request.body())
+        raw = parse_json(await http_request.body())
     except ValueError as error:
         raise CocomixError(f"the request is not JSON ({error}); send an object such as {{...}}") from None
     if not isinstance(raw, dict):
-        raise CocomixError("the request is JSON but no object; send an object such as {...}")
-    return validate(kind, raw, "the request")
+        raise CocomixError("the request is JSON but not an object; send an object such as {...}")
+    return validate(schema, raw, "the request")

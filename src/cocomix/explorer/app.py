@@ -1,4 +1,11 @@
-"""The application: routes, the page's files, and one shape for every problem."""
+"""The explorer's server, from `cocomix explore` to the page.
+
+- `explore` is the command: it prepares the runs and serves them.
+- `prepare` makes what the explorer needs beside the models (names and concept indexes), once for each run.
+- `create_app` is the application: the routes of `api.py`, the page's files, and one JSON form for every error. The
+  routes work on a `ModelCatalog` (`catalog.py`), which opens models as `ModelSession`s (`sessions.py`).
+  `SecurityMiddleware` (`security.py`) stands around all of it.
+"""
 
 import logging
 import os
@@ -18,113 +25,44 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
 from cocomix.analysis.naming import read_names
-from cocomix.explorer.api import BROKEN, Api
-from cocomix.explorer.catalog import Catalog
-from cocomix.explorer.security import Access, Guard, Limits, access_for, problem, url_host
+from cocomix.explorer.api import SERVER_ERROR, Api, Limits
+from cocomix.explorer.catalog import ModelCatalog
+from cocomix.explorer.schemas import error_response
+from cocomix.explorer.security import AccessPolicy, SecurityMiddleware, access_policy, url_host
 from cocomix.pipeline.concept_stages import name_run
 from cocomix.utils.console import console
 from cocomix.utils.errors import CocomixError
 
-# What an explorer needs of a run beside its models: names and atlases, made where they are missing and kept there.
-
-NAME_TOKENS = 250_000
-"""Of the training split, as `cocomix name` reads."""
-
-
-def prepare(catalog: Catalog, *, name_tokens: int = NAME_TOKENS) -> None:
-    """Name the concepts of every run, look through every finished student, and load what the first question needs.
-
-    What cannot be made is said, and does without: a run may lack its teacher.
-    """
-    for run in catalog.runs:
-        if run.has_sae and read_names(run.folder, run.run.sae.checksum()).found is None:
-            name_run(run.folder, tokens=name_tokens)
-        if run.has_sae:
-            run.load()
-    for info in reversed(catalog.models()):
-        if info.predicts and catalog.entry(info.key).whole:
-            try:
-                opened = catalog.open(info.key)
-                opened.look()
-                for text in catalog.examples[:1]:  # the first passes of a process are slow
-                    opened.read(text, concept=None, top=1)
-            except CocomixError as error:
-                console.print(f"{info.label}: {error}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
 PAGE = Path(__file__).parent / "page"
+NAME_TOKENS = 250_000
+"""Tokens of the training split that concepts are named from, as in `cocomix name`."""
 _log = logging.getLogger(__name__)
 
 
-def create_app(catalog: Catalog, access: Access, limits: Limits | None = None) -> ASGIApp:
-    """The explorer of `catalog`, for whoever `access` lets in."""
-    api = Api(catalog, limits or Limits())
-    app = Starlette(
-        routes=[Route("/", _page), *api.routes(), Mount("/page", _PageFiles(directory=PAGE, check_dir=False))],
-        exception_handlers={CocomixError: _refused, HTTPException: _not_served, Exception: _broken},
-    )
-    return Guard(app, access)  # outermost: what broke is answered with the headers, too
-
-
-class _PageFiles(StaticFiles):
-    """The page's files; a browser asks each time whether its copy is still the right one."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        answer = await super().get_response(path, scope)
-        answer.headers["Cache-Control"] = "no-cache"
-        return answer
-
-
-async def _page(_request: Request) -> Response:
-    return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
-
-
-async def _refused(_request: Request, error: Exception) -> Response:
-    return problem(getattr(error, "status", 400), str(error))
-
-
-async def _not_served(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 400)
-    return problem(status, f"{request.method} {_path(request)} is nothing that is served here; open / instead")
-
-
-async def _broken(request: Request, error: Exception) -> Response:
-    _log.error("%s %s failed", request.method, _path(request), exc_info=error)
-    return problem(500, BROKEN)
-
-
-def _path(request: Request) -> str:
-    """The path asked for; `request.url` would read the query, too, which may be no UTF-8."""
-    return request.scope["path"]
-
-
-# `cocomix explore`: from runs to a page that can be opened.
-
-
 def explore(folders: Sequence[Path], *, host: str, port: int, token: str | None, browser: bool) -> None:
-    """Prepare runs and serve them until it is stopped.
+    """Prepare runs and serve them until the process is stopped.
 
     Args:
         folders: of the runs.
-        host, port: where to listen; port 0 is any that is free.
-        token: asked of every browser; made here where it is not given and other machines can come.
+        host, port: where to listen; port 0 is any free port.
+        token: asked of every browser; generated if not given and other machines can connect.
         browser: open the page.
 
     Raises:
-        CocomixError: no such run, nothing finished in it, a token that cannot be used, or an address that is taken.
+        CocomixError: no such run, no finished student in it, an unusable token, or an address that is taken.
     """
-    listening = listen(host, port)  # first of all: preparing takes a while
+    listening = listen(host, port)  # first, because preparing takes a while
     with listening:
         port = listening.getsockname()[1]
-        access = access_for(host, port, token)
-        catalog = Catalog(folders)
+        policy = access_policy(host, port, token)
+        catalog = ModelCatalog(folders)
         prepare(catalog)
-        address = f"http://{url_host(host)}:{port}/" + (f"?token={access.token}" if access.token else "")
+        address = f"http://{url_host(host)}:{port}/" + (f"?token={policy.token}" if policy.token else "")
         console.print(f"\nExplore: [bold]{address}[/]   (Ctrl-C stops it)", highlight=False, soft_wrap=True)
         if browser and _has_screen():
             webbrowser.open(address)
         config = uvicorn.Config(
-            create_app(catalog, access),
+            create_app(catalog, policy),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -137,20 +75,84 @@ def explore(folders: Sequence[Path], *, host: str, port: int, token: str | None,
             console.print("stopped", highlight=False)
 
 
+def prepare(catalog: ModelCatalog, *, name_tokens: int = NAME_TOKENS) -> None:
+    """Name the concepts of every run, index every finished student, and load what the first request needs.
+
+    Names and indexes are kept in the run. A run that lacks its teacher is explored without them; what cannot be made
+    is printed.
+    """
+    for run in catalog.runs:
+        if run.has_sae and read_names(run.folder, run.run.sae.checksum()).found is None:
+            name_run(run.folder, tokens=name_tokens)
+        if run.has_sae:
+            run.load()
+    for info in reversed(catalog.models()):
+        if info.predicts_concepts and catalog.entry(info.key).is_finished:
+            try:
+                session = catalog.open(info.key)
+                session.build_index()
+                for text in catalog.examples[:1]:  # the first passes of a process are slow
+                    session.read(text, concept=None, top=1)
+            except CocomixError as error:
+                console.print(f"{info.label}: {error}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def create_app(catalog: ModelCatalog, policy: AccessPolicy, limits: Limits | None = None) -> ASGIApp:
+    """The application that serves `catalog` to everyone whom `policy` allows."""
+    api = Api(catalog, limits or Limits())
+    app = Starlette(
+        routes=[Route("/", _page), *api.routes(), Mount("/page", _PageFiles(directory=PAGE, check_dir=False))],
+        exception_handlers={CocomixError: _bad_request, HTTPException: _no_route, Exception: _server_error},
+    )
+    return SecurityMiddleware(app, policy)  # outermost, so that answers to errors carry its headers, too
+
+
+class _PageFiles(StaticFiles):
+    """The page's files; a browser asks each time whether its copy is still current."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+async def _page(_request: Request) -> Response:
+    return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+async def _bad_request(_request: Request, error: Exception) -> Response:
+    return error_response(getattr(error, "status", 400), str(error))
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 400)
+    return error_response(status, f"{request.method} {_path(request)} is not served here; open / instead")
+
+
+async def _server_error(request: Request, error: Exception) -> Response:
+    _log.error("%s %s failed", request.method, _path(request), exc_info=error)
+    return error_response(500, SERVER_ERROR)
+
+
+def _path(request: Request) -> str:
+    """The requested path. `request.url` would also read the query, which may not be UTF-8."""
+    return request.scope["path"]
+
+
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there.
+    """A socket that listens on `host` and `port`.
 
     Raises:
-        CocomixError: the address is taken, or not this machine's.
+        CocomixError: the address is taken, or is not this machine's.
     """
     try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError, OverflowError) as error:
-        raise CocomixError(f"{host} is no address of this machine; give --host 127.0.0.1") from error
+        raise CocomixError(f"{host} is not an address of this machine; give --host 127.0.0.1") from error
     listening = socket.socket(family, kind, protocol)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind(where)
+        listening.bind(address)
         listening.listen(128)
     except OSError as error:
         listening.close()
@@ -162,14 +164,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _free_port(host: str) -> int:
-    """A port that nobody listens on now; 0, any, where even that cannot be found."""
+    """A port that is free now; 0, which means any, if that cannot be found out."""
     try:
-        with socket.create_server((host, 0)) as found:
-            return found.getsockname()[1]
+        with socket.create_server((host, 0)) as server:
+            return server.getsockname()[1]
     except OSError:
         return 0
 
 
 def _has_screen() -> bool:
-    """Whether a browser would have a window; one that runs in the terminal would take it over."""
+    """Whether a browser would open a window; one that runs in the terminal would take the terminal over."""
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,89 +1,47 @@
-"""Two continuations of one prompt, without steering and with it, from the same random numbers.
+"""Two continuations of one prompt, without and with steering, that share their random numbers.
 
 Both are rows of one batch. At each step the next token of a row is argmax(logits / temperature + g), with the same
-Gumbel noise g for both: a draw from the softmax, and the same draw for as long as steering makes no difference. So
-what differs between the texts is what steering did. A judge reads along: the teacher, or the student itself where
-there is none. End-of-text is a token like any other here.
+Gumbel noise g for both rows. That is a sample from the softmax, and it is the same sample for as long as steering makes
+no difference. So the texts differ only where steering changed something.
+
+A judge scores each token as it is generated: the teacher, or the unsteered student if the run has no teacher.
+End-of-text is a token like any other here.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 
+from cocomix.explorer.schemas import (
+    EndEvent,
+    GeneratedToken,
+    PromptToken,
+    StartEvent,
+    StreamEvent,
+    TextSummary,
+    TokenEvent,
+)
 from cocomix.model.interventions import Setting, Steering, steered
 from cocomix.model.teacher import check_layer
 from cocomix.sae.sae import TopKSAE
+from cocomix.steering.study.judge import distinct
 
 ROWS = 2
 """Base and steered."""
 Lock = AbstractContextManager[Any]
-"""One that a thread may take again while it has it."""
+"""A reentrant lock."""
 
 
-class PromptToken(BaseModel):
-    """A token of the prompt."""
-
-    id: int
-    token: str
-
-
-class Written(BaseModel):
-    """A generated token of one of the two."""
-
-    id: int
-    token: str
-    loss: float | None = Field(description="under the judge, nats")
-    concepts: dict[int, float] = Field(description="activation there of each steered concept, by the judge's SAE")
-
-
-class Start(BaseModel):
-    """What comes first."""
-
-    event: Literal["start"] = "start"
-    prompt: list[PromptToken]
-    judge: str
-    concepts: list[int] = Field(description="those that are steered")
-
-
-class Step(BaseModel):
-    """One token further."""
-
-    event: Literal["token"] = "token"
-    at: int
-    base: Written
-    steered: Written
-    same: bool = Field(description="whether it is the same token")
-
-
-class Total(BaseModel):
-    """One of the two texts, the prompt aside."""
-
-    perplexity: float | None = Field(description="exp of the mean loss under the judge")
-    presence: dict[int, float] = Field(description="share of tokens at which the judge's SAE has each steered concept")
-    distinct: float | None = Field(description="distinct-2: different pairs of neighbours over pairs")
-
-
-class End(BaseModel):
-    """What comes last."""
-
-    event: Literal["end"] = "end"
-    base: Total
-    steered: Total
-    milliseconds: float
-    tokens: int
-
-
-class CachedReader:
-    """A causal LM that reads rows of one length with a cache, some tokens at a time.
+class CachedModel:
+    """A causal LM with a key-value cache that reads a few tokens at a time, for rows of equal length.
 
     Args:
         model: in evaluation mode.
         lock: held while it runs.
-        steering: of its concepts; None: it is left alone.
+        steering: of its concepts; None leaves the model alone.
     """
 
     def __init__(self, model: Any, lock: Lock, steering: Steering | None = None) -> None:
@@ -91,74 +49,83 @@ class CachedReader:
         self._past: dict[str, Any] = {}
 
     @torch.no_grad()
-    def read(self, ids: torch.Tensor) -> torch.Tensor:
-        """Next-token logits `[rows, vocab]` after `ids` int64 `[rows, new]`, in float64."""
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append `ids` int64 `[rows, new]`; returns the logits of the token after them, float64 `[rows, vocab]`."""
         with self.lock:
             ids = ids.to(self.model.device)
             if self._steering is None:
-                output = self._pass(ids)
+                output = self._forward(ids)
             else:
                 with steered(self.model, self._steering):
-                    output = self._pass(ids)
+                    output = self._forward(ids)
         name = "cache" if "cache" in output else "past_key_values"  # the newer name and the older
         self._past = {name: output[name]}
         return output.logits[:, -1].double().cpu()
 
-    def _pass(self, ids: torch.Tensor) -> Any:
+    def _forward(self, ids: torch.Tensor) -> Any:
         return self.model(input_ids=ids, use_cache=True, **self._past)
 
 
-class Judge:
-    """Says of each token how likely it was and, with an autoencoder, which concepts it carries.
+class StreamingJudge:
+    """Scores each new token: its loss and, with an SAE, how active the steered concepts are there.
+
+    `cocomix.steering.study.judge.Judge` measures finished texts in groups, each in one pass without a cache. To score
+    token t with it, the whole text would be read again: t tokens a step instead of one, for base and steered text. It
+    also needs an SAE, a second language model and each concept's words, returns means over texts instead of figures of
+    a token, and does not hold the lock under which the explorer shares models between threads. So the stream has a
+    judge of its own; only distinct-n is shared.
 
     Args:
-        name: as people read it.
-        reader: one of its own.
-        sae: autoencoder of its residual stream after block `layer` (0-based).
-        concepts: whose activations are wanted; none without an autoencoder.
+        name: shown to the user.
+        model: with a cache that nothing else uses.
+        concepts: whose activations are returned; ignored without an SAE.
+        sae: autoencoder of the model's residual stream after block `layer` (0-based).
     """
 
     def __init__(
-        self, name: str, reader: CachedReader, concepts: Sequence[int], sae: TopKSAE | None = None, layer: int = 0
+        self, name: str, model: CachedModel, concepts: Sequence[int], sae: TopKSAE | None = None, layer: int = 0
     ) -> None:
-        self.name, self._reader, self._sae, self._layer = name, reader, sae, layer
+        self.name, self._model, self._sae, self._layer = name, model, sae, layer
         self.concepts = [] if sae is None else list(concepts)
         self._logits: torch.Tensor | None = None
 
-    def read(self, ids: torch.Tensor) -> tuple[list[float | None], list[dict[int, float]]]:
-        """Loss and activations of the last of `ids` int64 `[rows, new]`, for each row; no loss of a first token."""
+    def score(self, ids: torch.Tensor) -> tuple[list[float | None], list[dict[int, float]]]:
+        """Append `ids` int64 `[rows, new]`; returns loss and activations of the last token of each row.
+
+        The loss is None for the first token of a text, and where more than one token is appended.
+        """
         if ids.shape[1] > 1 or self._logits is None:
             losses: list[float | None] = [None] * len(ids)
         else:
             losses = (-self._logits.log_softmax(-1).gather(-1, ids)[:, 0]).tolist()
         if self._sae is None:
-            self._logits = self._reader.read(ids)
+            self._logits = self._model.next_logits(ids)
             return losses, [{} for _ in ids]
-        with self._reader.lock:
+        with self._model.lock:
             hidden: list[torch.Tensor] = []
 
             def keep(_block: Any, _inputs: Any, output: Any) -> None:
                 hidden.append(output[0] if isinstance(output, tuple) else output)
 
-            catch = check_layer(self._reader.model, self._layer).register_forward_hook(keep)
+            hook = check_layer(self._model.model, self._layer).register_forward_hook(keep)
             try:
-                self._logits = self._reader.read(ids)
+                self._logits = self._model.next_logits(ids)
             finally:
-                catch.remove()
+                hook.remove()
         return losses, self._activations(self._sae, hidden[0][:, -1])
 
     @torch.no_grad()
     def _activations(self, sae: TopKSAE, hidden: torch.Tensor) -> list[dict[int, float]]:
         latents = sae.encode(hidden)
-        wanted = torch.tensor(self.concepts, dtype=torch.long, device=hidden.device)
-        found = (latents.values.unsqueeze(-1) * (latents.ids.unsqueeze(-1) == wanted)).sum(1)
-        return [dict(zip(self.concepts, row, strict=True)) for row in found.tolist()]
+        concepts = torch.tensor(self.concepts, dtype=torch.long, device=hidden.device)
+        activations = (latents.values.unsqueeze(-1) * (latents.ids.unsqueeze(-1) == concepts)).sum(1)
+        return [dict(zip(self.concepts, row, strict=True)) for row in activations.tolist()]
 
 
-def duet(
+def generate_pair(
     student: Any,
     lock: Lock,
-    judge: Judge,
+    judge: StreamingJudge,
     prompt: Sequence[int],
     setting: Setting,
     decode: Callable[[Sequence[int]], str],
@@ -167,40 +134,41 @@ def duet(
     temperature: float,
     seed: int,
     clock: Callable[[], float],
-) -> Iterator[Start | Step | End]:
-    """Both continuations, token by token; closing the iterator stops them.
+) -> Iterator[StreamEvent]:
+    """Generate both continuations token by token; closing the iterator stops them.
 
     Args:
         student: a model that predicts concepts and mixes them in, in evaluation mode.
         lock: held while it runs; free between tokens.
         prompt: at least one token; with `tokens` more it must fit the student.
-        tokens: how many are added.
+        decode: text of token ids.
+        tokens: number of new tokens.
         temperature: of the sampling; 0 is greedy.
         seed: of the noise.
         clock: seconds.
     """
     began = clock()
-    reader = CachedReader(student, lock, [{}, setting])
+    model = CachedModel(student, lock, [{}, setting])
     noise = torch.Generator().manual_seed(seed)
     ids = torch.tensor([list(prompt)] * ROWS)
-    concepts = list(setting)
-    yield Start(prompt=[PromptToken(id=i, token=decode([i])) for i in prompt], judge=judge.name, concepts=concepts)
-    judge.read(ids)
-    scores: tuple[_Score, ...] = tuple(_Score(judge.concepts) for _ in range(ROWS))
-    for at in range(tokens):
-        ids = draw(reader.read(ids), temperature, noise)
-        losses, active = judge.read(ids)
-        written = [
-            score.add(Written(id=one, token=decode([one]), loss=loss, concepts=found))
-            for score, one, loss, found in zip(scores, ids[:, 0].tolist(), losses, active, strict=True)
-        ]
-        yield Step(at=at, base=written[0], steered=written[1], same=written[0].id == written[1].id)
-    base, turned = (score.total() for score in scores)
-    yield End(base=base, steered=turned, milliseconds=1000 * (clock() - began), tokens=tokens)
+    prompt_tokens = [PromptToken(id=token, token=decode([token])) for token in prompt]
+    yield StartEvent(prompt=prompt_tokens, judge=judge.name, concepts=list(setting))
+    judge.score(ids)
+    texts = tuple(_GeneratedText(judge.concepts) for _ in range(ROWS))
+    for index in range(tokens):
+        ids = sample(model.next_logits(ids), temperature, noise)
+        losses, activations = judge.score(ids)
+        base, turned = (
+            text.add(GeneratedToken(id=token, token=decode([token]), loss=loss, concepts=active))
+            for text, token, loss, active in zip(texts, ids[:, 0].tolist(), losses, activations, strict=True)
+        )
+        yield TokenEvent(index=index, base=base, steered=turned, same=base.id == turned.id)
+    base_summary, steered_summary = (text.summary() for text in texts)
+    yield EndEvent(base=base_summary, steered=steered_summary, milliseconds=1000 * (clock() - began), tokens=tokens)
 
 
-def draw(logits: torch.Tensor, temperature: float, noise: torch.Generator) -> torch.Tensor:
-    """A next token for each row of `logits` `[rows, vocab]`, by the same noise, int64 `[rows, 1]`."""
+def sample(logits: torch.Tensor, temperature: float, noise: torch.Generator) -> torch.Tensor:
+    """A next token for each row of `logits` `[rows, vocab]`, from the same noise, int64 `[rows, 1]`."""
     uniform = torch.rand(logits.shape[-1], dtype=torch.float64, generator=noise)
     if temperature > 0:
         tiny = torch.finfo(torch.float64).tiny
@@ -209,28 +177,27 @@ def draw(logits: torch.Tensor, temperature: float, noise: torch.Generator) -> to
     return logits.argmax(-1, keepdim=True)
 
 
-class _Score:
-    """Sums over one of the texts."""
+class _GeneratedText:
+    """Running sums over one of the texts."""
 
     def __init__(self, concepts: Sequence[int]) -> None:
         self._ids: list[int] = []
         self._losses: list[float] = []
         self._present = dict.fromkeys(concepts, 0)
 
-    def add(self, written: Written) -> Written:
-        """Take in a token; returns it."""
-        self._ids.append(written.id)
-        self._losses += [] if written.loss is None else [written.loss]
-        for concept, activation in written.concepts.items():
+    def add(self, token: GeneratedToken) -> GeneratedToken:
+        """Count a token; returns it."""
+        self._ids.append(token.id)
+        self._losses += [] if token.loss is None else [token.loss]
+        for concept, activation in token.concepts.items():
             self._present[concept] += activation > 0
-        return written
+        return token
 
-    def total(self) -> Total:
-        """Of what was taken in."""
+    def summary(self) -> TextSummary:
+        """Figures of all tokens so far."""
         loss = sum(self._losses) / len(self._losses) if self._losses else math.inf
-        pairs = list(zip(self._ids, self._ids[1:], strict=False))
-        return Total(
+        return TextSummary(
             perplexity=math.exp(loss) if loss < 700 else None,
             presence={concept: count / len(self._ids) for concept, count in self._present.items()},
-            distinct=len(set(pairs)) / len(pairs) if pairs else None,
+            distinct=float(distinct(torch.tensor([self._ids]), 2)) if len(self._ids) > 1 else None,
         )

@@ -1,179 +1,39 @@
-"""What stands before every route: refuses what no page of ours would send, and adds the headers that bind browsers.
+"""Who may use the server: a middleware around the whole application.
 
-Pages of other sites must not be able to ask anything, whatever a browser lets them try: requests carry the name they
-were sent to (Host), the page they come from (Origin, Sec-Fetch-Site) and a body type (JSON) that such pages cannot
-choose freely.
+The explorer runs on the user's machine, so any web page the user visits can send requests to it. `SecurityMiddleware`
+answers only what the explorer's own page sends. In order, it checks:
+
+1. the Host header, with Starlette's `TrustedHostMiddleware`: no other name may be pointed at this server (421);
+2. Origin and Sec-Fetch-Site: no other site's page may send requests, but a link to / may be followed (403);
+3. Content-Type: bodies must be JSON, which other sites' pages cannot send without asking first (415);
+4. the size of the body (413);
+5. the token, if the server has one: given once in the address, then kept as a cookie (401).
+
+Every answer carries headers that forbid browsers to run or embed anything foreign.
 """
 
 import hashlib
 import hmac
 import ipaddress
-import json
 import re
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import TypeVar
 from urllib.parse import parse_qs
 
-import anyio.to_thread
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cocomix.explorer.schemas import error_response
 from cocomix.utils.errors import CocomixError
 
-# Problems whose status a browser is told apart from 400.
-
-
-class Refusal(CocomixError):
-    """A problem of the asking, with its own HTTP status."""
-
-    status = 400
-
-
-class NotThere(Refusal):
-    """What was asked for does not exist."""
-
-    status = 404
-
-
-class Busy(Refusal):
-    """As many as can be served at a time are being served."""
-
-    status = 429
-
-
-# How much is done at a time: work in a few threads, in the order it came, and a few streams.
-
-THREADS, STREAMS = 8, 4
-"""Models run one at a time each; further threads let quick questions pass a slow one of another model."""
-
-Result = TypeVar("Result")
-
-
-class Limits:
-    """Threads and streams of one server.
-
-    Args:
-        threads: pieces of work at a time; further ones wait.
-        streams: streams at a time; a further one is refused.
-    """
-
-    def __init__(self, *, threads: int = THREADS, streams: int = STREAMS) -> None:
-        self._threads = anyio.CapacityLimiter(threads)
-        self._streams, self._running = streams, 0
-
-    async def run(self, work: Callable[[], Result]) -> Result:
-        """The result of `work`, done in a thread."""
-        return await anyio.to_thread.run_sync(work, limiter=self._threads)
-
-    def take_stream(self) -> None:
-        """Take a place for a stream, until `leave_stream`; in the event loop only.
-
-        Raises:
-            Busy: there is none.
-        """
-        if self._running >= self._streams:
-            raise Busy(f"{self._streams} texts are being written already; wait until one is done, or stop one")
-        self._running += 1
-
-    def leave_stream(self) -> None:
-        """Give the place back."""
-        self._running -= 1
-
-
-# Who may ask: host names a server answers to, and a token where it is not on loopback alone.
-
-SHORTEST = 16
-"""Characters of a token; one of ours has 43."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """Rules of one server.
-
-    Args:
-        hosts: names it answers to, lower case; a page of another name that was made to point here is refused.
-        addresses: whether it answers to any bare IP address, too: to such no other page's name can point.
-        token: what a browser must have been given; None: nothing.
-        cookie: the cookie that keeps it. Cookies do not know ports, so servers side by side need names of their own.
-    """
-
-    hosts: frozenset[str]
-    addresses: bool = False
-    token: str | None = None
-    cookie: str = "cocomix"
-
-    def knows(self, host: str) -> bool:
-        """Whether a Host header's value names this server; the port may be a tunnel's."""
-        name = re.sub(r":\d+$", "", host.strip()).lower().rstrip(".")
-        return name in self.hosts or (self.addresses and _address(name) is not None)
-
-    def opened_by(self, token: str) -> bool:
-        """Whether `token` is the one; takes as long either way."""
-        return self.token is not None and _same(token, self.token)
-
-    def remembers(self, cookie: str) -> bool:
-        """Whether a cookie's value is the one given for the token."""
-        return self.token is None or _same(cookie, self.ticket)
-
-    @property
-    def ticket(self) -> str:
-        """Value of the cookie: proof that its holder had the token, without the token."""
-        return hashlib.sha256(f"cocomix explore {self.token}".encode()).hexdigest()
-
-
-def access_for(host: str, port: int, token: str | None) -> Access:
-    """Rules of a server bound to `host`: a token on anything but loopback, made here if not given.
-
-    Raises:
-        CocomixError: a token that is too short, or would not survive in an address.
-    """
-    if token is not None and (len(token) < SHORTEST or not re.fullmatch(r"[A-Za-z0-9._~-]+", token)):
-        raise CocomixError(
-            f"the token must be {SHORTEST} or more letters, digits and . _ ~ -; give another, or leave --token out"
-        )
-    if token is None and not is_loopback(host):
-        token = secrets.token_urlsafe(32)
-    address = _address(host)
-    everywhere = address is not None and address.is_unspecified
-    own = {socket.gethostname(), socket.getfqdn()} if everywhere else {_bracketed(host)}
-    hosts = {"localhost", "127.0.0.1", "[::1]", *(name.lower() for name in own)}
-    return Access(frozenset(hosts), addresses=everywhere, token=token, cookie=f"cocomix-{port}")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can come there."""
-    address = _address(host)
-    return host.lower() == "localhost" if address is None else address.is_loopback
-
-
-def url_host(host: str) -> str:
-    """`host` as a person can type it: a server bound to all addresses by this machine's name."""
-    address = _address(host)
-    return socket.gethostname() if address is not None and address.is_unspecified else _bracketed(host)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return None
-
-
-def _same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), wanted.encode())
-
-
-LARGEST = 1 << 20
-"""Bytes of a body."""
+MIN_TOKEN_LENGTH = 16
+"""Characters of a token that the user chooses; a generated one has 43."""
+MAX_BODY_BYTES = 1 << 20
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
         "default-src 'self'; base-uri 'none'; form-action 'none'; object-src 'none'; frame-ancestors 'none'"
@@ -185,12 +45,123 @@ HEADERS: Mapping[str, str] = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
+# --- The rules of one server ---
 
-class Guard:
-    """ASGI middleware around the whole application; bodies are read here, and so they come whole or not at all."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self.app, self.access = app, access
+@dataclass(frozen=True)
+class AccessPolicy:
+    """Which host names and which token a server accepts.
+
+    Args:
+        hosts: names it answers to, lower case. A page of another name that was pointed at this address is refused.
+        any_address: whether it also answers to any bare IP address. No other site's name can be one.
+        token: what a browser must present once; None: nothing.
+        cookie_name: the cookie that remembers it. Cookies are shared by all ports, so each server needs its own name.
+    """
+
+    hosts: frozenset[str]
+    any_address: bool = False
+    token: str | None = None
+    cookie_name: str = "cocomix"
+
+    async def accepts_host(self, scope: Scope) -> bool:
+        """Whether the Host header names this server; the port may be a tunnel's.
+
+        `TrustedHostMiddleware` decides about names. It answers 400 in plain text and has no rule for "any IP address",
+        so it runs around an app that only notes that it was reached; the refusal is then this module's own.
+        """
+        host = Headers(scope=scope).get("host", "")
+        if self.any_address and _ip_address(re.sub(r":\d+$", "", host)) is not None:
+            return True
+        reached = False
+
+        async def note(_scope: Scope, _receive: Receive, _send: Send) -> None:
+            nonlocal reached
+            reached = True
+
+        async def discard(_message: Message) -> None:
+            pass
+
+        names = [*self.hosts, *(f"{name}." for name in self.hosts)]  # a full domain name may end in a dot
+        await TrustedHostMiddleware(note, names, www_redirect=False)(scope, _nothing, discard)
+        return reached
+
+    def accepts_token(self, token: str) -> bool:
+        """Whether this is the token, compared in constant time."""
+        return self.token is not None and _equal(token, self.token)
+
+    def accepts_cookie(self, cookie: str) -> bool:
+        """Whether this is the cookie's value, or no token is needed."""
+        return self.token is None or _equal(cookie, self.cookie_value)
+
+    @property
+    def cookie_value(self) -> str:
+        """A hash of the token: it proves that the browser had the token, but does not contain it."""
+        return hashlib.sha256(f"cocomix explore {self.token}".encode()).hexdigest()
+
+
+def access_policy(host: str, port: int, token: str | None) -> AccessPolicy:
+    """The policy of a server bound to `host`: beyond loopback it needs a token, generated unless given.
+
+    Raises:
+        CocomixError: the token is too short or has characters that an address cannot carry.
+    """
+    if token is not None and (len(token) < MIN_TOKEN_LENGTH or not re.fullmatch(r"[A-Za-z0-9._~-]+", token)):
+        raise CocomixError(
+            f"the token must be {MIN_TOKEN_LENGTH} or more letters, digits and . _ ~ -; give another, or leave --token"
+            " out"
+        )
+    if token is None and not is_loopback(host):
+        token = secrets.token_urlsafe(32)
+    address = _ip_address(host)
+    all_addresses = address is not None and address.is_unspecified
+    names = {socket.gethostname(), socket.getfqdn()} if all_addresses else {_bracketed(host)}
+    hosts = {"localhost", "127.0.0.1", "[::1]", *(name.lower().rstrip(".") for name in names)}
+    return AccessPolicy(frozenset(hosts), any_address=all_addresses, token=token, cookie_name=f"cocomix-{port}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`."""
+    address = _ip_address(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
+
+
+def url_host(host: str) -> str:
+    """`host` as it stands in a URL; for a server bound to all addresses, this machine's name."""
+    address = _ip_address(host)
+    return socket.gethostname() if address is not None and address.is_unspecified else _bracketed(host)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None
+
+
+def _equal(text: str, secret: str) -> bool:
+    return hmac.compare_digest(text.encode("utf-8", "surrogatepass"), secret.encode())
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+# --- The middleware ---
+
+
+class SecurityMiddleware:
+    """Refuses requests that the explorer's own page would not send, and adds `HEADERS` to every answer.
+
+    A body is read here and passed on whole, so that its size is known before the application sees any of it.
+    """
+
+    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
+        self.app, self.policy = app, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -199,118 +170,112 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        headers = Headers(scope=scope)
 
-        async def guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                sent = MutableHeaders(scope=message)
-                sent.update(HEADERS)
-                sent.setdefault("Cache-Control", "no-store")
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        refusal = self._refusal(scope, headers)
+        refusal = await self._refusal(scope)
         if refusal is not None:
-            await refusal(scope, receive, guarded)
+            await refusal(scope, receive, send_with_headers)
             return
-        body = await _body(receive)
+        body = await _read_body(receive)
         if body is None:
-            await too_large()(scope, receive, guarded)
+            await _too_large()(scope, receive, send_with_headers)
         else:
-            await self.app(scope, _first(body, receive), guarded)
+            await self.app(scope, _replay(body, receive), send_with_headers)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
-        """The answer to what must not go further; None: it may."""
+    async def _refusal(self, scope: Scope) -> Response | None:
+        """The answer to a request that is refused; None for one that may pass."""
+        headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if not self.access.knows(host):
-            return problem(421, f"this server is not called {host!r}; open the address that it printed")
-        for check in (_of_another_page, _of_another_kind):
-            refused = check(scope, headers, host)
-            if refused is not None:
-                return refused
-        return self._locked(scope, headers)
+        if not await self.policy.accepts_host(scope):
+            return error_response(421, f"this server is not called {host!r}; open the address that it printed")
+        return (
+            _check_origin(scope, headers, host) or _check_body_type(scope, headers) or self._check_token(scope, headers)
+        )
 
-    def _locked(self, scope: Scope, headers: Headers) -> Response | None:
-        """Asks for the token, or takes it; None where there is nothing to ask."""
-        access = self.access
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
-        if access.token is not None and scope["path"] == "/" and given:
-            return _welcome(access) if access.opened_by(given[0]) else _locked_out("this token is not the server's")
-        return None if access.remembers(_cookie(headers, access.cookie)) else _locked_out("this server wants a token")
-
-
-def problem(status: int, sentence: str) -> Response:
-    """A problem as every client gets it."""
-    return Response(json.dumps({"error": sentence}), status, media_type="application/json")
+    def _check_token(self, scope: Scope, headers: Headers) -> Response | None:
+        """Refuses a browser without the token; one that brings it in the address gets the cookie."""
+        policy = self.policy
+        tokens = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
+        if policy.token is not None and scope["path"] == "/" and tokens:
+            return _set_cookie(policy) if policy.accepts_token(tokens[0]) else _token_needed("this token is wrong")
+        if policy.accepts_cookie(_cookie(headers, policy.cookie_name)):
+            return None
+        return _token_needed("this server needs a token")
 
 
-def too_large() -> Response:
-    """To a body over `LARGEST`."""
-    return problem(413, f"the request is larger than {LARGEST >> 20} MiB; send a shorter text")
-
-
-def _of_another_page(scope: Scope, headers: Headers, host: str) -> Response | None:
-    """Refuses what another site's page sent; a link that leads here may be followed."""
+def _check_origin(scope: Scope, headers: Headers, host: str) -> Response | None:
+    """Refuses requests of another site's page; a link that leads to / may be followed."""
     origin = headers.get("origin")
     foreign = origin is not None and origin.lower() not in {f"{kind}://{host.lower()}" for kind in ("http", "https")}
-    followed = scope["method"] == "GET" and scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
+    followed_link = scope["method"] == "GET" and scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
     site = headers.get("sec-fetch-site", "none")
-    if foreign or (site not in ("same-origin", "none") and not followed):
-        return problem(403, "the request came from another site's page; open the explorer's own address instead")
+    if foreign or (site not in ("same-origin", "none") and not followed_link):
+        return error_response(403, "the request came from another site's page; open the explorer's own address instead")
     return None
 
 
-def _of_another_kind(scope: Scope, headers: Headers, host: str) -> Response | None:
-    """Refuses bodies that are no JSON, and those that say that they are too large."""
+def _check_body_type(scope: Scope, headers: Headers) -> Response | None:
+    """Refuses bodies that are not JSON, and those whose Content-Length is too large."""
     if scope["method"] != "POST":
         return None
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        return problem(415, "the body is not marked as JSON; send it with Content-Type: application/json")
+        return error_response(415, "the body is not marked as JSON; send it with Content-Type: application/json")
     length = headers.get("content-length", "0")
-    if not length.isascii() or not length.isdecimal() or int(length[:20]) > LARGEST:
-        return too_large()
+    if not length.isascii() or not length.isdecimal() or int(length[:20]) > MAX_BODY_BYTES:
+        return _too_large()
     return None
 
 
-async def _body(receive: Receive) -> list[Message] | None:
-    """All messages of a body; None where it is larger than it said."""
+def _too_large() -> Response:
+    return error_response(413, f"the request is larger than {MAX_BODY_BYTES >> 20} MiB; send a shorter text")
+
+
+async def _read_body(receive: Receive) -> list[Message] | None:
+    """All messages of a body; None if it is larger than `MAX_BODY_BYTES`, whatever its Content-Length said."""
     messages: list[Message] = []
     total = 0
     while not messages or messages[-1].get("more_body", False):
         messages.append(await receive())
         total += len(messages[-1].get("body", b""))
-        if total > LARGEST:
+        if total > MAX_BODY_BYTES:
             return None
     return messages
 
 
-def _first(messages: list[Message], receive: Receive) -> Receive:
-    """`receive`, after `messages`."""
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    """A `receive` that returns `messages` first."""
 
-    async def following() -> Message:
+    async def replaying() -> Message:
         return messages.pop(0) if messages else await receive()
 
-    return following
+    return replaying
 
 
-def _welcome(access: Access) -> Response:
-    """Keeps the token in a cookie and leads to the page without it in the address.
+def _set_cookie(policy: AccessPolicy) -> Response:
+    """Stores the cookie and leads to the page without the token in the address.
 
-    By a page of ours, not by a redirect: after a link on another site, browsers hold a Strict cookie back from that.
+    This is a page, not a redirect: after a link from another site, browsers hold a Strict cookie back from a redirect.
     """
-    answer = HTMLResponse('<!doctype html><title>cocomix</title><meta http-equiv="refresh" content="0; url=/">')
-    answer.set_cookie(access.cookie, access.ticket, httponly=True, samesite="strict", path="/")
-    return answer
+    response = HTMLResponse('<!doctype html><title>cocomix</title><meta http-equiv="refresh" content="0; url=/">')
+    response.set_cookie(policy.cookie_name, policy.cookie_value, httponly=True, samesite="strict", path="/")
+    return response
 
 
-def _locked_out(cause: str) -> Response:
-    return problem(401, f"{cause}; open the whole address that `cocomix explore` printed, with ?token=")
+def _token_needed(cause: str) -> Response:
+    return error_response(401, f"{cause}; open the whole address that `cocomix explore` printed, with ?token=")
 
 
 def _cookie(headers: Headers, name: str) -> str:
-    """A cookie's value; empty where there is none."""
-    found: SimpleCookie = SimpleCookie()
+    """A cookie's value; empty if there is none."""
+    cookies: SimpleCookie = SimpleCookie()
     try:
-        found.load(headers.get("cookie", ""))
+        cookies.load(headers.get("cookie", ""))
     except CookieError:
         return ""
-    return found[name].value if name in found else ""
+    return cookies[name].value if name in cookies else ""

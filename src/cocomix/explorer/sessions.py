@@ -1,4 +1,11 @@
-"""One opened student and all that can be asked of it; for use by several threads."""
+"""Runs and students that are open in the explorer. Everything here may be used by several threads.
+
+- `NameStore`: names of one set of concepts, read from the run's files and edited there.
+- `RunSession`: one run, with the teacher and SAE that all its students share, loaded when first needed.
+- `ModelSession`: one loaded student and everything the page can do with it.
+
+A model is used under its lock, because hooks sit on the model and not on the request.
+"""
 
 import threading
 import time
@@ -9,17 +16,17 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from cocomix.analysis.concept_index import Catalogue, Listing
+from cocomix.analysis.concept_index import ConceptIndex, Listing
 from cocomix.analysis.dashboards import Dashboard, Dashboards
 from cocomix.analysis.inspect import Reading, check_length, read_text
 from cocomix.analysis.naming import EDITED, FOUND, ConceptName, Names, edit_name, read_names, with_edits
 from cocomix.evaluation.perplexity import window_subset
-from cocomix.explorer.paired_generation import CachedReader, End, Judge, Start, Step, duet
-from cocomix.explorer.security import NotThere
+from cocomix.explorer.paired_generation import CachedModel, StreamingJudge, generate_pair
+from cocomix.explorer.schemas import NotFound, StreamEvent
 from cocomix.labels.attribution import ConceptLabels
 from cocomix.model.interventions import Setting, steered
 from cocomix.model.loading import load_causal_lm
-from cocomix.pipeline.concept_stages import INDEX_SPLIT, student_atlas
+from cocomix.pipeline.concept_stages import INDEX_SPLIT, student_statistics
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
 from cocomix.sae.sae import TopKSAE
@@ -27,13 +34,17 @@ from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import sha256
 
-# Names of concepts while they are being looked at: read once, read again when the files change, edited in place.
+EXAMPLES, EXAMPLE_TOKENS = 3, 48
+"""Number of example texts, and the most tokens of each."""
+CACHED_LABELS = 16
+"""Texts whose teacher labels are kept."""
+NO_CONCEPTS = "this student predicts no concepts; choose one trained with the objective cocomix"
 
-_Stamp = tuple[int, int] | None
+_FileVersion = tuple[int, int] | None
 
 
-class NameBook:
-    """Names kept in a run for one set of concepts; for use by several threads.
+class NameStore:
+    """Names of one set of concepts, in the run's folder.
 
     Args:
         folder: of the run.
@@ -43,10 +54,10 @@ class NameBook:
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
         self._lock = threading.Lock()
-        self._read: tuple[_Stamp, _Stamp, Names] | None = None
+        self._read: tuple[_FileVersion, _FileVersion, Names] | None = None
 
     def names(self) -> Names:
-        """As they are on disk now: `cocomix name` may have been run meanwhile.
+        """The names on disk now; `cocomix name` may have changed them since the last call.
 
         Raises:
             CocomixError: a file is damaged.
@@ -55,7 +66,7 @@ class NameBook:
             return self._names()
 
     def edit(self, concept: int, name: str) -> ConceptName:
-        """Call `concept` `name`; an empty one takes the edit back. Returns what is known of it then.
+        """Set the name of a concept; an empty name removes the edit. Returns the name that then holds.
 
         Raises:
             CocomixError: a file is damaged.
@@ -65,7 +76,7 @@ class NameBook:
             return self._names().of(concept)
 
     def _names(self) -> Names:
-        found, edited = _stamp(self.folder / FOUND), _stamp(self.folder / EDITED)
+        found, edited = _file_version(self.folder / FOUND), _file_version(self.folder / EDITED)
         if self._read is None or self._read[0] != found:
             self._read = found, edited, read_names(self.folder, self.key)
         elif self._read[1] != edited:
@@ -73,31 +84,24 @@ class NameBook:
         return self._read[2]
 
 
-def _stamp(path: Path) -> _Stamp:
-    """Inode and time of change; files here are replaced, never written over."""
+def _file_version(path: Path) -> _FileVersion:
+    """Inode and modification time. Files of a run are replaced, never written in place."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return stat.st_ino, stat.st_mtime_ns
 
 
-# A run that is being explored: its teacher and autoencoder, loaded when first needed and shared by its students.
-
-EXAMPLES, EXAMPLE_TOKENS = 3, 48
-"""Starts of held-out text that are offered, and tokens of each at most."""
-KEPT_LABELS = 16
-
-
-class OpenedRun:
+class RunSession:
     """One run.
 
     Args:
-        folder: as the user gave it; command lines name it so.
-        number: its place among the runs explored.
+        folder: as the user gave it; command lines on the page name it so.
+        number: its index among the opened runs.
 
     Attributes:
-        lock: held by whoever runs the teacher.
+        lock: held while the teacher runs.
 
     Raises:
         CocomixError: there is no run.
@@ -108,21 +112,21 @@ class OpenedRun:
         self.name = folder.resolve().name
         self.run = existing_run(folder)
         self.lock = threading.RLock()
-        self._books: dict[str, NameBook] = {}
+        self._name_stores: dict[str, NameStore] = {}
         self._labels: dict[tuple[str, tuple[int, ...]], ConceptLabels | None] = {}
 
     @cached_property
     def has_teacher(self) -> bool:
-        """Whether the teacher is there, to judge text."""
+        """Whether the run has its teacher, which judges generated text."""
         return self.run.teacher.done()
 
     @cached_property
     def has_sae(self) -> bool:
-        """Whether its autoencoder is there, too."""
+        """Whether the run has its teacher and the teacher's SAE."""
         return self.has_teacher and self.run.sae.done()
 
     def load(self) -> None:
-        """Load teacher and autoencoder now, so that nobody waits for them later."""
+        """Load teacher and SAE now, so that no request has to wait for them."""
         with self.lock:
             _ = self._teacher, self._sae
 
@@ -132,7 +136,7 @@ class OpenedRun:
             return self._teacher
 
     def sae(self) -> TopKSAE:
-        """The teacher's autoencoder."""
+        """The teacher's SAE."""
         with self.lock:
             return self._sae
 
@@ -144,77 +148,79 @@ class OpenedRun:
     def _sae(self) -> TopKSAE:
         return self.run.sae.model()
 
-    def labelled(self, stage: StudentStage) -> bool:
-        """Whether the teacher can say which concepts a student should have predicted."""
-        return stage.variant.recall and has_teacher_labels(stage)
+    def can_label(self, stage: StudentStage) -> bool:
+        """Whether the teacher can label the concepts that a student should have predicted."""
+        return stage.config.uses_sae_concepts and has_teacher_labels(stage)
 
     def labels(self, stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
-        """The teacher's labels of a text, `[1, seq, K_attr]`; only of a student that is `labelled`.
+        """The teacher's labels of a text, `[1, seq, K_attr]`; only for a student with `can_label`.
 
-        Those of the last few texts are kept: one text is read again for every concept that is chosen in it.
+        The labels of the last few texts are cached: a text is read again for every concept that is chosen in it.
         """
-        asked = stage.name, tuple(ids)
+        key = stage.name, tuple(ids)
         with self.lock:
-            if asked not in self._labels:
-                self._labels[asked] = labels_of(stage, ids, self._teacher, self._sae)
-            labels = self._labels[asked] = self._labels.pop(asked)  # now the youngest
-            if len(self._labels) > KEPT_LABELS:
+            if key not in self._labels:
+                self._labels[key] = labels_of(stage, ids, self._teacher, self._sae)
+            labels = self._labels[key] = self._labels.pop(key)  # moves it to the end, as the most recent
+            if len(self._labels) > CACHED_LABELS:
                 del self._labels[next(iter(self._labels))]
             return labels
 
-    def book(self, stage: StudentStage) -> NameBook:
-        """Names of a student's concepts; all students that learn the autoencoder's share them."""
+    def name_store(self, stage: StudentStage) -> NameStore:
+        """Names of a student's concepts; all students that learn the SAE's concepts share them."""
         with self.lock:
-            shared = stage.variant.recall and self.run.sae.done()
+            shared = stage.config.uses_sae_concepts and self.run.sae.done()
             owner = "sae" if shared else stage.name
-            if owner not in self._books:
-                own = sorted((stage.folder / "model").glob("*.safetensors"))
-                self._books[owner] = NameBook(self.folder, self.run.sae.checksum() if shared else sha256(*own))
-            return self._books[owner]
+            if owner not in self._name_stores:
+                weights = sorted((stage.folder / "model").glob("*.safetensors"))
+                key = self.run.sae.checksum() if shared else sha256(*weights)
+                self._name_stores[owner] = NameStore(self.folder, key)
+            return self._name_stores[owner]
 
     def examples(self) -> list[str]:
-        """Starts of held-out windows, spread over the validation split, up to the last whole word."""
+        """Beginnings of held-out windows, spread over the validation split and cut after a whole word."""
         shards, tokenizer = self.run.tokens.shards("val"), self.run.tokens.tokenizer()
         seq_len = self.run.config.seq_len
         chosen = window_subset(shards.n_windows(seq_len), EXAMPLES)
-        length = min(EXAMPLE_TOKENS, seq_len // 2)  # so that there is room to go on writing
+        length = min(EXAMPLE_TOKENS, seq_len // 2)  # leaves room to continue the text
         texts = [str(tokenizer.decode(ids[:length].tolist())).strip() for ids in shards.windows(chosen, seq_len)]
         return [text.rsplit(maxsplit=1)[0] if text else text for text in texts]
 
 
-NO_CONCEPTS = "this student predicts no concepts; choose one trained with the objective cocomix"
-
-
-class Instrument:
-    """A student with its names, its atlas and the run's teacher.
+class ModelSession:
+    """A loaded student with its names and its concept index, and its run's teacher.
 
     Args:
-        run, stage: whose student it is.
+        run, stage: the student's.
         folder: of the model: the finished one or a snapshot.
-        predicts: whether it predicts concepts.
+        predicts_concepts: whether the student does.
+
+    Attributes:
+        model: the student, in evaluation mode.
+        lock: held while it runs.
 
     Raises:
         CocomixError: it cannot be loaded.
     """
 
-    def __init__(self, run: OpenedRun, stage: StudentStage, folder: Path, *, predicts: bool) -> None:
-        self.run, self.stage, self.folder, self.predicts = run, stage, folder, predicts
-        model = load_causal_lm(folder, f"the student {stage.student}", stage.again)
+    def __init__(self, run: RunSession, stage: StudentStage, folder: Path, *, predicts_concepts: bool) -> None:
+        self.run, self.stage, self.folder, self.predicts_concepts = run, stage, folder, predicts_concepts
+        model = load_causal_lm(folder, f"the student {stage.student}", stage.redo_hint)
         self.model: Any = model.to(device())  # pyright: ignore[reportArgumentType]
         self.tokenizer = stage.tokens.tokenizer()
         self.lock = threading.RLock()
-        self._listed: tuple[Names, Catalogue] | None = None
+        self._concept_list: tuple[Names, ConceptIndex] | None = None
 
     @property
     def n_concepts(self) -> int:
-        """C; 0 where it predicts none."""
-        return self.model.config.num_concepts if self.predicts else 0
+        """C; 0 if it predicts none."""
+        return self.model.config.num_concepts if self.predicts_concepts else 0
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text.
+        """Token ids of a text.
 
         Raises:
-            CocomixError: there is no word in it, or it is longer than the student has positions.
+            CocomixError: it has no words, or more tokens than the student has positions.
         """
         with self.lock:
             ids = self.tokenizer.encode(text) if text.strip() else []
@@ -222,82 +228,82 @@ class Instrument:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of tokens."""
+        """Text of token ids."""
         return str(self.tokenizer.decode(list(ids)))
 
     def read(self, text: str, *, concept: int | None, top: int) -> Reading:
-        """What it makes of a text; see `cocomix.analysis.inspect`.
+        """Concepts, losses and next-token odds at each token of a text; see `cocomix.analysis.inspect`.
 
         Raises:
             CocomixError: as `encode`, or no such concept.
         """
         ids = self.encode(text)
-        labelled = self.predicts and self.run.labelled(self.stage)
-        labels = self.run.labels(self.stage, ids) if labelled else None
-        names = self.book.names() if self.predicts else Names(None, {})
+        has_labels = self.predicts_concepts and self.run.can_label(self.stage)
+        labels = self.run.labels(self.stage, ids) if has_labels else None
+        names = self.name_store.names() if self.predicts_concepts else Names(None, {})
         with self.lock:
             return read_text(self.model, ids, self.decode, top=top, concept=concept, labels=labels, name=names.name)
 
     @cached_property
-    def book(self) -> NameBook:
+    def name_store(self) -> NameStore:
         """Names of its concepts.
 
         Raises:
             CocomixError: it has no concepts.
         """
-        if not self.predicts:
+        if not self.predicts_concepts:
             raise CocomixError(NO_CONCEPTS)
-        return self.run.book(self.stage)
+        return self.run.name_store(self.stage)
 
     def rename(self, concept: int, name: str) -> ConceptName:
-        """Call a concept something else; an empty name takes the edit back.
+        """Set the name of a concept; an empty name removes the edit.
 
         Raises:
-            NotThere: it has no such concept.
+            NotFound: it has no such concept.
         """
-        book = self.book
-        self._check(concept)
-        return book.edit(concept, name)
+        names = self.name_store
+        self._check_concept(concept)
+        return names.edit(concept, name)
 
-    def listing(self, *, q: str, sort: str, offset: int, limit: int) -> Listing:
+    def list_concepts(self, *, q: str, sort: str, offset: int, limit: int) -> Listing:
         """Its concepts, searched and sorted; see `cocomix.analysis.concept_index`."""
-        names = self.book.names()
+        names = self.name_store.names()
         with self.lock:
-            if self._listed is None or self._listed[0] is not names:
-                self._listed = names, Catalogue(self._dashboards.atlas, names)
-            return self._listed[1].listing(q=q, sort=sort, offset=offset, limit=limit)
+            if self._concept_list is None or self._concept_list[0] is not names:
+                self._concept_list = names, ConceptIndex(self._dashboards.statistics, names)
+            return self._concept_list[1].listing(q=q, sort=sort, offset=offset, limit=limit)
 
     def dashboard(self, concept: int) -> Dashboard:
-        """All that is known of a concept.
+        """Everything known about a concept.
 
         Raises:
-            NotThere: it has no such concept.
+            NotFound: it has no such concept.
         """
-        names = self.book.names()
-        self._check(concept)
+        names = self.name_store.names()
+        self._check_concept(concept)
         with self.lock:
             return self._dashboards.of(concept, names)
 
-    def look(self) -> None:
-        """Make its atlas, if there is none yet; whoever asks for a concept first would wait for it."""
+    def build_index(self) -> None:
+        """Gather the statistics of its concepts if there are none yet; else the first request would wait for them."""
         with self.lock:
             _ = self._dashboards
 
     @cached_property
     def _dashboards(self) -> Dashboards:
         snapshot = None if self.folder.name == "model" else self.folder.name
-        atlas = student_atlas(self.stage, self.model, snapshot=snapshot)
-        return Dashboards(atlas, self.model, self.stage.tokens.shards(INDEX_SPLIT), self.decode)
+        statistics = student_statistics(self.stage, self.model, snapshot=snapshot)
+        return Dashboards(statistics, self.model, self.stage.tokens.shards(INDEX_SPLIT), self.decode)
 
-    def duet(
+    def generate_pair(
         self, prompt: str, setting: Setting, *, tokens: int, temperature: float, seed: int
-    ) -> Iterator[Start | Step | End]:
+    ) -> Iterator[StreamEvent]:
         """A continuation without steering beside one with it; see `cocomix.explorer.paired_generation`.
 
-        As many tokens as there is room for. Everything is checked before this returns.
+        Generates at most as many tokens as the model has positions left. Everything is checked before this returns.
 
         Raises:
-            CocomixError: as `encode`, no room, or concepts that it does not have or mix in.
+            CocomixError: as `encode`, no positions left, or concepts that it does not have or does not mix in.
         """
         ids = self.encode(prompt)
         positions = self.model.config.max_position_embeddings
@@ -305,7 +311,7 @@ class Instrument:
             raise CocomixError(f"the prompt fills all {positions} positions of the model; shorten it")
         with self.lock, steered(self.model, [{}, setting]):
             pass
-        return duet(
+        return generate_pair(
             self.model,
             self.lock,
             self._judge(list(setting)),
@@ -318,14 +324,14 @@ class Instrument:
             clock=time.perf_counter,
         )
 
-    def _judge(self, concepts: Sequence[int]) -> Judge:
+    def _judge(self, concepts: Sequence[int]) -> StreamingJudge:
         if not self.run.has_teacher:
-            return Judge("the unsteered student", CachedReader(self.model, self.lock), [])
-        reader = CachedReader(self.run.teacher(), self.run.lock)
-        if not (self.run.has_sae and self.stage.variant.recall):
-            return Judge("teacher", reader, [])
-        return Judge("teacher", reader, concepts, self.run.sae(), self.stage.sae.config.layer)
+            return StreamingJudge("the unsteered student", CachedModel(self.model, self.lock), [])
+        teacher = CachedModel(self.run.teacher(), self.run.lock)
+        if not (self.run.has_sae and self.stage.config.uses_sae_concepts):
+            return StreamingJudge("teacher", teacher, [])
+        return StreamingJudge("teacher", teacher, concepts, self.run.sae(), self.stage.sae.config.layer)
 
-    def _check(self, concept: int) -> None:
+    def _check_concept(self, concept: int) -> None:
         if not 0 <= concept < self.n_concepts:
-            raise NotThere(f"there is no concept {concept}; the student's are 0 to {self.n_concepts - 1}")
+            raise NotFound(f"there is no concept {concept}; the student's are 0 to {self.n_concepts - 1}")

@@ -1,10 +1,10 @@
-"""A steering setting as a command line, as Python, and as JSON."""
+"""A steering setting in forms to use outside the page: a command line, Python, and JSON."""
 
 import shlex
 
-from cocomix.explorer.catalog import Entry
-from cocomix.explorer.schemas import AskedToSteer, Copies
-from cocomix.model.interventions import Setting
+from cocomix.explorer.catalog import CatalogEntry
+from cocomix.explorer.schemas import Snippets, SteerRequest
+from cocomix.model.interventions import Intervention, Setting
 from cocomix.steering.serialization import (
     SharedSetting,
     format_steering,
@@ -16,18 +16,20 @@ from cocomix.steering.serialization import (
 )
 
 
-def copies(entry: Entry, asked: AskedToSteer) -> Copies:
-    """What does the same outside the page: the same setting and prompt; samples are drawn otherwise there.
+def snippets(entry: CatalogEntry, request: SteerRequest) -> Snippets:
+    """The same setting and prompt for use elsewhere. With a temperature above 0, other random numbers are drawn there.
 
     Raises:
         CocomixError: the setting cannot be used.
     """
-    setting = from_items(asked.steering)
-    return Copies(cli=_command(entry, asked, setting), python=_python(entry, asked, setting), json_=to_json(setting))
+    setting = from_items(request.steering)
+    return Snippets(
+        cli=_command(entry, request, setting), python=_python(entry, request, setting), json_=to_json(setting)
+    )
 
 
-def read_setting(text: str) -> SharedSetting:
-    """A setting, as it lies in a file, from a JSON file's text, or from a line such as c12=+4,c7:off.
+def parse_setting(text: str) -> SharedSetting:
+    """A setting from the text of a saved JSON file, or from a line such as c12=+4,c7:off.
 
     Raises:
         CocomixError: it is neither.
@@ -36,50 +38,50 @@ def read_setting(text: str) -> SharedSetting:
     return SharedSetting(steering=to_items(setting))
 
 
-def _command(entry: Entry, asked: AskedToSteer, setting: Setting) -> str:
+def _command(entry: CatalogEntry, request: SteerRequest, setting: Setting) -> str:
     info = entry.info
-    chosen = ["--run", str(entry.run.folder), "--student", info.student, "--seed", str(info.seed)]
-    words = [
-        *(chosen if entry.whole else ["--model", str(entry.folder)]),
-        *("--max-new-tokens", str(asked.tokens)),
-        *("--temperature", f"{asked.temperature:g}"),
-        *("--sample-seed", str(asked.seed)),
+    student = ["--run", str(entry.run.folder), "--student", info.student, "--seed", str(info.seed)]
+    options = [
+        *(student if entry.is_finished else ["--model", str(entry.folder)]),
+        *("--max-new-tokens", str(request.tokens)),
+        *("--temperature", f"{request.temperature:g}"),
+        *("--sample-seed", str(request.seed)),
         *(["--steer", format_steering(setting)] if setting else []),
     ]
-    # A prompt that looks like an option must stand behind all of them.
-    prompt = [asked.prompt, *words] if not asked.prompt.startswith("-") else [*words, "--", asked.prompt]
-    return shlex.join(["cocomix", "generate", *prompt])
+    # A prompt that looks like an option must stand after all options.
+    arguments = [request.prompt, *options] if not request.prompt.startswith("-") else [*options, "--", request.prompt]
+    return shlex.join(["cocomix", "generate", *arguments])
 
 
-def _python(entry: Entry, asked: AskedToSteer, setting: Setting) -> str:
-    kinds = sorted({type(one).__name__ for one in setting.values()})
-    turned = ", ".join(f"{concept}: {_call(one)}" for concept, one in setting.items())
-    sampling = f"do_sample=True, temperature={asked.temperature:g}" if asked.temperature else "do_sample=False"
+def _python(entry: CatalogEntry, request: SteerRequest, setting: Setting) -> str:
+    classes = sorted({type(intervention).__name__ for intervention in setting.values()})
+    items = ", ".join(f"{concept}: {_call(intervention)}" for concept, intervention in setting.items())
+    sampling = f"do_sample=True, temperature={request.temperature:g}" if request.temperature else "do_sample=False"
     lines = [
         "import torch",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "import cocomix",
-        *([f"from cocomix.steering import {', '.join(kinds)}"] if kinds else []),
+        "import cocomix.model",
+        *([f"from cocomix.steering import {', '.join(classes)}"] if classes else []),
         "",
         f"folder = {str(entry.folder.absolute())!r}",
         f"tokenizer = AutoTokenizer.from_pretrained({_tokenizer(entry)})",
         "model = AutoModelForCausalLM.from_pretrained(folder).eval()",
-        f"ids = tokenizer({asked.prompt!r}, return_tensors='pt').input_ids",
-        f"torch.manual_seed({asked.seed})",
-        f"with model.steer({{{turned}}}):",
-        f"    text = model.generate(ids, max_new_tokens={asked.tokens}, {sampling})",
+        f"ids = tokenizer({request.prompt!r}, return_tensors='pt').input_ids",
+        f"torch.manual_seed({request.seed})",
+        f"with model.steer({{{items}}}):",
+        f"    text = model.generate(ids, max_new_tokens={request.tokens}, {sampling})",
         "print(tokenizer.decode(text[0]))",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _tokenizer(entry: Entry) -> str:
-    """A snapshot has none of its own."""
-    return "folder" if entry.whole else repr(str((entry.stage.folder / "model").absolute()))
+def _tokenizer(entry: CatalogEntry) -> str:
+    """Where the tokenizer is, as Python; a snapshot has none of its own."""
+    return "folder" if entry.is_finished else repr(str((entry.stage.folder / "model").absolute()))
 
 
-def _call(one: object) -> str:
-    """The intervention as Python, without what is not said."""
-    amount, start = one.amount, one.start  # pyright: ignore[reportAttributeAccessIssue]
+def _call(intervention: Intervention) -> str:
+    """The intervention as Python, without arguments at their defaults."""
+    amount, start = intervention.amount, intervention.start
     arguments = ([] if amount is None else [repr(amount)]) + ([f"start={start}"] if start else [])
-    return f"{type(one).__name__}({', '.join(arguments)})"
+    return f"{type(intervention).__name__}({', '.join(arguments)})"

@@ -1,4 +1,4 @@
-"""Fast paths of the method; each has a slow, obvious twin in the tests."""
+"""Fast implementations of the method's inner loops; the tests compare each with a slow, obvious version."""
 
 from cocomix.kernels.linear_cross_entropy import LinearLosses, is_wrapped, linear_losses, plain_linear
 from cocomix.kernels.matmul import Linear, linear

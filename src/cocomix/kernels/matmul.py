@@ -1,8 +1,11 @@
-"""Linear layers over a handful of rows, as in generation, on a CPU.
+"""Matrix products in shapes where BLAS is slow on a CPU; elsewhere they are torch's own.
 
-There the weights are read once and hardly used, so the memory's speed is the limit. BLAS reaches it for W x^T with two
-columns or more, and stays several times below it for x W^T and for a single column (docs/performance.md). The sums
-are the same up to their order.
+- `linear`, for a few rows, as in generation. Memory bandwidth is the limit there. BLAS reaches it for W x^T with two
+  columns or more, and stays several times below it for x W^T and for a single column (docs/performance.md).
+- `scores_into` and `add_product`, for a weight matrix of very many rows: MKL is fastest if the product is computed in
+  tiles.
+
+Sums may be taken in another order than torch's; results are equal up to rounding.
 """
 
 from collections.abc import Callable
@@ -12,51 +15,47 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Functions that a compiled model calls between its graphs.
-
-Given = ParamSpec("Given")
-Made = TypeVar("Made")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def outside_graphs(function: Callable[Given, Made]) -> Callable[Given, Made]:
-    """`function`, never traced by torch.compile: its loops, buffers and own backward pass are not for tracing."""
+def outside_graphs(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Exclude `function` from torch.compile's graphs: its loops, buffers and backward pass cannot be traced."""
     disable: Any = torch.compiler.disable
-    return cast(Callable[Given, Made], disable(function))
+    return cast(Callable[Arguments, Result], disable(function))
 
 
 MOST_ROWS, MOST_ROWS_WIDE, WIDE = 4, 8, 8192
-"""Beyond so many rows x W^T is as fast; beyond a few more where W has at least `WIDE` rows."""
+"""Rows of x up to which W x^T is faster than x W^T; the second number holds where W has at least `WIDE` rows."""
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`: `[..., d]`, `[out, d]` and `[out]` -> `[..., out]`, differentiable."""
     rows = x.numel() // x.shape[-1] if x.numel() else 0
-    if not 0 < rows <= (MOST_ROWS_WIDE if len(weight) >= WIDE else MOST_ROWS) or not _suits(x, weight):
+    if not 0 < rows <= (MOST_ROWS_WIDE if len(weight) >= WIDE else MOST_ROWS) or not _is_supported(x, weight):
         return F.linear(x, weight, bias)
     flat = x.reshape(rows, -1)
-    # A single column would be a matrix-vector product, and columns that are no transpose another slow way.
+    # A single column would be a matrix-vector product, which is slow; so are columns that are not a transposed view.
     columns = (flat.repeat(2, 1) if rows == 1 else flat).T
     out = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)
     return out[:, :rows].T.reshape(*x.shape[:-1], len(weight))
 
 
-def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def _is_supported(x: torch.Tensor, weight: torch.Tensor) -> bool:
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x.dtype != weight.dtype:
         return False
     return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that is fast over a few rows, too."""
+    """`nn.Linear` that is also fast over a few rows."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return linear(input, self.weight, self.bias)
 
 
-# Products with a matrix of very many rows, at the speed of ordinary ones.
-
 _TILE = 1024
-"""Columns of the output made at a time. MKL's float32 product reaches two thirds of its peak on 50,000 columns."""
+"""Columns of the output computed at a time: over 50,000 columns MKL's float32 product reaches only 2/3 of its peak."""
 
 
 def scores_into(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -79,11 +78,11 @@ def scores_into(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: 
 
 
 _BLOCK = 4096
-"""Rows of a narrow product made at a time: what is added from the cache needs no pages of its own."""
+"""Rows of a low-precision product computed at a time, so that it is added from the cache and never held whole."""
 
 
 def add_product(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add left right to `into` `[V, d]` in place, which may be of a wider dtype; no gradient.
+    """Add the product left right to `into` `[V, d]` in place; `into` may have a wider dtype; no gradient.
 
     Args:
         left: `[V, n]`.

@@ -1,4 +1,4 @@
-"""The per-position normalisation that autoencoder, concept head and hidden-state regression share."""
+"""Per-position normalisation, shared by the autoencoder, the concept head and the hidden-state regression."""
 
 import torch
 

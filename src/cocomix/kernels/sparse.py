@@ -1,8 +1,11 @@
-"""Sums and products over a few rows of a big matrix: what a dense product with K non-zeros in C amounts to.
+"""Sparse products with a few rows of a large matrix, and an exact TopK over many columns.
 
-A position with K active concepts reads K rows of `[C, d]`, where the dense product reads all of them. The weight's
-gradient is the transpose, a sum of positions for each row. torch's `embedding_bag` does both as fast as anything
-tried here (docs/performance.md).
+- `weighted_rows`, `row_products` and `rows_gradient` replace a dense product with a vector that has K non-zeros out of
+  C. A position with K active concepts reads K rows of `[C, d]`, where the dense product reads all C. The weight's
+  gradient is the transpose: for each row a sum over positions. torch's `embedding_bag` does both as fast as anything
+  measured here (docs/performance.md).
+- `largest` is torch's `topk` with the same values, faster on a CPU: it compares the maxima of groups of columns before
+  it ranks single elements.
 """
 
 import torch
@@ -27,7 +30,7 @@ def row_products(x: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> to
     """<x, weight[ids[..., k]]> for each k: `[..., d]` and `[..., K]` -> `[..., K]`; no gradient."""
     k = ids.shape[-1]
     flat_x, flat_ids = x.reshape(-1, x.shape[-1]).to(weight.dtype), ids.reshape(-1, k)
-    # It is what a weighted sum passes back to its weights; torch does that without gathering a copy of the rows.
+    # This is the gradient of a weighted sum in its weights, which torch computes without gathering a copy of the rows.
     with torch.enable_grad():
         values = torch.zeros(flat_ids.shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
         summed = F.embedding_bag(flat_ids, weight.detach(), per_sample_weights=values, mode="sum")
@@ -35,7 +38,7 @@ def row_products(x: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> to
 
 
 def rows_gradient(values: torch.Tensor, ids: torch.Tensor, x: torch.Tensor, rows: int) -> torch.Tensor:
-    """The gradient of `weight` in `weighted_rows` for an output gradient `x`: `[rows, d]`.
+    """Gradient of `weight` in `weighted_rows` for an output gradient `x`: `[rows, d]`.
 
     Row i is sum of values[n, k] * x[n] over all n, k with ids[n, k] = i.
 
@@ -53,15 +56,12 @@ def rows_gradient(values: torch.Tensor, ids: torch.Tensor, x: torch.Tensor, rows
     return F.embedding_bag(positions, x, starts, per_sample_weights=weights, mode="sum")
 
 
-# The K largest of many, exactly: groups are compared by their maxima before any element is ranked.
-
-
 def largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`scores.topk(k)` over the last dimension: the same values in the same order, differentiable.
 
-    On a CPU ranking C scores costs far more than reading them. The columns fall into groups; every one of the k
-    largest is in one of the k groups with the largest maxima, so only those groups' members are ranked. Where scores
-    are equal, another of the equal columns may be named.
+    On a CPU ranking C scores costs far more than reading them. The columns are divided into groups. Each of the k
+    largest scores is in one of the k groups with the largest maxima, so only the members of those groups are ranked.
+    Among equal scores another column than torch's may be returned.
 
     Args:
         scores: `[..., C]`.
@@ -75,23 +75,23 @@ def largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         values, ids = scores.topk(k, dim=-1)
         return values, ids
     with torch.no_grad():
-        ids = _ids(scores.detach().reshape(-1, scores.shape[-1]), k, size).view(*scores.shape[:-1], k)
+        ids = _largest_ids(scores.detach().reshape(-1, scores.shape[-1]), k, size).view(*scores.shape[:-1], k)
     return scores.gather(-1, ids), ids
 
 
 def _group_size(columns: int, k: int) -> int:
-    """Members of a group; below 2 grouping does not pay.
+    """Columns per group; below 2 grouping gains nothing.
 
-    torch ranks by one partial sort as long as there are at least 64 k candidates and by a slower way below; so the
-    maxima must stay at least that many.
+    torch uses one partial sort as long as there are at least 64 k candidates, and a slower method below that. So there
+    must be at least that many groups.
     """
     return columns // (64 * k)
 
 
-def _ids(scores: torch.Tensor, k: int, size: int) -> torch.Tensor:
+def _largest_ids(scores: torch.Tensor, k: int, size: int) -> torch.Tensor:
     rows, columns = scores.shape
     groups = columns // size
-    # Group g is columns g, g + groups, g + 2 groups...: the maxima are then taken over whole stretches of memory.
+    # Group g holds columns g, g + groups, g + 2 groups, ...: the maxima are then taken over contiguous memory.
     maxima = scores[:, : groups * size].view(rows, size, groups).amax(1)
     chosen = maxima.topk(k, dim=-1, sorted=False).indices
     members = chosen.unsqueeze(-1) + torch.arange(size, device=scores.device) * groups

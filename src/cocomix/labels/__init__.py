@@ -1,12 +1,15 @@
-"""Which concepts matter at a position: attribution, and the store of labels made with it."""
+"""Concept labels: attribution scores, the labels selected from them, and the store that holds them."""
 
 from cocomix.labels.attribution import (
     RULES,
     SIGNS,
     ActiveAttribution,
     ConceptLabels,
+    Rule,
     attribute,
     attribute_active,
+    labelling_flops,
+    register_rule,
     select_active,
     select_labels,
 )
@@ -23,9 +26,12 @@ __all__ = [
     "LabelStore",
     "Labeller",
     "LiveLabels",
+    "Rule",
     "TopTokens",
     "attribute",
     "attribute_active",
+    "labelling_flops",
+    "register_rule",
     "select_active",
     "select_labels",
 ]

@@ -1,35 +1,37 @@
-"""Attribution: which of a position's active concepts matter for the next token.
+"""Attribution scores of active concepts for the next token, and the labels selected from them.
 
 With latents c[t] of the hidden state x[t], next-token loss L[t] = -log p(x[t+1] | x[<=t]) and reconstruction
-D(c) = (W_dec c + pre_bias) * std + mean:
+D(c) = (W_dec c + pre_bias) * std + mean, the rules are:
 
-* `reference`: a[t] = c[t] * < d/dx[t] mean_s L[s], W_dec row >. Gradient of the mean loss at the original hidden
-  state, without the factor std: to the last bit what the reference implementation computes. It also carries the
-  losses of all later tokens.
-* `exact`: a[t] = c[t] * dL[t]/dc[t] at x[t] := D(c[t]), every other position as it was. The paper's formula, for
-  all positions from one two-stream pass (`cocomix.labels.exact`).
-* `activation`: a[t] = c[t], no gradient.
+- `reference`: a[t] = c[t] * < d/dx[t] mean_s L[s], W_dec row >. The gradient of the mean loss at the original hidden
+  state, without the factor std; equal to the last bit to the reference implementation. It also contains the losses of
+  all later tokens.
+- `exact`: a[t] = c[t] * dL[t]/dc[t] at x[t] := D(c[t]), with all other positions unchanged. The paper's formula; one
+  two-stream pass gives it for all positions (`cocomix.labels.exact`).
+- `activation`: a[t] = c[t], no gradient.
 
-The sign then says what is asked for: `signed` (a: concepts whose increase raises the loss), `helpful` (-a: those
-that lower it), `absolute` (|a|). Larger is always better for label selection. The last position and padding have
-no next token: their scores are 0.
+The sign is `signed` (a: concepts whose increase raises the loss), `helpful` (-a: those that lower it) or `absolute`
+(|a|). A larger score is always better for selection. The last position and padding have no next token; their scores
+are 0. `select_labels` takes the K_attr best concepts of each position that has that many with a positive score.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.labels.exact import fused_gelu, two_streams
+from cocomix.model.flops import ModelParts, model_parts
 from cocomix.model.teacher import NextTokenLoss, blocks, check_layer, frozen, has_next_token, hidden_at, resumed_at
 from cocomix.sae.sae import SparseLatents, TopKSAE
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, ConfigError
+from cocomix.utils.registry import Registry
 
 
 class ActiveAttribution(NamedTuple):
-    """Attribution of the K active latents of each position."""
+    """Output of `attribute_active`: attribution of the K active latents of each position."""
 
     ids: torch.Tensor
     """latent indices, int64 `[batch, seq, K]`"""
@@ -42,7 +44,12 @@ class ActiveAttribution(NamedTuple):
 
 
 class Rule(ABC):
-    """One way to score active latents."""
+    """Base class of attribution rules, which score active latents."""
+
+    name: ClassVar[str]
+    """name in settings"""
+    has_sign: ClassVar[bool] = True
+    """whether scores can be negative; if not, the sign setting has no effect"""
 
     @abstractmethod
     def scores(
@@ -55,11 +62,24 @@ class Rule(ABC):
         hidden: torch.Tensor,
         latents: SparseLatents,
     ) -> torch.Tensor:
-        """Signed attribution `[batch, seq, K]` given hidden states `[batch, seq, d_model]` and their latents."""
+        """Signed attribution `[batch, seq, K]` of the latents of hidden states `[batch, seq, d_model]`."""
+
+    @classmethod
+    @abstractmethod
+    def flops_above(cls, parts: ModelParts, blocks_above: int, sparse: float) -> float:
+        """FLOPs per token of the rule, above the SAE.
+
+        Args:
+            parts: forward FLOPs of the teacher's parts.
+            blocks_above: number of blocks above the SAE's layer.
+            sparse: FLOPs of a sum over K rows of the decoder.
+        """
 
 
 class ReferenceRule(Rule):
     """Gradient of the mean loss at the original hidden states."""
+
+    name = "reference"
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
         loss = NextTokenLoss(model, input_ids, attention_mask)
@@ -70,9 +90,15 @@ class ReferenceRule(Rule):
             (gradient,) = torch.autograd.grad(mean, x)
         return latents.values * sae.active_directional_derivative(gradient, latents.ids)
 
+    @classmethod
+    def flops_above(cls, parts: ModelParts, blocks_above: int, sparse: float) -> float:
+        return _forward_and_backward(parts, blocks_above) + sparse
+
 
 class ExactRule(Rule):
-    """Each position's own next-token loss at its reconstruction, from one two-stream pass."""
+    """Gradient of each position's own next-token loss at its reconstruction, from one two-stream pass."""
+
+    name = "exact"
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
         loss = NextTokenLoss(model, input_ids, attention_mask)
@@ -86,16 +112,41 @@ class ExactRule(Rule):
                 (gradient,) = torch.autograd.grad(total, patched)
         return latents.values * latents.std * sae.active_directional_derivative(gradient, latents.ids)
 
+    @classmethod
+    def flops_above(cls, parts: ModelParts, blocks_above: int, sparse: float) -> float:
+        # Of the last block the plain stream needs keys and values only.
+        plain = max(0.0, (blocks_above - 1) * parts.block + parts.keys_values)
+        return plain + _forward_and_backward(parts, blocks_above) + 2 * sparse
+
 
 class ActivationRule(Rule):
-    """The activations themselves."""
+    """The activations themselves, without a gradient."""
+
+    name = "activation"
+    has_sign = False
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
         valid = has_next_token(input_ids, attention_mask)
         return latents.values * valid.unsqueeze(-1)
 
+    @classmethod
+    def flops_above(cls, parts: ModelParts, blocks_above: int, sparse: float) -> float:
+        return 0.0
 
-RULES: dict[str, Rule] = {"reference": ReferenceRule(), "exact": ExactRule(), "activation": ActivationRule()}
+
+def _forward_and_backward(parts: ModelParts, blocks: int) -> float:
+    """FLOPs of `blocks` blocks and the head, forward and backward to activations only."""
+    # In activations the backward pass of attention costs twice its forward pass, that of a matrix product once.
+    return 2 * (blocks * parts.block + parts.head) + blocks * parts.attention
+
+
+RULES: Registry[type[Rule]] = Registry("attribution rule", [ReferenceRule, ExactRule, ActivationRule])
+
+
+def register_rule(cls: type[Rule]) -> type[Rule]:
+    """Register an attribution rule under its `name`; usable as a decorator."""
+    return RULES.register(cls)
+
 
 SIGNS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "signed": lambda scores: scores,
@@ -114,15 +165,15 @@ def attribute(
     sign: str = "signed",
     attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attribution of every concept at every position, 0 where it is not active.
+    """Attribution of every concept at every position; 0 where it is not active.
 
     Args:
-        concept_model: any Transformers causal LM; it takes no gradients.
+        concept_model: any Transformers causal LM; its weights get no gradients.
         sae: autoencoder of its residual stream after block `layer` (0-based).
         input_ids: int64 `[batch, seq]`.
-        rule: a key of `RULES`; see the module's equations.
-        sign: a key of `SIGNS`; `activation` has no sign and ignores it.
-        attention_mask: 1 for tokens, 0 for padding, `[batch, seq]`, either side.
+        rule: a name in `RULES`; equations are in the module docstring.
+        sign: a key of `SIGNS`; the rule `activation` ignores it.
+        attention_mask: 1 for tokens, 0 for padding on either side, `[batch, seq]`.
 
     Returns:
         `[batch, seq, C]` in the SAE's dtype.
@@ -144,14 +195,13 @@ def attribute_active(
     sign: str = "signed",
     attention_mask: torch.Tensor | None = None,
 ) -> ActiveAttribution:
-    """Attribution of the K active concepts of each position; `attribute` without the C-wide scatter.
+    """Attribution of the K active concepts of each position: `attribute` without the scatter to C columns.
 
     Raises:
-        CocomixError: an unknown rule or sign, a layer outside the stack, or an SAE of another width.
+        CocomixError: the rule or sign is unknown, the layer does not exist, or the SAE has another width.
     """
-    for kind, name, known in (("rule", rule, RULES), ("sign", sign, SIGNS)):
-        if name not in known:
-            raise CocomixError(f"there is no attribution {kind} {name!r}; choose one of {', '.join(known)}")
+    RULES.choose(rule)
+    check_sign(sign)
     check_layer(concept_model, layer)
     if sae.d_model != concept_model.config.hidden_size:
         raise CocomixError(
@@ -161,39 +211,54 @@ def attribute_active(
     with frozen(concept_model), fused_gelu(concept_model), torch.no_grad():
         hidden = hidden_at(concept_model, input_ids, layer, attention_mask)
         latents = sae.encode(hidden)
-        raw = RULES[rule].scores(concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
+        signed = RULES[rule]().scores(concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
     valid = has_next_token(input_ids, attention_mask)
-    return with_sign(ActiveAttribution(latents.ids, raw.detach(), latents.values, valid), rule, sign)
+    return with_sign(ActiveAttribution(latents.ids, signed.detach(), latents.values, valid), rule, sign)
 
 
 def with_sign(signed: ActiveAttribution, rule: str, sign: str) -> ActiveAttribution:
-    """A `signed` attribution by `rule` seen with another sign; `activation` has none and stays as it is."""
-    return signed if rule == "activation" else signed._replace(scores=SIGNS[sign](signed.scores))
+    """Apply a sign to a `signed` attribution by `rule`; unchanged if the rule has no sign."""
+    return signed._replace(scores=SIGNS[sign](signed.scores)) if RULES[rule].has_sign else signed
 
 
-# From scores to labels: a position's top K_attr concepts, where it has that many with a positive score.
+def check_sign(sign: str) -> None:
+    """Refuse an unknown sign.
+
+    Raises:
+        ConfigError: the sign is unknown; the message lists the known ones.
+    """
+    if sign not in SIGNS:
+        raise ConfigError(f"there is no attribution sign {sign!r}; choose one of {', '.join(SIGNS)}")
+
+
+def labelling_flops(config: PretrainedConfig, *, n_latents: int, k: int, layer: int, rule: str, seq_len: int) -> float:
+    """FLOPs per token of labelling: the teacher up to the SAE's layer, the SAE's encoder, and the rule."""
+    parts = model_parts(config, seq_len)
+    encode, sparse = 2 * n_latents * config.hidden_size, 2 * k * config.hidden_size
+    above = RULES[rule].flops_above(parts, parts.layers - layer - 1, sparse)
+    return (layer + 1) * parts.block + encode + above
 
 
 class ConceptLabels(NamedTuple):
-    """Labels of each position, best first."""
+    """Concept labels of each position, best first."""
 
     ids: torch.Tensor
-    """concept indices, int64 `[batch, seq, k]`; meaningless where not valid"""
+    """concept indices, int64 `[batch, seq, k]`; undefined where not valid"""
     scores: torch.Tensor
     """their scores, `[batch, seq, k]`"""
     valid: torch.Tensor
     """whether the position carries labels, bool `[batch, seq]`"""
 
     def targets(self) -> torch.Tensor:
-        """`ids` with -100 where not valid, as `concept_labels` of the model's forward wants them."""
+        """`ids` with -100 where not valid: `concept_labels` of the model's forward pass."""
         return self.ids.masked_fill(~self.valid.unsqueeze(-1), -100)
 
 
 def select_labels(scores: torch.Tensor, k: int, *, attention_mask: torch.Tensor | None = None) -> ConceptLabels:
-    """Top `k` concepts of dense scores `[batch, seq, C]`.
+    """Select the top `k` concepts of dense scores `[batch, seq, C]`.
 
-    A position is valid where its k best scores are all positive and it has a next token: the last position,
-    padding, and positions with too few usable concepts are not.
+    A position is valid if its k best scores are all positive and it has a next token. The last position, padding, and
+    positions with fewer than k positive scores are not valid.
     """
     _check(k, scores.shape[-1])
     top = scores.topk(k, dim=-1)
@@ -202,7 +267,7 @@ def select_labels(scores: torch.Tensor, k: int, *, attention_mask: torch.Tensor 
 
 
 def select_active(active: ActiveAttribution, k: int) -> ConceptLabels:
-    """`select_labels` on the K active latents alone; the same labels wherever they are valid."""
+    """`select_labels` from the K active latents alone; gives the same labels wherever they are valid."""
     _check(k, active.scores.shape[-1])
     top = active.scores.topk(k, dim=-1)
     ids = active.ids.gather(-1, top.indices)

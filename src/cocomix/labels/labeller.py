@@ -1,13 +1,20 @@
-"""What is made of windows of tokens: concept labels by one rule, or the teacher's likeliest next tokens.
+"""Labellers: they compute concept labels, or the teacher's most likely next tokens, for windows of tokens.
 
-A window's labels must not depend on the windows beside it: then one process, two, a resumed one and a student that
-labels while it trains all get the same. So every pass has exactly `batch_size` windows, short ones filled up by
-repetition: libraries choose a matrix product's kernel, and with it the order of its sums, by shape, and the reference
-rule's mean loss divides by the number of windows. Precision is the labeller's own, whatever autocast it is called
-under. `batch_size` itself is one of the settings that labels depend on.
+`label_split` writes the labels of a whole split to stores. `LiveLabels` computes the same labels during training,
+without a store.
+
+Choices:
+- A window's labels do not depend on the other windows of its batch, so one process, several, a resumed one and
+  `LiveLabels` all give the same. Every pass has exactly `batch_size` windows; a shorter batch is filled up by repeating
+  its last window. Libraries choose the kernel of a matrix product, and so the order of its sums, by shape, and the
+  reference rule's mean loss divides by the number of windows. So `batch_size` is a setting that labels depend on.
+- Precision is the labeller's setting; an autocast around the call has no effect.
+- `label_split` reads the windows that training reads, so a position is labelled with exactly the context the student
+  sees.
+- Processes of a torchrun launch divide the missing windows into contiguous ranges that end between blocks of the
+  store's files. A killed run resumes from the store's marks, with any number of processes.
 """
 
-import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -22,21 +29,20 @@ from cocomix.data.shards import TokenShards
 from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active, with_sign
 from cocomix.labels.store import SHARD_TOKENS, LabelReader, LabelStore, LabelWriter, ShardSummary, StoreLayout
 from cocomix.sae.sae import TopKSAE
-from cocomix.utils.clock import Stopwatch
-from cocomix.utils.console import is_main, rank, world_size
+from cocomix.utils.console import Stopwatch, is_main, rank, world_size
 from cocomix.utils.distributed import StopRequest, barrier, sum_over_processes
 from cocomix.utils.env import autocast
 from cocomix.utils.errors import CocomixError, Interrupted
 
 
 class Labeller(ABC):
-    """Makes sets of labels, each under its name.
+    """Base class of labellers, which compute one or more named sets of labels in a pass.
 
     Args:
         teacher: the concept model.
-        n_labels: labels a position.
-        n_ids: ids are below it.
-        batch_size: windows a pass.
+        n_labels: labels per position.
+        n_ids: number of possible ids; ids are below it.
+        batch_size: windows per pass.
         precision: "fp32", or "bf16" for autocast in the teacher's passes.
     """
 
@@ -48,8 +54,8 @@ class Labeller(ABC):
         self.device = next(teacher.parameters()).device
 
     def __call__(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
-        """Labels of windows `ids` int64 `[windows, seq]`, at least one and any number of them, on the CPU."""
-        parts = [self._pass(part) for part in ids.split(self.batch_size)]
+        """Labels of one or more windows `ids` int64 `[windows, seq]`, on the CPU."""
+        parts = [self._labels_of_batch(batch) for batch in ids.split(self.batch_size)]
         return {
             name: ConceptLabels(*(torch.cat(fields) for fields in zip(*(part[name] for part in parts), strict=True)))
             for name in self.names
@@ -57,29 +63,27 @@ class Labeller(ABC):
 
     @abstractmethod
     def make(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
-        """Labels of one pass, `ids` int64 `[batch_size, seq]` on the teacher's device."""
+        """Labels of exactly one pass, `ids` int64 `[batch_size, seq]` on the teacher's device."""
 
-    def _pass(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
+    def _labels_of_batch(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
         missing = self.batch_size - len(ids)
         full = torch.cat([ids, ids[-1:].expand(missing, -1)]) if missing else ids
-        own = autocast(self.device, self.precision)
-        if isinstance(own, contextlib.nullcontext):
-            own = torch.autocast(self.device.type, enabled=False)
-        with own:
-            made = self.make(full.to(self.device))
+        # autocast() does nothing for fp32; the outer context switches a caller's autocast off.
+        with torch.autocast(self.device.type, enabled=False), autocast(self.device, self.precision):
+            label_sets = self.make(full.to(self.device))
         return {
             name: ConceptLabels(*(field[: len(ids)].detach().cpu() for field in labels))
-            for name, labels in made.items()
+            for name, labels in label_sets.items()
         }
 
 
 class ConceptLabeller(Labeller):
-    """Concept labels by one rule, a set for each sign from one attribution pass.
+    """Concept labels by one attribution rule; one pass gives a set of labels for each sign.
 
     Args:
         sae: autoencoder of the teacher's residual stream after block `layer` (0-based).
         rule, signs: see `cocomix.labels.attribution`.
-        k: labels a position K_attr.
+        k: labels per position K_attr.
     """
 
     def __init__(
@@ -103,10 +107,10 @@ class ConceptLabeller(Labeller):
 
 
 class TopTokens(Labeller):
-    """The teacher's `k` likeliest next tokens of every position; scores are their log-probabilities in nats.
+    """The teacher's `k` most likely next tokens at every position; scores are log-probabilities in nats.
 
     Args:
-        vocab_size: tokens there are; a published teacher may have spare rows beyond them.
+        vocab_size: number of tokens; a published teacher may have spare rows in its head beyond them.
     """
 
     names = ("top",)
@@ -123,13 +127,6 @@ class TopTokens(Labeller):
         return {"top": ConceptLabels(top.indices, top.values, torch.ones_like(ids, dtype=torch.bool))}
 
 
-# Label a whole split: run the concept model over fixed windows once and fill stores with what is made of them.
-#
-# Windows are the ones training reads, so a position's label has seen exactly the context the student will have.
-# Processes of a torchrun launch share the windows that are missing, in contiguous ranges that end between blocks of
-# the store's files; a killed run goes on from the store's marks, with however many processes.
-
-
 def label_split(
     labeller: Labeller,
     shards: TokenShards,
@@ -141,23 +138,24 @@ def label_split(
     shard_tokens: int = SHARD_TOKENS,
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Fill `folder/NAME` with the labels of every whole window of `shards`, for each of the labeller's names.
+    """Label a whole split: write the labels of every window of `shards` to a store `folder/NAME` for each label set.
 
     Args:
-        lineage: checksums and settings the labels depend on, see `LabelStore`; `sign`, the name, is added.
-        scores: keep scores, too.
-        shard_tokens: tokens behind each of the stores' files, at most.
+        lineage: checksums and settings the labels depend on, see `LabelStore`; the name of the set is added as `sign`.
+        scores: also store scores.
+        shard_tokens: maximum number of tokens per shard of a store.
+        progress: called as `progress(batch, batches, {})` after each batch.
 
     Returns:
-        `seconds` (interrupted attempts included), `tokens`, `tokens_per_second`, and `valid_share`, for each name
-        the share of positions that carry labels.
+        `seconds` (including interrupted attempts), `tokens`, `tokens_per_second`, and `valid_share`, the share of
+        labelled positions in each set.
 
     Raises:
-        Interrupted: a signal asked to stop; what is done is kept.
+        Interrupted: a signal asked to stop; finished windows are kept.
     """
     watch = Stopwatch(folder / "seconds.json", writes=is_main())
     unfinished = [name for name in labeller.names if not LabelStore.finished(folder / name)]
-    barrier()  # all have looked before the first one changes anything
+    barrier()  # every process has checked before the first one creates a store
     if is_main():
         for name in unfinished:
             LabelStore.create(
@@ -193,25 +191,24 @@ def _fill(
     watch: Stopwatch,
     progress: Callable[[int, int, dict[str, Any]], None] | None,
 ) -> None:
-    """Write this process's share of what is missing in any of `stores`."""
-    done = np.stack([_done_anywhere(store) for store in stores.values()]).all(0)
-    mine = my_share(np.flatnonzero(~done), next(iter(stores.values())).layout)
-    batches = np.split(mine, range(labeller.batch_size, len(mine), labeller.batch_size))
+    """Write this process's share of the windows that are missing in any of `stores`."""
+    done = np.stack([_done_by_any_process(store) for store in stores.values()]).all(0)
+    share = share_of_process(np.flatnonzero(~done), next(iter(stores.values())).layout)
+    batches = np.split(share, range(labeller.batch_size, len(share), labeller.batch_size))
     with StopRequest() as stop:
         for number, windows in enumerate(batches):
             if len(windows):
-                made = labeller(torch.from_numpy(shards.windows(windows, seq_len)))
+                label_sets = labeller(torch.from_numpy(shards.windows(windows, seq_len)))
                 for name, store in stores.items():
-                    ids, scores, valid = (field.numpy() for field in made[name])
-                    for run in runs(windows):
+                    ids, scores, valid = (field.numpy() for field in label_sets[name])
+                    for run in contiguous_runs(windows):
                         store.write(int(windows[run.start]), ids[run], scores[run], valid[run])
             watch.tick()
             if progress is not None:
                 progress(number + 1, len(batches), {})
             if stop.received is not None:
                 raise Interrupted(
-                    f"stopped after {number + 1} of {len(batches)} batches of labels; the same command goes on from"
-                    " here",
+                    f"stopped after {number + 1} of {len(batches)} batches of labels; rerun the same command to resume",
                     by_user=stop.received == "SIGINT",
                 )
     for store in stores.values():
@@ -219,14 +216,14 @@ def _fill(
 
 
 def _finish(store: LabelWriter) -> None:
-    """Sum the shards up, each process some of them, and let the first one write the manifest."""
+    """Compute checksums of the shards, each process for its share, and write the manifest in the main process."""
     barrier()
     layout = store.layout
-    mine = store.summarise(range(rank(), layout.n_shards, world_size()))
+    summaries = store.summarise(range(rank(), layout.n_shards, world_size()))
     kinds = len(layout.dtypes)
     digests = torch.zeros(layout.n_shards, kinds, 32, dtype=torch.uint8)
     labelled = torch.zeros(layout.n_shards, dtype=torch.int64)
-    for shard, summary in mine.items():
+    for shard, summary in summaries.items():
         labelled[shard] = summary.labelled
         for kind, entry in enumerate(summary.files):
             digests[shard, kind] = torch.tensor(list(bytes.fromhex(entry["sha256"])))
@@ -247,34 +244,34 @@ def _finish(store: LabelWriter) -> None:
     barrier()
 
 
-def _done_anywhere(store: LabelWriter) -> np.ndarray:
-    """Windows that are done, bool `[n_windows]`; the processes check the marks together."""
-    mine = torch.from_numpy(store.done(rank(), world_size()).astype(np.int32))
-    return sum_over_processes(mine).numpy() > 0
+def _done_by_any_process(store: LabelWriter) -> np.ndarray:
+    """Windows that are done, bool `[n_windows]`; each process checks its share of the marks."""
+    checked = torch.from_numpy(store.done(rank(), world_size()).astype(np.int32))
+    return sum_over_processes(checked).numpy() > 0
 
 
-def my_share(missing: np.ndarray, layout: StoreLayout) -> np.ndarray:
-    """Those of the windows `missing` (ascending) that this process writes: whole blocks, as many as each other one."""
+def share_of_process(missing: np.ndarray, layout: StoreLayout) -> np.ndarray:
+    """The windows of `missing` (ascending) that this process writes: whole blocks, about as many in each process."""
     blocks = layout.blocks(missing)
-    mine = np.array_split(np.unique(blocks), world_size())[rank()]
-    return missing[np.isin(blocks, mine)]
+    share = np.array_split(np.unique(blocks), world_size())[rank()]
+    return missing[np.isin(blocks, share)]
 
 
-def runs(windows: np.ndarray) -> Iterator[slice]:
-    """Where in `windows` (ascending) those lie that follow each other without a gap."""
+def contiguous_runs(windows: np.ndarray) -> Iterator[slice]:
+    """Slices of `windows` (ascending) whose window numbers follow each other without a gap."""
     edges = [0, *(np.flatnonzero(np.diff(windows) != 1) + 1).tolist(), len(windows)]
     for start, end in itertools.pairwise(edges):
         yield slice(start, end)
 
 
-# Labels made while they are needed: no store, the same labels.
-
-
 class LiveLabels(LabelReader):
-    """Labels by `labeller`, which has one sign, of windows of `shards`, made anew each time they are asked for.
+    """Labels computed during training, without a store: those `label_split` would write.
 
-    Asked how many labels a batch has, the processes of a launch label their shares of it, which are kept until the
-    next batch: reading them then costs nothing more.
+    `labelled` computes the labels of this process's share of the batch and keeps them until the next batch, so that
+    `read` need not compute them again.
+
+    Args:
+        labeller: with one sign.
     """
 
     def __init__(self, shards: TokenShards, labeller: ConceptLabeller, *, seq_len: int) -> None:
@@ -282,26 +279,26 @@ class LiveLabels(LabelReader):
         self.n_labels = labeller.n_labels
         (self.sign,) = labeller.names
         self.where = f"the live labels {labeller.rule}/{self.sign}"
-        self._held: dict[int, np.ndarray] = {}
+        self._cached: dict[int, np.ndarray] = {}
 
     def read(self, windows: np.ndarray, seq_len: int) -> np.ndarray:
         if seq_len != self.seq_len:
             raise CocomixError(f"{self.where} are for windows of {self.seq_len} tokens, not {seq_len}")
-        made = {window: self._held[window] for window in windows.tolist() if window in self._held}
-        missing = np.array([window for window in windows.tolist() if window not in made], dtype=np.int64)
-        made |= dict(zip(missing.tolist(), self._make(missing), strict=True))
-        return np.stack([made[window] for window in windows.tolist()])
+        labels = {window: self._cached[window] for window in windows.tolist() if window in self._cached}
+        missing = np.array([window for window in windows.tolist() if window not in labels], dtype=np.int64)
+        labels |= dict(zip(missing.tolist(), self._compute(missing), strict=True))
+        return np.stack([labels[window] for window in windows.tolist()])
 
     def labelled(self, windows: np.ndarray) -> np.ndarray:
         shares = np.array_split(np.arange(len(windows)), world_size())
-        mine = shares[rank()]
-        made = self._make(windows[mine])
-        self._held = dict(zip(windows[mine].tolist(), made, strict=True))
+        share = shares[rank()]
+        labels = self._compute(windows[share])
+        self._cached = dict(zip(windows[share].tolist(), labels, strict=True))
         counts = torch.zeros(len(windows), dtype=torch.int64)
-        counts[torch.from_numpy(mine)] = torch.from_numpy((made[..., 0] >= 0).sum(-1))
+        counts[torch.from_numpy(share)] = torch.from_numpy((labels[..., 0] >= 0).sum(-1))
         return sum_over_processes(counts).numpy()
 
-    def _make(self, windows: np.ndarray) -> np.ndarray:
+    def _compute(self, windows: np.ndarray) -> np.ndarray:
         if not len(windows):
             return np.empty((0, self.seq_len, self.n_labels), dtype=np.int64)
         ids = torch.from_numpy(self.shards.windows(windows, self.seq_len))

@@ -1,7 +1,21 @@
-"""Concept labels on disk: memory-mapped, aligned with the token stream, tied by checksum to what made them.
+"""Label store: concept labels on disk, memory-mapped, aligned with the token stream, with checksums of their inputs.
 
-Shards of whole windows, like the tokens' (`store_layout`), written by `store_writer`. What is opened has been
-compared with the manifest's checksums once (`cocomix.utils.integrity`), and with what the reader relies on each time.
+`LabelReader` is what training and evaluation use, whether labels come from a store (`LabelStore`) or are computed
+during training (`LiveLabels` in `labels/labeller.py`). `LabelWriter` writes a store; `StoreLayout` has its shapes and
+file names.
+
+Choices:
+- A store consists of shards of whole windows, like those of the tokens. Each has a file of ids and, if requested, one
+  of scores. Ids take two bytes where the number of concepts allows it, so K_attr = 4 labels of C = 32768 concepts take
+  8 bytes per token. Positions without labels hold the largest id.
+- Several processes write a store at the same time, and a killed one resumes with any number of processes. Files are
+  allocated before the first label, so a full disk stops the work before it starts. Labels are written in place, and
+  each run of windows is followed by a mark. The manifest, with the checksum of every file, comes last.
+- Every process appends its marks to a file of its own, so no two processes write to the same page. A mark carries a
+  checksum of its labels and counts only if the data files still hold them. So nothing has to reach the disk in a
+  certain order: labels lost in a power cut count as not written, whatever their mark says.
+- Checksums of an opened store are compared with the manifest once (`cocomix.utils.integrity`), the lineage that the
+  reader expects every time.
 """
 
 import errno
@@ -24,15 +38,13 @@ from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import read_sealed, write_sealed
 from cocomix.utils.integrity import FileEntry, check_files, note_verified
 
-# What training and evaluation need of labels, wherever they come from: a store, or the concept model itself.
-
 
 class LabelReader(ABC):
-    """Labels of the windows of one token stream.
+    """Base class of label sources: labels of the windows of one token stream.
 
     Attributes:
-        n_labels: labels a position, K_attr.
-        where: what to call them in a message.
+        n_labels: labels per position, K_attr.
+        where: name of the source in messages.
     """
 
     n_labels: int
@@ -43,29 +55,24 @@ class LabelReader(ABC):
         """Labels of `windows`, int64 `[len, seq_len, n_labels]`, best first, -100 where there are none.
 
         Raises:
-            CocomixError: `seq_len` is not the length the labels are for.
+            CocomixError: the labels are for another `seq_len`.
         """
 
     @abstractmethod
     def labelled(self, windows: np.ndarray) -> np.ndarray:
         """Number of labelled positions in each of `windows`, int64 `[len]`.
 
-        All processes of a launch ask for the same windows at the same time, before each reads its share of them.
+        All processes call it with the same windows at the same time, before each reads its share of them.
         """
 
 
-# How labels lie on disk: shards of whole windows, each a file of ids and, where asked for, one of scores.
-#
-# Ids take two bytes where the number of concepts allows, so K_attr = 4 labels of C = 32768 concepts are 8 bytes a
-# token. Positions without labels hold the largest id.
-
 FORMAT = 2
 LARGEST = 1 << 48
-"""Tokens or windows; sizes in bytes then fit into a machine's numbers."""
+"""Largest accepted number of tokens or windows; sizes in bytes then fit into 64 bits."""
 MANIFEST, PENDING = "manifest.json", "pending.json"
 BLOCK = 1 << 16
-"""Bytes of the ranges of a file that belong to one process each; a multiple of any machine's memory page, since two
-machines that write into the same page of a shared file can undo each other's work."""
+"""Bytes of the ranges of a file that only one process writes: a multiple of the page size of any machine, because two
+machines that write to the same page of a shared file can overwrite each other's data."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +81,12 @@ class StoreLayout:
 
     Attributes:
         n_tokens: length of the token stream the labels are aligned with.
-        seq_len: tokens a window; labels were made window by window.
-        n_labels: labels a position, K_attr.
-        n_latents: ids are below it.
-        shard_windows: windows a shard; the last one may hold fewer.
-        scores: whether scores (float32) are kept beside the ids.
-        lineage: checksums and settings the labels were made from.
+        seq_len: tokens per window; labels are computed window by window.
+        n_labels: labels per position, K_attr.
+        n_latents: number of possible ids; ids are below it.
+        shard_windows: windows per shard; the last one may hold fewer.
+        scores: whether scores (float32) are stored besides the ids.
+        lineage: checksums and settings the labels were computed from.
     """
 
     n_tokens: int
@@ -100,17 +107,17 @@ class StoreLayout:
 
     @cached_property
     def dtypes(self) -> dict[str, np.dtype]:
-        """Element type of each kind of file; the id type leaves its largest value free to mean "no label"."""
+        """Element type of each kind of file; the largest value of the id type means "no label"."""
         ids = np.dtype("<u2") if self.n_latents < 1 << 16 else np.dtype("<u4")
         return {"ids": ids} | ({"scores": np.dtype("<f4")} if self.scores else {})
 
     @property
-    def nothing(self) -> int:
-        """The id of "no label"."""
+    def no_label(self) -> int:
+        """The id that means "no label"."""
         return int(np.iinfo(self.dtypes["ids"]).max)
 
     def window_bytes(self, kind: str) -> int:
-        """Bytes of a window in a file of `kind`."""
+        """Bytes per window in a file of `kind`."""
         return self.seq_len * self.n_labels * self.dtypes[kind].itemsize
 
     def windows_in(self, shard: int) -> int:
@@ -118,52 +125,52 @@ class StoreLayout:
         return min(self.shard_windows, self.n_windows - shard * self.shard_windows)
 
     def file(self, kind: str, shard: int) -> str:
-        """File name of `kind` of `shard`."""
+        """Name of the file of `kind` for `shard`."""
         return f"{kind}-{shard:05d}.bin"
 
     def files(self, shard: int) -> dict[str, int]:
-        """Names and bytes of the files of `shard`."""
+        """Names and sizes in bytes of the files of `shard`."""
         return {self.file(kind, shard): self.windows_in(shard) * self.window_bytes(kind) for kind in self.dtypes}
 
     def pieces(self, start: int, count: int) -> Iterator[tuple[int, int, slice]]:
-        """Windows `start` to `start + count` shard by shard: (shard, place of its first window there, which ones)."""
+        """Split windows `start` to `start + count` by shard: (shard, place of its first one there, slice of them)."""
         done = 0
         while done < count:
             shard, place = divmod(start + done, self.shard_windows)
-            many = min(count - done, self.shard_windows - place)
-            yield shard, place, slice(done, done + many)
-            done += many
+            n = min(count - done, self.shard_windows - place)
+            yield shard, place, slice(done, done + n)
+            done += n
 
     def blocks(self, windows: np.ndarray) -> np.ndarray:
-        """Number of the block of each of `windows`, int64; windows of different blocks share no page of any file."""
+        """Block of each of `windows`, int64; windows of different blocks share no page of any file."""
         aligned = math.lcm(*(BLOCK // math.gcd(BLOCK, self.window_bytes(kind)) for kind in self.dtypes))
         shard, place = np.divmod(windows, self.shard_windows)
         return shard * math.ceil(self.shard_windows / aligned) + place // aligned
 
-    def about(self) -> dict[str, Any]:
-        """JSON-able description."""
+    def to_json(self) -> dict[str, Any]:
+        """The layout as JSON-able values."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
-    def of(cls, about: dict[str, Any], path: Path) -> "StoreLayout":
-        """The layout that `about`, read from `path`, describes.
+    def from_json(cls, content: dict[str, Any], path: Path) -> "StoreLayout":
+        """The layout in `content`, which was read from `path`.
 
         Raises:
-            CocomixError: it is of an earlier version, or damaged.
+            CocomixError: it is damaged or was written by another version.
         """
         again = "delete its folder and run `cocomix label` again"
-        if about.get("format") != FORMAT:
+        if content.get("format") != FORMAT:
             raise CocomixError(f"{path} was written by another version of cocomix; {again}")
-        missing = [name for name in cls.__dataclass_fields__ if name not in about]
+        missing = [name for name in cls.__dataclass_fields__ if name not in content]
         if missing:
             raise CocomixError(f"{path} is damaged ({missing[0]!r} is missing); {again}")
-        layout = cls(**{name: about[name] for name in cls.__dataclass_fields__})
-        if wrong := layout.wrong():
-            raise CocomixError(f"{path} is damaged ({wrong} is {getattr(layout, wrong)!r}); {again}")
+        layout = cls(**{name: content[name] for name in cls.__dataclass_fields__})
+        if invalid := layout.invalid_field():
+            raise CocomixError(f"{path} is damaged ({invalid} is {getattr(layout, invalid)!r}); {again}")
         return layout
 
-    def wrong(self) -> str | None:
-        """The first value that no store has; what is read from a file may be anything."""
+    def invalid_field(self) -> str | None:
+        """Name of the first field with an impossible value or type, or None; a damaged file may hold anything."""
         counts = {"n_tokens": LARGEST, "seq_len": self.n_tokens, "n_labels": 1 << 20, "n_latents": (1 << 32) - 1}
         for name, most in (counts | {"shard_windows": LARGEST}).items():
             value = getattr(self, name)
@@ -176,7 +183,7 @@ class StoreLayout:
 
 
 def read_description(path: Path, missing: str) -> dict[str, Any]:
-    """The JSON object in `path`; `missing` is the message where there is no such file."""
+    """Read the JSON object in `path`; `missing` is the error message if there is no such file."""
     try:
         return read_sealed(path)
     except FileNotFoundError:
@@ -187,41 +194,36 @@ def read_description(path: Path, missing: str) -> dict[str, Any]:
         raise CocomixError(f"{path} is damaged; delete its folder and run `cocomix label` again") from None
 
 
-# Marks of finished windows: each writing process appends to a file of its own, so no two touch the same page.
-#
-# A mark carries a checksum of the labels it stands for, and counts only if the data files still hold them. So nothing
-# has to be forced to the disk in a certain order: what a power cut took is simply not done, whatever its mark says.
-
 MARKS = "marks"
 _RECORD = np.dtype([("start", "<i8"), ("count", "<i8"), ("digest", "u1", (16,)), ("check", "<u4"), ("spare", "<u4")])
 
 
 class Mark(NamedTuple):
-    """Windows `start` to `start + count`, all of one shard, were written."""
+    """A record that windows `start` to `start + count`, all of one shard, were written."""
 
     start: int
     count: int
     digest: bytes
-    """of their labels, 16 bytes"""
+    """checksum of their labels, 16 bytes"""
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> bytes:
-    """Checksum of labels: the ids' bytes, then the scores' if there are any."""
-    made = hashlib.blake2b(digest_size=16)
+    """Checksum of labels: of the bytes of the ids, then of the scores if there are any."""
+    checksum = hashlib.blake2b(digest_size=16)
     for part in parts:
-        made.update(part)
-    return made.digest()
+        checksum.update(part)
+    return checksum.digest()
 
 
 class MarkWriter:
-    """Appends marks to a new file in `folder`, made on the first one; every attempt of every process has its own."""
+    """Appends marks to a file of its own below `folder`, created with the first mark."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / MARKS
         self._file: int | None = None
 
     def add(self, mark: Mark) -> None:
-        """Append `mark` at once: a process killed right after has made it."""
+        """Append `mark` immediately; it stays if the process is killed right after."""
         record = np.zeros((), dtype=_RECORD)
         record["start"], record["count"] = mark.start, mark.count
         record["digest"] = np.frombuffer(mark.digest, dtype=np.uint8)
@@ -233,7 +235,7 @@ class MarkWriter:
         os.write(self._file, record.tobytes())
 
     def close(self) -> None:
-        """Put the marks on the disk and close their file."""
+        """Flush the marks to disk and close their file."""
         if self._file is not None:
             os.fsync(self._file)
             os.close(self._file)
@@ -241,12 +243,12 @@ class MarkWriter:
 
 
 def read_marks(folder: Path) -> list[Mark]:
-    """All whole marks in `folder`, in an order that all processes agree on; half-written ones are left out."""
+    """All complete marks in `folder`, in the same order for every process; half-written ones are left out."""
     marks = []
     for path in sorted((folder / MARKS).glob("*.bin")):
         content = path.read_bytes()
-        whole = len(content) // _RECORD.itemsize * _RECORD.itemsize
-        for record in np.frombuffer(content[:whole], dtype=_RECORD):
+        complete = len(content) // _RECORD.itemsize * _RECORD.itemsize
+        for record in np.frombuffer(content[:complete], dtype=_RECORD):
             if int(record["check"]) == _check(record):
                 marks.append(Mark(int(record["start"]), int(record["count"]), record["digest"].tobytes()))
     return marks
@@ -256,46 +258,40 @@ def _check(record: np.ndarray) -> int:
     return zlib.crc32(record["start"].tobytes() + record["count"].tobytes() + record["digest"].tobytes())
 
 
-# Writing a label store: by many processes at once, resumable, and finished only when it is whole.
-#
-# Files are allocated before the first label, so a full disk ends the work before it begins. Labels are written in
-# place, each run of windows followed by its mark (`store_marks`); a store killed at any moment, by whatever number of
-# processes it was being written, goes on from its marks. The manifest, with every file's checksum, comes last.
-
 CHUNK_WINDOWS = 1024
-"""Windows read at a time when a shard is summed up."""
+"""Windows read at a time for the checksums of a shard."""
 
 
 class ShardSummary(NamedTuple):
-    """What the manifest says about one shard."""
+    """Entries of one shard in the manifest."""
 
     files: list[FileEntry]
     labelled: int
-    """positions with labels"""
+    """number of positions with labels"""
 
 
 class LabelWriter:
-    """Goes on with the store in `folder`; `begin` starts one.
+    """Writes labels to the unfinished store in `folder`; `begin` creates one.
 
     Raises:
-        CocomixError: nothing was begun there.
+        CocomixError: `folder` holds no unfinished store.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         missing = f"{self.folder} holds no labels yet; run `cocomix label`"
         path = self.folder / PENDING
-        self.layout = StoreLayout.of(read_description(path, missing), path)
+        self.layout = StoreLayout.from_json(read_description(path, missing), path)
         self._marks = MarkWriter(self.folder)
         self._shard = -1
         self._open: dict[str, int] = {}
 
     @classmethod
     def begin(cls, folder: Path | str, layout: StoreLayout) -> "LabelWriter":
-        """Start a store, or go on with one begun alike; one process does it, before the others open theirs.
+        """Create a store, or open an unfinished one of the same layout; one process calls it before the others open it.
 
         Raises:
-            CocomixError: `folder` holds a finished store or one begun with another layout, or there is no window.
+            CocomixError: `folder` holds a finished store or one with another layout, or there is no window.
         """
         folder = Path(folder)
         if layout.n_windows < 1:
@@ -310,11 +306,11 @@ class LabelWriter:
         for shard in range(layout.n_shards):
             for name, n_bytes in layout.files(shard).items():
                 _allocate(folder / name, n_bytes)
-        write_sealed(folder / PENDING, layout.about())
+        write_sealed(folder / PENDING, layout.to_json())
         return cls(folder)
 
     def done(self, part: int = 0, parts: int = 1) -> np.ndarray:
-        """Whether each window has been written, bool `[n_windows]`, by every `parts`-th mark from `part` on.
+        """Whether each window has been written, bool `[n_windows]`, by the marks `part`, `part + parts`, ... alone.
 
         Only marks whose labels are still in the files count.
         """
@@ -325,36 +321,37 @@ class LabelWriter:
         return done
 
     def write(self, start: int, ids: np.ndarray, scores: np.ndarray, valid: np.ndarray) -> None:
-        """Labels of consecutive windows from `start` on.
+        """Write labels of consecutive windows from `start` on.
 
         Args:
-            ids: `[windows, seq_len, n_labels]` integers; scores: the same shape, floats, kept where the layout says.
-            valid: bool `[windows, seq_len]`; False positions carry no labels.
+            ids: integers `[windows, seq_len, n_labels]`.
+            scores: floats of the same shape; stored if the layout has scores.
+            valid: bool `[windows, seq_len]`; False where a position has no labels.
         """
         layout = self.layout
-        content = {"ids": np.where(valid[..., None], ids, layout.nothing)}
+        content = {"ids": np.where(valid[..., None], ids, layout.no_label)}
         if layout.scores:
             content["scores"] = np.where(valid[..., None], scores, 0)
-        for shard, place, which in layout.pieces(start, len(ids)):
-            self._turn_to(shard)
+        for shard, place, part in layout.pieces(start, len(ids)):
+            self._open_shard(shard)
             written = []
             for kind, dtype in layout.dtypes.items():
-                data = content[kind][which].astype(dtype).tobytes()
+                data = content[kind][part].astype(dtype).tobytes()
                 _pwrite(self._open[kind], data, place * layout.window_bytes(kind))
                 written.append(data)
-            self._marks.add(Mark(start + which.start, which.stop - which.start, digest(written)))
+            self._marks.add(Mark(start + part.start, part.stop - part.start, digest(written)))
 
     def close(self) -> None:
-        """Put everything written on the disk."""
-        self._turn_to(-1)
+        """Flush everything written to disk."""
+        self._open_shard(-1)
         self._marks.close()
 
     def summarise(self, shards: Iterable[int]) -> dict[int, ShardSummary]:
-        """Checksums of `shards`, once every process has closed its writer."""
+        """Checksums and label counts of `shards`; call it after every process has closed its writer."""
         return {shard: self._summary(shard) for shard in shards}
 
     def publish(self, summaries: Mapping[int, ShardSummary]) -> None:
-        """Write the manifest of all shards, once every window is marked; the marks are then gone.
+        """Write the manifest of all shards and delete the marks; call it once every window is marked.
 
         Raises:
             CocomixError: windows are missing.
@@ -369,19 +366,19 @@ class LabelWriter:
             )
         files = [entry for shard in range(self.layout.n_shards) for entry in summaries[shard].files]
         labelled = sum(summary.labelled for summary in summaries.values())
-        manifest = self.layout.about() | {"files": files, "labelled": labelled}
+        manifest = self.layout.to_json() | {"files": files, "labelled": labelled}
         note_verified(self.folder, files)
         write_sealed(self.folder / MANIFEST, manifest, durable=True)
         (self.folder / PENDING).unlink()
         shutil.rmtree(self.folder / MARKS, ignore_errors=True)
 
     def finish(self) -> None:
-        """`close`, then `publish`, for a single process."""
+        """Close and publish a store that a single process has written."""
         self.close()
         self.publish(self.summarise(range(self.layout.n_shards)))
 
-    def _turn_to(self, shard: int) -> None:
-        """Open the files of `shard` for writing, after those of another one are safe on the disk; -1: none."""
+    def _open_shard(self, shard: int) -> None:
+        """Flush and close the open files, then open those of `shard` for writing; -1: open none."""
         if shard == self._shard:
             return
         for file in self._open.values():
@@ -403,27 +400,27 @@ class LabelWriter:
         files: list[FileEntry] = []
         labelled = 0
         for kind, dtype in self.layout.dtypes.items():
-            name, made = self.layout.file(kind, shard), hashlib.sha256()
+            name, checksum = self.layout.file(kind, shard), hashlib.sha256()
             with (self.folder / name).open("rb") as stream:
                 while content := stream.read(CHUNK_WINDOWS * self.layout.window_bytes(kind)):
-                    made.update(content)
+                    checksum.update(content)
                     if kind == "ids":
                         first = np.frombuffer(content, dtype=dtype)[:: self.layout.n_labels]
-                        labelled += int((first != self.layout.nothing).sum())
-            files.append({"file": name, "bytes": self.layout.files(shard)[name], "sha256": made.hexdigest()})
+                        labelled += int((first != self.layout.no_label).sum())
+            files.append({"file": name, "bytes": self.layout.files(shard)[name], "sha256": checksum.hexdigest()})
         return ShardSummary(files, labelled)
 
 
 def _pwrite(file: int, data: bytes, offset: int) -> None:
-    """All of `data` at `offset`; a single call may write less."""
-    rest = memoryview(data)
-    while rest:
-        count = os.pwrite(file, rest, offset)
-        rest, offset = rest[count:], offset + count
+    """Write all of `data` at `offset`; a single `os.pwrite` may write less."""
+    remaining = memoryview(data)
+    while remaining:
+        count = os.pwrite(file, remaining, offset)
+        remaining, offset = remaining[count:], offset + count
 
 
 def _allocate(path: Path, n_bytes: int) -> None:
-    """Make a file whose blocks exist, so that a full disk fails here; one of that size already is left alone."""
+    """Create a file with all its blocks allocated, so that a full disk fails here; keep one of that size."""
     if path.exists() and path.stat().st_size == n_bytes:
         return
     with path.open("wb") as stream:
@@ -437,14 +434,14 @@ def _allocate(path: Path, n_bytes: int) -> None:
 
 
 SHARD_TOKENS = 100_000_000
-"""Tokens a shard where nothing else is said, as the tokens' own."""
+"""Default number of tokens per shard, as for the token shards."""
 
 
 class LabelStore(LabelReader):
-    """Labels of one token stream, finished.
+    """A finished label store.
 
     Attributes:
-        layout: shapes, and the lineage they were made from.
+        layout: shapes, file names and lineage.
     """
 
     def __init__(self, folder: Path, layout: StoreLayout, labelled: int) -> None:
@@ -475,14 +472,14 @@ class LabelStore(LabelReader):
         shard_tokens: int = SHARD_TOKENS,
         scores: bool = False,
     ) -> LabelWriter:
-        """Start a store, or go on with one begun alike; see `LabelWriter.begin`."""
+        """Create a store, or open an unfinished one of the same layout; see `LabelWriter.begin`."""
         shard_windows = max(1, shard_tokens // seq_len)
         layout = StoreLayout(n_tokens, seq_len, n_labels, n_latents, shard_windows, scores, lineage)
         return LabelWriter.begin(folder, layout)
 
     @staticmethod
     def finished(folder: Path | str) -> bool:
-        """Whether `folder` holds a finished store, checked or not."""
+        """Whether `folder` holds a finished store; its checksums are not compared."""
         return (Path(folder) / MANIFEST).exists()
 
     @classmethod
@@ -490,39 +487,39 @@ class LabelStore(LabelReader):
         """Open a finished store.
 
         Args:
-            expect: lineage the reader relies on; any difference is refused.
+            expect: lineage that the store must have.
             verify: compare checksums with the manifest, unless that was done before; see `cocomix.utils.integrity`.
 
         Raises:
-            CocomixError: unfinished, truncated, altered, or made from something else.
+            CocomixError: the store is unfinished, truncated, altered, or of another lineage.
         """
         folder = Path(folder)
         again = f"delete {folder} and run `cocomix label` again"
         manifest = read_description(folder / MANIFEST, f"the labels in {folder} are not finished; run `cocomix label`")
-        layout = StoreLayout.of(manifest, folder / MANIFEST)
+        layout = StoreLayout.from_json(manifest, folder / MANIFEST)
         for name, value in (expect or {}).items():
             if layout.lineage.get(name) != value:
                 raise CocomixError(
                     f"the labels in {folder} were made with another {name}"
                     f" ({_short(layout.lineage.get(name))} instead of {_short(value)}); {again}"
                 )
-        if not _lists(manifest, layout):
+        if not _lists_all_files(manifest, layout):
             raise CocomixError(f"{folder / MANIFEST} is damaged; {again}")
-        check_files(folder, manifest["files"], what="label file", mend=again, verify=verify)
+        check_files(folder, manifest["files"], what="label file", hint=again, verify=verify)
         return cls(folder, layout, manifest["labelled"])
 
     def read(self, windows: np.ndarray, seq_len: int) -> np.ndarray:
         self._check_length(seq_len)
         stored = self._gather("ids", windows)
         ids = stored.astype(np.int64)
-        ids[stored == self.layout.nothing] = -100
+        ids[stored == self.layout.no_label] = -100
         return ids
 
     def read_scores(self, windows: np.ndarray, seq_len: int) -> np.ndarray:
         """Scores of `windows`, float32 `[len, seq_len, n_labels]`, 0 where there are no labels.
 
         Raises:
-            CocomixError: they were not kept, or as `read`.
+            CocomixError: the store has no scores, or its labels are for another `seq_len`.
         """
         self._check_length(seq_len)
         if not self.layout.scores:
@@ -530,16 +527,16 @@ class LabelStore(LabelReader):
         return self._gather("scores", windows)
 
     def labelled(self, windows: np.ndarray) -> np.ndarray:
-        return (self._gather("ids", windows)[..., 0] != self.layout.nothing).sum(-1)
+        return (self._gather("ids", windows)[..., 0] != self.layout.no_label).sum(-1)
 
     def valid_share(self) -> float:
-        """Share of positions that carry labels."""
+        """Share of positions that have labels."""
         return self._labelled / (self.layout.n_windows * self.layout.seq_len)
 
     def _check_length(self, seq_len: int) -> None:
         if seq_len != self.layout.seq_len:
             raise CocomixError(
-                f"the labels in {self.folder} were made for windows of {self.layout.seq_len} tokens, not {seq_len};"
+                f"the labels in {self.folder} are for windows of {self.layout.seq_len} tokens, not {seq_len};"
                 " label again or train with that seq_len"
             )
 
@@ -553,14 +550,15 @@ class LabelStore(LabelReader):
         return out
 
 
-def _lists(manifest: dict[str, Any], layout: StoreLayout) -> bool:
-    """Whether a manifest lists the layout's files, all of them and no other, in their sizes; else they go unchecked."""
+def _lists_all_files(manifest: dict[str, Any], layout: StoreLayout) -> bool:
+    """Whether the manifest lists exactly the files of the layout, with their sizes; others would not be checked."""
     files, labelled = manifest.get("files"), manifest.get("labelled")
     if not isinstance(files, list) or type(labelled) is not int or len(files) != layout.n_shards * len(layout.dtypes):
         return False
-    listed = [(one.get("file"), one.get("bytes"), type(one.get("sha256"))) for one in files if isinstance(one, dict)]
-    wanted = [(*one, str) for shard in range(layout.n_shards) for one in layout.files(shard).items()]
-    return sorted(listed, key=str) == sorted(wanted, key=str)
+    entries = [entry for entry in files if isinstance(entry, dict)]
+    listed = [(entry.get("file"), entry.get("bytes"), type(entry.get("sha256"))) for entry in entries]
+    expected = [(*file, str) for shard in range(layout.n_shards) for file in layout.files(shard).items()]
+    return sorted(listed, key=str) == sorted(expected, key=str)
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ from cocomix.model.build import (
     special_ids,
 )
 from cocomix.model.configuration_cocomix import CoCoMixConfig
-from cocomix.model.flops import labelling_flops, model_flops, sae_training_flops
+from cocomix.model.flops import model_flops, sae_training_flops
 from cocomix.model.interventions import (
     INTERVENTIONS,
     Ablate,
@@ -37,7 +37,7 @@ from cocomix.model.predictors import (
     register_predictor,
 )
 from cocomix.model.teacher import hidden_at
-from cocomix.model.transformer import BACKBONES
+from cocomix.model.transformer import BACKBONES, Backbone, register_backbone
 
 AutoConfig.register("cocomix", CoCoMixConfig, exist_ok=True)
 AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM, exist_ok=True)
@@ -49,6 +49,7 @@ __all__ = [
     "PREDICTORS",
     "Ablate",
     "Amplify",
+    "Backbone",
     "Clamp",
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
@@ -69,12 +70,12 @@ __all__ = [
     "concept_head",
     "concept_loss",
     "hidden_at",
-    "labelling_flops",
     "load_causal_lm",
     "match_width",
     "model_config",
     "model_flops",
     "parameter_count",
+    "register_backbone",
     "register_mixer",
     "register_predictor",
     "sae_training_flops",

@@ -1,66 +1,62 @@
-"""Models from shapes.
+"""Settings of a model's shape and mixing, and the models built from them.
 
-Plain next-token models are Transformers' own GPT-2 and Llama, so a baseline is never ours to slow down or to
-get wrong; CoCoMix models use the same widths, depths and initialisation scale. Dropout is zero everywhere.
+Plain next-token models are Transformers' own GPT-2 and Llama, so baselines do not depend on this package's model code.
+CoCoMix models use the same widths, depths and initialisation scale. Dropout is zero everywhere.
 """
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal, NamedTuple, Self, TypedDict
+from typing import Any, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.model.transformer import BACKBONES, SpecialIds
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import Section
 
-# Shapes of transformers, and where a vector is mixed in.
-
 
 class ModelShape(Section):
-    """Shape of a transformer, whichever backbone family builds it."""
+    """Shape of a transformer, for any backbone."""
 
-    backbone: Literal["gpt2", "llama"] = Field(default="gpt2", description="backbone family")
+    backbone: str = Field(default="gpt2", description=f"backbone family: {BACKBONES.names}")
     width: int = Field(default=128, ge=8, description="hidden size d_model")
     layers: int = Field(default=4, ge=1, description="number of blocks")
     heads: int = Field(default=4, ge=1, description="attention heads")
-    kv_heads: int | None = Field(default=None, ge=1, description="key/value heads (llama only); empty: same as heads")
+    kv_heads: int | None = Field(
+        default=None, ge=1, description="key/value heads, if the backbone has grouped queries; empty: same as heads"
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
+        backbone = BACKBONES.choose(self.backbone)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; change one of them")
-        if self.backbone == "llama" and self.width // self.heads % 2:
+        if backbone.rotary_positions and self.width // self.heads % 2:
             raise ValueError(
                 f"width {self.width} over heads {self.heads} gives an odd head width, which rotary positions"
                 " cannot halve; change one of them"
             )
-        if self.kv_heads is not None and (self.backbone == "gpt2" or self.heads % self.kv_heads):
-            raise ValueError(f"kv_heads {self.kv_heads} needs the llama backbone and must divide heads {self.heads}")
+        if self.kv_heads is not None and (not backbone.grouped_queries or self.heads % self.kv_heads):
+            grouped = ", ".join(name for name, family in BACKBONES.items() if family.grouped_queries)
+            raise ValueError(
+                f"kv_heads {self.kv_heads} needs the {grouped} backbone and must divide heads {self.heads}"
+            )
         return self
 
 
 class MixConfig(Section):
-    """Where and how a vector joins the hidden states."""
+    """Where and how the predicted vector joins the hidden states."""
 
     concept_layer: int = Field(
         default=2, ge=1, description="block (0-based) before which the vector is predicted and mixed"
     )
-    mixer: str = Field(
-        default="interleave", description="interleave, add, gated_add, keys_values, every, drop_tokens, or none"
-    )
+    mixer: str = Field(default="interleave", description=f"how the vector joins the hidden states: {MIXERS.names}")
     mixer_options: dict[str, Any] = Field(
         default_factory=dict, description="the mixer's own settings, e.g. {every: 4} or {blocks: 1}"
     )
@@ -71,89 +67,40 @@ class MixConfig(Section):
         return self
 
 
-class SpecialIds(TypedDict):
-    """Special tokens' ids, as the model configs call them."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None
-
-
 NO_IDS = SpecialIds(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
 
 class Sizes(NamedTuple):
-    """What a student's shape takes from the rest of the run."""
+    """Sizes that a student takes from the other parts of a run."""
 
     vocab_size: int
     seq_len: int
     n_concepts: int
-    """C of the run's SAE"""
+    """number of concepts C of the run's SAE"""
     top_k: int
-    """its active latents K"""
+    """active latents K of that SAE"""
     teacher_width: int
     sae_layer: int
-    """the teacher's block (0-based) the SAE reads"""
+    """block (0-based) of the teacher whose output the SAE reads"""
     special: SpecialIds = NO_IDS
     label_flops: float = 0.0
-    """operations a trained token takes to be labelled, where its labels are made live"""
+    """FLOPs per training token of computing its labels, if they are computed during training"""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
-    """The tokenizer's ids, so that `generate` of a model made for it starts, stops and pads as it should."""
+    """The tokenizer's special ids, with which a model's `generate` starts, stops and pads."""
     return SpecialIds(**{name: getattr(tokenizer, name) for name in NO_IDS})
-
-
-def _gpt2(shape: ModelShape, vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
-    config = GPT2Config(
-        vocab_size=vocab_size,
-        n_positions=seq_len,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        activation_function="gelu_pytorch_tanh",  # GPT-2's own GELU, as one fused operation
-        **special,
-    )
-    return GPT2LMHeadModel(config)
-
-
-def _llama(shape: ModelShape, vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        max_position_embeddings=seq_len,
-        hidden_size=shape.width,
-        intermediate_size=llama_ffn(shape.width),
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads or shape.heads,
-        tie_word_embeddings=True,
-        # No pad_token_id: Llama would freeze that row of its embedding at zero, and ours is the end-of-text token's.
-        bos_token_id=special["bos_token_id"],
-        eos_token_id=special["eos_token_id"],
-    )
-    return LlamaForCausalLM(config)
-
-
-PLAIN: dict[str, Callable[[ModelShape, int, int, SpecialIds], PreTrainedModel]] = {"gpt2": _gpt2, "llama": _llama}
-
-
-def llama_ffn(width: int) -> int:
-    """SwiGLU inner width: 8/3 of the model width, rounded up to a multiple of 16."""
-    return -(-8 * width // 48) * 16
 
 
 def build_plain(
     shape: ModelShape, *, vocab_size: int, seq_len: int, special: SpecialIds | None = None
 ) -> PreTrainedModel:
-    """A Transformers causal LM of this shape, freshly initialised from torch's global generator."""
-    return PLAIN[shape.backbone](shape, vocab_size, seq_len, special or NO_IDS)
+    """Build Transformers' causal LM of this shape, initialised from torch's global generator."""
+    return BACKBONES[shape.backbone].plain_model(shape, vocab_size, seq_len, special or NO_IDS)
 
 
 def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any) -> CoCoMixForCausalLM:
-    """A student with a channel and a mixer, freshly initialised from torch's global generator.
+    """Build a student with a predictor and a mixer, initialised from torch's global generator.
 
     Args:
         sizes: vocabulary, context and special tokens of the run.
@@ -165,7 +112,7 @@ def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
-        intermediate_size=llama_ffn(shape.width) if shape.backbone == "llama" else None,
+        intermediate_size=BACKBONES[shape.backbone].inner_width(shape.width),
         max_position_embeddings=sizes.seq_len,
         backbone=shape.backbone,
         concept_layer=mix.concept_layer,
@@ -178,21 +125,21 @@ def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any
 
 
 NO_CONCEPTS: dict[str, Any] = {"num_concepts": 1, "concept_top_k": 1}
-"""For channels that predict none."""
+"""Settings of predictors without concepts."""
 
 
 def parameter_count(build: Callable[[], nn.Module]) -> int:
-    """Parameters of the model `build` returns, tied ones once; built on the meta device, so free of memory."""
+    """Number of parameters of the model that `build` returns, tied ones once; built on the meta device."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build().parameters())
 
 
 @cache
 def match_width(shape: ModelShape, target: int, *, vocab_size: int, seq_len: int) -> ModelShape:
-    """`shape` at the width whose plain model has the parameter count closest to `target`.
+    """`shape` with the width whose plain model has the parameter count closest to `target`.
 
     Raises:
-        CocomixError: the target is below the narrowest possible model.
+        CocomixError: even the narrowest model has more parameters.
     """
     step = 2 * shape.heads
 

@@ -1,4 +1,4 @@
-"""The KV cache of a model whose upper blocks hold more than one slot a token."""
+"""KV cache of a model whose upper blocks hold more than one slot per token."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from cocomix.utils.errors import ConfigError
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of one block in a buffer with room to spare, so that a step writes its own and copies no others.
+    """Keys and values of one block in a buffer with spare room, so that a step writes its own and copies no others.
 
-    `keys` and `values` are views of what is filled. Whatever replaces them (beam search, cropping) is copied to a new
-    buffer at the next update, and no view handed out before is ever written to.
+    `keys` and `values` are views of the filled part. If something replaces them (beam search, cropping), they are
+    copied to a new buffer at the next update. A view returned before is never written to.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -25,13 +25,13 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append `[batch, heads, new, head_dim]`; all there is then, `[batch, heads, slots, head_dim]`."""
-        if key_states.requires_grad or value_states.requires_grad:  # what a gradient needs must not be written over
+        """Append `[batch, heads, new, head_dim]` and return everything, `[batch, heads, slots, head_dim]`."""
+        if key_states.requires_grad or value_states.requires_grad:  # autograd needs them unchanged
             return super().update(key_states, value_states, *args, **kwargs)
         held = self.get_seq_length()
         filled = held + key_states.shape[-2]
-        ours = self._views is not None and self.keys is self._views[0] and self.values is self._views[1]
-        if not ours or filled > self._buffers[0].shape[-2]:
+        in_buffers = self._views is not None and self.keys is self._views[0] and self.values is self._views[1]
+        if not in_buffers or filled > self._buffers[0].shape[-2]:
             self._make_room(key_states, value_states, held, filled)
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, held:filled] = new
@@ -44,24 +44,24 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         room = filled + max(filled // 2, _SPARE)
         buffers = []
-        for new, before in ((key_states, self.keys), (value_states, self.values)):
+        for new, previous in ((key_states, self.keys), (value_states, self.values)):
             buffer = new.new_empty(*new.shape[:-2], room, new.shape[-1])
             if held:
-                assert before is not None
-                buffer[:, :, :held] = before
+                assert previous is not None
+                buffer[:, :, :held] = previous
             buffers.append(buffer)
         self._buffers = buffers
 
 
 _SPARE = 128
-"""Slots of room a new buffer has at least."""
+"""Minimum number of spare slots in a new buffer."""
 
 
 class SlotCache(DynamicCache):
-    """A DynamicCache that counts in tokens: cropping to n tokens keeps n entries for each slot a token has.
+    """A DynamicCache that counts tokens: cropping to n tokens keeps n entries for each slot of a token.
 
     Args:
-        slots: entries a token has in each block; the first block has one.
+        slots: entries per token in each block; the first block has one.
     """
 
     def __init__(self, slots: Sequence[int]) -> None:
@@ -71,22 +71,22 @@ class SlotCache(DynamicCache):
 
     def crop(self, max_length: int) -> None:
         """Keep the first `max_length` tokens; a negative number drops that many from the end, and 0 none."""
-        # A layer of newer Transformers versions refuses to be told what to keep; what to drop suits all of them.
+        # Layers of newer Transformers versions only accept how many entries to drop, which older ones accept too.
         drop = max_length - self.get_seq_length() if max_length > 0 else max_length
         if drop < 0:
             for layer, slots in zip(self.layers, self.slots, strict=False):
                 layer.crop(drop * slots)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def slot_cache(given: Cache | None, slots: Sequence[int]) -> Cache:
-    """`given` if it is in use already, else a new `SlotCache` in its place.
+def slot_cache(cache: Cache | None, slots: Sequence[int]) -> Cache:
+    """`cache` if it holds tokens already, otherwise a new `SlotCache`.
 
     Raises:
-        ConfigError: a cache of fixed size, which has no room for the extra slots.
+        ConfigError: the cache has a fixed size, without room for the extra slots.
     """
-    if given is not None and not isinstance(given, DynamicCache):
+    if cache is not None and not isinstance(cache, DynamicCache):
         raise ConfigError(
-            f"a CoCoMix model cannot use a {type(given).__name__}, which has one slot a token;"
+            f"a CoCoMix model cannot use a {type(cache).__name__}, which has one slot per token;"
             " leave cache_implementation unset"
         )
-    return given if given is not None and given.get_seq_length() else SlotCache(slots)
+    return cache if cache is not None and cache.get_seq_length() else SlotCache(slots)

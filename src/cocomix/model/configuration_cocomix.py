@@ -122,12 +122,11 @@ class CoCoMixConfig(PretrainedConfig):
                 f"num_key_value_heads {self.num_key_value_heads} does not divide num_attention_heads"
                 f" {self.num_attention_heads}; change one of them"
             )
-        if self.backbone == "llama" and self.hidden_size // self.num_attention_heads % 2:
+        backbone = BACKBONES.choose(self.backbone)
+        if backbone.rotary_positions and self.hidden_size // self.num_attention_heads % 2:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} gives an odd head"
                 " width, which rotary positions cannot halve; change one of them"
             )
-        if self.backbone not in BACKBONES:
-            raise ConfigError(f"there is no backbone {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
         MIXERS.check(self.mixer, self.mixer_options)
         PREDICTORS.check(self.channel, self.channel_options)

@@ -1,7 +1,7 @@
-"""Checkpoints in the layout of the method's reference implementation.
+"""Conversion between CoCoMix models and checkpoints of the method's reference implementation.
 
-GPT-2's Conv1D weights are `[in, out]` there and `[out, in]` here; the concept projection `compress_layer.weight`
-is `[d, C]` there and stored by rows here.
+The reference stores GPT-2's Conv1D weights as `[in, out]`, here they are `[out, in]`. It stores the concept projection
+`compress_layer.weight` as `[d, C]`, here it is `[C, d]`.
 """
 
 import torch
@@ -32,17 +32,17 @@ _BLOCK = {
 
 
 _MASKS = (".attn.bias", ".attn.masked_bias")
-"""Causal masks that older GPT-2 code saves among the weights."""
+"""Causal masks, which older GPT-2 code saves with the weights."""
 
 
 def _names(n_layer: int) -> dict[str, tuple[str, bool]]:
-    """Reference name -> (our name, whether it is transposed)."""
+    """Map the reference's parameter names to (name here, whether it is transposed)."""
     names = dict(_TOP)
     for layer in range(n_layer):
-        for theirs, (ours, transposed) in _BLOCK.items():
-            prefix, own = f"transformer.h.{layer}.{theirs}", f"backbone.blocks.{layer}.{ours}"
-            names[f"{prefix}.weight"] = (f"{own}.weight", transposed)
-            names[f"{prefix}.bias"] = (f"{own}.bias", False)
+        for reference_name, (name, transposed) in _BLOCK.items():
+            reference, here = f"transformer.h.{layer}.{reference_name}", f"backbone.blocks.{layer}.{name}"
+            names[f"{reference}.weight"] = (f"{here}.weight", transposed)
+            names[f"{reference}.bias"] = (f"{here}.bias", False)
     return names
 
 
@@ -54,52 +54,53 @@ def load_student(
     top_k: int,
     layer_norm_eps: float = 1e-5,
 ) -> CoCoMixForCausalLM:
-    """A model from a reference checkpoint, in the checkpoint's dtype.
+    """Build a model from a reference checkpoint, in the checkpoint's dtype.
 
     Args:
-        state_dict: the reference's parameters; `lm_head.weight` may be missing, as it is tied.
-        n_head: attention heads, which the checkpoint does not tell.
-        concept_layer: `insert_layer_idx` there: the block (0-based) before which concepts are mixed in.
-        top_k: `concept_num` there: concepts kept of a prediction.
+        state_dict: the reference's parameters; `lm_head.weight` may be missing because it is tied.
+        n_head: attention heads, which the checkpoint does not state.
+        concept_layer: the block (0-based) before which concepts are mixed in; the reference's `insert_layer_idx`.
+        top_k: concepts kept of a prediction; the reference's `concept_num`.
         layer_norm_eps: epsilon of the layer norms.
 
     Raises:
         CocomixError: a parameter is missing, unknown or of the wrong shape.
     """
-    given = {key: value for key, value in state_dict.items() if not key.endswith(_MASKS)}
-    blocks = [int(key.split(".")[2]) for key in given if key.startswith("transformer.h.")]
+    tensors = {key: value for key, value in state_dict.items() if not key.endswith(_MASKS)}
+    blocks = [int(key.split(".")[2]) for key in tensors if key.startswith("transformer.h.")]
     names = _names(max(blocks, default=-1) + 1)
-    head = given.pop("lm_head.weight", None)
-    wrong = sorted(set(given) ^ set(names))
+    head = tensors.pop("lm_head.weight", None)
+    wrong = sorted(set(tensors) ^ set(names))
     if wrong:
         state = "missing from" if wrong[0] in names else "unknown in"
-        raise CocomixError(f"{wrong[0]} is {state} this reference checkpoint; give the student's whole state_dict")
-    embedding = given["transformer.wte.weight"]
+        raise CocomixError(f"{wrong[0]} is {state} this reference checkpoint; give the student's complete state_dict")
+    embedding = tensors["transformer.wte.weight"]
     if head is not None and not torch.equal(head, embedding):
         raise CocomixError(
-            "lm_head.weight differs from transformer.wte.weight, which the reference ties; mend the checkpoint"
+            "lm_head.weight differs from transformer.wte.weight, which the reference ties; fix the checkpoint"
         )
     config = CoCoMixConfig(
         vocab_size=embedding.shape[0],
         hidden_size=embedding.shape[1],
         num_hidden_layers=max(blocks, default=-1) + 1,
         num_attention_heads=n_head,
-        intermediate_size=given["transformer.h.0.mlp.c_fc.weight"].shape[1],
-        max_position_embeddings=given["transformer.wpe.weight"].shape[0],
+        intermediate_size=tensors["transformer.h.0.mlp.c_fc.weight"].shape[1],
+        max_position_embeddings=tensors["transformer.wpe.weight"].shape[0],
         norm_eps=layer_norm_eps,
         concept_layer=concept_layer,
-        num_concepts=given["transformer.concept_predictor.weight"].shape[0],
+        num_concepts=tensors["transformer.concept_predictor.weight"].shape[0],
         concept_top_k=top_k,
     )
     model = CoCoMixForCausalLM(config)
     model.to(embedding.dtype)  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
-        for theirs, (ours, transposed) in names.items():
-            parameter, value = model.get_parameter(ours), given[theirs]
-            value = value.T if transposed else value
+        for reference_name, (name, transposed) in names.items():
+            parameter, stored = model.get_parameter(name), tensors[reference_name]
+            value = stored.T if transposed else stored
             if parameter.shape != value.shape:
                 raise CocomixError(
-                    f"{theirs} has shape {tuple(given[theirs].shape)}, which does not fit the rest of the checkpoint"
+                    f"{reference_name} has shape {tuple(stored.shape)}, which does not fit the rest of the checkpoint;"
+                    " give an unmodified one"
                 )
             parameter.copy_(value)
     model.tie_weights()
@@ -107,7 +108,7 @@ def load_student(
 
 
 def to_reference_layout(model: CoCoMixForCausalLM, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Parameters or gradients by our names, renamed and transposed into the reference's layout.
+    """Rename and transpose parameters or gradients to the reference's layout.
 
     Args:
         model: the model they belong to.
@@ -115,7 +116,7 @@ def to_reference_layout(model: CoCoMixForCausalLM, tensors: dict[str, torch.Tens
     """
     names = _names(model.config.num_hidden_layers)
     return {
-        theirs: tensors[ours].T if transposed else tensors[ours]
-        for theirs, (ours, transposed) in names.items()
-        if ours in tensors
+        reference_name: tensors[name].T if transposed else tensors[name]
+        for reference_name, (name, transposed) in names.items()
+        if name in tensors
     }

@@ -1,4 +1,11 @@
-"""Load a causal language model from a folder or the hub, without running anything from it."""
+"""Loading of causal language models from a folder or the hub, without running code from there.
+
+Choices:
+- Only safetensors weights are read. A configuration that names code or kernels on the hub is refused.
+- No model is built that its weights cannot fill, because one line of a configuration can request any amount of memory.
+  `limit_to_checkpoint_size` counts parameters and buffers while Transformers builds the model on the meta device.
+- Missing weights are an error; Transformers would initialise them at random.
+"""
 
 import math
 import threading
@@ -19,25 +26,23 @@ from cocomix.utils.errors import CocomixError, reason
 from cocomix.utils.files import check_readable, check_source, read_json
 from cocomix.utils.integrity import is_inside
 
-# No model is built that its weights cannot fill: a line of its configuration could ask for any amount of memory.
-
 TIMES = 4
-"""Numbers and tensors that may be asked for, of those the weights hold: tied ones are made twice, and some are fused in
-the file and not in the model, or the other way round."""
+"""Allowed numbers and tensors of a model, as a multiple of those in its weights: tied ones are created twice, and some
+are fused in the file and not in the model, or the reverse."""
 PACKED_TIMES = 64
-"""The same for numbers of a quantised model, which are stored several in one."""
-TABLES = 1 << 28
-"""Numbers in tables, such as masks, that no weights hold."""
+"""The same for the numbers of a quantised model, of which several are stored in one."""
+BUFFER_NUMBERS = 1 << 28
+"""Allowed numbers in buffers, such as masks, which the weights do not hold."""
 
 
 @contextmanager
-def within_weights(folder: Path) -> Iterator[None]:
-    """Within: a model that this thread builds is refused as soon as it outgrows the safetensors files in `folder`.
+def limit_to_checkpoint_size(folder: Path) -> Iterator[None]:
+    """Context in which this thread cannot build a model that is much larger than the safetensors files in `folder`.
 
-    Where there are none, as for a hub id, nothing is refused.
+    Without such files, as for a hub id, there is no limit.
 
     Raises:
-        ValueError: it has more numbers or tensors than those files can hold, by far.
+        ValueError: the model has many more numbers or tensors than those files.
         safetensors.SafetensorError: a file is damaged.
     """
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
@@ -51,24 +56,33 @@ def within_weights(folder: Path) -> Iterator[None]:
                 n_tensors, part = n_tensors + 1, stored.get_slice(name)
                 numbers += math.prod(part.get_shape())
                 packed = packed or part.get_dtype() not in {"F64", "F32", "F16", "BF16"}
-    most, here, asked = (PACKED_TIMES if packed else TIMES) * numbers, threading.get_ident(), [0, 0, 0]
+    limit, thread = (PACKED_TIMES if packed else TIMES) * numbers, threading.get_ident()
+    built = {"numbers": 0, "tensors": 0, "buffer numbers": 0}
 
-    def parameter(_module: nn.Module, _name: str, made: Any) -> None:
-        if made is None or made.device.type != "meta" or threading.get_ident() != here:
+    def count_parameter(_module: nn.Module, _name: str, tensor: Any) -> None:
+        if tensor is None or tensor.device.type != "meta" or threading.get_ident() != thread:
             return
-        asked[0], asked[1] = asked[0] + made.numel(), asked[1] + 1
-        if asked[0] > most:
-            raise ValueError(f"its config.json asks for over {asked[0]:,} numbers, and its weights are {numbers:,}")
-        if asked[1] > TIMES * n_tensors:
-            raise ValueError(f"its config.json asks for over {asked[1]:,} tensors, and its weights are {n_tensors:,}")
+        built["numbers"] += tensor.numel()
+        built["tensors"] += 1
+        if built["numbers"] > limit:
+            raise ValueError(
+                f"its config.json asks for over {built['numbers']:,} numbers, and its weights hold {numbers:,}"
+            )
+        if built["tensors"] > TIMES * n_tensors:
+            raise ValueError(
+                f"its config.json asks for over {built['tensors']:,} tensors, and its weights hold {n_tensors:,}"
+            )
 
-    def table(_module: nn.Module, _name: str, made: Any) -> None:
-        if made is not None and made.device.type == "meta" and threading.get_ident() == here:
-            asked[2] += made.numel()
-            if asked[2] > TABLES + most:
-                raise ValueError(f"its config.json asks for tables of over {asked[2]:,} numbers")
+    def count_buffer(_module: nn.Module, _name: str, tensor: Any) -> None:
+        if tensor is not None and tensor.device.type == "meta" and threading.get_ident() == thread:
+            built["buffer numbers"] += tensor.numel()
+            if built["buffer numbers"] > BUFFER_NUMBERS + limit:
+                raise ValueError(f"its config.json asks for buffers of over {built['buffer numbers']:,} numbers")
 
-    hooks = [register_module_parameter_registration_hook(parameter), register_module_buffer_registration_hook(table)]
+    hooks = [
+        register_module_parameter_registration_hook(count_parameter),
+        register_module_buffer_registration_hook(count_buffer),
+    ]
     try:
         yield
     finally:
@@ -77,39 +91,39 @@ def within_weights(folder: Path) -> Iterator[None]:
 
 
 INDEX = "model.safetensors.index.json"
-GIVE_ANOTHER = "give a model folder or hub id with sound safetensors"
+GIVE_ANOTHER = "give a model folder or hub id with intact safetensors"
 
 
-def load_causal_lm(source: str | Path, what: str, mend: str = GIVE_ANOTHER) -> PreTrainedModel:
-    """Any Transformers causal LM, ours included, in evaluation mode.
+def load_causal_lm(source: str | Path, role: str, hint: str = GIVE_ANOTHER) -> PreTrainedModel:
+    """Load any Transformers causal LM, `CoCoMixForCausalLM` included, in evaluation mode.
 
     Args:
         source: a model folder or hub id with safetensors weights.
-        what: what it is to the user, for the error, e.g. "the concept model".
-        mend: what the user can do about an error.
+        role: what the model is called in error messages, e.g. "the concept model".
+        hint: how to fix it, the end of the error message.
 
     Raises:
-        CocomixError: nothing loadable there, a damaged file, a configuration that asks for more than the weights hold,
-            or for code from elsewhere.
+        CocomixError: there is no loadable model, a file is damaged, or the configuration asks for more than the weights
+            hold or for code from the hub.
     """
-    check_source(source, what)
+    check_source(source, role)
     try:
         _refuse_code(source)
-        _refuse_elsewhere(Path(source) / INDEX)
-        with within_weights(Path(source)):
+        _check_weight_index(Path(source) / INDEX)
+        with limit_to_checkpoint_size(Path(source)):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
         model, info = loaded
-        if lacking := sorted(info["missing_keys"]):  # Transformers would draw them at random
-            raise ValueError(f"the weights lack {lacking[0]!r}")
-    except Exception as error:  # a damaged file ends in one of many types
-        raise CocomixError(f"{what} cannot be loaded from {source} ({reason(error)}); {mend}") from error
+        if missing := sorted(info["missing_keys"]):  # Transformers has initialised them at random
+            raise ValueError(f"the weights lack {missing[0]!r}")
+    except Exception as error:  # a damaged file raises errors of many types
+        raise CocomixError(f"{role} cannot be loaded from {source} ({reason(error)}); {hint}") from error
     return model.eval()
 
 
-def model_config(folder: Path, mend: str) -> PreTrainedConfig:
-    """The configuration of the model in `folder`; `mend` is what the user can do about an error.
+def model_config(folder: Path, hint: str) -> PreTrainedConfig:
+    """Load the configuration of the model in `folder`; `hint`, how to fix it, ends an error message.
 
     Raises:
         CocomixError: it is damaged.
@@ -118,14 +132,14 @@ def model_config(folder: Path, mend: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # as above
-        raise CocomixError(f"{folder / 'config.json'} is damaged ({type(error).__name__}); {mend}") from error
+        raise CocomixError(f"{folder / 'config.json'} is damaged ({type(error).__name__}); {hint}") from error
 
 
-def _refuse_elsewhere(index: Path) -> None:
-    """Refuse a list of weight files, if there is one, that names a file outside its folder.
+def _check_weight_index(index: Path) -> None:
+    """Refuse a weight index that names a file outside its folder; there need not be an index.
 
     Raises:
-        ValueError: it does, or is damaged.
+        ValueError: it names such a file, or is damaged.
     """
     if not index.exists():
         return
@@ -135,18 +149,18 @@ def _refuse_elsewhere(index: Path) -> None:
 
 
 def _refuse_code(source: str | Path) -> None:
-    """Refuse a configuration that names kernels on the hub: Transformers downloads and runs them unasked.
+    """Refuse a configuration that names kernels on the hub: Transformers downloads and runs them without asking.
 
     Raises:
-        ValueError: it does.
+        ValueError: it names some.
     """
     pending: list[Any] = [PreTrainedConfig.get_config_dict(source)[0]]
     while pending:
-        one = pending.pop()
-        if isinstance(one, list):
-            pending += one
-        elif isinstance(one, dict):
-            pending += one.values()
-            for name, value in one.items():
-                if str(name).endswith("_implementation") and "/" in str(value):
-                    raise ValueError(f"its config.json asks for code from the hub, {name} {value!r}")
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        elif isinstance(value, dict):
+            pending += value.values()
+            for name, setting in value.items():
+                if str(name).endswith("_implementation") and "/" in str(setting):
+                    raise ValueError(f"its config.json asks for code from the hub, {name} {setting!r}")

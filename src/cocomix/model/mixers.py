@@ -1,12 +1,12 @@
-"""How a predicted vector joins the hidden states: one small class a way, registered in `MIXERS`.
+"""Mixers: how the predicted vector joins the hidden states in the upper blocks.
 
-A mixer writes the upper half of the forward pass: it decides what stands in the slots of the remaining blocks and
-which of them feed the head. Masks, positions and the cache follow from that (`BlockRun`). It also says what the
-upper blocks cost, so that FLOPs are counted where they are caused.
+A mixer is the upper half of the forward pass. It decides what the slots of the upper blocks hold and which of them feed
+the head; masks, positions and the cache follow from that (`BlockRunner`). It also counts the FLOPs of the upper blocks.
+A mixer is one class in `MIXERS`; `register_mixer` adds one.
 
-`interleave` and `add` are the paper's. The others are cheaper, to see whether the gain survives:
-`keys_values` (the vector is only attended to), `every` (a slot every m tokens), `drop_tokens` (token slots leave
-after a few blocks), `gated_add`, and `none` (concepts are predicted, never mixed in).
+`interleave` and `add` are the paper's. The others are cheaper variants, to measure how much of the gain remains:
+`keys_values` (the vector is only attended to), `every` (a slot every m tokens), `drop_tokens` (token slots leave after
+a few blocks), `gated_add`, and `none` (concepts are predicted and never mixed in).
 """
 
 from abc import ABC, abstractmethod
@@ -15,66 +15,65 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from cocomix.model.transformer import BlockRun
+from cocomix.model.transformer import BlockRunner
 from cocomix.utils.registry import Registry
 
 TOKENS, CONCEPTS = slice(0, None, 2), slice(1, None, 2)
-"""Where tokens and their vectors stand when interleaved."""
+"""Slots of tokens and of their vectors when interleaved."""
 
 
 class BlockCost(NamedTuple):
-    """Operations of one block for one token with one slot."""
+    """FLOPs of one block for one token with one slot."""
 
     linear: float
     """projections and MLP"""
     attention: float
     """scores and weighted sum over the whole context"""
     keys_values: float
-    """the part of `linear` that makes keys and values"""
+    """the part of `linear` that computes keys and values"""
 
 
 class Mixer(nn.Module, ABC):
-    """Interface of all mixings.
+    """Base class of mixers.
 
     Args:
-        hidden_size: d_model.
-        options: the mixing's own settings, keyword arguments of its class.
+        hidden_size: d_model; a mixer's own options are further keyword arguments of its class.
     """
 
     name: ClassVar[str]
-    """What settings call it."""
+    """Name in settings."""
     uses_vector: ClassVar[bool] = True
-    """Whether the vector is used at all."""
+    """Whether the vector is used."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        """What feeds the final norm and the head, `[batch, seq, d_model]`.
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        """Run the upper blocks and return the input of the final norm and the head, `[batch, seq, d_model]`.
 
         Args:
             hidden: hidden states entering the upper blocks, `[batch, seq, d_model]`.
-            vector: what was predicted, `[batch, seq, d_model]`.
-            upper: runs the upper blocks.
+            vector: the predicted vector, `[batch, seq, d_model]`; None if the mixer does not use it.
+            upper_blocks: runs the blocks from concept_layer on.
         """
 
     def cached_slots(self, blocks: int) -> list[int]:
-        """Cache entries a token has in each of `blocks` upper blocks."""
+        """Cache entries per token in each of `blocks` upper blocks."""
         return [1] * blocks
 
     def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
-        """Forward operations per token of `blocks` upper blocks, what the mixing itself adds included."""
+        """Forward FLOPs per token of `blocks` upper blocks, including those of the mixer itself."""
         return blocks * (cost.linear + cost.attention)
 
 
 class InterleaveMixer(Mixer):
-    """(h1, c1, h2, c2, ...): a slot for each vector after its token; these slots feed the head."""
+    """(h1, c1, h2, c2, ...): each vector has a slot after its token, and these slots feed the head."""
 
     name = "interleave"
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(_interleaved(hidden, vector), slots=2, asking=CONCEPTS)
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        return upper_blocks.run(_interleaved(hidden, vector), slots=2, query_slots=CONCEPTS)
 
     def cached_slots(self, blocks: int) -> list[int]:
         return [2] * blocks
@@ -84,16 +83,16 @@ class InterleaveMixer(Mixer):
 
 
 class AddMixer(Mixer):
-    """h + c: no extra slot, so the upper blocks cost what they cost in a plain model."""
+    """h + c: no extra slot, so the upper blocks cost the same as in a plain model."""
 
     name = "add"
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(hidden + _given(vector, hidden))
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        return upper_blocks.run(hidden + _required(vector, hidden))
 
 
 class GatedAddMixer(Mixer):
-    """h + sigmoid(G h + g) * c: each hidden state chooses, channel by channel, how much of the vector it takes."""
+    """h + sigmoid(G h + g) * c: a learned gate for each element of the vector."""
 
     name = "gated_add"
 
@@ -101,20 +100,20 @@ class GatedAddMixer(Mixer):
         super().__init__(hidden_size)
         self.gate = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(hidden + torch.sigmoid(self.gate(hidden)) * _given(vector, hidden))
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        return upper_blocks.run(hidden + torch.sigmoid(self.gate(hidden)) * _required(vector, hidden))
 
     def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
         return super().upper_flops(blocks, hidden_size, cost) + 2 * hidden_size**2
 
 
 class KeysValuesMixer(Mixer):
-    """Vectors are extra keys and values of every upper block: no query, no MLP, no slot of their own."""
+    """Vectors are extra keys and values in every upper block, without queries, MLP or slots."""
 
     name = "keys_values"
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(hidden, memory=_given(vector, hidden))
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        return upper_blocks.run(hidden, extra_kv=_required(vector, hidden))
 
     def cached_slots(self, blocks: int) -> list[int]:
         return [2] * blocks
@@ -124,10 +123,10 @@ class KeysValuesMixer(Mixer):
 
 
 class EveryMixer(Mixer):
-    """A slot after every m-th token, seen by the tokens after it; token slots feed the head.
+    """A slot with the vector after every m-th token, which later tokens attend to; token slots feed the head.
 
-    Places are counted in each row's own tokens. Training and scoring run over the slots there are; with a cache or
-    padding every token has a second slot, hidden from all where it is not due, which gives the same result.
+    Tokens are counted in each row without padding. Training and scoring run over only these slots. With a cache or
+    padding every token has a second slot, masked where it is not the m-th, which gives the same result.
 
     Args:
         every: m.
@@ -139,23 +138,23 @@ class EveryMixer(Mixer):
         super().__init__(hidden_size)
         self.every = every
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        vector = _given(vector, hidden)
-        if not upper.plain:
-            present = self._present(upper, hidden.shape[1], hidden.device)
-            return upper.run(_interleaved(hidden, vector), slots=2, present=present, asking=TOKENS)
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        vector = _required(vector, hidden)
+        if not upper_blocks.unmasked:
+            visible = self._visible(upper_blocks, hidden.shape[1], hidden.device)
+            return upper_blocks.run(_interleaved(hidden, vector), slots=2, visible=visible, query_slots=TOKENS)
         seq = hidden.shape[1]
         tokens = torch.arange(seq, device=hidden.device)
-        owners = torch.cat((tokens, tokens[self.every - 1 :: self.every]))
-        order = owners.argsort(stable=True)  # a token first, then its slot
+        token_of_slot = torch.cat((tokens, tokens[self.every - 1 :: self.every]))
+        order = token_of_slot.argsort(stable=True)  # a token, then its vector's slot
         slots = torch.cat((hidden, vector[:, self.every - 1 :: self.every]), dim=1)[:, order]
-        return upper.run_compact(slots, owners[order])[:, order.argsort()[:seq]]
+        return upper_blocks.run_packed(slots, token_of_slot[order])[:, order.argsort()[:seq]]
 
-    def _present(self, upper: BlockRun, new: int, device: torch.device) -> torch.Tensor:
-        if upper.padding is None:
-            places = torch.arange(upper.past + new, device=device)[None]
+    def _visible(self, upper_blocks: BlockRunner, new: int, device: torch.device) -> torch.Tensor:
+        if upper_blocks.padding is None:
+            places = torch.arange(upper_blocks.past + new, device=device)[None]
         else:
-            places = upper.padding.long().cumsum(-1) - 1
+            places = upper_blocks.padding.long().cumsum(-1) - 1
         due = (places + 1) % self.every == 0
         return torch.stack((torch.ones_like(due), due), dim=2).flatten(1)
 
@@ -168,10 +167,10 @@ class EveryMixer(Mixer):
 
 
 class DropTokensMixer(Mixer):
-    """Interleaved for a few blocks, then the vectors' slots go on alone and feed the head.
+    """Interleaved for a few blocks; then only the slots of the vectors continue, and feed the head.
 
     Args:
-        blocks: upper blocks with both slots.
+        blocks: number of upper blocks with both slots.
     """
 
     name = "drop_tokens"
@@ -180,8 +179,10 @@ class DropTokensMixer(Mixer):
         super().__init__(hidden_size)
         self.blocks = blocks
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(upper.run(_interleaved(hidden, vector), slots=2, blocks=self.blocks, asking=CONCEPTS))
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        slots = _interleaved(hidden, vector)
+        concepts = upper_blocks.run(slots, slots=2, blocks=self.blocks, query_slots=CONCEPTS)
+        return upper_blocks.run(concepts)
 
     def cached_slots(self, blocks: int) -> list[int]:
         both = min(self.blocks, blocks)
@@ -193,30 +194,30 @@ class DropTokensMixer(Mixer):
 
 
 class NoMixer(Mixer):
-    """The vector is not used: concepts shape the hidden states through their loss alone."""
+    """The vector is not mixed in: concepts shape the hidden states through their loss only."""
 
     name = "none"
 
     uses_vector = False
 
-    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper: BlockRun) -> torch.Tensor:
-        return upper.run(hidden)
+    def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
+        return upper_blocks.run(hidden)
 
 
 def _interleaved_flops(blocks: int, cost: BlockCost) -> float:
-    """Forward operations per token of `blocks` blocks over both slots, of which the vectors' are then read."""
-    whole = 2 * cost.linear + 4 * cost.attention  # two queries a token, each over twice as many keys
-    last = cost.linear + cost.keys_values + 2 * cost.attention  # the token's slot gives keys and values only
-    return (blocks - 1) * whole + last
+    """Forward FLOPs per token of `blocks` blocks over both slots, if only the vectors' slots are read afterwards."""
+    both = 2 * cost.linear + 4 * cost.attention  # two queries per token, each over twice as many keys
+    last = cost.linear + cost.keys_values + 2 * cost.attention  # the token's slot only gives keys and values
+    return (blocks - 1) * both + last
 
 
-def _given(vector: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
-    assert vector is not None, "this mixing uses the vector"
+def _required(vector: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
+    assert vector is not None, "this mixer needs the vector"
     return vector.to(hidden.dtype)
 
 
 def _interleaved(hidden: torch.Tensor, vector: torch.Tensor | None) -> torch.Tensor:
-    return torch.stack((hidden, _given(vector, hidden)), dim=2).flatten(1, 2)
+    return torch.stack((hidden, _required(vector, hidden)), dim=2).flatten(1, 2)
 
 
 MIXERS: Registry[type[Mixer]] = Registry(
@@ -227,5 +228,5 @@ MIXERS: Registry[type[Mixer]] = Registry(
 
 
 def register_mixer(cls: type[Mixer]) -> type[Mixer]:
-    """Make a mixer of your own known by its `name`; usable as a decorator."""
+    """Register a mixer under its `name`; usable as a decorator."""
     return MIXERS.register(cls)

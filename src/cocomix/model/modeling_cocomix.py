@@ -1,13 +1,20 @@
-"""The CoCoMix causal language model.
+"""The CoCoMix causal language model: "LLM Pretraining with Continuous Concepts" (Tack et al.), on the Transformers API.
 
-Blocks 0 to concept_layer - 1 see one slot a token; there the channel predicts, and the mixer runs the remaining
-blocks with what was predicted and hands on what feeds the final norm and the LM head. Everything a Transformers user
-expects works: generate with a cache, padding on either side, gradient checkpointing, autocast, compile.
+`forward` is the method, top to bottom: the blocks below concept_layer, the concepts predicted from their hidden state,
+the TopK of these projected to one continuous vector, the vector mixed into the remaining blocks, the losses. A
+predictor says what is predicted and how it becomes a vector (`predictors.py`), a mixer how the vector joins the hidden
+states (`mixers.py`); the blocks are in `transformer.py`.
+
+Choices:
+- Everything a Transformers user expects works: `generate` with a cache and beams, padding on either side, gradient
+  checkpointing, autocast, `torch.compile`, `output_hidden_states`, a tied or resized vocabulary.
+- `skip_logits` computes losses without ever holding the logits of all positions (`kernels/linear_cross_entropy.py`).
+- `model.channel` is the predictor: the attribute, and with it the weights' names in saved models, keeps its first name.
 """
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +26,11 @@ from cocomix.kernels.linear_cross_entropy import linear_losses, plain_linear
 from cocomix.kernels.matmul import Linear
 from cocomix.model.cache import slot_cache
 from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.interventions import Steering, steered
 from cocomix.model.mixers import MIXERS
-from cocomix.model.predictors import PREDICTORS, Predicted
-from cocomix.model.transformer import BACKBONES, BlockRun, OwnInit
+from cocomix.model.predictors import PREDICTORS, Prediction
+from cocomix.model.transformer import BACKBONES, BlockRunner, ParameterModule
 from cocomix.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cocomix.model.interventions import Steering
-
-
-# What a forward pass returns.
 
 
 @dataclass
@@ -36,7 +38,7 @@ class CoCoMixOutput(ModelOutput):
     """Output of `CoCoMixForCausalLM`.
 
     Attributes:
-        loss: lm_loss + concept_loss_weight * concept_loss, of those that were asked for, + channel_loss; a scalar.
+        loss: lm_loss + concept_loss_weight * concept_loss + channel_loss, of those there are labels for; a scalar.
         lm_loss: mean next-token cross entropy over the targets; a scalar.
         concept_loss: mean cross entropy of the concept logits over all labels; a scalar.
         logits: next-token logits, `[batch, seq, vocab]`.
@@ -65,9 +67,6 @@ class CoCoMixOutput(ModelOutput):
         return self.cache
 
 
-# The concept loss.
-
-
 def concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean of CE(z[t], i) over all labels i != -100: 1/K_attr sum_i (logsumexp(z[t]) - z[t, i]) per labelled position.
 
@@ -87,28 +86,7 @@ def concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (losses * used).sum() / used.sum().clamp_min(1)
 
 
-# The student's own way into `cocomix.steering`.
-
-
-class Steerable:
-    """A model whose predicted concepts can be turned up and down."""
-
-    def steer(self, steering: "Steering") -> AbstractContextManager[None]:
-        """Within: forward passes and generation have their concepts changed.
-
-        `with model.steer({123: Amplify(4.0), 7: Ablate(start=10)}): model.generate(...)`, or a list with a mapping
-        for each row. See `cocomix.model.steered`.
-
-        Raises:
-            CocomixError: on entering, where the model has no concepts that it uses, or not these.
-        """
-        from cocomix.model.interventions import steered
-
-        model: Any = self
-        return steered(model, steering)
-
-
-class CoCoMixForCausalLM(Steerable, PreTrainedModel, GenerationMixin):
+class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
     """A language model that predicts concepts mid-stack and mixes them back in (the paper's equations 4 to 6)."""
 
     config_class = CoCoMixConfig
@@ -131,34 +109,6 @@ class CoCoMixForCausalLM(Steerable, PreTrainedModel, GenerationMixin):
         self.post_init()
         if not self.channel.cacheable and self.generation_config is not None:
             self.generation_config.use_cache = False
-
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            scale = getattr(module, "init_scale", 1.0)  # set on what writes to the residual stream
-            nn.init.normal_(module.weight, std=std * scale)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
-        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            nn.init.ones_(module.weight)
-            if isinstance(module, nn.LayerNorm):
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, OwnInit):
-            module.reset(std)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(
         self,
@@ -197,94 +147,120 @@ class CoCoMixForCausalLM(Steerable, PreTrainedModel, GenerationMixin):
             ConfigError: more tokens than the model has positions.
         """
         embedded = self.backbone.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        store = self._cache(cache if cache is not None else past_key_values, use_cache)
-        past = store.get_seq_length() if store is not None else 0
-        new = embedded.shape[1]
-        if past + new > self.config.max_position_embeddings:
-            raise ConfigError(
-                f"{past + new} tokens are more than the model's {self.config.max_position_embeddings} positions;"
-                " shorten the input or generate fewer tokens"
-            )
-        positions = _positions(position_ids, attention_mask, past, new, embedded.device)
+        cache = self._cache(cache if cache is not None else past_key_values, use_cache)
+        past = cache.get_seq_length() if cache is not None else 0
+        self._check_length(past + embedded.shape[1])
+        positions = _positions(position_ids, attention_mask, past, embedded.shape[1], embedded.device)
         padding = _padding(attention_mask)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        seen: list[torch.Tensor] | None = [] if wanted else None
         if padding is not None:
             labels, concept_labels = _unpadded(labels, concept_labels, padding)
-        skipped = skip_logits and labels is not None and plain_linear(self.lm_head)
-        sparing = concept_labels if skipped else None
-        predicted, hidden = self._through(embedded, positions, padding, past, store, seen, sparing)
-        output = CoCoMixOutput(concept_logits=predicted.concept_logits, cache=store)
-        output.predicted_hidden, output.channel_loss = predicted.hidden, predicted.loss
-        output.hidden_states = None if seen is None else tuple(seen)
-        if skipped:
-            assert labels is not None
-            output.lm_loss = self._fused_lm_loss(self.backbone.final_norm(hidden[:, :-1]), labels)
+        skip_logits = skip_logits and labels is not None and plain_linear(self.lm_head)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
+
+        blocks = BlockRunner(self.backbone.blocks, self.backbone, positions, padding, past, cache, hidden_states)
+        hidden = self._lower_blocks(embedded, blocks)
+        # Concept logits, their TopK, and the continuous vector these project to (equations 4 and 5).
+        prediction = self.channel(hidden, positions, padding, concept_labels if skip_logits else None)
+        # The vector joins the hidden states for the blocks that are left (equation 6: interleaved).
+        hidden = self.mixer(hidden, prediction.vector, blocks)
+
+        logits = None
+        if skip_logits and labels is not None:
+            lm_loss = self._fused_lm_loss(self.backbone.final_norm(hidden[:, :-1]), labels)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = output.logits = self.lm_head(self.backbone.final_norm(hidden[:, kept]))
-            output.lm_loss = None if labels is None else _lm_loss(logits, labels)
-        if concept_labels is not None:
-            output.concept_loss = self._concept_loss(predicted, concept_labels)
-        output.loss = self._total(output)
+            logits = self.lm_head(self.backbone.final_norm(hidden[:, kept]))
+            lm_loss = None if labels is None else _lm_loss(logits, labels)
+        concepts_loss = None if concept_labels is None else self._concept_loss(prediction, concept_labels)
+        output = CoCoMixOutput(
+            loss=self._total_loss(lm_loss, concepts_loss, prediction.loss),
+            lm_loss=lm_loss,
+            concept_loss=concepts_loss,
+            logits=logits,
+            concept_logits=prediction.concept_logits,
+            predicted_hidden=prediction.hidden,
+            channel_loss=prediction.loss,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
+            cache=cache,
+        )
         keep_dict = self.config.return_dict if return_dict is None else return_dict
         return output if keep_dict else output.to_tuple()
 
-    def _through(
-        self,
-        embedded: torch.Tensor,
-        positions: torch.Tensor,
-        padding: torch.Tensor | None,
-        past: int,
-        store: Cache | None,
-        seen: list[torch.Tensor] | None,
-        concept_labels: torch.Tensor | None = None,
-    ) -> tuple[Predicted, torch.Tensor]:
-        """All blocks: what was predicted, and the hidden states for the final norm, `[batch, seq, d_model]`.
-
-        With `concept_labels` their losses are predicted in place of the concept logits.
-        """
-        hidden = self._lower(embedded, positions, padding, past, store, seen)
-        predicted = self.channel(hidden, positions, padding, concept_labels)
-        blocks = list(self.backbone.blocks)[self.config.concept_layer :]
-        upper = BlockRun(blocks, self.backbone, positions, padding, past, store, seen)
-        return predicted, self.mixer(hidden, predicted.vector, upper)
-
-    def _lower(
-        self,
-        embedded: torch.Tensor,
-        positions: torch.Tensor,
-        padding: torch.Tensor | None = None,
-        past: int = 0,
-        store: Cache | None = None,
-        seen: list[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """The blocks below concept_layer: the hidden states that enter it, `[batch, seq, d_model]`."""
-        hidden = self.backbone.embed(embedded, positions)
-        if seen is not None:
-            seen.append(hidden)
-        blocks = list(self.backbone.blocks)[: self.config.concept_layer]
-        return BlockRun(blocks, self.backbone, positions, padding, past, store, seen).run(hidden)
+    def _lower_blocks(self, embedded: torch.Tensor, blocks: BlockRunner) -> torch.Tensor:
+        """The blocks below concept_layer, one slot a token: the hidden state entering it, `[batch, seq, d_model]`."""
+        hidden = self.backbone.embed(embedded, blocks.positions)
+        if blocks.hidden_states is not None:
+            blocks.hidden_states.append(hidden)
+        return blocks.run(hidden, blocks=self.config.concept_layer)
 
     def hidden_state(self, input_ids: torch.Tensor, *, top: bool) -> torch.Tensor:
         """The hidden state that feeds the final norm (`top`) or enters concept_layer, `[batch, seq, d_model]`.
 
-        No padding; in the latter case nothing above runs.
+        No padding; in the latter case no block above runs.
         """
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        embedded = self.backbone.embed_tokens(input_ids)
-        if top:
-            return self._through(embedded, positions, None, 0, None, None)[1]
-        return self._lower(embedded, positions)
+        blocks = BlockRunner(self.backbone.blocks, self.backbone, positions)
+        hidden = self._lower_blocks(self.backbone.embed_tokens(input_ids), blocks)
+        return self.mixer(hidden, self.channel(hidden, positions, None).vector, blocks) if top else hidden
 
-    def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
+    def steer(self, steering: Steering) -> AbstractContextManager[None]:
+        """A context in which forward passes and generation have their predicted concepts changed.
+
+        `with model.steer({123: Amplify(4.0), 7: Ablate(start=10)}): model.generate(...)`, or a list with one mapping
+        per row. See `cocomix.model.steered`.
+
+        Raises:
+            CocomixError: on entering, if the model does not predict and use concepts, or has no such concept.
+        """
+        return steered(self, steering)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            scale = getattr(module, "init_scale", 1.0)  # set on what writes to the residual stream
+            nn.init.normal_(module.weight, std=std * scale)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            nn.init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, ParameterModule):
+            module.reset_parameters(std)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache to use: the caller's, a new one with room for every slot, or None."""
         if self.training and self.backbone.blocks[0].gradient_checkpointing:
             return None
-        wanted = use_cache if use_cache is not None else self.config.use_cache and not self.training
-        if not self.channel.cacheable or (given is None and not wanted):
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if not self.channel.cacheable or (cache is None and not use_cache):
             return None
-        split = self.config.concept_layer
-        return slot_cache(given, [1] * split + self.mixer.cached_slots(self.config.num_hidden_layers - split))
+        lower = self.config.concept_layer
+        return slot_cache(cache, [1] * lower + self.mixer.cached_slots(self.config.num_hidden_layers - lower))
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.config.max_position_embeddings:
+            raise ConfigError(
+                f"{tokens} tokens are more than the model's {self.config.max_position_embeddings} positions;"
+                " shorten the input or generate fewer tokens"
+            )
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Transformers' `generate`; prompts padded on the right are moved to the right end of their row first.
@@ -312,24 +288,25 @@ class CoCoMixForCausalLM(Steerable, PreTrainedModel, GenerationMixin):
 
     def _fused_lm_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean next-token cross entropy from normed hidden states `[batch, seq - 1, d_model]`, without their logits."""
-        targets = labels[:, 1:].reshape(-1, 1)
         weight: Any = self.lm_head.weight  # a module of another type would not have come here
         bias: Any = self.lm_head.bias
-        return linear_losses(hidden.flatten(0, 1), weight, bias, targets).mean
+        return linear_losses(hidden.flatten(0, 1), weight, bias, labels[:, 1:].reshape(-1, 1)).mean
 
-    def _concept_loss(self, predicted: Predicted, labels: torch.Tensor) -> torch.Tensor:
-        if predicted.concept_losses is not None:
-            return predicted.concept_losses.mean
-        if predicted.concept_logits is None:
+    def _concept_loss(self, prediction: Prediction, labels: torch.Tensor) -> torch.Tensor:
+        if prediction.concept_losses is not None:
+            return prediction.concept_losses.mean
+        if prediction.concept_logits is None:
             raise ConfigError(f"the channel {self.config.channel} predicts no concepts; leave concept_labels out")
-        return concept_loss(predicted.concept_logits, labels)
+        return concept_loss(prediction.concept_logits, labels)
 
-    def _total(self, output: CoCoMixOutput) -> torch.Tensor | None:
-        """The weighted sum of the losses there are; the channel's own counts beside the next token's only."""
-        weighted = None if output.concept_loss is None else self.config.concept_loss_weight * output.concept_loss
-        if output.lm_loss is None:
+    def _total_loss(
+        self, lm_loss: torch.Tensor | None, concepts_loss: torch.Tensor | None, channel_loss: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """lm_loss + channel_loss + lambda * concept_loss, of those there are; channel_loss counts with lm_loss only."""
+        weighted = None if concepts_loss is None else self.config.concept_loss_weight * concepts_loss
+        if lm_loss is None:
             return weighted
-        return sum((one for one in (output.channel_loss, weighted) if one is not None), output.lm_loss)
+        return sum((loss for loss in (channel_loss, weighted) if loss is not None), lm_loss)
 
 
 def _lm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

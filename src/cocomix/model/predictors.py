@@ -1,4 +1,9 @@
-"""What is predicted at concept_layer and the vector it becomes: one small class each, registered in `PREDICTORS`."""
+"""Predictors: what is predicted at concept_layer, and the vector that the mixer mixes in.
+
+`ConceptPredictor` is the paper's. `PausePredictor`, `HiddenPredictor` and `NextConceptPredictor` are what it is
+compared with. A predictor is one class in `PREDICTORS`; `register_predictor` adds one. In `config.json` and in the
+state_dict a predictor is called `channel`.
+"""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -12,7 +17,7 @@ from cocomix.kernels.matmul import Linear
 from cocomix.kernels.normalise import normalise
 from cocomix.kernels.sparse import largest, weighted_rows
 from cocomix.model.mixers import BlockCost
-from cocomix.model.transformer import Attend, Backbone, OwnInit
+from cocomix.model.transformer import AttentionLayout, Backbone, ParameterModule
 from cocomix.utils.errors import ConfigError
 from cocomix.utils.registry import Registry
 
@@ -20,37 +25,34 @@ if TYPE_CHECKING:
     from cocomix.model.configuration_cocomix import CoCoMixConfig
 
 
-# The interface of what is predicted at concept_layer.
-
-
-class Predicted(NamedTuple):
-    """What a channel makes of the hidden states entering the upper blocks."""
+class Prediction(NamedTuple):
+    """Output of a predictor."""
 
     vector: torch.Tensor | None
     """`[batch, seq, d_model]`, for the mixer; None where the mixer uses none"""
     concept_logits: torch.Tensor | None = None
     """z, `[batch, seq, C]`"""
     hidden: torch.Tensor | None = None
-    """the teacher's normalised hidden state as predicted, `[batch, seq, target_size]`"""
+    """prediction of the teacher's normalised hidden state, `[batch, seq, target_size]`"""
     loss: torch.Tensor | None = None
-    """the channel's own training loss, a scalar; only while training"""
+    """the predictor's own training loss, a scalar; only in training mode"""
     concept_losses: LinearLosses | None = None
-    """cross entropies of the concept labels, in place of the logits"""
+    """cross entropies of the concept labels, where they are computed without keeping the logits"""
 
 
-class Predictor(OwnInit, ABC):
-    """Interface of all channels.
+class Predictor(ParameterModule, ABC):
+    """Base class of predictors.
 
     Args:
-        config: the model's; `channel_options` there are the keyword arguments of the class.
+        config: the model's; its `channel_options` are the further keyword arguments of the class.
         backbone: the model's, for blocks of its family.
-        with_vector: whether the mixer uses a vector; without one its weights are left out.
+        with_vector: whether the mixer uses the vector; if not, the weights that compute it are left out.
     """
 
     name: ClassVar[str]
-    """What settings call it."""
+    """Name in settings."""
     cacheable: ClassVar[bool] = True
-    """Whether a position's vector depends on that position's hidden state alone, so that cached generation works."""
+    """Whether the vector at a position depends on the hidden state of that position only, as a KV cache requires."""
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__()
@@ -62,32 +64,30 @@ class Predictor(OwnInit, ABC):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
-    ) -> Predicted:
-        """What is predicted from `hidden`.
+    ) -> Prediction:
+        """Predict from the hidden states that enter the upper blocks.
 
         Args:
-            hidden: entering the upper blocks, `[batch, seq, d_model]`.
-            positions: of its tokens, int64 `[batch or 1, seq]`.
+            hidden: `[batch, seq, d_model]`.
+            positions: positions of the tokens, int64 `[batch or 1, seq]`.
             padding: 1 for tokens, 0 for padding, `[batch, past + seq]`; None: no padding.
-            labels: concepts of each position, int64 `[batch, seq, K_attr]`, where their losses will do without logits.
+            labels: concepts of each position, int64 `[batch, seq, K_attr]`, if their losses are enough and the logits
+                are not needed.
         """
 
     @classmethod
     @abstractmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
-        """Forward operations per token; `cost` is that of one block over the whole context."""
-
-
-# Predict concepts from a hidden state.
+        """Forward FLOPs per token; `cost` is that of one block over the whole context."""
 
 
 class ConceptPrediction(NamedTuple):
-    """Predicted concepts, and what is needed to bring them back to the hidden states' scale."""
+    """Output of `ConceptHead`: predicted concepts, and what maps them back to the scale of the hidden states."""
 
     logits: torch.Tensor | None
-    """z, `[batch, seq, C]`; None where only its losses were asked for"""
+    """z, `[batch, seq, C]`; None where only the losses were computed"""
     values: torch.Tensor
-    """the K largest logits as they are, without ReLU, `[batch, seq, K]`"""
+    """the K largest logits, without ReLU, `[batch, seq, K]`"""
     ids: torch.Tensor
     """their concepts, int64 `[batch, seq, K]`"""
     mean: torch.Tensor
@@ -95,18 +95,18 @@ class ConceptPrediction(NamedTuple):
     std: torch.Tensor
     """unbiased standard deviation of the hidden state, `[batch, seq, 1]`"""
     pre_bias: torch.Tensor
-    """the learned centre, `[d_model]`, subtracted before prediction and added back after mixing"""
+    """learned centre, `[d_model]`, subtracted before the prediction and added to the vector"""
     losses: LinearLosses | None = None
-    """cross entropies of the labels, where logits were not kept"""
+    """cross entropies of the labels, where the logits were not kept"""
 
 
-class ConceptHead(OwnInit):
-    """z = M (norm(h) - pre_bias) + b, with norm(h) = (h - mean) / (std + 1e-5) as in the SAE.
+class ConceptHead(ParameterModule):
+    """Predicts concept logits: z = M (norm(h) - pre_bias) + b, with norm(h) = (h - mean) / (std + 1e-5) as in the SAE.
 
     Args:
         hidden_size: d_model.
         num_concepts: C.
-        top_k: K, concepts kept.
+        top_k: K, number of concepts kept.
     """
 
     def __init__(self, hidden_size: int, num_concepts: int, top_k: int) -> None:
@@ -115,14 +115,14 @@ class ConceptHead(OwnInit):
         self.pre_bias = nn.Parameter(torch.zeros(hidden_size))
         self.proj = Linear(hidden_size, num_concepts)
 
-    def reset(self, std: float) -> None:
+    def reset_parameters(self, std: float) -> None:
         nn.init.zeros_(self.pre_bias)
 
     def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> ConceptPrediction:
         """Prediction for `hidden` `[batch, seq, d_model]`.
 
-        With `labels` int64 `[batch, seq, K_attr]` (-100 is ignored) their losses are computed and the logits not kept,
-        unless something is hooked to the projection, which then sees all logits.
+        With `labels` int64 `[batch, seq, K_attr]` (-100 is ignored) their losses are computed and the logits are not
+        kept, unless the projection has hooks, which need all logits.
         """
         normed, mean, std = normalise(hidden)
         centred = normed - self.pre_bias
@@ -132,23 +132,23 @@ class ConceptHead(OwnInit):
             return ConceptPrediction(logits, values, ids, mean, std, self.pre_bias)
         losses = self._losses(centred, labels, self.top_k)
         assert losses.values is not None and losses.ids is not None
-        values, ids = (one.view(*hidden.shape[:-1], -1) for one in (losses.values, losses.ids))
+        values, ids = (tensor.view(*hidden.shape[:-1], -1) for tensor in (losses.values, losses.ids))
         return ConceptPrediction(None, values, ids, mean, std, self.pre_bias, losses)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """z alone, `[batch, seq, C]`."""
+        """The concept logits z only, `[batch, seq, C]`."""
         return self.proj(normalise(hidden)[0] - self.pre_bias)
 
     def losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> LinearLosses | None:
-        """Losses of the labels alone; None where something is hooked to the projection."""
+        """The losses of the labels only; None if the projection has hooks."""
         return self._losses(normalise(hidden)[0] - self.pre_bias, labels) if plain_linear(self.proj) else None
 
     def _losses(self, centred: torch.Tensor, labels: torch.Tensor, top_k: int = 0) -> LinearLosses:
         return linear_losses(centred.flatten(0, 1), self.proj.weight, self.proj.bias, labels.flatten(0, 1), top_k=top_k)
 
 
-class ConceptVector(OwnInit):
-    """c_hat = (W TopK(z) + b + pre_bias) * std + mean: K active concepts as one vector in the hidden states' scale.
+class ConceptVector(ParameterModule):
+    """Maps K active concepts to a vector: c_hat = (W TopK(z) + b + pre_bias) * std + mean.
 
     W is stored row by row, `[C, d_model]`, so that K active concepts are K gathered rows.
     """
@@ -158,7 +158,7 @@ class ConceptVector(OwnInit):
         self.weight = nn.Parameter(torch.empty(num_concepts, hidden_size))
         self.bias = nn.Parameter(torch.zeros(hidden_size))
 
-    def reset(self, std: float) -> None:
+    def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.weight, std=std)
         nn.init.zeros_(self.bias)
 
@@ -169,7 +169,7 @@ class ConceptVector(OwnInit):
 
 
 class ConceptPredictor(Predictor):
-    """The paper's: concept logits, their TopK, and the vector these make (equations 4 and 5)."""
+    """The paper's predictor: concept logits, their TopK and its vector (equations 4 and 5)."""
 
     name = "concepts"
 
@@ -184,12 +184,12 @@ class ConceptPredictor(Predictor):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
-    ) -> Predicted:
+    ) -> Prediction:
         if self.vector is None:
             losses = None if labels is None else self.head.losses(hidden, labels)
-            return Predicted(None, self.head.logits(hidden) if losses is None else None, concept_losses=losses)
+            return Prediction(None, self.head.logits(hidden) if losses is None else None, concept_losses=losses)
         prediction = self.head(hidden, labels)
-        return Predicted(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
+        return Prediction(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
 
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
@@ -198,10 +198,10 @@ class ConceptPredictor(Predictor):
 
 
 class PausePredictor(Predictor):
-    """Nothing is predicted: one learned vector stands at every place (pause tokens).
+    """Pause tokens: the same learned vector at every position, without a prediction.
 
-    Where positions are learned the place's own is added, as to any token: without it all pauses would ask the same
-    question of the context and could not find the token before them.
+    Where positions are learned, the position embedding is added as to any token. Without it all pauses would have the
+    same query and could not attend to the token before them.
     """
 
     name = "pause"
@@ -217,20 +217,20 @@ class PausePredictor(Predictor):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
-    ) -> Predicted:
+    ) -> Prediction:
         embedded = self._backbone[0].embed(self.vector.expand(*positions.shape, -1), positions)
-        return Predicted(embedded.expand_as(hidden))
+        return Prediction(embedded.expand_as(hidden))
 
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
         return 0.0
 
-    def reset(self, std: float) -> None:
+    def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.vector, std=std)
 
 
 class HiddenPredictor(Predictor):
-    """The teacher's normalised hidden state is predicted linearly and projected back: concepts without the SAE.
+    """Predicts the teacher's normalised hidden state linearly and projects it back: no SAE and no concepts.
 
     y = M norm(h) + b in R^target_size; vector = (W y + c) * std + mean, with norm, mean and std as in the concept head.
 
@@ -251,43 +251,44 @@ class HiddenPredictor(Predictor):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
-    ) -> Predicted:
+    ) -> Prediction:
         normed, mean, std = normalise(hidden)
         predicted = self.head(normed)
         vector = None if self.back is None else self.back(predicted) * std + mean
-        return Predicted(vector, hidden=predicted)
+        return Prediction(vector, hidden=predicted)
 
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
         return (4 if with_vector else 2) * config.channel_options["target_size"] * config.hidden_size
 
 
-# Next-concept prediction in the manner of ConceptLM (arXiv 2602.08984), as one more channel.
-#
-# The hidden states of each chunk of tokens are pooled and quantised, segment by segment, with a learned codebook; a
-# small causal stack over the chunks predicts the next chunk's codes; their expected codebook entry is the vector of
-# every token in that next chunk. No teacher: the codes are the student's own. Choices of ours where the paper leaves
-# some: the stack reads the pooled states themselves rather than their codes, and pooled states are layer-normalised
-# before quantisation, so that the codebook cannot win by shrinking them. Chunks are counted in each row's own tokens.
-
 COMMITMENT = 0.25
-"""Weight of pulling pooled states to their code, against pulling the code to them (van den Oord et al. 2017)."""
+"""Weight of moving pooled states to their code, relative to moving the code to them (van den Oord et al. 2017)."""
 
 
 class NextConceptPredictor(Predictor):
-    """Loss: ncp_weight * CE(codes of the next chunk) + vq_weight * (|sg(u) - e|^2 + 0.25 |u - sg(e)|^2).
+    """Next-concept prediction as in ConceptLM (arXiv 2602.08984), with learned codes and no teacher.
+
+    The hidden states of each chunk of tokens are mean-pooled and quantised, segment by segment, with a learned
+    codebook. A small causal stack over the chunks predicts the codes of the next chunk; their expected codebook entry
+    is the vector of every token in that chunk. The loss is ncp_weight * CE(codes of the next chunk) + vq_weight *
+    (|sg(u) - e|^2 + 0.25 |u - sg(e)|^2) for a pooled state u and its code e; sg stops the gradient.
+
+    Choices where the paper is not specific: the stack reads the pooled states and not their codes. Pooled states are
+    layer-normalised before quantisation, so that shrinking them does not lower the loss. Chunks are counted from each
+    row's first token, without padding.
 
     Args:
-        chunk: tokens a chunk k.
-        segments: parts S a pooled state is cut in; divides hidden_size.
-        codes: codes N a part.
-        layers: blocks over the chunks.
+        chunk: tokens per chunk k.
+        segments: number of segments S of a pooled state; divides hidden_size.
+        codes: codes per segment N.
+        layers: number of blocks over the chunks.
         ncp_weight, vq_weight: weights of the two losses.
     """
 
     name = "ncp"
 
-    cacheable = False  # a vector depends on all the tokens of the chunks before
+    cacheable = False  # a vector depends on all tokens of earlier chunks
 
     def __init__(
         self,
@@ -322,41 +323,42 @@ class NextConceptPredictor(Predictor):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
-    ) -> Predicted:
+    ) -> Prediction:
         if padding is None:
             return self._aligned(hidden, None)
-        # Every row's tokens to the front, so that chunks begin with its first token.
+        # Move the tokens of every row to its front, so that chunks start at the first token.
         order = padding.long().argsort(dim=1, descending=True, stable=True)
         places = order[..., None].expand_as(hidden)
-        found = self._aligned(hidden.gather(1, places), padding.bool().gather(1, order))
-        vector = None if found.vector is None else torch.zeros_like(found.vector).scatter(1, places, found.vector)
-        return found._replace(vector=vector)
+        prediction = self._aligned(hidden.gather(1, places), padding.bool().gather(1, order))
+        if prediction.vector is None:
+            return prediction
+        return prediction._replace(vector=torch.zeros_like(prediction.vector).scatter(1, places, prediction.vector))
 
-    def _aligned(self, hidden: torch.Tensor, real: torch.Tensor | None) -> Predicted:
+    def _aligned(self, hidden: torch.Tensor, real: torch.Tensor | None) -> Prediction:
         batch, seq, d = hidden.shape
-        whole = seq // self.chunk
-        if not whole:
+        chunks = seq // self.chunk
+        if not chunks:
             vector = None if self.start is None else self.start.expand_as(hidden)
-            return Predicted(vector, loss=hidden.new_zeros(()) if self.training else None)
-        pooled = hidden[:, : whole * self.chunk].view(batch, whole, self.chunk, d).mean(2)
+            return Prediction(vector, loss=hidden.new_zeros(()) if self.training else None)
+        pooled = hidden[:, : chunks * self.chunk].view(batch, chunks, self.chunk, d).mean(2)
         logits = self._predict(pooled)
         complete = None
         if real is not None:
-            complete = real[:, : whole * self.chunk].view(batch, whole, self.chunk).all(-1)
+            complete = real[:, : chunks * self.chunk].view(batch, chunks, self.chunk).all(-1)
         loss = self._loss(pooled, logits, complete) if self.training else None
-        return Predicted(self._vectors(logits, seq), loss=loss)
+        return Prediction(self._vectors(logits, seq), loss=loss)
 
     def _predict(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Code logits of the chunk after each one, `[batch, chunks, S, N]`."""
+        """Code logits of the chunk that follows each chunk, `[batch, chunks, S, N]`."""
         chunks = pooled.shape[1]
         rotary = self._backbone[0].rotary(torch.arange(chunks, device=pooled.device)[None], pooled.dtype)
-        state = pooled
+        hidden = pooled
         for block in self.blocks:
-            state = block(state, layout=Attend(None, causal=True), rotary=rotary)
-        return self.predict(self.norm(state)).unflatten(-1, (self.segments, self.codes))
+            hidden = block(hidden, layout=AttentionLayout(None, causal=True), rotary=rotary)
+        return self.predict(self.norm(hidden)).unflatten(-1, (self.segments, self.codes))
 
     def _vectors(self, logits: torch.Tensor, seq: int) -> torch.Tensor | None:
-        """A token's vector: its chunk's expected codes as the chunks before predict them, `[batch, seq, d_model]`."""
+        """Vector of each token, from the expected codes that were predicted for its chunk, `[batch, seq, d_model]`."""
         if self.project is None or self.start is None:
             return None
         expected = torch.einsum("bjsn,sne->bjse", logits.softmax(-1), self.codebook.to(logits.dtype)).flatten(2)
@@ -377,8 +379,8 @@ class NextConceptPredictor(Predictor):
         gap = (parts.detach() - entries).square() + COMMITMENT * (parts - entries.detach()).square()
         quantisation = (gap.mean((-1, -2)) * complete).sum() / complete.sum().clamp_min(1)
         targets = chosen[:, 1:].masked_fill(~complete[:, 1:, None], -100).flatten()
-        guesses = logits[:, :-1].to(wide).flatten(0, 2)
-        summed = F.cross_entropy(guesses, targets, ignore_index=-100, reduction="sum")
+        predicted = logits[:, :-1].to(wide).flatten(0, 2)
+        summed = F.cross_entropy(predicted, targets, ignore_index=-100, reduction="sum")
         return self.vq_weight * quantisation + self.ncp_weight * summed / (targets != -100).sum().clamp_min(1)
 
     @classmethod
@@ -390,8 +392,8 @@ class NextConceptPredictor(Predictor):
         quantise, expect = 2 * n * d, (2 * n * d + 2 * d * d if with_vector else 0)
         return (stack + predict + quantise + expect) / k
 
-    def reset(self, std: float) -> None:
-        nn.init.normal_(self.codebook)  # the pooled states' own scale: they are layer-normalised
+    def reset_parameters(self, std: float) -> None:
+        nn.init.normal_(self.codebook)  # the scale of the layer-normalised pooled states
         if self.start is not None:
             nn.init.normal_(self.start, std=std)
 
@@ -404,5 +406,5 @@ PREDICTORS: Registry[type[Predictor]] = Registry(
 
 
 def register_predictor(cls: type[Predictor]) -> type[Predictor]:
-    """Make a predictor of your own known by its `name`; usable as a decorator."""
+    """Register a predictor under its `name`; usable as a decorator."""
     return PREDICTORS.register(cls)

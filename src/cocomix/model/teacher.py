@@ -1,7 +1,11 @@
-"""What is needed of a concept model: its blocks, the hidden states after one, and a forward pass from there on.
+"""The concept model (teacher): its blocks, hidden states after one of them, forward passes from there, and its loss.
 
-Any Transformers causal LM serves as it is. Its own `forward` does all the work; blocks that need not run are
-passed through, so embeddings, masks, rotary tables and final norms stay the library's.
+Choices:
+- Any Transformers causal LM works unchanged. Its own `forward` runs, and blocks that are not needed return the given
+  hidden states, so embeddings, masks, rotary tables and final norms stay the library's.
+- `NextTokenLoss` is differentiable in the hidden states. In nearly every causal LM the logits are one linear layer over
+  the last hidden state. Where that holds to the bit, `linear_losses` computes the loss a chunk of positions at a time,
+  and the logits of all positions never exist together. Models that do more (softcaps, scales) compute their own logits.
 """
 
 import inspect
@@ -19,9 +23,9 @@ from cocomix.kernels.linear_cross_entropy import is_wrapped, linear_losses
 from cocomix.utils.errors import CocomixError
 
 BLOCK_PATHS = ("transformer.h", "model.layers", "gpt_neox.layers", "model.decoder.layers", "transformer.blocks")
-"""Where model families keep their list of blocks."""
-_extras: dict[type[nn.Module], int] = {}
-"""How many results beside the hidden states a class of blocks returns, once seen (Bloom, Falcon: attention weights)."""
+"""Attribute paths of the list of blocks, by model family."""
+_extra_outputs: dict[type[nn.Module], int] = {}
+"""Number of outputs besides the hidden states, by class of blocks (Bloom, Falcon: attention weights); set when seen."""
 
 
 class _Stop(Exception):
@@ -32,16 +36,16 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     """The model's list of blocks.
 
     Raises:
-        CocomixError: an architecture whose blocks are in none of `BLOCK_PATHS`.
+        CocomixError: the blocks are at none of the `BLOCK_PATHS`.
     """
     for path in BLOCK_PATHS:
-        found: Any = model
+        module: Any = model
         for name in path.split("."):
-            found = getattr(found, name, None)
-        if isinstance(found, nn.ModuleList):
-            return found
+            module = getattr(module, name, None)
+        if isinstance(module, nn.ModuleList):
+            return module
     raise CocomixError(
-        f"{type(model).__name__} keeps its blocks where cocomix does not look ({', '.join(BLOCK_PATHS)});"
+        f"the blocks of {type(model).__name__} are at none of the known paths ({', '.join(BLOCK_PATHS)});"
         " use a GPT-2, GPT-NeoX, OPT, Llama-, Qwen- or Gemma-style model"
     )
 
@@ -50,7 +54,7 @@ def check_layer(model: nn.Module, layer: int) -> nn.Module:
     """The block `layer` (0-based).
 
     Raises:
-        CocomixError: it is outside the stack.
+        CocomixError: there is no such block.
     """
     stack = blocks(model)
     if not 0 <= layer < len(stack):
@@ -61,9 +65,9 @@ def check_layer(model: nn.Module, layer: int) -> nn.Module:
 
 
 def model_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, Any]:
-    """Keyword arguments of a forward pass; positions count unpadded tokens only, so padding changes nothing.
+    """Keyword arguments of a forward pass; positions count unpadded tokens only, so padding has no effect.
 
-    A model that takes no positions (Bloom, MPT: distances bias the attention instead) gets none.
+    A model whose forward pass takes no positions (Bloom, MPT: attention is biased by distance) gets none.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
     if attention_mask is not None:
@@ -74,22 +78,22 @@ def model_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torc
 
 
 def in_autocast_dtype(x: torch.Tensor) -> torch.Tensor:
-    """`x` as a matrix product under the present autocast would see it."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    """`x` in the dtype that a matrix product has under the current autocast."""
+    device_type = x.device.type
+    if not torch.is_autocast_enabled(device_type) or x.dtype == torch.float64:
         return x
-    return x.to(torch.get_autocast_dtype(kind))
+    return x.to(torch.get_autocast_dtype(device_type))
 
 
 def hidden_at(
     model: PreTrainedModel, input_ids: torch.Tensor, layer: int, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Residual stream after block `layer` (0-based), `[batch, seq, d_model]`; nothing above it runs."""
+    """Residual stream after block `layer` (0-based), `[batch, seq, d_model]`; no block above it runs."""
     caught: list[torch.Tensor] = []
 
     def stop(block: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, tuple):
-            _extras[type(block)] = len(output) - 1
+            _extra_outputs[type(block)] = len(output) - 1
             output = output[0]
         caught.append(output)
         raise _Stop
@@ -106,58 +110,52 @@ def hidden_at(
 
 @contextmanager
 def resumed_at(model: PreTrainedModel, layer: int, hidden: torch.Tensor) -> Iterator[None]:
-    """Within: forward passes skip blocks 0 to `layer`, as if their result were `hidden` `[batch, seq, d_model]`.
+    """Context in which forward passes skip blocks 0 to `layer` and use `hidden` `[batch, seq, d_model]` instead.
 
-    `hidden_at` must have seen the model's kind of blocks before, which is where hidden states come from.
+    `hidden_at` must have run on this class of blocks before: it notes how many outputs they have.
     """
     skipped = list(blocks(model))[: layer + 1]
-    extras = _extras.get(type(skipped[0]))
+    n_extra = _extra_outputs.get(type(skipped[0]))
 
-    def passed_through(*_args: Any, **_kwargs: Any) -> Any:
-        return hidden if extras is None else (hidden, *[None] * extras)
+    def replacement(*_args: Any, **_kwargs: Any) -> Any:
+        return hidden if n_extra is None else (hidden, *[None] * n_extra)
 
     wrapped = [block.__dict__.get("forward") for block in skipped]  # e.g. by Accelerate's hooks
     try:
         for block in skipped:
-            block.forward = passed_through  # pyright: ignore[reportAttributeAccessIssue]
+            block.forward = replacement  # pyright: ignore[reportAttributeAccessIssue]
         yield
     finally:
-        for block, before in zip(skipped, wrapped, strict=True):
+        for block, previous in zip(skipped, wrapped, strict=True):
             del block.__dict__["forward"]
-            if before is not None:
-                block.forward = before  # pyright: ignore[reportAttributeAccessIssue]
+            if previous is not None:
+                block.forward = previous  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Within: evaluation mode and no gradients into the weights; both are put back afterwards."""
+    """Context with the model in evaluation mode and its weights without gradients; both are restored on exit."""
     training = model.training
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.eval()
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
         model.train(training)
 
 
-# Next-token losses of a concept model, with the gradient of its hidden states and no more.
-#
-# Nearly every causal LM's logits are one linear layer over the last hidden state. Where that is so to the bit, logits
-# of all positions and their gradient never exist together: `linear_losses` goes through them a chunk at a time. Models
-# that do more (softcaps, scales) keep their own logits.
-
 _heads: WeakKeyDictionary[nn.Module, tuple[nn.Module, bool]] = WeakKeyDictionary()
-"""The output embedding a model was seen with, and whether its logits are that layer's and nothing else."""
+"""For each model its output embedding, and whether its logits are the output of that layer and nothing else."""
 
 
 class NextTokenLoss:
-    """The loss of forward passes over the same tokens.
+    """Next-token loss of forward passes over the same tokens.
 
-    Made before anything about the model is changed for the pass: it may have to be tried out.
+    Create it before the model is changed for the pass: the constructor may run the model to check its head.
 
     Args:
         input_ids: int64 `[batch, seq]`.
@@ -174,50 +172,50 @@ class NextTokenLoss:
         self._head = linear_head(model)
 
     def total(self) -> torch.Tensor:
-        """Run the model; the sum of -log p(next token), a scalar in float32 or better, differentiable once."""
+        """Run the model and return the sum of -log p(next token): a scalar, float32 or better, differentiable once."""
         if self._head is None:
             return next_token_losses(self.model(**self.inputs).logits, self.input_ids)[self.valid].sum()
         hidden = self.model.base_model(**self.inputs).last_hidden_state
         targets = F.pad(self.input_ids[:, 1:], (0, 1)).masked_fill(~self.valid, -100).unsqueeze(-1)
         weight = in_autocast_dtype(self._head.weight)
-        # A window at a time: its chunks, and with them the order of its sums, do not depend on its place in the batch.
+        # One window at a time, so that its chunks, and the order of its sums, do not depend on its place in the batch.
         losses = [linear_losses(h, weight, self._head.bias, t) for h, t in zip(hidden, targets, strict=True)]
-        return torch.stack([one.total for one in losses]).sum()
+        return torch.stack([window.total for window in losses]).sum()
 
 
 def linear_head(model: PreTrainedModel) -> nn.Linear | None:
-    """The layer that alone turns `base_model`'s last hidden state into the model's logits; None where more happens.
+    """The layer that maps `base_model`'s last hidden state to the logits; None if the model does more than that.
 
-    Tried out once for each model, on a few tokens.
+    Checked once for each model, on a few tokens.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or model.base_model is model or is_wrapped(head):
         return None
-    seen, alone = _heads.get(model, (None, False))
-    if seen is not head:
-        alone = _is_alone(model, head)
-        _heads[model] = (head, alone)
-    return head if alone else None
+    checked, is_linear = _heads.get(model, (None, False))
+    if checked is not head:
+        is_linear = _logits_are_linear(model, head)
+        _heads[model] = (head, is_linear)
+    return head if is_linear else None
 
 
 @torch.no_grad()
-def _is_alone(model: PreTrainedModel, head: nn.Linear) -> bool:
+def _logits_are_linear(model: PreTrainedModel, head: nn.Linear) -> bool:
     ids = torch.arange(min(4, head.out_features), device=head.weight.device)[None]
     with torch.autocast(head.weight.device.type, enabled=False):
-        inputs = model_inputs(model, ids, torch.ones_like(ids))  # without a mask GPT-2 warns of what looks like padding
+        inputs = model_inputs(model, ids, torch.ones_like(ids))  # without a mask GPT-2 warns that ids look like padding
         hidden = getattr(model.base_model(**inputs), "last_hidden_state", None)
         logits = model(**inputs).logits
         return hidden is not None and torch.equal(head(hidden), logits)
 
 
 def has_next_token(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Whether a position and its successor are both tokens, bool `[batch, seq]`; never at the last position."""
+    """Whether a position and the next one are both tokens, bool `[batch, seq]`; False at the last position."""
     mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     return mask & F.pad(mask[:, 1:], (0, 1), value=False)
 
 
 def next_token_losses(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    """-log p(next token) per position, `[batch, seq]`; 0 at the last one."""
+    """-log p(next token) at each position, `[batch, seq]`; 0 at the last one."""
     wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(wide.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
     return F.pad(losses.view(input_ids.shape[0], -1), (0, 1))

@@ -1,56 +1,60 @@
-"""Multi-head attention with grouped queries, optional rotary positions and a Transformers cache."""
+"""The transformer below and above concept_layer: masks, attention, blocks, the backbones and `BlockRunner`.
+
+The blocks are not Transformers' because above concept_layer a token takes more than one slot: both slots of a token
+share its position, and the cache holds both. Without concepts they agree with Transformers' GPT-2 (to 1e-9 in float64)
+and Llama (tests/model). The model and the mixers call `BlockRunner`, at the end of the file.
+
+Choices:
+- Slots are ordered token by token, so causality over slots is plain causality over `token * slots + slot`.
+- SDPA's own causal flag aligns queries and keys at the top left, so it is used only where both have the same length;
+  cached steps with several queries need an explicit mask.
+- A block can compute some of its slots only (`query_slots`): the last block before the head skips the queries, the
+  MLP and the output projection of slots that are not read.
+"""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Cache
+from transformers import Cache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cocomix.kernels.matmul import Linear, linear
+from cocomix.utils.registry import Registry
 
 if TYPE_CHECKING:
+    from cocomix.model.build import ModelShape
     from cocomix.model.configuration_cocomix import CoCoMixConfig
 
 
-# Modules that hold plain parameters and say how these begin.
+class ParameterModule(nn.Module):
+    """Base class of modules with parameters besides those of their linear layers, embeddings and norms."""
+
+    def reset_parameters(self, std: float) -> None:
+        """Initialise the module's own parameters; `std` is the config's `initializer_range`."""
 
 
-class OwnInit(nn.Module):
-    """A module with parameters of its own, beside those of linear layers, embeddings and norms below it."""
-
-    def reset(self, std: float) -> None:
-        """Initialise the parameters this module itself holds; `std` is the config's `initializer_range`."""
-
-
-# Causal layouts over one or more slots a token.
-#
-# Slots are ordered token by token, so causality over slots is plain causality over positions `token * slots + slot`.
-# SDPA's own causal flag aligns queries and keys at the top left and is therefore used only where both have the
-# same length; cached steps of several queries need an explicit mask.
-
-
-class Attend(NamedTuple):
-    """What SDPA needs to know about who sees whom."""
+class AttentionLayout(NamedTuple):
+    """Arguments of SDPA that tell which queries see which keys."""
 
     mask: torch.Tensor | None
     """bool `[batch or 1, 1, queries, keys]`, True where seen; None: no mask beyond `causal`"""
     causal: bool
     """whether SDPA's own causal flag is used"""
 
-    def for_slots(self, asking: slice, slots: int, device: torch.device) -> "Attend":
-        """The same layout where of `slots` slots only `asking` ask."""
+    def for_slots(self, query_slots: slice, slots: int, device: torch.device) -> "AttentionLayout":
+        """The layout of only the queries `query_slots`, out of `slots` slots."""
         if self.causal:
             places = torch.arange(slots, device=device)
-            return Attend((places[None, :] <= places[asking, None])[None, None], causal=False)
-        return self if self.mask is None else Attend(self.mask[:, :, asking], causal=False)
+            return AttentionLayout((places[None, :] <= places[query_slots, None])[None, None], causal=False)
+        return self if self.mask is None else AttentionLayout(self.mask[:, :, query_slots], causal=False)
 
 
-def attend(
+def attention_layout(
     padding: torch.Tensor | None,
     new: int,
     past: int,
@@ -58,38 +62,36 @@ def attend(
     slots: int,
     device: torch.device,
     key_slots: int | None = None,
-    present: torch.Tensor | None = None,
-) -> Attend:
-    """Layout for `new` tokens after `past` cached ones.
+    visible: torch.Tensor | None = None,
+) -> AttentionLayout:
+    """Causal layout for `new` tokens after `past` cached ones.
 
     Args:
         padding: 1 for tokens, 0 for padding, `[batch, past + new]`; None: no padding.
-        slots: slots a token that ask.
-        key_slots: slots a token that answer, if more of them do; a query sees all those of its own token.
-        present: False for slots nobody may see, bool `[batch or 1, (past + new) * key_slots]`; None: all are there.
+        slots: queries per token.
+        key_slots: keys per token, if more than queries; a query sees all keys of its own token.
+        visible: False for slots that no query attends to, bool `[batch or 1, (past + new) * key_slots]`; None: all.
     """
     key_slots = key_slots or slots
     queries, keys = new * slots, (past + new) * key_slots
-    if padding is None and present is None and slots == key_slots:
+    if padding is None and visible is None and slots == key_slots:
         if past == 0:
-            return Attend(None, causal=True)
+            return AttentionLayout(None, causal=True)
         if queries == 1:
-            return Attend(None, causal=False)
+            return AttentionLayout(None, causal=False)
     column = torch.arange(keys, device=device)[None, :]
-    own = _last_seen(new, past, slots, key_slots, device)[:, None]
-    mask = (column <= own)[None, None]
-    hidden = None
+    last = _last_key(new, past, slots, key_slots, device)[:, None]
+    mask = (column <= last)[None, None]
     if padding is not None:
-        hidden = padding.bool().repeat_interleave(key_slots, dim=1)
-    if present is not None:
-        hidden = present if hidden is None else hidden & present
-    if hidden is not None:
-        # A padded or absent query would see nothing and turn into NaN; let it see itself, nobody ever sees it.
-        mask = (mask & hidden[:, None, None, :]) | (column == own)
-    return Attend(mask, causal=False)
+        tokens = padding.bool().repeat_interleave(key_slots, dim=1)
+        visible = tokens if visible is None else tokens & visible
+    if visible is not None:
+        # A padded or hidden query would see nothing and become NaN. It sees itself, and no query sees it.
+        mask = (mask & visible[:, None, None, :]) | (column == last)
+    return AttentionLayout(mask, causal=False)
 
 
-def _last_seen(new: int, past: int, slots: int, key_slots: int, device: torch.device) -> torch.Tensor:
+def _last_key(new: int, past: int, slots: int, key_slots: int, device: torch.device) -> torch.Tensor:
     """The last key each query sees, int64 `[new * slots]`: its own slot, or the last one of its token."""
     if slots == key_slots:
         return torch.arange(past * slots, (past + new) * slots, device=device)
@@ -101,13 +103,13 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(head_dim)) v, projected; one fused projection makes q, k and v.
+    """Multi-head attention, softmax(q k^T / sqrt(head_dim)) v, with one fused projection for q, k and v.
 
     Args:
         hidden_size: d_model.
         heads: query heads.
         kv_heads: key/value heads.
-        layer_index: place in the cache.
+        layer_index: index in the cache.
         bias: whether the projections have biases.
         dropout: dropout of the attention weights and the output.
     """
@@ -124,24 +126,24 @@ class Attention(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        layout: Attend,
+        layout: AttentionLayout,
         rotary: Rotary | None,
         cache: Cache | None,
-        memory: torch.Tensor | None = None,
-        asking: slice | None = None,
+        extra_kv: torch.Tensor | None = None,
+        query_slots: slice | None = None,
     ) -> torch.Tensor:
-        """`[batch, slots, d_model]` -> `[batch, asking slots, d_model]`.
+        """`[batch, slots, d_model]` -> `[batch, query slots, d_model]`.
 
         Args:
-            layout: who sees whom, for the slots that ask.
-            asking: slots whose results are needed; None: all. The others give keys and values only.
-            memory: `[batch, slots, d_model]`, a vector behind each slot that gives a key and a value and asks nothing.
+            layout: which queries see which keys, for the query slots.
+            extra_kv: `[batch, slots, d_model]`, a vector after each slot that gives a key and a value but no query.
+            query_slots: slots whose output is needed; None: all. The others only give keys and values.
         """
-        query, key, value = self._projected(hidden, rotary, asking)
-        if memory is not None:
-            more_keys, more_values = self._keys_values(memory, rotary)
-            key = torch.stack((key, more_keys), dim=3).flatten(2, 3)
-            value = torch.stack((value, more_values), dim=3).flatten(2, 3)
+        query, key, value = self._projected(hidden, rotary, query_slots)
+        if extra_kv is not None:
+            extra_keys, extra_values = self._keys_values(extra_kv, rotary)
+            key = torch.stack((key, extra_keys), dim=3).flatten(2, 3)
+            value = torch.stack((value, extra_values), dim=3).flatten(2, 3)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
         mixed = F.scaled_dot_product_attention(
@@ -157,33 +159,33 @@ class Attention(nn.Module):
         return F.dropout(self.out(joined), self.dropout, self.training)
 
     def _projected(
-        self, hidden: torch.Tensor, rotary: Rotary | None, asking: slice | None
+        self, hidden: torch.Tensor, rotary: Rotary | None, query_slots: slice | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Query, key and value, each `[batch, heads or kv_heads, slots, head_dim]`; queries of the asking slots."""
-        if asking is None:
+        """Query, key and value, each `[batch, heads or kv_heads, slots, head_dim]`; queries only of the query slots."""
+        if query_slots is None:
             split = self.qkv(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             query, key, value = split.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
             return (query, key, value) if rotary is None else (rotate(query, rotary), rotate(key, rotary), value)
         first = self.heads * self.head_dim
         bias = None if self.qkv.bias is None else self.qkv.bias[:first]
-        asked = linear(hidden[:, asking], self.qkv.weight[:first], bias)
-        query = asked.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        projected = linear(hidden[:, query_slots], self.qkv.weight[:first], bias)
+        query = projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         key, value = self._keys_values(hidden, rotary)
         if rotary is not None:
-            query = rotate(query, (rotary[0][:, :, asking], rotary[1][:, :, asking]))
+            query = rotate(query, (rotary[0][:, :, query_slots], rotary[1][:, :, query_slots]))
         return query, key, value
 
-    def _keys_values(self, memory: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values alone, of vectors at the slots' own positions, each `[batch, kv_heads, slots, head_dim]`."""
+    def _keys_values(self, extra_kv: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of vectors at the positions of the slots, each `[batch, kv_heads, slots, head_dim]`."""
         first = self.heads * self.head_dim
         bias = None if self.qkv.bias is None else self.qkv.bias[first:]
-        split = linear(memory, self.qkv.weight[first:], bias).view(*memory.shape[:2], -1, self.head_dim)
+        split = linear(extra_kv, self.qkv.weight[first:], bias).view(*extra_kv.shape[:2], -1, self.head_dim)
         key, value = split.transpose(1, 2).chunk(2, dim=1)
         return (key if rotary is None else rotate(key, rotary)), value
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Rotary positions: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) on the two halves of head_dim."""
+    """Apply rotary positions: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) on the two halves of head_dim."""
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
@@ -198,14 +200,8 @@ def rotary_table(positions: torch.Tensor, head_dim: int, theta: float, dtype: to
     return angles.cos(), angles.sin()
 
 
-# Backbone families behind one interface, registered in `BACKBONES`.
-#
-# Blocks are ours because from concept_layer on a token takes more than one slot: both slots of a token share its
-# position, and the cache holds both. With concepts out of the way they agree with Transformers' GPT-2 and Llama.
-
-
 class GeluMLP(nn.Module):
-    """W2 gelu(W1 x), tanh-approximated as GPT-2's."""
+    """W2 gelu(W1 x), with GPT-2's tanh approximation."""
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
@@ -242,27 +238,40 @@ class Block(GradientCheckpointingLayer):
     def forward(
         self,
         hidden: torch.Tensor,
-        layout: Attend,
+        layout: AttentionLayout,
         rotary: Rotary | None,
         cache: Cache | None = None,
-        memory: torch.Tensor | None = None,
-        asking: slice | None = None,
+        extra_kv: torch.Tensor | None = None,
+        query_slots: slice | None = None,
     ) -> torch.Tensor:
-        """`[batch, slots, d_model]` -> the same; `memory` of that shape is attended to and not changed.
+        """`[batch, slots, d_model]` -> `[batch, slots, d_model]`; `extra_kv` of that shape is only attended to.
 
-        With `asking` only those slots are carried on, `[batch, asking slots, d_model]`; all of them are attended to.
+        With `query_slots` only these are returned, `[batch, query slots, d_model]`; all slots are attended to.
         """
-        extra = None if memory is None else self.norm_1(memory)
-        mixed = self.attention(self.norm_1(hidden), layout, rotary, cache, extra, asking)
-        hidden = (hidden if asking is None else hidden[:, asking]) + mixed
+        extra_kv = None if extra_kv is None else self.norm_1(extra_kv)
+        mixed = self.attention(self.norm_1(hidden), layout, rotary, cache, extra_kv, query_slots)
+        hidden = (hidden if query_slots is None else hidden[:, query_slots]) + mixed
         return hidden + F.dropout(self.mlp(self.norm_2(hidden)), self.dropout, self.training)
 
 
-class Backbone(nn.Module, ABC):
-    """Embeddings, blocks and the final norm of one family."""
+class SpecialIds(TypedDict):
+    """Ids of special tokens, by their names in a model config."""
 
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+
+class Backbone(nn.Module, ABC):
+    """Base class of backbones: embeddings, blocks and final norm of a family, and Transformers' plain model of it."""
+
+    name: ClassVar[str]
+    """name in settings"""
     bias: ClassVar[bool]
     """whether the attention projections have biases"""
+    rotary_positions: ClassVar[bool] = False
+    grouped_queries: ClassVar[bool] = False
+    """whether there can be fewer key/value heads than query heads"""
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
@@ -272,7 +281,7 @@ class Backbone(nn.Module, ABC):
         self.dropout = config.dropout
 
     def block(self, config: "CoCoMixConfig", index: int) -> Block:
-        """A block of this family; `index` is its place in the cache."""
+        """A block of this family; `index` is its index in the cache."""
         attention = Attention(
             config.hidden_size,
             config.num_attention_heads,
@@ -300,16 +309,27 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary | None:
-        """Rotary table for one slot a token, or None where positions are learned."""
+        """Rotary table for one slot per token, or None where positions are learned."""
 
     def residual_scale(self, layers: int) -> float:
-        """Factor on the initial weights that write to the residual stream."""
+        """Factor on the initialisation std of weights that write to the residual stream."""
         return 1.0
+
+    @classmethod
+    @abstractmethod
+    def inner_width(cls, width: int) -> int:
+        """Inner width of the MLP for d_model `width`."""
+
+    @classmethod
+    @abstractmethod
+    def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+        """Transformers' causal LM of this family and shape, newly initialised, without dropout."""
 
 
 class GPT2Backbone(Backbone):
     """Learned positions, LayerNorm, GELU, biases everywhere."""
 
+    name = "gpt2"
     bias = True
 
     def __init__(self, config: "CoCoMixConfig") -> None:
@@ -331,11 +351,34 @@ class GPT2Backbone(Backbone):
     def residual_scale(self, layers: int) -> float:
         return 1 / math.sqrt(2 * layers)
 
+    @classmethod
+    def inner_width(cls, width: int) -> int:
+        return 4 * width
+
+    @classmethod
+    def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+        config = GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=seq_len,
+            n_embd=shape.width,
+            n_layer=shape.layers,
+            n_head=shape.heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's own GELU, as one fused operation
+            **special,
+        )
+        return GPT2LMHeadModel(config)
+
 
 class LlamaBackbone(Backbone):
     """Rotary positions, RMSNorm, SwiGLU, grouped queries, no biases."""
 
+    name = "llama"
     bias = False
+    rotary_positions = True
+    grouped_queries = True
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__(config)
@@ -353,43 +396,68 @@ class LlamaBackbone(Backbone):
     def rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary | None:
         return rotary_table(positions, self.head_dim, self.theta, dtype)
 
+    @classmethod
+    def inner_width(cls, width: int) -> int:
+        return -(-8 * width // 48) * 16  # 8/3 of the width, rounded up to a multiple of 16
 
-BACKBONES: dict[str, type[Backbone]] = {"gpt2": GPT2Backbone, "llama": LlamaBackbone}
+    @classmethod
+    def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+        config = LlamaConfig(
+            vocab_size=vocab_size,
+            max_position_embeddings=seq_len,
+            hidden_size=shape.width,
+            intermediate_size=cls.inner_width(shape.width),
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads or shape.heads,
+            tie_word_embeddings=True,
+            # No pad_token_id: Llama would freeze that row of its embedding at zero; here it is the end-of-text row.
+            bos_token_id=special["bos_token_id"],
+            eos_token_id=special["eos_token_id"],
+        )
+        return LlamaForCausalLM(config)
 
 
-# Running a stretch of blocks over a layout of slots; what a mixer writes the upper half of the forward pass with.
+BACKBONES: Registry[type[Backbone]] = Registry("backbone", [GPT2Backbone, LlamaBackbone], own=("config",))
 
 
-class BlockRun:
-    """Runs blocks, a few or all that are left at a time; masks, positions and the cache follow from the slots.
+def register_backbone(cls: type[Backbone]) -> type[Backbone]:
+    """Register a backbone under its `name`; usable as a decorator."""
+    return BACKBONES.register(cls)
+
+
+class BlockRunner:
+    """Runs the model's blocks in order, some at a time, with the masks, positions and cache that the slots need.
+
+    The model runs the blocks below concept_layer with it and then passes it to the mixer, which runs the others.
 
     Args:
-        blocks: the stretch, e.g. those from concept_layer on.
+        blocks: the blocks, in order.
         backbone: for its rotary tables.
-        positions: of the new tokens, int64 `[batch or 1, new]`.
+        positions: positions of the new tokens, int64 `[batch or 1, new]`.
         padding: 1 for tokens, 0 for padding, `[batch, past + new]`; None: no padding.
-        past: tokens in the cache.
+        past: number of tokens in the cache.
         cache: keys and values to read and extend, or None.
-        seen: gets what each block returned, if there is one.
+        hidden_states: a list to which the output of each block is appended, or None.
     """
 
     def __init__(
         self,
-        blocks: Sequence[nn.Module],
+        blocks: Iterable[nn.Module],
         backbone: nn.Module,
         positions: torch.Tensor,
-        padding: torch.Tensor | None,
-        past: int,
-        cache: Cache | None,
-        seen: list[torch.Tensor] | None,
+        padding: torch.Tensor | None = None,
+        past: int = 0,
+        cache: Cache | None = None,
+        hidden_states: list[torch.Tensor] | None = None,
     ) -> None:
-        self._blocks: Iterator[nn.Module] = iter(blocks)
-        self._left, self._backbone = len(blocks), backbone
-        self.positions, self.padding, self.past, self.cache, self._seen = positions, padding, past, cache, seen
+        self._blocks, self._backbone = list(blocks), backbone
+        self.positions, self.padding, self.past, self.cache = positions, padding, past, cache
+        self.hidden_states = hidden_states
 
     @property
-    def plain(self) -> bool:
-        """Whether all tokens are here and none is padding: then a layout needs no mask beyond causality."""
+    def unmasked(self) -> bool:
+        """Whether there is neither padding nor a cache, so that no mask beyond causality is needed."""
         return self.padding is None and self.cache is None
 
     def run(
@@ -398,43 +466,56 @@ class BlockRun:
         *,
         slots: int = 1,
         blocks: int | None = None,
-        memory: torch.Tensor | None = None,
-        present: torch.Tensor | None = None,
-        asking: slice | None = None,
+        extra_kv: torch.Tensor | None = None,
+        visible: torch.Tensor | None = None,
+        query_slots: slice | None = None,
     ) -> torch.Tensor:
-        """Run `blocks` more blocks, or all that are left, over `slots` slots a token.
-
-        With `asking` only those slots are returned, and the last of the blocks carries on no others.
+        """Run the next `blocks` blocks (None: all remaining ones) over `slots` slots per token.
 
         Args:
             hidden: `[batch, new * slots, d_model]`.
-            memory: `[batch, new, d_model]`, vectors that are only attended to, one behind each token.
-            present: False for slots nobody sees, bool `[batch or 1, (past + new) * slots]`.
+            extra_kv: `[batch, new, d_model]`, one vector after each token that only gives keys and values.
+            visible: False for slots that no query attends to, bool `[batch or 1, (past + new) * slots]`.
+            query_slots: return only these slots; the last block does not compute the others.
         """
-        new = self.positions.shape[1]
-        key_slots = slots if memory is None else 2 * slots
-        layout = attend(
-            self.padding, new, self.past, slots=slots, key_slots=key_slots, present=present, device=hidden.device
+        layout = attention_layout(
+            self.padding,
+            self.positions.shape[1],
+            self.past,
+            slots=slots,
+            key_slots=slots if extra_kv is None else 2 * slots,
+            visible=visible,
+            device=hidden.device,
         )
-        rotary = self._backbone.rotary(self.positions.repeat_interleave(slots, dim=1), hidden.dtype)  # pyright: ignore
-        return self._through(blocks, hidden, layout, rotary, memory, asking)
+        rotary = self._rotary(self.positions.repeat_interleave(slots, dim=1), hidden.dtype)
+        return self._run(blocks, hidden, layout, rotary, extra_kv, query_slots)
 
-    def run_compact(self, hidden: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
-        """Run all blocks left over slots of which `owners` int64 `[slots]` names the tokens; only where `plain`."""
-        layout = attend(None, len(owners), 0, slots=1, device=hidden.device)
-        rotary = self._backbone.rotary(self.positions[:, owners], hidden.dtype)  # pyright: ignore
-        return self._through(None, hidden, layout, rotary, None, None)
+    def run_packed(self, hidden: torch.Tensor, token_of_slot: torch.Tensor) -> torch.Tensor:
+        """Run all remaining blocks over slots of the tokens `token_of_slot`, int64 `[slots]`; only if `unmasked`."""
+        layout = attention_layout(None, len(token_of_slot), 0, slots=1, device=hidden.device)
+        rotary = self._rotary(self.positions[:, token_of_slot], hidden.dtype)
+        return self._run(None, hidden, layout, rotary, None, None)
 
-    def _through(self, blocks, hidden, layout, rotary, memory, asking):
-        count = self._left if blocks is None else min(blocks, self._left)
-        self._left -= count
-        for place in range(count):
-            given = {"layout": layout, "rotary": rotary, "cache": self.cache, "memory": memory}
-            # Who watches every block's hidden states gets all slots of the last one, too.
-            sparing = asking is not None and place == count - 1 and self._seen is None
-            if sparing:
-                given |= {"layout": layout.for_slots(asking, hidden.shape[1], hidden.device), "asking": asking}
-            hidden = next(self._blocks)(hidden, **given)
-            if self._seen is not None:
-                self._seen.append(hidden)
-        return hidden if asking is None or (count and self._seen is None) else hidden[:, asking]
+    def _rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary | None:
+        return self._backbone.rotary(positions, dtype)  # pyright: ignore[reportCallIssue]
+
+    def _run(
+        self,
+        count: int | None,
+        hidden: torch.Tensor,
+        layout: AttentionLayout,
+        rotary: Rotary | None,
+        extra_kv: torch.Tensor | None,
+        query_slots: slice | None,
+    ) -> torch.Tensor:
+        blocks, self._blocks = self._blocks[:count], self._blocks[len(self._blocks[:count]) :]
+        for block in blocks:
+            arguments = {"layout": layout, "rotary": rotary, "cache": self.cache, "extra_kv": extra_kv}
+            # A caller that collects hidden states gets all slots of every block, the last one included.
+            if query_slots is not None and block is blocks[-1] and self.hidden_states is None:
+                fewer = layout.for_slots(query_slots, hidden.shape[1], hidden.device)
+                return block(hidden, **arguments | {"layout": fewer, "query_slots": query_slots})
+            hidden = block(hidden, **arguments)
+            if self.hidden_states is not None:
+                self.hidden_states.append(hidden)
+        return hidden if query_slots is None else hidden[:, query_slots]

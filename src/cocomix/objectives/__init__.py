@@ -1,18 +1,17 @@
-"""What a student is trained on: one file an objective, with its settings, its model and its loss."""
+"""Training objectives: one file per objective, with its settings, its model and its loss."""
 
-from cocomix.objectives.base import Objective
+from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.bootstrap import BootstrapObjective
-from cocomix.objectives.cocomix import CoCoMixObjective
+from cocomix.objectives.cocomix import CoCoMixObjective, ConceptConfig
 from cocomix.objectives.hidden import DISTANCES, HiddenObjective
 from cocomix.objectives.kd import KdObjective, LiveTeacher, StoredTeacher
-from cocomix.objectives.ntp import NtpObjective
+from cocomix.objectives.ntp import NtpObjective, NtpStudent, PlainStudent
+from cocomix.objectives.registry import OBJECTIVES, StudentConfig, build_student, register_objective
 from cocomix.objectives.sae import SaeObjective
-from cocomix.objectives.student_settings import ConceptConfig, StudentConfig
-from cocomix.objectives.variants import VARIANTS, Variant, build_student
 
 __all__ = [
     "DISTANCES",
-    "VARIANTS",
+    "OBJECTIVES",
     "BootstrapObjective",
     "CoCoMixObjective",
     "ConceptConfig",
@@ -20,10 +19,13 @@ __all__ = [
     "KdObjective",
     "LiveTeacher",
     "NtpObjective",
+    "NtpStudent",
     "Objective",
+    "PlainStudent",
     "SaeObjective",
     "StoredTeacher",
     "StudentConfig",
-    "Variant",
+    "StudentSettings",
     "build_student",
+    "register_objective",
 ]

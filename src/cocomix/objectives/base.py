@@ -1,28 +1,43 @@
-"""The interface between an objective and the training loop."""
+"""Base classes of objectives.
+
+An objective is one file with two classes. A `StudentSettings` has the user's settings and builds the model and the loss
+from them. An `Objective` is the loss, a module that the trainer calls with a batch. All objectives are listed in
+`objectives/registry.py`.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
+from transformers import PreTrainedModel
+
+from cocomix.model.build import MixConfig, ModelShape, Sizes
+from cocomix.utils.registry import Registry
+from cocomix.utils.settings import Section
 
 
 class Objective(nn.Module, ABC):
-    """A model and the loss it is trained on; calling it with a batch returns the mean loss, a scalar.
+    """A model with its training loss; calling it with a batch returns the mean loss, a scalar.
 
     Attributes:
-        holds_logits: whether a step holds the logits of all its tokens, and their gradient.
+        holds_logits: whether a step holds the logits of all its tokens and their gradient; for memory estimates.
+        holds_teacher_logits: whether it also holds the teacher's logits.
     """
 
     holds_logits: ClassVar[bool] = True
+    holds_teacher_logits: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean loss of a batch: `input_ids` int64 `[batch, seq]` and what else the objective needs.
+        """Mean loss of a batch, a scalar.
 
-        `progress`, a scalar, is the share of the training that lies behind.
+        Args:
+            batch: `input_ids` int64 `[batch, seq]`, `progress` (a scalar, the share of training done), and the other
+                inputs of the objective, see `BatchSource`.
         """
 
     @abstractmethod
@@ -34,11 +49,11 @@ class Objective(nn.Module, ABC):
         return self.trainable()
 
     def clipped(self) -> Sequence[nn.Module]:
-        """Modules whose gradient norms are limited, each by itself."""
+        """Modules whose gradient norms are clipped, each separately."""
         return [self.trainable()]
 
     def sharded_units(self) -> list[nn.Module]:
-        """Modules FSDP2 gathers one at a time, the innermost first: blocks, then the model, then what is left."""
+        """Modules that FSDP2 gathers one at a time, innermost first: blocks, then the model, then the rest."""
         model = self.evaluated()
         stack = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), ())
         outside = {id(p) for p in self.parameters()} - {id(p) for p in model.parameters()}
@@ -46,14 +61,103 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the trained module in its own format."""
+        """Save the trained module to `folder` in its own format."""
 
     @abstractmethod
     def flops_per_token(self, seq_len: int) -> float:
-        """Training cost per token, forward and backward, two operations a multiply-accumulate."""
+        """Training FLOPs per token, forward and backward; a multiply-accumulate counts as two."""
 
     def before_step(self) -> None:
-        """Called after the backward pass, before clipping and the optimiser."""
+        """Called after the backward pass, before gradient clipping and the optimiser."""
 
     def after_step(self) -> None:
         """Called after each optimiser step."""
+
+
+class StudentSettings(Section, ABC):
+    """Settings of a student: its shape, and the settings of one objective, from which model and loss are built.
+
+    A subclass is one objective. Its fields are its settings; its properties tell the run which inputs it needs.
+    """
+
+    name: ClassVar[str]
+    """value of `objective` in settings"""
+    uses_sae_concepts: ClassVar[bool] = False
+    """whether it predicts the concepts of the run's SAE, so that labels, names and the explorer apply to it"""
+
+    objective: str = Field(description="what it is trained on")
+    model: ModelShape = Field(default_factory=ModelShape)
+    length: float = Field(
+        default=1.0, gt=0, description="training length, as a multiple of students_train's; its schedule follows"
+    )
+
+    @model_validator(mode="after")
+    def _objective_is_its_own(self) -> Self:
+        if self.objective != self.name:
+            raise ValueError(f"these are settings of the objective {self.name}, not of {self.objective!r}")
+        return self
+
+    @classmethod
+    def section_for(cls, raw: Any) -> type[Section]:
+        return OBJECTIVES.get(str(raw.get("objective")), cls) if isinstance(raw, Mapping) else cls
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Inputs of training besides tokens: `sae`, `labels`, `teacher` (live), `logits` (the teacher's, stored)."""
+        return frozenset()
+
+    @property
+    def label_set(self) -> str | None:
+        """Name of the label set it is trained on."""
+        return None
+
+    @property
+    def label_sign(self) -> str | None:
+        """Sign of those labels; None: the first one of the set."""
+        return None
+
+    @property
+    def stored_teacher_tokens(self) -> int | None:
+        """Number of the teacher's most likely tokens that it reads from a store."""
+        return None
+
+    @property
+    def same_size_as(self) -> str | None:
+        """Name of the student whose parameter count it is widened to match."""
+        return None
+
+    @property
+    def mixing(self) -> MixConfig | None:
+        """Where and how the predicted vector is mixed in; None for a plain model."""
+        return None
+
+    @property
+    def own_latents(self) -> int | None:
+        """Number of concepts C of the student's own autoencoder; None: it uses the run's."""
+        return None
+
+    @abstractmethod
+    def build(self, sizes: Sizes) -> PreTrainedModel:
+        """Build the student's model, initialised from torch's global generator."""
+
+    @abstractmethod
+    def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        """Build the loss of `model`; `teacher` loads the concept model, for objectives that run it in every step."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Short description of what distinguishes its training."""
+
+    def describe(self) -> str:
+        """`summary`, with the training length if it differs from the other students'."""
+        return self.summary() + ("" if self.length == 1 else f", {self.length:g} times the steps")
+
+
+OBJECTIVES: Registry[type[StudentSettings]] = Registry("objective")
+"""Objectives by name; the list is in `objectives/registry.py`."""
+
+
+def describe_mixing(mix: MixConfig) -> str:
+    """Short description of the mixer and its options."""
+    options = ", ".join(f"{name} {value}" for name, value in mix.mixer_options.items())
+    return f"{mix.mixer} ({options})" if options else mix.mixer

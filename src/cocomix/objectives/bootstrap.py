@@ -1,30 +1,89 @@
-"""CoCoMix without a teacher: the autoencoder learns on a slow-moving average of the student while it trains.
+"""CoCoMix without a teacher: the autoencoder is trained on a moving average of the student, together with the student.
 
-The paper names this as future work. The average's hidden state at a position is encoded; its strongest latents are
-the position's labels; the student predicts and mixes them as ever. The autoencoder trains on the same hidden states
-in the same step, and no gradient passes between the two. Until the autoencoder means something (`warmup`), its labels
-are not used.
+The paper names this as future work. The hidden state of the averaged student is encoded, and its largest latents are
+the labels of the position; the student predicts them and mixes them in as usual. The autoencoder is trained on the same
+hidden states in the same step, and no gradient flows between the two. During `warmup`, while the autoencoder is not yet
+useful, the labels are not used.
 """
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
+from transformers import PreTrainedModel
 
+from cocomix.model.build import Sizes
 from cocomix.model.flops import hidden_flops, model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, concept_loss
-from cocomix.objectives.base import Objective
+from cocomix.objectives.base import Objective, StudentSettings, describe_mixing
+from cocomix.objectives.cocomix import ConceptConfig, build_with_concepts
 from cocomix.sae.sae import TopKSAE
 from cocomix.sae.training import SaeTraining
 
 
+class BootstrapStudent(StudentSettings):
+    """CoCoMix without a teacher: the autoencoder is trained on a moving average of the student."""
+
+    name = "bootstrap"
+
+    concept: ConceptConfig = Field(default_factory=ConceptConfig)
+    source: Literal["top", "middle"] = Field(
+        default="top", description="hidden state encoded: what feeds the final norm, or what enters concept_layer"
+    )
+    decay: float = Field(default=0.99, ge=0, lt=1, description="of the average, a step")
+    n_latents: int = Field(default=1024, ge=1, description="number of concepts C")
+    k: int = Field(default=16, ge=1, description="active latents per position K")
+    labels_per_position: int = Field(default=4, ge=1, description="labels a position K_attr: its strongest latents")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the training before the concept loss begins")
+
+    @property
+    def mixing(self) -> ConceptConfig:
+        return self.concept
+
+    @property
+    def own_latents(self) -> int:
+        return self.n_latents
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        if not self.labels_per_position <= self.k <= self.n_latents:
+            raise ValueError(
+                f"labels_per_position {self.labels_per_position}, k {self.k} and n_latents {self.n_latents}"
+                " must not fall in this order; change one of them"
+            )
+        if self.concept.loss_until is not None:
+            raise ValueError("concept.loss_until is for cocomix students; a bootstrap student has `warmup`")
+        return self
+
+    def build(self, sizes: Sizes) -> PreTrainedModel:
+        return build_with_concepts(self.model, self.concept, sizes, self.n_latents, self.k)
+
+    def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        return BootstrapObjective(
+            model,
+            TopKSAE(self.model.width, self.n_latents, self.k),
+            top=self.source == "top",
+            decay=self.decay,
+            labels_per_position=self.labels_per_position,
+            warmup=self.warmup,
+        )
+
+    def summary(self) -> str:
+        return (
+            f"no teacher: concepts of the student's own average ({self.source} hidden state),"
+            f" lambda {self.concept.loss_weight:g}, mixing {describe_mixing(self.concept)}"
+        )
+
+
 class Bootstrap(nn.Module):
-    """What is trained and kept: the student, its average, and the autoencoder."""
+    """The modules that are trained and saved in checkpoints: student, averaged student and autoencoder."""
 
     steps: torch.Tensor
-    """optimiser steps averaged over so far, int64"""
+    """number of optimiser steps in the average so far, int64"""
 
     def __init__(self, student: CoCoMixForCausalLM, sae: TopKSAE, dead_after_tokens: int) -> None:
         super().__init__()
@@ -39,9 +98,10 @@ class BootstrapObjective(Objective):
 
     Args:
         model: the student.
-        sae: the autoencoder, `d_model` wide as the student.
-        top: encode what feeds the final norm; else what enters concept_layer.
-        decay: average = decay * average + (1 - decay) * student after each step; early on less, as if averaging evenly.
+        sae: the autoencoder, of the student's width.
+        top: whether to encode the input of the final norm; otherwise that of concept_layer.
+        decay: average = decay * average + (1 - decay) * student after each step; smaller in early steps, as in a mean
+            over all steps.
         labels_per_position: K_attr.
         warmup: share of the training before the concept loss begins.
     """
@@ -89,7 +149,13 @@ class BootstrapObjective(Objective):
         self.all.sae_training.sae.save_pretrained(folder / "sae")
 
     def flops_per_token(self, seq_len: int) -> float:
-        return bootstrap_flops(self.all.student.config, self.all.sae_training.sae.k, self.top, seq_len)
+        """The student's training FLOPs, a forward pass of its average, and three forward passes of the autoencoder."""
+        config: Any = self.all.student.config
+        student = model_flops(config, seq_len)
+        head = 2 * config.hidden_size * config.vocab_size
+        average = student.forward - head if self.top else hidden_flops(config, seq_len, config.concept_layer)
+        autoencoder = 2 * (config.num_concepts + self.all.sae_training.sae.k) * config.hidden_size
+        return student.training + average + 3 * autoencoder
 
     def before_step(self) -> None:
         self.all.sae_training.sae.remove_parallel_gradient_()
@@ -102,11 +168,3 @@ class BootstrapObjective(Objective):
         decay = min(self.decay, steps / (steps + 10))
         for averaged, current in zip(self.all.average.parameters(), self.all.student.parameters(), strict=True):
             averaged.lerp_(current, 1 - decay)
-
-
-def bootstrap_flops(student: Any, k: int, top: bool, seq_len: int) -> float:
-    """Training operations per token: the student's, the average's forward pass, three times the autoencoder's."""
-    own = model_flops(student, seq_len)
-    head = 2 * student.hidden_size * student.vocab_size
-    average = own.forward - head if top else hidden_flops(student, seq_len, student.concept_layer)
-    return own.training + average + 3 * 2 * (student.num_concepts + k) * student.hidden_size

@@ -1,21 +1,115 @@
-"""CoCoMix: next-token loss plus the weighted concept loss (`config.concept_loss_weight`, lambda in the paper)."""
+"""CoCoMix: next-token loss plus the weighted concept loss (lambda in the paper, `concept.loss_weight` in settings)."""
+
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
+from pydantic import Field, model_validator
+from transformers import PreTrainedModel
 
+from cocomix.labels.attribution import check_sign
+from cocomix.model.build import MixConfig, ModelShape, Sizes, build_mixed
+from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.objectives.base import Objective, StudentSettings, describe_mixing
 from cocomix.objectives.ntp import NtpObjective
 
 
-class CoCoMixObjective(NtpObjective):
-    """Total loss of a `CoCoMixForCausalLM`.
+class ConceptConfig(MixConfig):
+    """Settings of concept prediction and mixing."""
 
-    The batch also carries `concept_labels` `[batch, seq, k]` and, if it is a part of one, `concept_weight`, which
-    makes the losses of all parts add up to the mean over all labelled positions.
+    top_k: int | None = Field(default=None, ge=1, description="concepts kept of the prediction; empty: the SAE's k")
+    loss_weight: float = Field(default=0.1, ge=0, description="lambda, weight of the concept loss")
+    loss_until: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of the training over which lambda falls linearly to 0; empty: it stays",
+    )
+
+
+class CoCoMixStudent(StudentSettings):
+    """Next-token loss plus the weighted concept loss; with `loss_weight: 0` mixing only, without labels."""
+
+    name = "cocomix"
+    uses_sae_concepts = True
+
+    labels: str | None = Field(default=None, description="name of the label set")
+    sign: str | None = Field(default=None, description="sign of those labels; empty: the first one they have")
+    concept: ConceptConfig
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"sae"} if self.labels is None else {"sae", "labels"})
+
+    @property
+    def label_set(self) -> str | None:
+        return self.labels
+
+    @property
+    def label_sign(self) -> str | None:
+        return self.sign
+
+    @property
+    def mixing(self) -> ConceptConfig:
+        return self.concept
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        if self.sign is not None:
+            check_sign(self.sign)
+        if (self.labels is None) != (self.concept.loss_weight == 0):
+            raise ValueError("a cocomix student needs `labels`, unless its concept.loss_weight is 0, then it has none")
+        if self.labels is None and self.concept.loss_until is not None:
+            raise ValueError("concept.loss_until has nothing to lower where concept.loss_weight is 0; leave it out")
+        if self.labels is None and not MIXERS[self.concept.mixer].uses_vector:
+            raise ValueError(
+                f"with the mixer {self.concept.mixer} and concept.loss_weight 0 there is nothing to train concepts with"
+            )
+        return self
+
+    def build(self, sizes: Sizes) -> PreTrainedModel:
+        return build_with_concepts(self.model, self.concept, sizes, sizes.n_concepts, sizes.top_k)
+
+    def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        if self.labels is None:
+            return NtpObjective(model)
+        return CoCoMixObjective(model, self.concept.loss_until, label_flops=sizes.label_flops)
+
+    def summary(self) -> str:
+        concept = self.concept
+        if self.labels is None:
+            loss = "no concept loss"
+        else:
+            loss = f"labels {self.labels}{f'/{self.sign}' if self.sign else ''}, lambda {concept.loss_weight:g}"
+            loss += f" falling to 0 by {concept.loss_until:.0%}" if concept.loss_until else ""
+        return f"concepts before block {concept.concept_layer}, {loss}, mixing {describe_mixing(concept)}"
+
+
+def build_with_concepts(
+    shape: ModelShape, concept: ConceptConfig, sizes: Sizes, n_concepts: int, k: int
+) -> CoCoMixForCausalLM:
+    """Build a student that predicts `n_concepts` concepts and keeps `concept.top_k` of them (if not set, `k`)."""
+    return build_mixed(
+        shape,
+        concept,
+        sizes,
+        num_concepts=n_concepts,
+        concept_top_k=concept.top_k or k,
+        concept_loss_weight=concept.loss_weight,
+    )
+
+
+class CoCoMixObjective(NtpObjective):
+    """Next-token loss + lambda * concept loss of a `CoCoMixForCausalLM`.
+
+    The batch also has `concept_labels` `[batch, seq, k]` and, if it is a part of a batch, `concept_weight`, with which
+    the losses of all parts add up to the mean over all labelled positions.
 
     Args:
         model: the student.
         until: share of the training over which lambda falls linearly to 0; None: it stays.
-        label_flops: operations a token takes to be labelled, where labels are made live.
+        label_flops: FLOPs per token of computing labels, if they are computed during training.
     """
 
     def __init__(self, model: CoCoMixForCausalLM, until: float | None = None, *, label_flops: float = 0.0) -> None:

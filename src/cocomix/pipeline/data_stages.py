@@ -8,11 +8,11 @@ from typing import Any
 
 from cocomix.data.corpus import SPLITS, Corpus, CorpusWriter
 from cocomix.data.shards import TokenShards, token_dtype
-from cocomix.data.sources import SOURCES
-from cocomix.data.tokenize import Job, Tongue, encode_parts, finished_part, join_parts
+from cocomix.data.sources import open_source
+from cocomix.data.tokenize import Job, TokenizerSpec, encode_parts, finished_part, join_parts
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
 from cocomix.pipeline.config import RunConfig
-from cocomix.pipeline.stage import SECONDS, Lending, Stage, borrowed, known_as
+from cocomix.pipeline.stage import SECONDS, ExternalInputs, Stage, external_stages, stable_name
 from cocomix.utils.console import is_main, rank, world_size
 from cocomix.utils.distributed import barrier
 from cocomix.utils.errors import CocomixError
@@ -36,14 +36,12 @@ class CorpusStage(Stage):
         Corpus(self.folder / "text").check()
 
     def describe(self, figures: dict[str, Any]) -> str:
-        found = ", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())
+        counted = ", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())
         skipped = figures.get("skipped", 0)
-        return found + (f"; {skipped} bad records skipped, see {self.folder / 'skipped.jsonl'}" if skipped else "")
+        return counted + (f"; {skipped} bad records skipped, see {self.folder / 'skipped.jsonl'}" if skipped else "")
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        source = SOURCES.get(self.config.source)
-        if source is None:
-            raise CocomixError(f"there is no text source {self.config.source!r}; choose one of {', '.join(SOURCES)}")
+        source = open_source(self.config.source, self.config.options)
         writer = CorpusWriter(
             folder,
             every=self.config.every,
@@ -51,7 +49,7 @@ class CorpusStage(Stage):
             test_fraction=self.config.test_fraction,
             file_bytes=self.config.file_bytes,
         )
-        return {"source": self.config.source, **writer.write(source(self.config.options), progress)}
+        return {"source": self.config.source, **writer.write(source, progress)}
 
 
 class TokensStage(Stage):
@@ -59,17 +57,17 @@ class TokensStage(Stage):
 
     distributed = True
 
-    def __init__(self, run_dir: Path, config: RunConfig, corpus: CorpusStage, lending: Lending) -> None:
-        lent = borrowed(lending, config.tokens.tokenizer)
+    def __init__(self, run_dir: Path, config: RunConfig, corpus: CorpusStage, external_inputs: ExternalInputs) -> None:
+        lent = external_stages(external_inputs, config.tokens.tokenizer)
         super().__init__(run_dir, "tokens", "cocomix tokenize", [corpus, *lent])
-        self.config, self.lending = config.tokens, lending
+        self.config, self.external_inputs = config.tokens, external_inputs
         self.corpus = corpus
 
     def settings(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"workers"})  # tokens are the same for any number
         if settings["train_chars"] is None:
             del settings["train_chars"]  # as in runs made before there was such a key
-        return settings | {"tokenizer": known_as(self.lending, self.config.tokenizer)}
+        return settings | {"tokenizer": stable_name(self.external_inputs, self.config.tokenizer)}
 
     def outputs(self) -> list[str]:
         return ["tokenizer/tokenizer_config.json", *(f"{split}/manifest.json" for split in SPLITS)]
@@ -84,20 +82,20 @@ class TokensStage(Stage):
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         corpus = Corpus(self.corpus.folder / "text")
         if is_main():
-            self._drop_what_was_made_of_another_corpus(folder, corpus)
+            self._drop_parts_of_another_corpus(folder, corpus)
             self._make_tokenizer(folder, corpus)
         barrier()
         tokenizer: Any = load_tokenizer(str(folder / "tokenizer"))
-        tongue = Tongue(folder / "tokenizer", len(tokenizer), int(tokenizer.eos_token_id))
-        dtype = token_dtype(tongue.vocab_size).str
+        tokenizer_spec = TokenizerSpec(folder / "tokenizer", len(tokenizer), int(tokenizer.eos_token_id))
+        dtype = token_dtype(tokenizer_spec.vocab_size).str
         parts = {split: _parts(folder, corpus, split) for split in SPLITS}
         jobs = [
             Job(corpus.folder / entry["file"], entry["sha256"], part, dtype)
             for split in SPLITS
             for entry, part in zip(corpus.files(split), parts[split], strict=True)
         ]
-        mine = [job for job in jobs[rank() :: world_size()] if finished_part(job.part) is None]
-        encode_parts(mine, tongue, self._workers(), _Pace(len(mine), progress))
+        own_jobs = [job for job in jobs[rank() :: world_size()] if finished_part(job.part) is None]
+        encode_parts(own_jobs, tokenizer_spec, self._workers(), _Pace(len(own_jobs), progress))
         barrier()
         if not is_main():
             return {}
@@ -106,8 +104,8 @@ class TokensStage(Stage):
             shards = join_parts(
                 parts[split],
                 folder / split,
-                vocab_size=tongue.vocab_size,
-                eos_id=tongue.eos_id,
+                vocab_size=tokenizer_spec.vocab_size,
+                eos_id=tokenizer_spec.eos_id,
                 shard_tokens=self.config.shard_tokens,
                 dtype=dtype,
             )
@@ -115,15 +113,15 @@ class TokensStage(Stage):
         n_bytes = sum((finished_part(part) or {})["text_bytes"] for part in parts["test"])
         shutil.rmtree(folder / PARTS)
         (folder / MADE_OF).unlink()
-        return {"vocab_size": tongue.vocab_size, "tokens": counts, "bytes_per_token": n_bytes / counts["test"]}
+        return {"vocab_size": tokenizer_spec.vocab_size, "tokens": counts, "bytes_per_token": n_bytes / counts["test"]}
 
     def _workers(self) -> int | None:
         """Processes of this one; of those that torchrun started on this machine, each gets its share."""
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return None if self.config.workers is None else max(1, self.config.workers // here)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return None if self.config.workers is None else max(1, self.config.workers // processes)
 
-    def _drop_what_was_made_of_another_corpus(self, folder: Path, corpus: Corpus) -> None:
-        """A stopped attempt may have read texts that were replaced since, under the same settings."""
+    def _drop_parts_of_another_corpus(self, folder: Path, corpus: Corpus) -> None:
+        """Delete the parts of a stopped attempt if its texts have been replaced since, under the same settings."""
         try:
             same = _made_of(folder)["corpus"] == corpus.fingerprint
         except (OSError, ValueError, KeyError, TypeError):
@@ -145,13 +143,13 @@ class TokensStage(Stage):
         shutil.rmtree(temporary, ignore_errors=True)
         if self.config.tokenizer is None:
             every = max(1, corpus.count("train", "chars") // (self.config.train_chars or 1 << 62))
-            texts = (one.text for number, one in enumerate(corpus.documents("train")) if number % every == 0)
+            texts = (text.text for number, text in enumerate(corpus.documents("train")) if number % every == 0)
             train_tokenizer(texts, self.config.vocab_size, temporary)
         else:
             load_tokenizer(self.config.tokenizer).save_pretrained(temporary)
         sums = _sums(temporary)
         os.replace(temporary, folder / "tokenizer")
-        # Of a stopped attempt, the tokenizer may be spoilt in the meantime.
+        # The tokenizer of a stopped attempt may be damaged before the next one uses it.
         write_sealed(folder / MADE_OF, made_of | {"tokenizer": sums})
 
     def check_lengths(self, seq_len: int) -> None:
@@ -191,7 +189,7 @@ def _parts(folder: Path, corpus: Corpus, split: str) -> list[Path]:
 
 
 class _Pace:
-    """Tells the progress bar of each finished part."""
+    """Progress callback that reports each finished part."""
 
     def __init__(self, jobs: int, progress: Any) -> None:
         self._jobs, self._progress = jobs, progress

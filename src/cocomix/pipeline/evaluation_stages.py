@@ -1,4 +1,8 @@
-"""What `cocomix evaluate` does beyond the perplexity stages: the harness's tasks, and the snapshots of a training."""
+"""`cocomix evaluate` beyond held-out perplexity: tasks of lm-evaluation-harness, and the snapshots of a training.
+
+Both are stages: kept, resumed and redone like any other. lm-evaluation-harness is an extra, so what uses it is imported
+in the functions that run tasks; snapshots and their perplexity need none of it.
+"""
 
 import csv
 import io
@@ -12,11 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cocomix.evaluation.harness.model import CoCoMixLM
-from cocomix.evaluation.harness.run import metrics, run_tasks
-from cocomix.evaluation.harness.tasks import Tasks
 from cocomix.evaluation.perplexity import perplexity
 from cocomix.model.loading import load_causal_lm
+from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.utils.console import StageProgress, console, is_main
@@ -25,10 +27,8 @@ from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_json, write_text
 
 if TYPE_CHECKING:
-    from cocomix.pipeline.run import Run
-
-
-# Perplexity of the models saved during a student's training.
+    from cocomix.evaluation.harness.model import CoCoMixLM
+    from cocomix.evaluation.harness.tasks import Tasks
 
 
 def snapshots_of(student: StudentStage) -> list[str]:
@@ -45,9 +45,9 @@ def snapshot_weights(student: StudentStage, snapshot: str) -> list[Path]:
 
 
 def step_of(name: str) -> int:
-    """The training step in a snapshot's name; -1 where there is none."""
-    found = re.fullmatch(r"step-(\d+)", name)
-    return int(found[1]) if found else -1
+    """The training step in a snapshot's name; -1 if there is none."""
+    match = re.fullmatch(r"step-(\d+)", name)
+    return int(match[1]) if match else -1
 
 
 class SnapshotStage(Stage):
@@ -67,8 +67,10 @@ class SnapshotStage(Stage):
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         config = self.student.run_config
-        where = self.student.folder / "snapshots" / self.snapshot
-        model = load_causal_lm(where, f"the snapshot {self.snapshot} of {self.student.student}", self.student.again)
+        source = self.student.folder / "snapshots" / self.snapshot
+        model = load_causal_lm(
+            source, f"the snapshot {self.snapshot} of {self.student.student}", self.student.redo_hint
+        )
         measured = perplexity(
             model.to(device()),  # pyright: ignore[reportArgumentType]
             self.student.tokens.shards(self.split),
@@ -89,7 +91,7 @@ def write_rows(rows: Sequence[dict[str, Any]], run_dir: Path) -> tuple[Path, Pat
     writer = csv.DictWriter(text, list(COLUMNS))
     writer.writeheader()
     writer.writerows(rows)
-    note = "val is what choices may be made by; a figure on test is for the end, after every choice is made"
+    note = "make choices by val; a figure on test is for the end, after every choice is made"
     write_json(run_dir / "snapshots.json", {"note": note, "rows": list(rows)})
     write_text(run_dir / "snapshots.csv", text.getvalue())
     return run_dir / "snapshots.json", run_dir / "snapshots.csv"
@@ -110,8 +112,6 @@ def snapshot_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-# One task of lm-evaluation-harness on one trained student, as a stage: kept, resumed and dated like any other.
-
 RESULTS, SAMPLES = "results.json", "samples.jsonl"
 
 
@@ -125,7 +125,7 @@ class HarnessSettings(NamedTuple):
     batch_size: int | str = 16
     """rows of a forward pass, or "auto" """
     samples: bool = False
-    """also keep what was asked and answered"""
+    """also keep the questions and answers"""
 
 
 class HarnessStage(Stage):
@@ -138,24 +138,30 @@ class HarnessStage(Stage):
     distributed = True
 
     def __init__(
-        self, student: StudentStage, task: str, tasks: Tasks, settings: HarnessSettings, snapshot: str | None = None
+        self, student: StudentStage, task: str, tasks: "Tasks", settings: HarnessSettings, snapshot: str | None = None
     ) -> None:
-        self.student, self.task, self.tasks, self.how, self.snapshot = student, task, tasks, settings, snapshot
-        where = student.name.replace("students/", "harness/", 1) + (f"/{snapshot}" if snapshot else "")
-        super().__init__(student.run_dir, f"{where}/{task}", f"cocomix evaluate --tasks {task}", [student])
+        self.student, self.task, self.tasks, self.harness_settings, self.snapshot = (
+            student,
+            task,
+            tasks,
+            settings,
+            snapshot,
+        )
+        base = student.name.replace("students/", "harness/", 1) + (f"/{snapshot}" if snapshot else "")
+        super().__init__(student.run_dir, f"{base}/{task}", f"cocomix evaluate --tasks {task}", [student])
 
     def settings(self) -> dict[str, Any]:
         return {
             "task": self.task,
             "data": None if self.tasks.data is None else str(self.tasks.data.resolve()),
-            "limit": self.how.limit,
-            "num_fewshot": self.how.num_fewshot,
+            "limit": self.harness_settings.limit,
+            "num_fewshot": self.harness_settings.num_fewshot,
             "snapshot": self.snapshot,
             "lm_eval": version("lm_eval"),
         }
 
     def outputs(self) -> list[str]:
-        return [RESULTS, SAMPLES] if self.how.samples else [RESULTS]
+        return [RESULTS, SAMPLES] if self.harness_settings.samples else [RESULTS]
 
     def describe(self, figures: dict[str, Any]) -> str:
         shown = [one for one in figures["metrics"] if one["task"] == self.task]
@@ -163,29 +169,33 @@ class HarnessStage(Stage):
 
     @property
     def model_folder(self) -> Path:
-        """Where the model that is measured lies."""
+        """Folder of the model that is measured."""
         return self.student.folder / ("model" if self.snapshot is None else f"snapshots/{self.snapshot}")
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        model = _loaded(self.model_folder, self.how.batch_size)
-        found = run_tasks(
+        from cocomix.evaluation.harness.run import run_tasks
+
+        model = _loaded(self.model_folder, self.harness_settings.batch_size)
+        results = run_tasks(
             model,
             self.tasks,
             self.task,
-            limit=self.how.limit,
-            num_fewshot=self.how.num_fewshot,
-            log_samples=self.how.samples,
+            limit=self.harness_settings.limit,
+            num_fewshot=self.harness_settings.num_fewshot,
+            log_samples=self.harness_settings.samples,
             progress=progress,
         )
-        return {} if found is None or not is_main() else write_results(found, folder)
+        return {} if results is None or not is_main() else write_results(results, folder)
 
 
-def write_results(found: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write what the harness found, in its layout, into `folder`; returns its metrics as figures of a stage."""
+def write_results(results: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the harness's results, in its layout, into `folder`; returns its metrics as figures of a stage."""
     from lm_eval.utils import handle_non_serializable
 
-    samples = found.pop("samples", None)
-    write_text(folder / RESULTS, json.dumps(found, indent=2, default=handle_non_serializable, ensure_ascii=False))
+    from cocomix.evaluation.harness.run import metrics
+
+    samples = results.pop("samples", None)
+    write_text(folder / RESULTS, json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False))
     if samples is not None:
         lines = [
             json.dumps({"task": task} | sample, default=handle_non_serializable, ensure_ascii=False) + "\n"
@@ -194,17 +204,19 @@ def write_results(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         ]
         write_text(folder / SAMPLES, "".join(lines))
     return {
-        "metrics": [one._asdict() for one in metrics(found)],
-        "documents": {task: counts["effective"] for task, counts in found["n-samples"].items()},
-        "model_sha": found["config"]["model_sha"],
+        "metrics": [one._asdict() for one in metrics(results)],
+        "documents": {task: counts["effective"] for task, counts in results["n-samples"].items()},
+        "model_sha": results["config"]["model_sha"],
     }
 
 
-_last: dict[tuple[Path, int | str], CoCoMixLM] = {}
+_last: "dict[tuple[Path, int | str], CoCoMixLM]" = {}
 
 
-def _loaded(folder: Path, batch_size: int | str) -> CoCoMixLM:
-    """The model, kept until another is asked for: tasks of one student follow each other."""
+def _loaded(folder: Path, batch_size: int | str) -> "CoCoMixLM":
+    """The model, kept until another is requested, because tasks of one student follow each other."""
+    from cocomix.evaluation.harness.model import CoCoMixLM
+
     if (folder, batch_size) not in _last:
         _last.clear()
         _last[folder, batch_size] = CoCoMixLM(folder, batch_size=batch_size)
@@ -239,11 +251,11 @@ class TaskOptions(NamedTuple):
         """
         if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
             raise CocomixError(f"--batch-size {batch_size} is neither a number above 0 nor auto")
-        wanted = list(dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip()))
-        if names is not None and not wanted:
+        tasks = list(dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip()))
+        if names is not None and not tasks:
             raise CocomixError("no task is named; give --tasks a list such as lambada_openai,wikitext")
         rows = batch_size if batch_size == "auto" else int(batch_size)
-        return cls(wanted, data, limit, fewshot, rows, samples)
+        return cls(tasks, data, limit, fewshot, rows, samples)
 
     def known(self) -> "Tasks":
         """The harness's tasks, once it knows all the names."""
@@ -259,7 +271,7 @@ class TaskOptions(NamedTuple):
         return HarnessSettings(self.limit, self.num_fewshot, self.batch_size, self.samples)
 
 
-def evaluate_tasks(run: "Run", students: Sequence[str], options: TaskOptions) -> None:
+def evaluate_tasks(run: Run, students: Sequence[str], options: TaskOptions) -> None:
     """Run the harness's tasks on the run's students and print one table; what was measured before is kept.
 
     Raises:
@@ -309,11 +321,11 @@ def evaluate_model(source: str, options: TaskOptions, output: Path | None) -> No
             console.print(f"Results in the harness's layout: {output}", highlight=False, soft_wrap=True)
 
 
-def evaluate_snapshots(run: "Run", students: Sequence[str], options: TaskOptions, *, test: bool) -> None:
-    """Perplexity, and the harness's tasks where some are named, of every snapshot of every finished student.
+def evaluate_snapshots(run: Run, students: Sequence[str], options: TaskOptions, *, test: bool) -> None:
+    """Measure every snapshot of every finished student: perplexity, and the harness's tasks if any are named.
 
     Args:
-        test: the test split, too. Choose by val: a choice made by test makes its figure worthless.
+        test: also the test split. Choose by val: once a choice was made by test, its figure means nothing.
 
     Raises:
         CocomixError: no snapshots, or an unknown task or student.
@@ -330,8 +342,8 @@ def evaluate_snapshots(run: "Run", students: Sequence[str], options: TaskOptions
         rows.append(_row(stage.student, stage.snapshot, f"{stage.split} perplexity", figures["perplexity"], None))
     if options.names:
         known, settings = options.known(), options.settings()
-        asked = [HarnessStage(one, task, known, settings, name) for one, name in chosen for task in options.names]
-        for stage, one in _metrics(asked, _do(run, asked)):
+        task_stages = [HarnessStage(one, task, known, settings, name) for one, name in chosen for task in options.names]
+        for stage, one in _metrics(task_stages, _do(run, task_stages)):
             name = f"{one['task']} {one['metric']}"
             rows.append(_row(stage.student, stage.snapshot or "", name, one["value"], one["stderr"]))
     if is_main():
@@ -340,7 +352,7 @@ def evaluate_snapshots(run: "Run", students: Sequence[str], options: TaskOptions
         console.print(f"Written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
 
 
-def _chosen(run: "Run", students: Sequence[str]) -> list[StudentStage]:
+def _chosen(run: Run, students: Sequence[str]) -> list[StudentStage]:
     unknown = [name for name in students if name not in run.config.students]
     if unknown:
         raise CocomixError(
@@ -349,7 +361,7 @@ def _chosen(run: "Run", students: Sequence[str]) -> list[StudentStage]:
     return [stage for stage in run.students if not students or stage.student in students]
 
 
-def _do(run: "Run", stages: Sequence[Any]) -> list[dict[str, Any]]:
+def _do(run: Run, stages: Sequence[Any]) -> list[dict[str, Any]]:
     return [run.do(stage, f"[{number + 1}/{len(stages)}] {stage.name}") for number, stage in enumerate(stages)]
 
 

@@ -1,4 +1,10 @@
-"""The stage that labels the corpus with concepts."""
+"""Where students get concept labels from, and the stages that store labels and the teacher's top logits.
+
+Labels are stored once (`LabelStage`), or made by the concept model while students train (`LiveLabelSet`). Both use the
+same labeller, so a student ends with the same weights either way. A store costs disk space, and its cost is charged to
+its readers by the share they read. Live labels cost their passes again in every epoch of every student, and count as
+training.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -7,9 +13,10 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from cocomix.labels.attribution import labelling_flops
 from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
 from cocomix.labels.store import LabelReader, LabelStore
-from cocomix.model.flops import labelling_flops, model_flops
+from cocomix.model.flops import model_flops
 from cocomix.model.loading import model_config
 from cocomix.pipeline.config import LabelConfig, RunConfig
 from cocomix.pipeline.sae_stage import SaeStage
@@ -17,12 +24,6 @@ from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.utils.console import world_size
 from cocomix.utils.errors import CocomixError
-
-# Where students get concept labels from: a store made once, or the concept model itself while they train.
-#
-# Both are made by the same labeller, so a student ends with the same weights either way. A store costs disk and is
-# charged to its readers by the share they read; live labels cost their passes again in every epoch of every student,
-# and count as training.
 
 
 class LabelSet(ABC):
@@ -83,7 +84,7 @@ class LabelSet(ABC):
         share = self.live_share(batch_size, world_size())
         if not share:
             return 0.0
-        shape = model_config(self.teacher.folder / "model", self.teacher.again)
+        shape = model_config(self.teacher.folder / "model", self.teacher.redo_hint)
         return share * self.flops_per_token(shape, self.sae.figures["n_latents"], self.sae.figures["k"])
 
 
@@ -192,11 +193,8 @@ class LabelStage(Stage, LabelSet):
         return 0.0
 
 
-# The stage that stores the teacher's likeliest tokens, for distillation without running it again.
-
-
 class LogitsStage(Stage):
-    """The k likeliest next tokens of every training position, and their log-probabilities."""
+    """The teacher's k most likely next tokens at every training position, and their log-probabilities."""
 
     version = 2  # sharded stores
     distributed = True

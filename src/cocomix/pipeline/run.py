@@ -8,18 +8,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cocomix.objectives.variants import VARIANTS
-from cocomix.pipeline.config import RunConfig
+from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
 from cocomix.pipeline.label_stages import LabelSet, LabelStage, LogitsStage, label_set
 from cocomix.pipeline.sae_stage import SaeStage
-from cocomix.pipeline.stage import Lending, Stage
+from cocomix.pipeline.stage import ExternalInputs, Stage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
-from cocomix.utils.console import StageProgress, console, duration, is_main
+from cocomix.report.page import write_report
+from cocomix.report.tables import summary_table
+from cocomix.utils.console import StageProgress, console, duration, errors, is_main
 from cocomix.utils.distributed import barrier
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.settings import save_config
+from cocomix.utils.settings import SettingsFile, changes, last_written, listed, override
+
+SHOWN_STAGES = 12
+"""Stages named in one sentence."""
 
 
 class Run:
@@ -28,26 +32,28 @@ class Run:
     Args:
         folder: the run's folder; created on the first stage.
         config: resolved configuration; saved as `config.yaml` when a stage is done.
-        lending: stages of other runs that this one's configuration names.
+        external_inputs: stages of other runs that this one's configuration names.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, lending: Lending | None = None) -> None:
-        lending = lending or {}
+    def __init__(self, folder: Path, config: RunConfig, external_inputs: ExternalInputs | None = None) -> None:
+        external_inputs = external_inputs or {}
         self.folder, self.config = folder, config
+        self.external_inputs = external_inputs
         _check_writable(folder)
+        self._settings_file = SettingsFile(folder / CONFIG)
         self.corpus = CorpusStage(folder, config)
-        self.tokens = TokensStage(folder, config, self.corpus, lending)
-        self.teacher = TeacherStage(folder, config, self.tokens, lending)
-        self.sae = SaeStage(folder, config, self.tokens, self.teacher, lending)
+        self.tokens = TokensStage(folder, config, self.corpus, external_inputs)
+        self.teacher = TeacherStage(folder, config, self.tokens, external_inputs)
+        self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs)
         self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
-        stored_labels = {name: made for name, made in self.labels.items() if isinstance(made, Stage)}
-        stored = [getattr(student, "teacher_top_k", None) for student in config.students.values()]
+        stored_labels = {name: labels for name, labels in self.labels.items() if isinstance(labels, Stage)}
+        stored = [student.stored_teacher_tokens for student in config.students.values()]
         self.logits = {k: LogitsStage(folder, k, config, self.teacher) for k in stored if k is not None}
         self.students = [
             self._student(name, student, seed) for seed in config.seeds for name, student in config.students.items()
         ]
         self.evaluations = [EvaluationStage(student) for student in self.students]
-        used = {getattr(student, "labels", None) for student in config.students.values()}
+        used = {student.label_set for student in config.students.values()}
         self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, self.sae]
         self._shared += [label for name, label in stored_labels.items() if name in used]
         self._shared += self.logits.values()
@@ -58,8 +64,8 @@ class Run:
         self._reused: dict[str, bool] = {}
 
     def _student(self, name: str, student: Any, seed: int) -> StudentStage:
-        labels = self.labels.get(getattr(student, "labels", None) or "")
-        logits = self.logits.get(getattr(student, "teacher_top_k", None) or 0)
+        labels = self.labels.get(student.label_set or "")
+        logits = self.logits.get(student.stored_teacher_tokens or 0)
         return StudentStage(self.folder, name, seed, self.config, self.sae, labels, logits)
 
     def shared(self) -> list[Stage]:
@@ -79,41 +85,43 @@ class Run:
         self.write_report()
 
     def do(self, stage: Stage, title: str) -> dict[str, Any]:
-        """Do `stage` unless it is done, and say so under `title`. Returns its figures."""
+        """Do `stage` unless it is done, and print a line under `title`. Returns its figures."""
         reused = stage.record() is not None
         self._reused[stage.name] = reused
         with StageProgress(console, title.replace("[", r"\["), quiet=not is_main()) as progress:
             figures = stage.run(progress)
         if is_main():
-            # Only now: a command that fails leaves the run with the settings its finished stages were made with.
-            save_config(self.config, self.folder / "config.yaml")
+            # Only now, so that a command that fails leaves the run with the settings of its finished stages.
+            self._settings_file.write(self.config.model_dump(mode="json"))
             seconds = (stage.record() or {}).get("seconds", 0.0)
             state = "kept, done before" if reused else duration(seconds)
-            found = stage.describe(figures)
-            console.print(f"  {title}: {state}{found and '; '}{found}", highlight=False, markup=False, soft_wrap=True)
+            summary = stage.describe(figures)
+            console.print(
+                f"  {title}: {state}{summary and '; '}{summary}", highlight=False, markup=False, soft_wrap=True
+            )
         return figures
 
-    def training_stages(self, who: str) -> list[str]:
-        """Names of the stages that train `who`: the teacher, or a student with every seed."""
-        if who == "teacher":
+    def training_stages(self, name: str) -> list[str]:
+        """Names of the stages that train `name`: the teacher, or a student with every seed."""
+        if name == "teacher":
             return [self.teacher.name]
-        names = [stage.name for stage in self.students if stage.student == who]
-        if not names:
-            there = ", ".join(["teacher", *self.config.students])
-            raise CocomixError(f"nothing called {who!r} is trained in this run; choose one of {there}")
-        return names
+        stages = [stage.name for stage in self.students if stage.student == name]
+        if not stages:
+            choices = ", ".join(["teacher", *self.config.students])
+            raise CocomixError(f"nothing called {name!r} is trained in this run; choose one of {choices}")
+        return stages
 
     def label_stages(self, name: str | None) -> list[str]:
         """Names of the stages that write labels: one set, the teacher's `logits`, or all there are."""
         stored = [stage.name for stage in self.logits.values()]
-        labels = {key: made for key, made in self.labels.items() if isinstance(made, Stage)}
+        labels = {key: stage for key, stage in self.labels.items() if isinstance(stage, Stage)}
         if name is None:
             return [*(label.name for label in labels.values()), *stored]
         if name == "logits" and stored:
             return stored
         if name not in self.labels:
-            there = ", ".join([*self.labels, *(["logits"] if stored else [])])
-            raise CocomixError(f"there are no labels called {name!r} in this run; it has {there}")
+            choices = ", ".join([*self.labels, *(["logits"] if stored else [])])
+            raise CocomixError(f"there are no labels called {name!r} in this run; it has {choices}")
         if name not in labels:
             raise CocomixError(
                 f"the labels {name} are made while students train; set labels.{name}.live=false to store them"
@@ -130,16 +138,12 @@ class Run:
 
     def write_report(self) -> None:
         """Write `report.html` and `report.json` into the run's folder."""
-        from cocomix.report.page import write_report
-
         if is_main():
             write_report(self.results(), self.folder)
         barrier()
 
     def print_summary(self) -> None:
         """One screen: the table, and where the report is."""
-        from cocomix.report.tables import summary_table
-
         if not is_main():
             return
         console.print(summary_table(self.results()))
@@ -148,15 +152,52 @@ class Run:
             console.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
 
 
+def load_run(folder: Path, overrides: Sequence[str] = (), *, announce: bool = True) -> Run:
+    """The run in `folder`, with the settings of its config.yaml and overrides on top; an edit by hand is announced.
+
+    Raises:
+        CocomixError: as `load_config`.
+    """
+    run = Run(folder, load_config(folder / CONFIG, overrides))
+    edit = describe_edit(run, overrides) if announce and is_main() else ""
+    if edit:
+        errors.print(f"cocomix: {edit}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return run
+
+
+def describe_edit(run: Run, overrides: Sequence[str] = ()) -> str:
+    """What was edited in a run's config.yaml since a command last wrote it, and what will be redone; empty: nothing.
+
+    Args:
+        overrides: those the run was loaded with, which are no edit.
+    """
+    before = last_written(run.folder / CONFIG)
+    if before is None:
+        return ""
+    redone: list[str] = []
+    try:
+        previous = Run(
+            run.folder, validate_config(override(before, overrides), CONFIG), external_inputs=run.external_inputs
+        )
+    except CocomixError:  # settings that do not fit this version, or these overrides
+        edits = changes(before, run.config.model_dump(mode="json"))
+    else:
+        edits = changes(previous.config.model_dump(mode="json"), run.config.model_dump(mode="json"))
+        if edits:
+            kept = {name: stage for name, stage in previous.stages.items() if name in run.stages and stage.done()}
+            redone = [name for name in kept if not run.stages[name].done()]
+    if not edits:
+        return ""
+    consequence = f"to be redone: {listed(redone, SHOWN_STAGES)}" if redone else "no finished stage depends on it"
+    return f"{CONFIG} was edited: {listed(edits)}; {consequence}"
+
+
 def _check_writable(folder: Path) -> None:
     nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not nearest.is_dir():
         raise CocomixError(f"{nearest} is a file, not a folder; give another --run")
     if not os.access(nearest, os.W_OK):
-        raise CocomixError(f"{nearest} cannot be written; mend its permissions or give another --run")
-
-
-# Collect what the finished stages measured into the report's input.
+        raise CocomixError(f"{nearest} cannot be written; fix its permissions or give another --run")
 
 
 def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -233,7 +274,7 @@ def _student(run: "Run", name: str) -> dict[str, Any]:
     return {
         "name": name,
         "objective": config.objective,
-        "about": VARIANTS[config.objective].about(config),
+        "about": config.describe(),
         "width": first["width"],
         "parameters": first["parameters"],
         "label_rule": f"{label.config.rule}/{stages[0].student.sign}" if label else None,

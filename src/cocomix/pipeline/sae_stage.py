@@ -12,9 +12,9 @@ from cocomix.model.teacher import hidden_at
 from cocomix.objectives.sae import SaeObjective
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import TokensStage
-from cocomix.pipeline.stage import Lending, ModelStage, borrowed, known_as
+from cocomix.pipeline.stage import ExternalInputs, external_stages, stable_name
 from cocomix.pipeline.teacher_stage import TeacherStage
-from cocomix.pipeline.training import recipe, train_objective, training_figures
+from cocomix.pipeline.training import ModelStage, recipe, train_objective, training_figures
 from cocomix.report.page import write_sae_page
 from cocomix.sae.formats import load_sae
 from cocomix.sae.metrics import Reconstruction, spliced_losses
@@ -23,12 +23,11 @@ from cocomix.train.batches import BatchSource
 from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device, on_main
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import check_weights
 
 LOWEST_EXPLAINED_VARIANCE = 0.3
-"""Below this a loaded autoencoder is taken for another layer's; published ones explain well over 0.8 of theirs."""
+"""A loaded autoencoder that explains less is refused as another layer's; published ones explain well over 0.8."""
 MOST_SPLICED_WINDOWS = 256
-"""Validation windows the reconstruction is spliced into."""
+"""At most so many validation windows are run with the reconstruction in place of the hidden states."""
 
 
 class SaeStage(ModelStage):
@@ -37,27 +36,29 @@ class SaeStage(ModelStage):
     distributed = True
 
     def __init__(
-        self, run_dir: Path, config: RunConfig, tokens: TokensStage, teacher: TeacherStage, lending: Lending
+        self,
+        run_dir: Path,
+        config: RunConfig,
+        tokens: TokensStage,
+        teacher: TeacherStage,
+        external_inputs: ExternalInputs,
     ) -> None:
-        lent = borrowed(lending, config.sae.pretrained)
+        lent = external_stages(external_inputs, config.sae.pretrained)
         super().__init__(run_dir, "sae", "cocomix sae", [tokens, teacher, *lent])
-        self.lending = lending
+        self.external_inputs = external_inputs
         self.config, self.seq_len, self.evaluation = config.sae, config.seq_len, config.evaluation
         self.tokens, self.teacher = tokens, teacher
 
     def settings(self) -> dict[str, Any]:
         if self.config.pretrained is not None:
-            source = known_as(self.lending, self.config.pretrained)
+            source = stable_name(self.external_inputs, self.config.pretrained)
             settings = {"pretrained": source, "layer": self.config.layer, "seq_len": self.seq_len}
-            # A lent one is ours and has its own k; another may take the configured one.
+            # An autoencoder of another run has a k of its own; one from elsewhere may take the configured one.
             return settings if source != self.config.pretrained else settings | {"k": self.config.k}
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def outputs(self) -> list[str]:
         return ["model/sae.safetensors", "model/sae.json"]
-
-    def verify(self) -> None:
-        check_weights(self.folder / "model", self.again)
 
     def describe(self, figures: dict[str, Any]) -> str:
         recovered = figures.get("loss_recovered")
@@ -109,36 +110,37 @@ class SaeStage(ModelStage):
         first = shards.windows(window_subset(shards.n_windows(self.seq_len), 16), self.seq_len)
         objective.to(device()).initialise(torch.from_numpy(first).to(device()))
         result = train_objective(objective, BatchSource(shards, self.seq_len), train, folder, None, progress)
-        return TopKSAE.from_pretrained(folder / "model"), training_figures(result)  # each process may hold a share
+        return TopKSAE.from_pretrained(folder / "model"), training_figures(result)  # each process may hold a part only
 
     def _load(self, source: str, folder: Path, width: int) -> tuple[TopKSAE, dict[str, Any]]:
         """Copy the autoencoder `source` into the run; one process fetches and converts it for all."""
 
         def copy() -> dict[str, Any]:
             loaded = load_sae(source, layer=self.config.layer, d_model=width, k=self.config.k)
-            told = {"format": loaded.format, "hook": loaded.hook}
-            origin = {"source": known_as(self.lending, source), "model": loaded.model, "layer": self.config.layer}
-            loaded.sae.save_pretrained(folder / "model", **told, **origin)
-            return told
+            details = {"format": loaded.format, "hook": loaded.hook}
+            name = stable_name(self.external_inputs, source)
+            origin = {"source": name, "model": loaded.model, "layer": self.config.layer}
+            loaded.sae.save_pretrained(folder / "model", **details, **origin)
+            return details
 
-        told = on_main(copy)
-        return TopKSAE.from_pretrained(folder / "model"), told
+        details = on_main(copy)
+        return TopKSAE.from_pretrained(folder / "model"), details
 
     def _quality(self, sae: TopKSAE, teacher: PreTrainedModel) -> dict[str, Any]:
-        """Figures on evenly spread validation windows; splicing runs the model four times and takes fewer of them."""
-        wanted = self.evaluation.sae_windows
-        found = Reconstruction(sae)
+        """Figures on evenly spread validation windows; splicing takes fewer, because it runs the model four times."""
+        n_windows = self.evaluation.sae_windows
+        reconstruction = Reconstruction(sae)
         with torch.no_grad():
-            for ids in self._validation(wanted):
-                found.add(hidden_at(teacher, ids, self.config.layer).flatten(0, 1))
-        figures = found.figures()
-        spliced = self._validation(min(wanted, MOST_SPLICED_WINDOWS))
-        return figures | spliced_losses(teacher, sae, spliced, layer=self.config.layer, mean=found.mean)
+            for ids in self._validation(n_windows):
+                reconstruction.add(hidden_at(teacher, ids, self.config.layer).flatten(0, 1))
+        figures = reconstruction.figures()
+        spliced = self._validation(min(n_windows, MOST_SPLICED_WINDOWS))
+        return figures | spliced_losses(teacher, sae, spliced, layer=self.config.layer, mean=reconstruction.mean)
 
-    def _validation(self, wanted: int) -> Iterator[torch.Tensor]:
-        """Token ids of `wanted` evenly spread validation windows, int64 `[batch, seq]`, on the device."""
+    def _validation(self, n_windows: int) -> Iterator[torch.Tensor]:
+        """Token ids of `n_windows` evenly spread validation windows, int64 `[batch, seq]`, on the device."""
         val = self.tokens.shards("val")
-        windows, step = window_subset(val.n_windows(self.seq_len), wanted), self.evaluation.batch_size
+        windows, step = window_subset(val.n_windows(self.seq_len), n_windows), self.evaluation.batch_size
         for start in range(0, len(windows), step):
             yield torch.from_numpy(val.windows(windows[start : start + step], self.seq_len)).to(device())
 

@@ -2,11 +2,12 @@
 
 A stage's fingerprint hashes its kind, its own settings and the fingerprints of the stages it reads, so a changed
 setting redoes exactly what depends on it. Work happens in a hidden folder beside the final one and is renamed
-into place when complete: a finished stage is never half overwritten, and an interrupted one finds its own
-partial folder (checkpoints included) again.
+into place when complete: a finished stage is never half overwritten, and an interrupted one resumes from its own
+partial folder (checkpoints included). A file lock keeps two commands from working on the same stage.
+
+`ExternalInput` is a stage of another run whose output this run uses in place of training its own.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,8 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from cocomix.utils.clock import Stopwatch
-from cocomix.utils.console import is_main
+from filelock import FileLock, Timeout
+
+from cocomix.utils.console import Stopwatch, is_main
 from cocomix.utils.distributed import barrier
 from cocomix.utils.env import git_commit, machine
 from cocomix.utils.errors import CocomixError
@@ -36,9 +38,11 @@ class Stage(ABC):
     """One unit of a run.
 
     Attributes:
+        run_dir: the run's folder.
+        user_folder: what a user gives as --run.
         name: path of the stage below the run folder, e.g. `labels/exact-helpful`.
-        inputs: stages this one reads; they must be finished first.
         command: what a user types to run it alone, for error messages.
+        inputs: stages this one reads; they must be finished first.
     """
 
     version: ClassVar[int] = 1
@@ -48,7 +52,6 @@ class Stage(ABC):
     def __init__(self, run_dir: Path, name: str, command: str, inputs: Sequence["Stage"] = ()) -> None:
         self.run_dir = run_dir
         self.user_folder = run_dir
-        """what a user gives as --run"""
         self.name = name
         self.command = command
         self.inputs = list(inputs)
@@ -62,34 +65,34 @@ class Stage(ABC):
         """Do the work inside `folder`; return the figures to keep (JSON-able)."""
 
     def outputs(self) -> Sequence[str]:
-        """Files below the stage's folder without which it must be done again."""
+        """Files below the stage's folder; if one is missing, the stage is done again."""
         return ()
 
     @property
     def title(self) -> str:
-        """What the progress bar calls it."""
+        """Its name in messages and in the progress bar."""
         return self.name
 
     def verify(self) -> None:
-        """Compare the finished stage's files with the checksums there are of them, or see that they can be read.
+        """Check the finished stage's files against their checksums, or that they can be read.
 
         Raises:
-            CocomixError: a damaged one, by name.
+            CocomixError: a file is damaged; the message names it.
         """
-        return  # a stage that keeps figures only has its record alone, which is read whole or not at all
+        return  # a stage that keeps only figures has nothing but its record, which has a checksum of its own
 
     def describe(self, figures: dict[str, Any]) -> str:
-        """The figures a user wants to see when the stage ends, in a few words."""
+        """The figures to print when the stage ends, in a few words."""
         return ""
 
     @property
     def folder(self) -> Path:
-        """Where the finished stage lies."""
+        """Folder of the finished stage."""
         return self.run_dir / self.name
 
     @property
-    def again(self) -> str:
-        """What a user does to make a damaged stage anew."""
+    def redo_hint(self) -> str:
+        """How to redo a damaged stage, as part of an error message."""
         return f"delete {self.folder} and run `{self.command} --run {self.user_folder}`"
 
     @property
@@ -104,25 +107,29 @@ class Stage(ABC):
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
     def record(self) -> dict[str, Any] | None:
-        """The record, if the stage is finished, whole, and made with the present settings from the present inputs."""
+        """The record, if the stage is finished, complete, and made with the present settings from the present inputs.
+
+        Raises:
+            CocomixError: the record is damaged.
+        """
         try:
             record = read_json(self.folder / RECORD)
             _check_seal(record)
-            mine = record["fingerprint"] == self.fingerprint and record["figures"] is not None
-            mine = mine and record.get("inputs_outcome", self._inputs_outcome()) == self._inputs_outcome()
+            current = record["fingerprint"] == self.fingerprint and record["figures"] is not None
+            current = current and record.get("inputs_outcome", self._inputs_outcome()) == self._inputs_outcome()
         except FileNotFoundError:
             return None
         except PermissionError:
-            raise  # the record may be sound, so nobody is told to delete it
+            raise  # the record may be sound, so the user must not be told to delete it
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CocomixError(
-                f"{self.folder / RECORD} cannot be read ({type(error).__name__}: {error}); {self.again}"
+                f"{self.folder / RECORD} cannot be read ({type(error).__name__}: {error}); {self.redo_hint}"
             ) from error
-        whole = all((self.folder / output).exists() for output in self.outputs())
-        return record if mine and whole else None
+        complete = all((self.folder / output).exists() for output in self.outputs())
+        return record if current and complete else None
 
     def done(self) -> bool:
-        """Whether there is a `record`; not while an input whose figures its settings need is missing."""
+        """Whether there is a `record`; False while an input is missing whose figures its settings need."""
         try:
             return self.record() is not None
         except CocomixError:
@@ -132,10 +139,10 @@ class Stage(ABC):
         return [stage.outcome() for stage in self.inputs]
 
     def outcome(self) -> str:
-        """Hash of what the stage found last, with whatever settings; empty if it was never finished.
+        """Hash of the stage's latest figures, whatever its settings were; empty if it was never finished.
 
-        A stage that is done again and finds the same (tokens that were deleted) leaves what depends on it in place;
-        one that trains again does not.
+        If a stage is redone with the same figures (tokens that were deleted), stages that depend on it stay valid;
+        if it trains again, they do not.
         """
         try:
             figures = read_json(self.folder / RECORD)["figures"]
@@ -161,16 +168,17 @@ class Stage(ABC):
         return record["figures"]
 
     def check(self) -> dict[str, Any]:
-        """Figures of the finished stage, once its files are found to be those it left.
+        """Figures of the finished stage, after comparing its files with the checksums in its record.
 
-        Files that a manifest in the stage lists are left to who opens them; a record of an earlier version lists none.
+        Files that a manifest in the stage lists are checked when they are opened; a record of an earlier version lists
+        none.
 
         Raises:
             CocomixError: it is not finished, or a file is missing or altered.
         """
         figures = self.figures
         record = self.record() or {}
-        check_files(self.folder, record.get("files", []), what="file", mend=f"restore it, or {self.again}")
+        check_files(self.folder, record.get("files", []), what="file", hint=f"restore it, or {self.redo_hint}")
         return figures
 
     def run(self, progress: Any) -> dict[str, Any]:
@@ -184,13 +192,13 @@ class Stage(ABC):
             partial.mkdir(parents=True, exist_ok=True)
             watch = Stopwatch(partial / SECONDS, writes=is_main())
 
-            def ticking(step: int, total: int | None, metrics: dict[str, Any] | None = None) -> None:
+            def report(step: int, total: int | None, metrics: dict[str, Any] | None = None) -> None:
                 watch.tick()
                 progress(step, total, metrics)
 
             try:
                 with _only_one(partial, self.title):
-                    figures = self.work(partial, ticking) if self.distributed or is_main() else {}
+                    figures = self.work(partial, report) if self.distributed or is_main() else {}
             except BaseException:
                 watch.keep()
                 raise
@@ -201,12 +209,12 @@ class Stage(ABC):
         except Exception as error:
             if disk_full(error):
                 raise CocomixError(
-                    f"the disk under {self.run_dir} is full; free some space and run the same command again,"
+                    f"the disk under {self.run_dir} is full; free some space and rerun the same command,"
                     " finished stages are kept"
                 ) from error
             if isinstance(error, PermissionError):
                 raise CocomixError(
-                    f"{error.filename or self.run_dir} may not be read or written; mend its permissions"
+                    f"{error.filename or self.run_dir} may not be read or written; fix its permissions"
                 ) from error
             raise
         return self.figures
@@ -227,7 +235,7 @@ class Stage(ABC):
                 "machine": machine(),
             },
             "figures": figures,
-            "files": _left(partial),
+            "files": _checksums(partial),
         }
         write_sealed(partial / RECORD, record)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -245,67 +253,59 @@ class Stage(ABC):
 
 
 def _check_seal(record: dict[str, Any]) -> None:
-    """Notice a record in which a digit is another; one of an earlier version has no seal."""
+    """Refuse a record that was altered; one of an earlier version has no seal."""
     if ("files" in record or SEAL in record) and record.get(SEAL) != seal(record):
         raise ValueError("it was altered")
 
 
-def _left(folder: Path) -> list[FileEntry]:
-    """The files of a stage, apart from those that a manifest beside or above them lists with checksums of its own."""
+def _checksums(folder: Path) -> list[FileEntry]:
+    """Checksums of a stage's files, except those that a manifest beside or above them lists with its own checksums."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in {RECORD, NOTE}]
     listed = {path.parent for path in paths if path.name in MANIFESTS}
-    mine = [path for path in paths if path.name in MANIFESTS or listed.isdisjoint(path.parents)]
+    unlisted = [path for path in paths if path.name in MANIFESTS or listed.isdisjoint(path.parents)]
     return [
         {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in mine
+        for path in unlisted
     ]
-
-
-class ModelStage(Stage):
-    """A stage that leaves a model in its folder `model`."""
-
-    def checksum(self) -> str:
-        """sha256 over the weight files."""
-        return sha256(*sorted((self.folder / "model").glob("*.safetensors")))
 
 
 @contextmanager
 def _only_one(partial: Path, title: str) -> Iterator[None]:
-    """Within: no other command works on this stage; the lock ends with the process, however that ends."""
+    """Hold the stage's lock, so that no other command works on it; it is released when the process ends in any way."""
     if not is_main():
         yield
         return
-    with partial.with_name(partial.name + ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CocomixError(f"another command is working on {title} right now; wait until it is done") from None
+    lock = FileLock(partial.with_name(partial.name + ".lock"), blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CocomixError(f"another command is working on {title} right now; wait until it is done") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
-# What one run uses of another: a stage elsewhere whose output stands in for training one's own.
-
-
-class Lent(NamedTuple):
-    """A stage of another run."""
+class ExternalInput(NamedTuple):
+    """A stage of another run, used in place of one of this run's own."""
 
     name: str
-    """how the configuration calls it, e.g. `$sotu/teacher/model`; wherever the runs lie, it is the same"""
+    """its name in the experiment's settings, e.g. `$sotu/teacher/model`; the same wherever the runs are stored"""
     stage: Stage
-    """what must be finished first, and makes the borrower outdated when it is made again"""
+    """must be finished first; when it is redone, stages that read it are redone, too"""
 
 
-Lending = Mapping[str, Lent]
-"""By the path the borrower's configuration has."""
+ExternalInputs = Mapping[str, ExternalInput]
+"""By the path in this run's settings."""
 
 
-def borrowed(lending: Lending, source: str | None) -> list[Stage]:
-    """The stage behind `source`, as further inputs of a stage; none where it is nobody else's."""
-    lent = lending.get(source or "")
-    return [] if lent is None else [lent.stage]
+def external_stages(external_inputs: ExternalInputs, source: str | None) -> list[Stage]:
+    """The stage behind the path `source`, to be added to a stage's inputs; empty if it is not an external input."""
+    external = external_inputs.get(source or "")
+    return [] if external is None else [external.stage]
 
 
-def known_as(lending: Lending, source: str | None) -> str | None:
-    """`source` by the name that does not depend on where runs lie."""
-    lent = lending.get(source or "")
-    return source if lent is None else lent.name
+def stable_name(external_inputs: ExternalInputs, source: str | None) -> str | None:
+    """`source`, or for an external input its name, which does not depend on where runs are stored."""
+    external = external_inputs.get(source or "")
+    return source if external is None else external.name

@@ -1,69 +1,68 @@
-"""`cocomix steer-eval`: all methods on all seeds of a student, then the report."""
+"""`cocomix steer-eval`: all methods on all seeds of a student, then the report.
+
+Each method on each seed is a stage of its own, so a stopped measurement resumes with the methods that are missing.
+"""
 
 import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import mean
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from cocomix.analysis.naming import Names, read_names
 from cocomix.pipeline.concept_stages import name_run
+from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.trained import existing_run, student_stage
-from cocomix.steering.score import activity, spread_windows
 from cocomix.steering.study import summary
-from cocomix.steering.study.concepts import Concept, chosen_concepts
-from cocomix.steering.study.material import CONTRAST_WINDOWS, PROMPT_TOKENS, Material
-from cocomix.steering.study.method_result import Part
+from cocomix.steering.study.concepts import Concept, choose_named_concepts, concept_activity, spread_windows
+from cocomix.steering.study.context import CONTRAST_WINDOWS, PROMPT_TOKENS, StudyContext
+from cocomix.steering.study.method_result import MethodResult
 from cocomix.steering.study.methods import METHODS, SHOWN
+from cocomix.steering.study.report import write_steering_report
 from cocomix.utils.env import git_commit, machine
 from cocomix.utils.errors import CocomixError
 
-if TYPE_CHECKING:
-    from cocomix.pipeline.run import Run
+LanguageModelStage = StudentStage | TeacherStage
 
 
-# The stage that measures one way of steering on one trained student.
-
-Writer = StudentStage | TeacherStage
-
-
-class Measured:
+class SteeredStudent:
     """One student and seed: what its methods share, loaded when one of them has to be measured.
 
     Args:
-        baseline: a student without concepts; None where the run has none, then it steers nothing.
+        baseline: a student without concepts; None where the run has none, then nothing of it is measured.
         reader: the model that judges fluency.
-        asked: `prompts`, `tokens` and `seed`, as typed.
+        requested: `prompts`, `tokens` and `seed`, as typed.
     """
 
     def __init__(
         self,
         student: StudentStage,
         baseline: StudentStage | None,
-        reader: Writer,
+        reader: LanguageModelStage,
         concepts: list[Concept],
-        asked: dict[str, int],
+        requested: dict[str, int],
     ) -> None:
         self.student, self.baseline, self.reader = student, baseline, reader
-        self.concepts, self.asked = concepts, asked
+        self.concepts, self.requested = concepts, requested
         self._models: dict[str, PreTrainedModel] = {}
-        self._material: Material | None = None
+        self._context: StudyContext | None = None
 
     def stages(self) -> dict[str, Stage]:
-        """The stages of the models, by what they are to the methods."""
-        found: dict[str, Stage | None] = {
+        """The stages of the models, by the names that methods have for their subjects."""
+        stages: dict[str, Stage | None] = {
             "student": self.student,
             "teacher": self.student.sae.teacher,
             "baseline": self.baseline,
         }
-        return {name: stage for name, stage in found.items() if stage is not None}
+        return {name: stage for name, stage in stages.items() if stage is not None}
 
     def model(self, name: str) -> PreTrainedModel:
         """A model, loaded once."""
@@ -72,75 +71,75 @@ class Measured:
             self._models[name] = stage.model()
         return self._models[name]
 
-    def material(self) -> Material:
+    def context(self) -> StudyContext:
         """What the methods work with, made once."""
-        if self._material is None:
+        if self._context is None:
             student, config = self.student, self.student.run_config
             tokenizer = student.tokens.tokenizer()
-            prompts = spread_windows(student.tokens.shards("val"), self.asked["prompts"], config.seq_len)
+            prompts = spread_windows(student.tokens.shards("val"), self.requested["prompts"], config.seq_len)
             reader = self.model("teacher") if self.reader is student.sae.teacher else self.reader.model()
-            self._material = Material(
+            self._context = StudyContext(
                 models=self.model,
                 sae=student.sae.model(),
                 layer=config.sae.layer,
                 reader=reader,
                 concepts=self.concepts,
                 prompts=prompts[:, :PROMPT_TOKENS],
-                new_tokens=self.asked["tokens"],
-                key=(self.asked["seed"], student.seed),
+                new_tokens=self.requested["tokens"],
+                key=(self.requested["seed"], student.seed),
                 train=student.tokens.shards("train"),
                 seq_len=config.seq_len,
                 decode=lambda ids: str(tokenizer.decode(list(ids))),
             )
-        return self._material
+        return self._context
 
-    def forget(self) -> None:
-        """Let go of the models and texts; what comes next is another seed's."""
-        self._models, self._material = {}, None
+    def release(self) -> None:
+        """Let go of the models and texts; the next seed has others."""
+        self._models, self._context = {}, None
 
 
 class SteerEvalStage(Stage):
-    """One method, its figures a `Part`."""
+    """One method on one trained student; its figures are a `MethodResult`."""
 
-    def __init__(self, measured: Measured, method: str, reads: "SteerEvalStage | None") -> None:
-        self.measured, self.method, self.reads = measured, METHODS[method], reads
-        student = measured.student
-        subject = measured.stages()[self.method.subject]
-        needed = [student.tokens, subject, student.sae, measured.reader, *([] if reads is None else [reads])]
+    def __init__(self, steered: SteeredStudent, method: str, source: "SteerEvalStage | None") -> None:
+        self.steered, self.method, self.source = steered, METHODS[method](), source
+        student = steered.student
+        subject = steered.stages()[self.method.subject]
+        inputs = [student.tokens, subject, student.sae, steered.reader, *([] if source is None else [source])]
         name = student.name.replace("students/", "steer-eval/", 1)
-        super().__init__(student.run_dir, f"{name}/{method}", "cocomix steer-eval", list(dict.fromkeys(needed)))
+        super().__init__(student.run_dir, f"{name}/{method}", "cocomix steer-eval", list(dict.fromkeys(inputs)))
 
     def settings(self) -> dict[str, Any]:
-        return self.measured.asked | {
+        return self.steered.requested | {
             "doses": list(self.method.doses),
             "shown": SHOWN,
             "prompt_tokens": PROMPT_TOKENS,
             "contrast_windows": CONTRAST_WINDOWS,
-            "student_seed": self.measured.student.seed,
+            "student_seed": self.steered.student.seed,
             "concepts": [
-                [one.concept, one.words, one.follow, round(one.strength, 4)] for one in self.measured.concepts
+                [concept.concept, concept.words, concept.follow, round(concept.strength, 4)]
+                for concept in self.steered.concepts
             ],
         }
 
     def describe(self, figures: dict[str, Any]) -> str:
-        part = self.part(figures)
-        base = sum(part.unsteered.presence) / len(part.unsteered.presence)
-        shares = [sum(row[i] for i, row in enumerate(one.presence)) / len(one.presence) for one in part.at]
-        losses = [sum(one.loss) / len(one.loss) for one in part.at]
+        result = self.result(figures)
+        last, unsteered = result.at[-1], result.unsteered
+        presence = mean(row[i] for i, row in enumerate(last.presence))
         return (
-            f"the concept at {base:.1%} of positions unsteered, {shares[-1]:.1%} at dose {part.at[-1].dose:g}"
-            f" for {losses[-1] - part.unsteered.loss:+.2f} nats"
+            f"the concept at {mean(unsteered.presence):.1%} of positions unsteered, {presence:.1%} at dose"
+            f" {last.dose:g} for {mean(last.loss) - unsteered.loss:+.2f} nats"
         )
 
-    def part(self, figures: dict[str, Any] | None = None) -> Part:
-        """What was measured; `figures` where they are at hand."""
-        return Part.model_validate(self.figures if figures is None else figures)
+    def result(self, figures: dict[str, Any] | None = None) -> MethodResult:
+        """What was measured, from `figures` if they are given."""
+        return MethodResult.model_validate(self.figures if figures is None else figures)
 
     @torch.no_grad()
     def work(self, folder: Any, progress: Any) -> dict[str, Any]:
-        read = None if self.reads is None else self.reads.part()
-        part = self.method.measure(self.measured.material(), read, lambda step, total: progress(step, total, {}))
-        return part.model_dump(mode="json")
+        source = None if self.source is None else self.source.result()
+        result = self.method.measure(self.steered.context(), source, lambda step, total: progress(step, total, {}))
+        return result.model_dump(mode="json")
 
 
 NAMED_FROM = 250_000
@@ -159,56 +158,54 @@ def steer_eval(
         CocomixError: no such run or student, one that cannot be steered by this SAE's concepts, texts longer than it
             can take, or too few concepts that can be measured.
     """
-    from cocomix.steering.study.report import write_steering_report
-
     run = existing_run(folder)
     stages = [stage for stage in run.students if stage.student == student]
-    student_stage(run, student, run.config.seeds[0])  # says what there is if there is none
+    student_stage(run, student, run.config.seeds[0])  # says which students exist if this one does not
     _check(run, stages, tokens)
-    chosen = _concepts(run, concepts)
-    asked = {"prompts": prompts, "tokens": tokens, "seed": seed}
-    measured = [Measured(one, baseline(run, one), reader(run, one), chosen, asked) for one in stages]
-    can = {name for one in measured for name in one.stages()}
-    methods = [name for name, method in METHODS.items() if method.subject in can]
-    done = _measure(run, measured, methods)
-    parts = {name: {stage.measured.student.seed: stage.part() for stage in done[name]} for name in methods}
-    report = _about(run, student, measured, chosen, asked) | summary(parts)
-    for name, one in report["methods"].items():
+    chosen = _choose_concepts(run, concepts)
+    requested = {"prompts": prompts, "tokens": tokens, "seed": seed}
+    students = [SteeredStudent(stage, baseline(run, stage), reader(run, stage), chosen, requested) for stage in stages]
+    subjects = {name for steered in students for name in steered.stages()}
+    methods = [name for name, method in METHODS.items() if method.subject in subjects]
+    measured = _measure(run, students, methods)
+    results = {name: {stage.steered.student.seed: stage.result() for stage in measured[name]} for name in methods}
+    report = _header(run, student, students, chosen, requested) | summary(results)
+    for name, entry in report["methods"].items():
         method = METHODS[name]
-        one |= {"about": method.about, "unit": method.unit, "ties": method.ties, "subject": method.subject}
-        one["examples"] = [example.model_dump() for example in parts[name][stages[0].seed].examples]
+        entry |= {"about": method.about, "unit": method.unit, "ties": method.ties, "subject": method.subject}
+        entry["examples"] = [example.model_dump() for example in results[name][stages[0].seed].examples]
     output.mkdir(parents=True, exist_ok=True)
     return write_steering_report(report, output)
 
 
-def baseline(run: "Run", student: StudentStage) -> StudentStage | None:
+def baseline(run: Run, student: StudentStage) -> StudentStage | None:
     """The finished next-token student of the same seed that the run compares with; else any other; else None."""
-    found = _next_token_students(run, student.seed)
-    return next((one for one in found if one.student == run.config.baseline), found[0] if found else None)
+    candidates = _next_token_students(run, student.seed)
+    return next((stage for stage in candidates if stage.student == run.config.baseline), next(iter(candidates), None))
 
 
-def reader(run: "Run", student: StudentStage) -> Writer:
+def reader(run: Run, student: StudentStage) -> LanguageModelStage:
     """The model that judges fluency, one that is neither steered nor the judge of concepts.
 
-    Another next-token student of the same seed; else the baseline of another seed; else, for want of both, the teacher.
+    Another next-token student of the same seed; else the baseline of another seed; else the teacher.
     """
     steered = baseline(run, student)
-    others = [one for one in _next_token_students(run, student.seed) if one is not steered]
-    order = sorted(run.config.seeds, key=lambda seed: seed <= student.seed)  # the next one, round about
-    elsewhere = [other for seed in order if seed != student.seed and (other := _of_seed(run, steered, seed))]
+    others = [stage for stage in _next_token_students(run, student.seed) if stage is not steered]
+    order = sorted(run.config.seeds, key=lambda seed: seed <= student.seed)  # the next one, after the last the first
+    elsewhere = [stage for seed in order if seed != student.seed and (stage := _of_seed(run, steered, seed))]
     return next(iter([*others, *elsewhere]), run.teacher)
 
 
-def _next_token_students(run: "Run", seed: int) -> list[StudentStage]:
-    return [one for one in run.students if one.seed == seed and one.config.objective == "ntp" and one.done()]
+def _next_token_students(run: Run, seed: int) -> list[StudentStage]:
+    return [stage for stage in run.students if stage.seed == seed and stage.config.objective == "ntp" and stage.done()]
 
 
-def _of_seed(run: "Run", like: StudentStage | None, seed: int) -> StudentStage | None:
-    found = _next_token_students(run, seed)
-    return next((one for one in found if like is not None and one.student == like.student), None)
+def _of_seed(run: Run, like: StudentStage | None, seed: int) -> StudentStage | None:
+    candidates = _next_token_students(run, seed)
+    return next((stage for stage in candidates if like is not None and stage.student == like.student), None)
 
 
-def _check(run: "Run", stages: Sequence[StudentStage], tokens: int) -> None:
+def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
     """Before anything is measured.
 
     Raises:
@@ -216,13 +213,19 @@ def _check(run: "Run", stages: Sequence[StudentStage], tokens: int) -> None:
     """
     for stage in stages:
         _ = stage.figures
-    if not stages[0].variant.recall or stages[0].labels is None:
-        may = sorted({one.student for one in run.students if one.variant.recall and one.labels is not None})
+    if not stages[0].config.uses_sae_concepts or stages[0].labels is None:
+        usable = sorted(
+            {one.student for one in run.students if one.config.uses_sae_concepts and one.labels is not None}
+        )
         raise CocomixError(
             f"the student {stages[0].student} is not trained on the SAE's concepts, so the SAE cannot judge it; "
-            + (f"choose --student {' or '.join(may)}" if may else "train one with the objective cocomix and labels")
+            + (
+                f"choose --student {' or '.join(usable)}"
+                if usable
+                else "train one with the objective cocomix and labels"
+            )
         )
-    longest = PROMPT_TOKENS + max(map(int, METHODS["prompt"].doses)) + tokens
+    longest = PROMPT_TOKENS + max(method().lead_tokens() for method in METHODS.values()) + tokens
     if longest > run.config.seq_len:
         raise CocomixError(
             f"prompts and --tokens {tokens} make texts of {longest} tokens, more than the {run.config.seq_len} of"
@@ -230,37 +233,38 @@ def _check(run: "Run", stages: Sequence[StudentStage], tokens: int) -> None:
         )
 
 
-def _concepts(run: "Run", wanted: int) -> list[Concept]:
+def _choose_concepts(run: Run, count: int) -> list[Concept]:
     """The concepts to steer, with names made first where the run has none for its autoencoder."""
     names = read_names(run.folder, run.sae.checksum())
     if names.found is None:
         names = name_run(run.folder, tokens=NAMED_FROM)
     tokenizer, shards = run.tokens.tokenizer(), run.tokens.shards("val")
     teacher, sae, config = run.teacher.model(), run.sae.model(), run.config
-    found = activity(teacher, sae, shards, layer=config.sae.layer, seq_len=config.seq_len)
-    return chosen_concepts(
-        found, names, lambda ids: str(tokenizer.decode(list(ids))), vocab_size=len(tokenizer), wanted=wanted
+    activity = concept_activity(teacher, sae, shards, layer=config.sae.layer, seq_len=config.seq_len)
+    return choose_named_concepts(
+        activity, names, lambda ids: str(tokenizer.decode(list(ids))), vocab_size=len(tokenizer), count=count
     )
 
 
-def _measure(run: "Run", measured: Sequence[Measured], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
+def _measure(run: Run, students: Sequence[SteeredStudent], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
     """Every method on every seed, one seed after the other."""
-    done: dict[str, list[SteerEvalStage]] = {name: [] for name in methods}
+    measured: dict[str, list[SteerEvalStage]] = {name: [] for name in methods}
     number = 0
-    for one in measured:
-        made: dict[str, SteerEvalStage] = {}
+    for steered in students:
+        stages: dict[str, SteerEvalStage] = {}
         for name in methods:
             number += 1
-            made[name] = SteerEvalStage(one, name, made.get(METHODS[name].reads or ""))
-            run.do(made[name], f"[{number}/{len(measured) * len(methods)}] {made[name].name}")
-            done[name].append(made[name])
-        one.forget()
-    return done
+            stages[name] = SteerEvalStage(steered, name, stages.get(METHODS[name].derived_from or ""))
+            run.do(stages[name], f"[{number}/{len(students) * len(methods)}] {stages[name].name}")
+            measured[name].append(stages[name])
+        steered.release()
+    return measured
 
 
-def _about(
-    run: "Run", student: str, measured: Sequence[Measured], chosen: Sequence[Concept], asked: dict[str, int]
+def _header(
+    run: Run, student: str, students: Sequence[SteeredStudent], chosen: Sequence[Concept], requested: dict[str, int]
 ) -> dict[str, Any]:
+    """What the report says of the run, the concepts and the judges."""
     tokenizer, names = run.tokens.tokenizer(), read_names(run.folder, run.sae.checksum())
     return {
         "title": f"Steering {student}, measured",
@@ -270,39 +274,39 @@ def _about(
         "commit": git_commit(),
         "machine": machine(),
         "student": student,
-        "asked": asked | {"concepts": len(chosen), "prompt_tokens": PROMPT_TOKENS},
-        "concepts": [_concept(one, names, tokenizer) for one in chosen],
-        "judges": [_judges(run, one) for one in measured],
+        "asked": requested | {"concepts": len(chosen), "prompt_tokens": PROMPT_TOKENS},
+        "concepts": [_concept_entry(concept, names, tokenizer) for concept in chosen],
+        "judges": [_judges(run, steered) for steered in students],
     }
 
 
-def _concept(one: Concept, names: Names, tokenizer: Any) -> dict[str, Any]:
-    words, follow = ([str(tokenizer.decode([token])) for token in listed] for listed in (one.words, one.follow))
-    about = names.of(one.concept)
+def _concept_entry(concept: Concept, names: Names, tokenizer: Any) -> dict[str, Any]:
+    words, follow = ([str(tokenizer.decode([token])) for token in tokens] for tokens in (concept.words, concept.follow))
+    name = names.of(concept.concept)
     return {
-        "concept": one.concept,
-        "name": one.name,
+        "concept": concept.concept,
+        "name": concept.name,
         "words": words,
         "follow": follow,
-        "kind": about.kind,
-        "stability": about.stability,
-        "share": one.share,
-        "strength": one.strength,
+        "kind": name.kind,
+        "stability": name.stability,
+        "share": concept.share,
+        "strength": concept.strength,
     }
 
 
-def _judges(run: "Run", one: Measured) -> dict[str, Any]:
+def _judges(run: Run, steered: SteeredStudent) -> dict[str, Any]:
     """Who judges and who is steered beside the student, for one seed."""
 
-    def known(stage: Writer | None) -> str | None:
+    def label(stage: LanguageModelStage | None) -> str | None:
         if stage is None:
             return None
         return f"{stage.student}, seed {stage.seed}" if isinstance(stage, StudentStage) else "the teacher"
 
     return {
-        "seed": one.student.seed,
-        "fluency": known(one.reader),
-        "independent": one.reader is not run.teacher,
-        "baseline": known(one.baseline),
-        "same_width": one.baseline is None or one.baseline.figures["width"] == one.student.figures["width"],
+        "seed": steered.student.seed,
+        "fluency": label(steered.reader),
+        "independent": steered.reader is not run.teacher,
+        "baseline": label(steered.baseline),
+        "same_width": steered.baseline is None or steered.baseline.figures["width"] == steered.student.figures["width"],
     }

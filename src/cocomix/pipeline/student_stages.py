@@ -10,18 +10,17 @@ from cocomix.evaluation.perplexity import perplexity
 from cocomix.evaluation.recall import concept_recall
 from cocomix.model.build import Sizes, special_ids
 from cocomix.model.loading import load_causal_lm
-from cocomix.objectives.base import Objective
-from cocomix.objectives.variants import VARIANTS, build_student
+from cocomix.objectives.base import Objective, StudentSettings
+from cocomix.objectives.registry import build_student
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.label_stages import LabelSet, LogitsStage
 from cocomix.pipeline.sae_stage import SaeStage
-from cocomix.pipeline.stage import ModelStage, Stage
-from cocomix.pipeline.training import describe_curve, train_objective, training_figures, validation_curve
+from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.training import ModelStage, describe_curve, train_objective, training_figures, validation_curve
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device
-from cocomix.utils.files import check_weights
 
 
 class StudentStage(ModelStage):
@@ -45,26 +44,25 @@ class StudentStage(ModelStage):
         logits: LogitsStage | None = None,
     ) -> None:
         self.student, self.seed, self.run_config = student, seed, config
-        self.config: Any = config.students[student]
-        self.variant = VARIANTS[self.config.objective]
+        self.config: StudentSettings = config.students[student]
         self.tokens, self.sae, self.labels, self.logits = sae.tokens, sae, labels, logits
         self.train = _of_length(config.students_train, self.config.length, seed)
-        self.sign = getattr(self.config, "sign", None) or (labels.config.signs[0] if labels else "")
-        wanted: dict[str, list[Stage]] = {
+        self.sign = self.config.label_sign or (labels.config.signs[0] if labels else "")
+        available: dict[str, list[Stage]] = {
             "teacher": [sae.teacher],
             "sae": [sae],
             "labels": [] if labels is None else labels.needed,
             "logits": [] if logits is None else [logits],
         }
         needed = set(self.config.reads)
-        matched = getattr(self.config, "match_parameters", None)
+        matched = self.config.same_size_as
         if matched is not None:  # a student's size may depend on the teacher's width
             needed |= config.students[matched].reads & {"teacher"}
-        read = dict.fromkeys(stage for name, stages in wanted.items() if name in needed for stage in stages)
+        read = dict.fromkeys(stage for name, stages in available.items() if name in needed for stage in stages)
         super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", [sae.tokens, *read])
 
     def settings(self) -> dict[str, Any]:
-        matched = getattr(self.config, "match_parameters", None)
+        matched = self.config.same_size_as
         needs = matched or self.student
         return {
             "student": self.config.model_dump(mode="json"),
@@ -76,18 +74,14 @@ class StudentStage(ModelStage):
             "curve_windows": self.run_config.evaluation.curve_windows,
         } | ({} if self.labels is None else self.labels.reader_settings())
 
-    def outputs(self) -> list[str]:
-        return ["model/config.json"]
-
-    def verify(self) -> None:
-        check_weights(self.folder / "model", self.again)
-
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['parameters']:,} parameters{describe_curve(figures)}"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         objective = self.objective()
-        labels = self.labels.reader("val", self.sign) if self.variant.recall and self.labels is not None else None
+        labels = (
+            self.labels.reader("val", self.sign) if self.config.uses_sae_concepts and self.labels is not None else None
+        )
         val, evaluation = self.tokens.shards("val"), self.run_config.evaluation
         validate = validation_curve(val, self.run_config.seq_len, evaluation, self.train.precision, labels)
         result = train_objective(objective, self.batches(), self.train, folder, validate, progress)
@@ -104,10 +98,10 @@ class StudentStage(ModelStage):
         """The student, freshly initialised, and what it is trained on."""
         torch.manual_seed(self.seed)
         model = build_student(self.run_config.students, self.student, self._sizes)
-        return self.variant.objective(self.config, model, self._sizes(self.student), self.sae.teacher.model)
+        return self.config.make_objective(model, self._sizes(self.student), self.sae.teacher.model)
 
     def batches(self) -> BatchSource:
-        """What it is trained with."""
+        """Its training data: tokens, and labels or logits if it reads any."""
         labels = None if self.labels is None else self.labels.reader("train", self.sign)
         logits = None if self.logits is None else self.logits.store()
         return BatchSource(self.tokens.shards("train"), self.run_config.seq_len, labels, logits)
@@ -137,7 +131,7 @@ class StudentStage(ModelStage):
     def model(self) -> PreTrainedModel:
         """The finished student, in evaluation mode."""
         self.check()
-        model = load_causal_lm(self.folder / "model", f"the student {self.student}", self.again)
+        model = load_causal_lm(self.folder / "model", f"the student {self.student}", self.redo_hint)
         return model.to(device())  # pyright: ignore[reportArgumentType]
 
 
@@ -173,17 +167,17 @@ class EvaluationStage(Stage):
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         model, student = self.student.model(), self.student
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "seq_len": self.seq_len,
             "batch_size": self.batch_size,
             "max_windows": self.windows,
-            "shared": True,
+            "sharded": True,
         }
         figures: dict[str, Any] = {}
         for number, split in enumerate(("val", "test")):
-            figures[split] = perplexity(model, student.tokens.shards(split), **how)
+            figures[split] = perplexity(model, student.tokens.shards(split), **options)
             progress(number + 1, 2, {})
-        if student.variant.recall and student.labels is not None:
+        if student.config.uses_sae_concepts and student.labels is not None:
             labels = student.labels.reader("val", student.sign)
-            figures["recall"] = concept_recall(model, student.tokens.shards("val"), labels, **how)
+            figures["recall"] = concept_recall(model, student.tokens.shards("val"), labels, **options)
         return figures

@@ -11,13 +11,19 @@ from cocomix.model.loading import load_causal_lm, model_config
 from cocomix.objectives.ntp import NtpObjective
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import TokensStage
-from cocomix.pipeline.stage import Lending, ModelStage, borrowed, known_as
-from cocomix.pipeline.training import describe_curve, recipe, train_objective, training_figures, validation_curve
+from cocomix.pipeline.stage import ExternalInputs, external_stages, stable_name
+from cocomix.pipeline.training import (
+    ModelStage,
+    describe_curve,
+    recipe,
+    train_objective,
+    training_figures,
+    validation_curve,
+)
 from cocomix.train.batches import BatchSource
 from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import check_weights
 
 SPARE_IDS = 1024
 """Embedding rows a published model may have beyond its tokenizer's vocabulary, as padding for alignment."""
@@ -28,23 +34,17 @@ class TeacherStage(ModelStage):
 
     distributed = True
 
-    def __init__(self, run_dir: Path, config: RunConfig, tokens: TokensStage, lending: Lending) -> None:
-        lent = borrowed(lending, config.teacher.pretrained)
-        super().__init__(run_dir, "teacher", "cocomix train teacher", [tokens, *lent])
-        self.lending = lending
+    def __init__(self, run_dir: Path, config: RunConfig, tokens: TokensStage, external_inputs: ExternalInputs) -> None:
+        external = external_stages(external_inputs, config.teacher.pretrained)
+        super().__init__(run_dir, "teacher", "cocomix train teacher", [tokens, *external])
+        self.external_inputs = external_inputs
         self.config, self.seq_len, self.evaluation = config.teacher, config.seq_len, config.evaluation
         self.tokens = tokens
 
     def settings(self) -> dict[str, Any]:
         if self.config.pretrained is not None:
-            return {"pretrained": known_as(self.lending, self.config.pretrained), "seq_len": self.seq_len}
+            return {"pretrained": stable_name(self.external_inputs, self.config.pretrained), "seq_len": self.seq_len}
         return self.config.model_dump(mode="json") | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
-
-    def outputs(self) -> list[str]:
-        return ["model/config.json"]
-
-    def verify(self) -> None:
-        check_weights(self.folder / "model", self.again)
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['description']}{describe_curve(figures)}"
@@ -80,33 +80,34 @@ class TeacherStage(ModelStage):
         return {"parameters": model.num_parameters(), "description": f"{source}: {_describe(model)}"}
 
     def _check_vocabulary(self, model: PreTrainedModel, source: str) -> None:
-        ours = self.tokens.tokenizer()
+        tokenizer = self.tokens.tokenizer()
         size = model.config.vocab_size
-        mend = "set tokens.tokenizer to the concept model's own tokenizer"
-        if not len(ours) <= size <= len(ours) + SPARE_IDS:
+        hint = "set tokens.tokenizer to the concept model's own tokenizer"
+        if not len(tokenizer) <= size <= len(tokenizer) + SPARE_IDS:
             raise CocomixError(
-                f"the concept model {source} has a vocabulary of {size} and the students' tokenizer {len(ours)}; {mend}"
+                f"the concept model {source} has a vocabulary of {size} and the students' tokenizer {len(tokenizer)};"
+                f" {hint}"
             )
         try:
-            theirs = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except Exception:  # Tokenizers' own errors are of no narrower type
-            return  # no sound tokenizer beside the weights: sizes are all that can be compared
-        if theirs.get_vocab() != ours.get_vocab():
+            published = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except Exception:  # the Tokenizers library raises nothing narrower
+            return  # no valid tokenizer beside the weights: only sizes can be compared
+        if published.get_vocab() != tokenizer.get_vocab():
             raise CocomixError(
-                f"the concept model {source} numbers its tokens differently from the students' tokenizer; {mend}"
+                f"the concept model {source} numbers its tokens differently from the students' tokenizer; {hint}"
             )
 
     def model(self) -> PreTrainedModel:
         """The finished concept model, in evaluation mode, taking no gradients."""
         self.check()
-        model = load_causal_lm(self.folder / "model", "the concept model", self.again)
+        model = load_causal_lm(self.folder / "model", "the concept model", self.redo_hint)
         return model.requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
 
     @property
     def width(self) -> int:
         """Width of the finished concept model's hidden states."""
         _ = self.figures
-        return model_config(self.folder / "model", self.again).hidden_size
+        return model_config(self.folder / "model", self.redo_hint).hidden_size
 
 
 def _describe(model: PreTrainedModel) -> str:

@@ -1,4 +1,4 @@
-"""A run's finished parts by what a user calls them, and one sentence where there are none."""
+"""A run's finished models and what is done with them: find a student, inspect a text, export the autoencoder."""
 
 from pathlib import Path
 from typing import Any
@@ -9,23 +9,23 @@ from transformers import PreTrainedModel
 from cocomix.analysis.inspect import Reading, read_text
 from cocomix.analysis.naming import Names, read_names
 from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active
-from cocomix.pipeline.config import load_config
-from cocomix.pipeline.run import Run
+from cocomix.pipeline.config import CONFIG
+from cocomix.pipeline.run import Run, load_run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.formats import FORMATS
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
 
-def existing_run(folder: Path) -> Run:
-    """The run in `folder`, with its own settings.
+def existing_run(folder: Path, *, announce: bool = True) -> Run:
+    """The run in `folder`, with its own settings; an edit of these is announced, as by `load_run`.
 
     Raises:
         CocomixError: there is none.
     """
-    if not (folder / "config.yaml").exists():
+    if not (folder / CONFIG).exists():
         raise CocomixError(f"there is no run in {folder}; run `cocomix demo` first or give another --run")
-    return Run(folder, load_config(folder / "config.yaml"))
+    return load_run(folder, announce=announce)
 
 
 def student_stage(run: Run, student: str, seed: int) -> StudentStage:
@@ -37,8 +37,8 @@ def student_stage(run: Run, student: str, seed: int) -> StudentStage:
     for stage in run.students:
         if (stage.student, stage.seed) == (student, seed):
             return stage
-    there = ", ".join(f"{stage.student} (seed {stage.seed})" for stage in run.students)
-    raise CocomixError(f"{run.folder} has no student {student!r} of seed {seed}; choose one of {there}")
+    choices = ", ".join(f"{stage.student} (seed {stage.seed})" for stage in run.students)
+    raise CocomixError(f"{run.folder} has no student {student!r} of seed {seed}; choose one of {choices}")
 
 
 def with_concepts(run: Run, stage: StudentStage) -> Any:
@@ -49,15 +49,12 @@ def with_concepts(run: Run, stage: StudentStage) -> Any:
     """
     model = stage.model()
     if getattr(getattr(model, "channel", None), "head", None) is None:
-        may = sorted({one.student for one in run.students if one.variant.recall})
+        suitable = sorted({other.student for other in run.students if other.config.uses_sae_concepts})
         raise CocomixError(
             f"the student {stage.student} predicts no concepts; "
-            + (f"choose --student {' or '.join(may)}" if may else "train one with the objective cocomix")
+            + (f"choose --student {' or '.join(suitable)}" if suitable else "train one with the objective cocomix")
         )
     return model
-
-
-# `cocomix inspect`: from a run to a reading of a text.
 
 
 def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, concept: int | None) -> Reading:
@@ -72,16 +69,16 @@ def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, 
     ids = tokenizer.encode(text)
     if not text.strip():
         raise CocomixError("the text is empty; give some words")
-    of_the_sae = stage.variant.recall and stage.sae.done()  # bootstrapped concepts are the student's own
-    names = read_names(folder, stage.sae.checksum()) if of_the_sae else Names(None, {})
+    uses_sae = stage.config.uses_sae_concepts and stage.sae.done()  # bootstrapped concepts are the student's own
+    names = read_names(folder, stage.sae.checksum()) if uses_sae else Names(None, {})
     fits = len(ids) <= model.config.max_position_embeddings
     return read_text(
         model,
         ids,
-        lambda some: str(tokenizer.decode(list(some))),
+        lambda part: str(tokenizer.decode(list(part))),
         top=top,
         concept=concept,
-        labels=teacher_labels(stage, ids) if of_the_sae and fits else None,
+        labels=teacher_labels(stage, ids) if uses_sae and fits else None,
         name=names.name,
     )
 
@@ -102,7 +99,7 @@ def has_teacher_labels(stage: StudentStage) -> bool:
 
 
 def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae: TopKSAE) -> ConceptLabels | None:
-    """`teacher_labels` with the models at hand; only of a student that has them."""
+    """`teacher_labels` with models that are loaded already; only for a student that has labels."""
     if stage.labels is None or len(ids) < 2:
         return None
     config = stage.labels.config
@@ -112,16 +109,15 @@ def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae
 
 
 def export_sae(run: Run, name: str, folder: Path) -> Path:
-    """Write the run's finished autoencoder to `folder` in the format `name`, a key of `FORMATS`; returns `folder`.
+    """Write the run's finished autoencoder to `folder` in the format called `name`; returns `folder`.
 
     Raises:
         CocomixError: no such format, one that cannot represent this autoencoder, or a folder in use.
     """
-    if name not in FORMATS:
-        raise CocomixError(f"there is no SAE format {name!r}; choose one of {', '.join(FORMATS)}")
+    format = FORMATS.choose(name)()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CocomixError(f"{folder} holds something already; give a new folder")
+        raise CocomixError(f"{folder} is not empty; give a new folder")
     teacher = run.config.teacher.pretrained
-    about = {"layer": run.sae.config.layer, "model": teacher or f"{run.config.title} (trained by cocomix)"}
-    FORMATS[name].write(run.sae.model().cpu(), folder, about)
+    metadata = {"layer": run.sae.config.layer, "model": teacher or f"{run.config.title} (trained by cocomix)"}
+    format.write(run.sae.model().cpu(), folder, metadata)
     return folder

@@ -1,4 +1,4 @@
-"""What every training stage does: train, save, and keep the figures."""
+"""Stages that leave a model, and what those that train one share: train, save, and keep the figures."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,10 +13,26 @@ from cocomix.evaluation.recall import concept_recall
 from cocomix.labels.store import LabelReader
 from cocomix.objectives.base import Objective
 from cocomix.pipeline.config import EvaluationConfig
+from cocomix.pipeline.stage import Stage
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.train.parallel import save_model
 from cocomix.train.trainer import Trainer, TrainResult
+from cocomix.utils.files import check_weights, sha256
+
+
+class ModelStage(Stage):
+    """A stage that leaves a model in its folder `model`."""
+
+    def outputs(self) -> list[str]:
+        return ["model/config.json"]
+
+    def verify(self) -> None:
+        check_weights(self.folder / "model", self.redo_hint)
+
+    def checksum(self) -> str:
+        """sha256 over the weight files."""
+        return sha256(*sorted((self.folder / "model").glob("*.safetensors")))
 
 
 def train_objective(
@@ -27,14 +43,14 @@ def train_objective(
     validate: Callable[[nn.Module], dict[str, float]] | None,
     progress: Any,
 ) -> TrainResult:
-    """Train (or go on training) in `folder` and save the model to `folder/model`."""
+    """Train in `folder`, resuming from its checkpoints, and save the model to `folder/model`."""
     result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress).run()
     save_model(objective, folder / "model")
     return result
 
 
 def recipe(config: TrainConfig | None) -> dict[str, Any] | None:
-    """What of a training's settings decides its outcome."""
+    """The settings of a training that decide its outcome; None without a training."""
     return None if config is None else config.recipe()
 
 
@@ -46,28 +62,28 @@ def training_figures(result: TrainResult) -> dict[str, Any]:
 def validation_curve(
     shards: TokenShards, seq_len: int, evaluation: EvaluationConfig, precision: str, labels: LabelReader | None = None
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """The evaluation behind each point of a curve, on a fixed, evenly spread subset of the validation windows.
+    """The evaluation of each point of a training curve, on a fixed, evenly spread subset of the validation windows.
 
     Perplexity, and concept recall if there are `labels`; the processes of a launch share the work.
     """
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "seq_len": seq_len,
         "batch_size": evaluation.batch_size,
         "max_windows": evaluation.curve_windows,
         "precision": precision,
-        "shared": True,
+        "sharded": True,
     }
 
     def validate(model: nn.Module) -> dict[str, float]:
-        figures = {"val_perplexity": perplexity(model, shards, **how)["perplexity"]}
+        figures = {"val_perplexity": perplexity(model, shards, **options)["perplexity"]}
         if labels is not None:
-            figures["val_recall"] = concept_recall(model, shards, labels, **how)["recall"]
+            figures["val_recall"] = concept_recall(model, shards, labels, **options)["recall"]
         return figures
 
     return validate
 
 
 def describe_curve(figures: dict[str, Any]) -> str:
-    """The last validation perplexity of a training stage's figures, as the end of a sentence."""
+    """The last validation perplexity in a training stage's figures, as the end of a sentence."""
     points = [point["val_perplexity"] for point in figures.get("curve") or [] if "val_perplexity" in point]
     return f", validation perplexity {points[-1]:.2f}" if points else ""

@@ -1,16 +1,16 @@
-"""What the raw figures say: means with confidence intervals, paired differences, cost to the same perplexity."""
+"""What the raw figures say: means with confidence intervals, paired differences, cost to the same perplexity.
+
+`better` against `than` is a difference in test loss (nats a token), one figure for each seed both students have. Losses
+are additive over corpora and may be pooled; perplexities are not, and are only ever given as a change in percent.
+"""
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import mean, stdev
 from typing import Any
 
-STUDENT_T_975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045),
-)
-"""0.975 quantiles of Student's t for 1 to 29 degrees of freedom; beyond, the last one, a little wide."""
+CONFIDENCE = 0.95
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -18,15 +18,22 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     n = len(values)
     if n < 2:
         return {"mean": values[0] if n else math.nan, "sd": None, "ci95": None, "n": n}
-    t = STUDENT_T_975[min(n - 2, len(STUDENT_T_975) - 1)]
     sd = stdev(values)
-    return {"mean": mean(values), "sd": sd, "ci95": t * sd / math.sqrt(n), "n": n}
+    return {"mean": mean(values), "sd": sd, "ci95": t_quantile(n - 1) * sd / math.sqrt(n), "n": n}
+
+
+@cache
+def t_quantile(degrees: int) -> float:
+    """The 0.975 quantile of Student's t: half the width of a 95 % interval, in standard errors of the mean."""
+    from scipy.stats import t  # takes half a second
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, degrees))
 
 
 def pairs(student: dict[str, Any], other: dict[str, Any], figure: str) -> dict[int, float]:
     """`student - other` of a per-run figure for every seed that both have."""
-    theirs = {run["seed"]: run[figure] for run in other["runs"]}
-    return {run["seed"]: run[figure] - theirs[run["seed"]] for run in student["runs"] if run["seed"] in theirs}
+    by_seed = {run["seed"]: run[figure] for run in other["runs"]}
+    return {run["seed"]: run[figure] - by_seed[run["seed"]] for run in student["runs"] if run["seed"] in by_seed}
 
 
 def paired_difference(student: dict[str, Any], other: dict[str, Any], figure: str) -> dict[str, Any]:
@@ -108,11 +115,44 @@ def derive(results: dict[str, Any]) -> dict[str, Any]:
     return {"students": derived, "baseline": baseline["name"]}
 
 
-# The headline in plain words, whichever way it came out.
+def find_student(setting: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The student called `name`, or None if this setting does not train it or has not yet."""
+    return next((student for student in setting["students"] if student["name"] == name and student["runs"]), None)
+
+
+def loss_pairs(setting: dict[str, Any], better: str, than: str) -> dict[int, float]:
+    """Difference in test loss by seed; empty where either student is missing."""
+    ours, theirs = find_student(setting, better), find_student(setting, than)
+    return {} if ours is None or theirs is None else pairs(ours, theirs, "test_loss")
+
+
+def estimate(values: Sequence[float]) -> dict[str, Any]:
+    """`difference` (mean), `ci95` ([low, high], Student's t; None for fewer than two values) and `n`."""
+    stats = summary(values)
+    half = stats["ci95"]
+    middle = stats["mean"] if values else None
+    return {
+        "difference": middle,
+        "ci95": None if half is None else [stats["mean"] - half, stats["mean"] + half],
+        "n": stats["n"],
+    }
+
+
+def compared(values: Sequence[float]) -> dict[str, Any]:
+    """`estimate` with a `verdict` for a loss: `better` or `worse` if the interval lies on one side of 0."""
+    stats = estimate(values)
+    low, high = stats["ci95"] or (0.0, 0.0)
+    return stats | {"verdict": "better" if high < 0 else "worse" if low > 0 else "undecided"}
+
+
+def equal_tokens(setting: dict[str, Any], name: str) -> bool:
+    """Whether the variant was trained on as many tokens as the setting's baseline."""
+    ours, base = find_student(setting, name), find_student(setting, setting["baseline"])
+    return ours is not None and base is not None and ours["runs"][0]["tokens"] == base["runs"][0]["tokens"]
 
 
 def headline(results: dict[str, Any], derived: dict[str, Any]) -> list[str]:
-    """One sentence for each concept student and each next-token student it is compared with."""
+    """The result in plain words: a sentence for each concept student and next-token student it is compared with."""
     sentences = []
     labels = {student["name"]: student for student in results["students"]}
     for name, student in labels.items():

@@ -1,6 +1,6 @@
-"""The sparse autoencoder that defines the concepts: model, training, quality, file formats."""
+"""Sparse autoencoders, whose latents are the concepts: model, training loss, metrics and file formats."""
 
-from cocomix.sae.formats import FORMATS, LoadedSae, SaeFormat, load_sae
+from cocomix.sae.formats import FORMATS, LoadedSae, SaeFormat, load_sae, register_format
 from cocomix.sae.formats.openai import from_openai, load_openai_file
 from cocomix.sae.metrics import sae_quality, spliced_losses
 from cocomix.sae.sae import SparseLatents, TopKSAE
@@ -16,6 +16,7 @@ __all__ = [
     "from_openai",
     "load_openai_file",
     "load_sae",
+    "register_format",
     "sae_quality",
     "spliced_losses",
 ]

@@ -1,9 +1,8 @@
-"""How well an autoencoder stands for the hidden states: what it leaves out, and what that costs the model.
+"""Metrics of an autoencoder: how well it reconstructs hidden states, and what its error costs the model.
 
-Explained variance, L0, dead share and how often each latent fires come from the hidden states alone. Whether the part
-left out mattered shows when the reconstruction is spliced in: the model runs on from it, and its loss is set against
-the plain one and against the layer being cut out (all zeros, or the mean hidden state), the worst a useless
-autoencoder could do.
+`sae_quality` computes explained variance, L0, the share of dead latents and how often each latent fires from hidden
+states alone. `spliced_losses` replaces a layer's output by its reconstruction and compares the model's loss with the
+plain one and with that of a useless autoencoder, which returns zeros or the mean hidden state.
 """
 
 import math
@@ -18,22 +17,22 @@ from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
 LOWEST_LOG, BIN = -7.0, 0.25
-"""Left end and width of the histogram's bins, in log10 of a latent's frequency; the right end is 0."""
+"""First edge and width of the histogram's bins, in log10 of a latent's frequency; the last edge is 0."""
 
 
 class Reconstruction:
-    """Running figures of an autoencoder over batches of hidden states."""
+    """Reconstruction metrics of an autoencoder, accumulated over batches of hidden states."""
 
     def __init__(self, sae: TopKSAE) -> None:
         self.sae, self.tokens = sae, 0
         self._error = self._square = self._active = 0.0
         self._total = torch.zeros(sae.d_model, dtype=torch.float64)
         self.fired = torch.zeros(sae.n_latents, dtype=torch.int64)
-        """tokens at which each latent was active, int64 `[C]`"""
+        """number of tokens at which each latent was active, int64 `[C]`"""
 
     @torch.no_grad()
     def add(self, x: torch.Tensor) -> None:
-        """Take in hidden states `x` `[n, d_model]`."""
+        """Add hidden states `x` `[n, d_model]`."""
         latents = self.sae.encode(x)
         active, wide = latents.values > 0, x.double()
         self._error += float((self.sae.decode(latents) - x).double().square().sum())
@@ -49,7 +48,7 @@ class Reconstruction:
         return self._total / self.tokens
 
     def figures(self) -> dict[str, Any]:
-        """See `sae_quality`."""
+        """The metrics that `sae_quality` returns."""
         if self.tokens == 0:
             raise CocomixError(
                 "there are no hidden states to measure the autoencoder on; the validation split is too short"
@@ -69,12 +68,12 @@ def density(fired: torch.Tensor, tokens: int) -> dict[str, list[float]]:
     """Histogram of how often latents fire.
 
     Args:
-        fired: tokens at which each latent was active, int64 `[C]`.
-        tokens: how many there were.
+        fired: number of tokens at which each latent was active, int64 `[C]`.
+        tokens: number of all tokens.
 
     Returns:
-        `edges`, log10 of frequencies, one more than `latents`, how many latents fall into each bin. Silent ones are
-        left out; what is rarer than the first edge is counted in the first bin.
+        `edges`, log10 of frequencies, one more than bins; `latents`, the number of latents in each bin. Latents that
+        never fired are left out; frequencies below the first edge count in the first bin.
     """
     bins = round(-LOWEST_LOG / BIN)
     logs = (fired[fired > 0].double() / tokens).log10()
@@ -86,7 +85,7 @@ def density(fired: torch.Tensor, tokens: int) -> dict[str, list[float]]:
 
 
 def sae_quality(sae: TopKSAE, batches: Iterable[torch.Tensor]) -> dict[str, Any]:
-    """How well an autoencoder reconstructs hidden states.
+    """Reconstruction metrics of an autoencoder on hidden states.
 
     Args:
         batches: hidden states `[n, d_model]`.
@@ -94,19 +93,19 @@ def sae_quality(sae: TopKSAE, batches: Iterable[torch.Tensor]) -> dict[str, Any]
     Returns:
         `explained_variance` (1 - squared error / squared deviation from the mean hidden state), `l0` (mean number
         of non-zero latents), `dead_share` (share of latents that never fired here), `mse` (per element),
-        `measured_tokens`, `density` (see there).
+        `measured_tokens`, `density` (a histogram, see `density`).
     """
-    found = Reconstruction(sae)
+    reconstruction = Reconstruction(sae)
     for x in batches:
-        found.add(x)
-    return found.figures()
+        reconstruction.add(x)
+    return reconstruction.figures()
 
 
 @torch.no_grad()
 def spliced_losses(
     model: PreTrainedModel, sae: TopKSAE, batches: Iterable[torch.Tensor], *, layer: int, mean: torch.Tensor
 ) -> dict[str, Any]:
-    """What the model loses when the output of block `layer` is replaced at every position.
+    """Next-token losses of the model with the output of block `layer` replaced at every position.
 
     Args:
         batches: token ids, int64 `[batch, seq]`, on the model's device.

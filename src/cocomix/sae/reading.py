@@ -1,4 +1,4 @@
-"""Careful reading of autoencoders from files: JSON and tensors are checked before they are used."""
+"""Reading of autoencoder files: JSON values and tensors are checked before they are used."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +13,10 @@ from cocomix.utils.files import check_readable, parse_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A mapping from a json file.
+    """Read a JSON object.
 
     Raises:
-        CocomixError: missing or damaged.
+        CocomixError: the file is missing or damaged.
     """
     check_readable(path)
     try:
@@ -26,12 +26,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CocomixError(f"{path} is damaged ({type(error).__name__}); copy the autoencoder again") from error
     if not isinstance(content, dict):
-        raise CocomixError(f"{path} is damaged (no mapping); copy the autoencoder again")
+        raise CocomixError(f"{path} is damaged (it is not a JSON object); copy the autoencoder again")
     return content
 
 
 def peek_json(path: Path) -> dict[str, Any]:
-    """`read_json`, empty where there is nothing to read."""
+    """`read_json`, but an empty dictionary where the file is missing or damaged."""
     try:
         return read_json(path)
     except CocomixError:
@@ -39,10 +39,10 @@ def peek_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file.
+    """Read all tensors of a safetensors file.
 
     Raises:
-        CocomixError: missing or damaged.
+        CocomixError: the file is missing or damaged.
     """
     check_readable(path)
     try:
@@ -53,11 +53,13 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CocomixError(f"{path} is damaged ({type(error).__name__}); copy the autoencoder again") from error
 
 
-def shaped(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: Any) -> dict[str, torch.Tensor]:
-    """The tensors `shapes` names, at least in float32; nothing else may be there.
+def check_tensors(
+    tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: Any
+) -> dict[str, torch.Tensor]:
+    """The tensors named in `shapes`, at least in float32; no other may be there.
 
     Raises:
-        CocomixError: a missing or unknown tensor, or another shape.
+        CocomixError: a tensor is missing, unknown or of another shape.
     """
     if set(tensors) != set(shapes):
         wrong = sorted(set(tensors) ^ set(shapes))[0]
@@ -65,34 +67,34 @@ def shaped(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], wh
         raise CocomixError(f"{where}: the tensor {wrong!r} is {state}; expected are {', '.join(sorted(shapes))}")
     for name, shape in shapes.items():
         if not isinstance(tensors[name], torch.Tensor) or tuple(tensors[name].shape) != shape:
-            found = tuple(getattr(tensors[name], "shape", ()))
-            raise CocomixError(f"{where}: {name} has shape {found} where {shape} is needed; use a sound file")
+            actual = tuple(getattr(tensors[name], "shape", ()))
+            raise CocomixError(f"{where}: {name} has shape {actual} where {shape} is needed; use an intact file")
     return {name: tensors[name].to(torch.promote_types(tensors[name].dtype, torch.float32)) for name in shapes}
 
 
-def sizes(tensors: Mapping[str, Any], name: str, where: Any) -> tuple[int, int]:
-    """The two sizes of the matrix `name`."""
-    found = tensors.get(name)
-    if not isinstance(found, torch.Tensor) or found.ndim != 2:
-        raise CocomixError(f"{where}: {name} is missing or no matrix; use a sound file")
-    return found.shape[0], found.shape[1]
+def matrix_shape(tensors: Mapping[str, Any], name: str, where: Any) -> tuple[int, int]:
+    """Shape of the matrix `name`."""
+    matrix = tensors.get(name)
+    if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2:
+        raise CocomixError(f"{where}: {name} is missing or not a matrix; use an intact file")
+    return matrix.shape[0], matrix.shape[1]
 
 
-def whole(value: Any, name: str, where: Any) -> int:
-    """A positive whole number from json."""
+def positive_int(value: Any, name: str, where: Any) -> int:
+    """`value` from JSON, checked to be a positive whole number."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CocomixError(f"{where}: {name} is {value!r}, not a positive whole number; use a sound file")
+        raise CocomixError(f"{where}: {name} is {value!r}, not a positive whole number; use an intact file")
     return value
 
 
-def words(value: Any, name: str, where: Any) -> str | None:
-    """A text from json, or nothing."""
+def optional_text(value: Any, name: str, where: Any) -> str | None:
+    """`value` from JSON, checked to be a string or None."""
     if value is not None and not isinstance(value, str):
-        raise CocomixError(f"{where}: {name} is {value!r}, not a text; use a sound file")
+        raise CocomixError(f"{where}: {name} is {value!r}, not a string; use an intact file")
     return value
 
 
-def agrees(stated: Any, found: int, name: str, where: Any) -> None:
-    """Refuse a size that json states and the weights contradict; json may leave it out."""
-    if stated is not None and stated != found:
-        raise CocomixError(f"{where}: {name} is {stated} by its json and {found} by its weights; copy it again")
+def check_size(stated: Any, actual: int, name: str, where: Any) -> None:
+    """Refuse a size stated in JSON that contradicts the weights; None is accepted."""
+    if stated is not None and stated != actual:
+        raise CocomixError(f"{where}: {name} is {stated} in its JSON and {actual} in its weights; copy it again")

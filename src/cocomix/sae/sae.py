@@ -1,10 +1,21 @@
-"""The sparse autoencoder that defines the concepts, read at its K strongest latents.
+"""TopK sparse autoencoder, whose latents are the concepts.
 
-Ours follows Gao et al. 2024 ("Scaling and evaluating sparse autoencoders"), as OpenAI's GPT-2 autoencoders do:
-inputs are normalised per position with the *unbiased* standard deviation, and latents are ReLU(TopK(pre)). What
-published autoencoders do differently is in `activation` and `normalisation`; how they lie on disk, in `formats`.
-The decoder is stored row by row, `[C, d_model]`, so that K active latents are K gathered rows; decoding never
-does a dense product over C.
+It follows Gao et al. 2024 ("Scaling and evaluating sparse autoencoders"), as OpenAI's GPT-2 autoencoders do: inputs are
+normalised per position with the *unbiased* standard deviation, and latents are ReLU(TopK(pre)). Published autoencoders
+differ in their `Activation` and their normalisation (`NORMALISATIONS`), and all of them are read at their K largest
+latents. File formats are in `sae/formats`.
+
+Choices:
+- Nothing C wide is kept. `encode_chosen` computes the encoder a chunk of positions at a time through one buffer and
+  chooses K latents from each chunk. In the backward pass only the K chosen pre-activations of a position have a
+  gradient, so the encoder's gradient is a sum over K rows per position and not a product over C.
+- Under autocast the product over C is taken in bfloat16 and only screens: the pre-activations of its 2 K largest
+  latents are computed again in full precision, and the K largest of these are kept. The error of bfloat16 is about
+  0.003 of the spread of the pre-activations of a unit row; ranks K and 2 K are much further apart.
+- The decoder is stored row by row, `[C, d_model]`, so that K active latents are K gathered rows.
+- An activation of 0 is no concept: where fewer than K latents are active, the rest of the K have value 0.
+- Normalisations return (y, mean, std) per position, so that the reconstruction of x is y_hat * std + mean, and dD/dc is
+  `std` times the decoder's row under each of them.
 """
 
 import json
@@ -23,18 +34,15 @@ from torch.autograd.function import once_differentiable
 from cocomix.kernels.matmul import outside_graphs, scores_into
 from cocomix.kernels.normalise import normalise
 from cocomix.kernels.sparse import largest, row_products, rows_gradient, weighted_rows
-from cocomix.sae.reading import agrees, read_json, read_tensors, sizes, whole
+from cocomix.sae.reading import check_size, matrix_shape, positive_int, read_json, read_tensors
 from cocomix.utils.errors import CocomixError
-
-# From pre-activations to concepts: what an autoencoder does after its encoder, and the K that are kept.
-#
-# Published autoencoders differ here. Each class gives the activations the autoencoder itself would give (`forward`, the
-# definition, all C of them), says which K of these are largest (`choose`) and what they are (`at`), so that nothing C
-# wide need be kept. An activation of 0 is no concept: where fewer than K are active the rest of the K have value 0.
 
 
 class Activation(nn.Module, ABC):
-    """One activation function; its tensors, if any, are saved with the autoencoder.
+    """Base class of activation functions; buffers and parameters are saved with the autoencoder.
+
+    `forward` is the definition, over all C latents. `choose` and `at` give the same K largest activations without
+    keeping a tensor C wide.
 
     Args:
         n_latents: number of concepts C.
@@ -49,15 +57,15 @@ class Activation(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
-        """Activations of pre-activations `[..., C]`, before K of them are kept, `[..., C]`."""
+        """Activations of all C latents, `[..., C]`, from pre-activations `[..., C]`."""
 
     def choose(self, pre: torch.Tensor, k: int) -> torch.Tensor:
-        """The latents of the `k` largest activations, int64 `[..., k]`, of pre-activations `[..., C]`."""
+        """Latents with the `k` largest activations, int64 `[..., k]`, from pre-activations `[..., C]`."""
         return largest(pre if self.keeps_order else self(pre), k)[1]
 
     @abstractmethod
     def at(self, pre: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Activations of chosen latents `ids` `[..., k]` with pre-activations `pre` `[..., k]`."""
+        """Activations of the latents `ids` `[..., k]`, from their pre-activations `pre` `[..., k]`."""
 
     def select(self, pre: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The `k` largest activations and their latents: values and int64 ids, both `[..., k]`."""
@@ -65,7 +73,7 @@ class Activation(nn.Module, ABC):
         return self.at(pre.gather(-1, ids), ids), ids
 
     def options(self) -> dict[str, Any]:
-        """Arguments, beside `n_latents`, that make this activation again."""
+        """Constructor arguments besides `n_latents`, as saved in `sae.json`."""
         return {}
 
 
@@ -83,7 +91,7 @@ class ReLU(Activation):
 
 
 class Identity(Activation):
-    """pre as it is; the K kept may be negative."""
+    """The pre-activations unchanged; those kept may be negative."""
 
     kind = "identity"
     keeps_order = True
@@ -96,7 +104,7 @@ class Identity(Activation):
 
 
 class JumpReLU(Activation):
-    """pre where it is above the latent's threshold and above 0, else 0 (Rajamanoharan et al. 2024; batch-TopK, too)."""
+    """pre where it is above the latent's threshold and above 0, else 0 (Rajamanoharan et al. 2024; also batch-TopK)."""
 
     kind = "jumprelu"
     threshold: torch.Tensor
@@ -114,10 +122,10 @@ class JumpReLU(Activation):
 
 
 class GroupMax(Activation):
-    """max(pre, 0) of the largest latent in each of `groups` equal runs of latents, 0 for the others (sparsify).
+    """max(pre, 0) of the largest latent in each of `groups` equal groups of neighbours, 0 for the others (sparsify).
 
     Raises:
-        CocomixError: the groups would not be equal.
+        CocomixError: `n_latents` is not a multiple of `groups`.
     """
 
     kind = "groupmax"
@@ -125,7 +133,7 @@ class GroupMax(Activation):
     def __init__(self, n_latents: int, groups: int) -> None:
         super().__init__(n_latents)
         if groups < 1 or n_latents % groups:
-            raise CocomixError(f"{n_latents} latents cannot be shared by {groups} equal groups; choose a divisor")
+            raise CocomixError(f"{n_latents} latents cannot be divided into {groups} equal groups; choose a divisor")
         self.groups = groups
 
     def forward(self, pre: torch.Tensor) -> torch.Tensor:
@@ -134,7 +142,7 @@ class GroupMax(Activation):
 
     def choose(self, pre: torch.Tensor, k: int) -> torch.Tensor:
         if k > self.groups:
-            raise CocomixError(f"k {k} concepts cannot be kept of {self.groups} groups with one each; lower k")
+            raise CocomixError(f"k {k} exceeds the {self.groups} groups, of which each gives one concept; lower k")
         size = pre.shape[-1] // self.groups
         values, within = pre.unflatten(-1, (self.groups, size)).max(-1)
         chosen = values.topk(k, dim=-1).indices
@@ -147,27 +155,22 @@ class GroupMax(Activation):
         return {"groups": self.groups}
 
 
-ACTIVATIONS: dict[str, type[Activation]] = {one.kind: one for one in (ReLU, Identity, JumpReLU, GroupMax)}
+ACTIVATIONS: dict[str, type[Activation]] = {cls.kind: cls for cls in (ReLU, Identity, JumpReLU, GroupMax)}
 
-
-# How an autoencoder scales hidden states before it reads them, and back afterwards.
-#
-# Each function maps x `[..., d_model]` to (y, mean, std), all per position, so that the reconstruction of y becomes one
-# of x as y_hat * std + mean; mean and std are `[..., 1]`. Nothing else is needed downstream: dD/dc is `std` times the
-# decoder's row under every one of them.
 
 Normalised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""(y, mean, std) of x `[..., d_model]`: y `[..., d_model]`, mean and std `[..., 1]`, all per position"""
 
 
 def plain(x: torch.Tensor) -> Normalised:
-    """x as it is."""
+    """x unchanged, with mean 0 and std 1."""
     return x, torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1])
 
 
 def rescaled(x: torch.Tensor) -> Normalised:
-    """x brought to the norm sqrt(d_model): SAELens' `constant_norm_rescale`."""
+    """x scaled to the norm sqrt(d_model): SAELens' `constant_norm_rescale`."""
     std = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-    # As SAELens, multiply by the inverse. A vector of zeros has no direction to keep; it stays as it is.
+    # Multiplied by the inverse, as SAELens does. A vector of zeros has no direction and stays as it is.
     scale = torch.where(std > 0, 1 / std, 1.0)
     return x * scale, torch.zeros_like(std), std
 
@@ -177,22 +180,13 @@ NORMALISATIONS: dict[str, Callable[[torch.Tensor], Normalised]] = {
     "standard": normalise,
     "rescale": rescaled,
 }
-"""`standard`: per position, with the unbiased std and 1e-5 added to it; OpenAI's, SAELens' `layer_norm`, and ours."""
+"""`standard` is (x - mean) / (std + 1e-5) with the unbiased std: ours, OpenAI's, and SAELens' `layer_norm`."""
 
-
-# The encoder and the choice of its K latents in one: pre-activations of all C never exist at once.
-#
-# Positions are taken a chunk at a time through one buffer. Backward only the K chosen pre-activations of a position
-# have a gradient, so the encoder's is a sum over K rows a position and not a product over C.
-#
-# The product over C need only say which latents are worth a closer look. It may be taken in bfloat16 (`screen`): of the
-# 2 K largest found there the pre-activations are then computed in full precision, and the K largest of these are kept.
-# bfloat16 is off by about 0.003 of a unit row's pre-activation's spread, and ranks K and 2 K are much further apart.
 
 CHUNK_BYTES = 1 << 25
-"""Pre-activations held at a time."""
+"""Bytes of pre-activations held at a time."""
 _CANDIDATES = 2
-"""Latents looked at closely after screening, as a multiple of K."""
+"""Latents computed in full precision after screening, as a multiple of K."""
 
 
 @outside_graphs
@@ -205,7 +199,7 @@ def encode_chosen(
     choose: Callable[[torch.Tensor, int], torch.Tensor],
     screen: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The K pre-activations weight (x - pre_bias) + bias of each position that `choose` names.
+    """Encode, and keep the K pre-activations of weight (x - pre_bias) + bias that `choose` selects for each position.
 
     Args:
         x: `[n, d]`; computed in the weight's dtype.
@@ -213,8 +207,8 @@ def encode_chosen(
         weight: `[C, d]`.
         bias: `[C]`.
         k: K.
-        choose: from some positions' pre-activations `[rows, C]` and K to latents, int64 `[rows, K]`.
-        screen: dtype of the product over C, where `choose` names the largest; None: that of `x`.
+        choose: selects K latents, int64 `[rows, K]`, from the pre-activations `[rows, C]` of some positions.
+        screen: dtype of the product over C if it only screens, which needs a `choose` that selects the largest.
 
     Returns:
         pre-activations `[n, K]`, differentiable once, and their latents, int64 `[n, K]`.
@@ -224,9 +218,9 @@ def encode_chosen(
 
 
 def equal_chunks(n: int, most: int) -> Iterator[slice]:
-    """Slices of equal length, at most `most`, that cover 0 to n; the last one may begin inside the one before.
+    """Slices of equal length, at most `most`, that cover 0 to n; the last one may overlap the one before.
 
-    Libraries choose a product's kernel by its shape: a shorter last chunk would have other last bits.
+    Libraries choose the kernel of a product by its shape, so a shorter last chunk would differ in its last bits.
     """
     number = -(-n // max(1, most))
     size = -(-n // max(1, number))
@@ -250,7 +244,7 @@ class _EncodeChosen(torch.autograd.Function):
         centred = x if pre_bias is None else x - pre_bias
         values = centred.new_empty(len(x), k)  # a double pre_bias makes float hidden states double
         ids = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
-        screened = [one if screen is None else one.to(screen) for one in (centred, weight, bias)]
+        screened = [tensor if screen is None else tensor.to(screen) for tensor in (centred, weight, bias)]
         buffer = screened[0].new_empty(0, len(weight))
         for rows in equal_chunks(len(x), CHUNK_BYTES // (buffer.element_size() * len(weight))):
             if not len(buffer):
@@ -272,26 +266,26 @@ class _EncodeChosen(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
         centred, weight, bias, ids = ctx.saved_tensors
-        for_x, for_pre_bias, for_weight, for_bias = ctx.needs_input_grad[:4]
-        into_x = weighted_rows(gradient, ids, weight) if for_x else None
-        into_bias = into_pre_bias = None
-        if for_bias or for_pre_bias:
-            into_bias = torch.zeros_like(bias).index_add_(0, ids.flatten(), gradient.flatten())
-        if for_pre_bias:
-            # One product with the sums over positions, not one a position.
-            into_pre_bias = -(into_x.sum(0) if into_x is not None else into_bias @ weight)
-        into_weight = rows_gradient(gradient, ids, centred, len(weight)) if for_weight else None
-        return into_x, into_pre_bias, into_weight, into_bias if for_bias else None, None, None, None
+        needs_x, needs_pre_bias, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+        grad_x = weighted_rows(gradient, ids, weight) if needs_x else None
+        grad_bias = grad_pre_bias = None
+        if needs_bias or needs_pre_bias:
+            grad_bias = torch.zeros_like(bias).index_add_(0, ids.flatten(), gradient.flatten())
+        if needs_pre_bias:
+            # One product with the sum over positions instead of one product per position.
+            grad_pre_bias = -(grad_x.sum(0) if grad_x is not None else grad_bias @ weight)
+        grad_weight = rows_gradient(gradient, ids, centred, len(weight)) if needs_weight else None
+        return grad_x, grad_pre_bias, grad_weight, grad_bias if needs_bias else None, None, None, None
 
 
-WEIGHTS, ABOUT = "sae.safetensors", "sae.json"
+WEIGHTS, SETTINGS = "sae.safetensors", "sae.json"
 
 
 class SparseLatents(NamedTuple):
-    """The K active latents of each position."""
+    """Output of `TopKSAE.encode`: the K active latents of each position."""
 
     values: torch.Tensor
-    """activations, `[..., K]`; those that are not positive carry no concept"""
+    """activations, `[..., K]`; one that is not positive stands for no concept"""
     ids: torch.Tensor
     """latent indices, int64 `[..., K]`"""
     mean: torch.Tensor
@@ -301,18 +295,20 @@ class SparseLatents(NamedTuple):
 
 
 class TopKSAE(nn.Module):
-    """c = the K largest of act(W_enc (norm(x) - pre_bias) + latent_bias); D(c) = (W_dec c + pre_bias) * std + mean.
+    """Sparse autoencoder that keeps the K largest latents of each position.
 
-    With the defaults, TopK as the reference has it: norm(x) = (x - mean) / (std + 1e-5), the decoded vector is scaled
-    by std alone, act is ReLU. Other autoencoders (JumpReLU, batch-TopK, standard) are read at K concepts, too.
+    c = the K largest of act(W_enc (norm(x) - pre_bias) + latent_bias); D(c) = (W_dec c + pre_bias) * std + mean.
+
+    The defaults are the reference's TopK: norm(x) = (x - mean) / (std + 1e-5), the decoded vector is scaled by std
+    alone, and act is ReLU. Other autoencoders (JumpReLU, batch-TopK, standard) are also read at K concepts.
 
     Args:
         d_model: width of the hidden states.
         n_latents: number of concepts C.
-        k: active latents a position; at most `n_latents`.
+        k: active latents per position; at most `n_latents`.
         normalisation: norm, a key of `NORMALISATIONS`.
-        activation: act; ReLU if not given.
-        bias_input: whether pre_bias is subtracted before encoding; it is added after decoding either way.
+        activation: act; None: ReLU.
+        bias_input: whether pre_bias is subtracted before encoding; after decoding it is always added.
     """
 
     def __init__(
@@ -353,13 +349,13 @@ class TopKSAE(nn.Module):
         return F.linear(centred, self.encoder_weight, self.latent_bias)
 
     def select(self, pre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The K largest activations of pre-activations `[..., C]`: values and int64 ids, `[..., K]`."""
+        """The K largest activations: values and int64 ids, `[..., K]`, from pre-activations `[..., C]`."""
         return self.activation.select(pre, self.k)
 
     def chosen(self, normed: torch.Tensor, screen: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The K largest activations of normalised inputs `[..., d_model]`, and their int64 ids, `[..., K]`.
+        """The K largest activations and their int64 ids, `[..., K]`, from normalised inputs `[..., d_model]`.
 
-        With `screen` the product over C is in that dtype and only says where to look; see `sae_encode`.
+        With `screen` the product over C has that dtype and only selects candidates; see the module docstring.
         """
         flat = normed.reshape(-1, self.d_model)
         pre_bias = self.pre_bias if self.bias_input else None
@@ -369,25 +365,25 @@ class TopKSAE(nn.Module):
         return self.activation.at(pre, ids).view(shape), ids.view(shape)
 
     def encode(self, x: torch.Tensor) -> SparseLatents:
-        """Active latents of hidden states `x` `[..., d_model]`, in the SAE's own precision.
+        """Active latents of hidden states `x` `[..., d_model]`, in the precision of the SAE's weights.
 
-        Under autocast the product over C is in its dtype and only says where to look.
+        Under autocast the product over C has autocast's dtype and only selects candidates.
         """
-        kind = x.device.type
-        lower = torch.is_autocast_enabled(kind) and self.activation.keeps_order
-        screen = torch.get_autocast_dtype(kind) if lower else None
-        with torch.autocast(x.device.type, enabled=False):
+        device_type = x.device.type
+        screens = torch.is_autocast_enabled(device_type) and self.activation.keeps_order
+        screen = torch.get_autocast_dtype(device_type) if screens else None
+        with torch.autocast(device_type, enabled=False):
             normed, mean, std = self.preprocess(x.to(self.encoder_weight.dtype))
             return SparseLatents(*self.chosen(normed, screen), mean, std)
 
     def encode_dense(self, x: torch.Tensor) -> torch.Tensor:
-        """Latents of `x` with all C columns, `[..., C]`."""
+        """Latents of `x` as a dense tensor, `[..., C]`."""
         latents = self.encode(x)
         dense = latents.values.new_zeros(*latents.values.shape[:-1], self.n_latents)
         return dense.scatter(-1, latents.ids, latents.values)
 
     def combine(self, values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Sum of decoder rows `ids` `[..., K]` weighted by `values` `[..., K]`: W_dec c, `[..., d_model]`."""
+        """W_dec c, `[..., d_model]`: the sum of decoder rows `ids` `[..., K]` weighted by `values` `[..., K]`."""
         return weighted_rows(values, ids, self.decoder_weight)
 
     def decode(self, latents: SparseLatents) -> torch.Tensor:
@@ -409,12 +405,12 @@ class TopKSAE(nn.Module):
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
-        """Bring every decoder row back to unit norm."""
+        """Scale every decoder row to unit norm, in place."""
         self.decoder_weight.div_(self.decoder_weight.norm(dim=-1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def remove_parallel_gradient_(self) -> None:
-        """Drop the part of the decoder's gradient along each row, which unit norm would undo anyway."""
+        """Remove the part of the decoder's gradient along each row, which `normalize_decoder_` would undo."""
         gradient = self.decoder_weight.grad
         if gradient is not None:
             along = (gradient * self.decoder_weight).sum(-1, keepdim=True)
@@ -438,21 +434,21 @@ class TopKSAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "TopKSAE":
-        """Read a folder written by `save_pretrained`, in its dtype; format 1 (TopK alone) is read, too.
+        """Load a folder written by `save_pretrained`, in its dtype; also reads format 1, which knows TopK only.
 
         Raises:
             CocomixError: a file is missing or damaged.
         """
         folder = Path(folder)
-        settings, weights = read_json(folder / ABOUT), read_tensors(folder / WEIGHTS)
+        settings, weights = read_json(folder / SETTINGS), read_tensors(folder / WEIGHTS)
         try:
-            n_latents, d_model = sizes(weights, "encoder_weight", folder)
-            agrees(settings["d_model"], d_model, "d_model", folder)
-            agrees(settings["n_latents"], n_latents, "n_latents", folder)
+            n_latents, d_model = matrix_shape(weights, "encoder_weight", folder)
+            check_size(settings["d_model"], d_model, "d_model", folder)
+            check_size(settings["n_latents"], n_latents, "n_latents", folder)
             sae = cls(
                 d_model,
                 n_latents,
-                whole(settings["k"], "k", folder),
+                positive_int(settings["k"], "k", folder),
                 normalisation=_normalisation(settings),
                 activation=_activation(settings, n_latents, folder),
                 bias_input=settings.get("bias_input", True),
@@ -464,8 +460,8 @@ class TopKSAE(nn.Module):
             ) from error
         return sae
 
-    def save_pretrained(self, folder: Path | str, **about: Any) -> None:
-        """Write `sae.safetensors` and `sae.json`; `about` (layer, lineage) is kept in the latter."""
+    def save_pretrained(self, folder: Path | str, **metadata: Any) -> None:
+        """Write `sae.safetensors` and `sae.json`; `metadata` (layer, lineage) goes into the latter under `about`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
@@ -477,7 +473,8 @@ class TopKSAE(nn.Module):
             "activation": {"kind": self.activation.kind, **self.activation.options()},
             "bias_input": self.bias_input,
         }
-        (folder / ABOUT).write_text(json.dumps({"format": 2, **settings, "about": about}, indent=1), encoding="utf-8")
+        content = {"format": 2, **settings, "about": metadata}
+        (folder / SETTINGS).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _normalisation(settings: dict[str, Any]) -> str:
@@ -491,4 +488,4 @@ def _activation(settings: dict[str, Any], n_latents: int, folder: Path) -> Activ
         return ACTIVATIONS["relu" if settings["relu"] else "identity"](n_latents)
     options = dict(settings["activation"])
     kind = ACTIVATIONS[options.pop("kind")]
-    return kind(n_latents, **{name: whole(value, name, folder) for name, value in options.items()})
+    return kind(n_latents, **{name: positive_int(value, name, folder) for name, value in options.items()})

@@ -1,9 +1,9 @@
-"""The training loss of the TopK autoencoder.
+"""Training loss of the TopK autoencoder.
 
-Squared error of the normalised hidden states, relative to their variance, plus AuxK (Gao et al. 2024, eq. 8):
-the latents that have not fired for `dead_after_tokens` tokens reconstruct what the live ones left over, which
-gives them a gradient again. Measured in the normalised space every position weighs the same. What the errors are
-relative to is taken over all processes, so that several with a share each take the step one with everything takes.
+The loss is the squared error of the normalised hidden states, relative to their variance, plus AuxK (Gao et al. 2024,
+eq. 8): latents that have not fired for `dead_after_tokens` tokens reconstruct the residual of the live ones, which
+gives them a gradient again. In the normalised space every position has the same weight. Variances are taken over all
+processes, so that several processes take the same step as one with the whole batch.
 """
 
 import torch
@@ -17,13 +17,13 @@ from cocomix.utils.distributed import mean_over_processes
 
 
 class SaeTraining(nn.Module):
-    """An autoencoder with its training loss and its memory of which latents fired.
+    """Training loss of an autoencoder, with a count of the tokens since each latent fired.
 
     Args:
         sae: trained in place.
-        aux_k: dead latents used a position by the auxiliary loss.
-        aux_coefficient: its weight (1/32 in the paper).
-        dead_after_tokens: a latent silent for more tokens than this is dead.
+        aux_k: dead latents per position in the auxiliary loss.
+        aux_coefficient: weight of the auxiliary loss (1/32 in the paper).
+        dead_after_tokens: a latent that has not fired for more tokens than this is dead.
     """
 
     tokens_since_fired: torch.Tensor
@@ -38,40 +38,40 @@ class SaeTraining(nn.Module):
         self.register_buffer("tokens_since_fired", torch.zeros(sae.n_latents, dtype=torch.int64))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Loss of hidden states `x` `[n, d_model]`, a scalar; counts who fired when in training mode."""
+        """Loss of hidden states `x` `[n, d_model]`, a scalar; in training mode it also counts which latents fired."""
         sae = self.sae
         normed, _, _ = sae.preprocess(x)
         values, ids = sae.chosen(normed)
         residual = normed - (sae.combine(values, ids) + sae.pre_bias)
-        scale, left = self._scales(normed.detach(), residual.detach())
-        loss = residual.square().mean() / scale
+        variance, residual_square = self._scales(normed.detach(), residual.detach())
+        loss = residual.square().mean() / variance
         if self.training:
             self._count(ids, values, len(x))
         dead = (self.tokens_since_fired > self.dead_after_tokens).nonzero().squeeze(-1)
         if len(dead) and self.aux_coefficient:
-            loss = loss + self.aux_coefficient * self._auxiliary(normed, dead, residual.detach()) / left
+            loss = loss + self.aux_coefficient * self._auxiliary(normed, dead, residual.detach()) / residual_square
         return loss
 
     @staticmethod
     def _scales(normed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Mean square of the inputs around their mean, and of the residual, over all processes, `[2]`."""
-        around = normed - mean_over_processes(normed.mean(0))
-        squares = torch.stack([around.square().mean(), residual.square().mean()])
+        """Variance of the inputs and mean square of the residual, over all processes, `[2]`."""
+        deviation = normed - mean_over_processes(normed.mean(0))
+        squares = torch.stack([deviation.square().mean(), residual.square().mean()])
         return mean_over_processes(squares).clamp_min(1e-12)
 
     def _auxiliary(self, normed: torch.Tensor, dead: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Mean squared error of the residual reconstructed from the top `aux_k` dead latents."""
         sae, k = self.sae, min(self.aux_k, len(dead))
         rows = sae.encoder_weight.index_select(0, dead), sae.latent_bias.index_select(0, dead)
-        values, places = encode_chosen(normed, sae.pre_bias if sae.bias_input else None, *rows, k, _strongest)
-        guess = sae.combine(F.relu(values), dead[places])
-        return (guess - residual).square().mean()
+        values, places = encode_chosen(normed, sae.pre_bias if sae.bias_input else None, *rows, k, _largest_ids)
+        reconstruction = sae.combine(F.relu(values), dead[places])
+        return (reconstruction - residual).square().mean()
 
     @torch.no_grad()
     def _count(self, ids: torch.Tensor, values: torch.Tensor, n_tokens: int) -> None:
-        """Note which latents fired anywhere: selected `ids` and `values` `[n, K]` of this process's `n_tokens`."""
+        """Update `tokens_since_fired` with the `ids` and `values` `[n, K]` of this process's `n_tokens` tokens."""
         fired = torch.zeros_like(self.tokens_since_fired, dtype=torch.uint8)
-        # A reduction, unlike indexing with a mask, needs no wait for the GPU.
+        # Unlike indexing with a mask, a reduction does not wait for the GPU.
         fired.scatter_reduce_(0, ids.flatten(), (values > 0).flatten().to(fired.dtype), reduce="amax")
         world = 1
         if dist.is_initialized():
@@ -81,5 +81,5 @@ class SaeTraining(nn.Module):
         self.tokens_since_fired.masked_fill_(fired.bool(), 0)
 
 
-def _strongest(pre: torch.Tensor, k: int) -> torch.Tensor:
+def _largest_ids(pre: torch.Tensor, k: int) -> torch.Tensor:
     return largest(pre, k)[1]

@@ -13,7 +13,6 @@ from cocomix.model.interventions import (
     steered,
 )
 from cocomix.steering.residual import steer_residual
-from cocomix.steering.score import Place, Trial, choose_concepts, steering_score, strongest_places
 from cocomix.steering.serialization import (
     SharedItem,
     SharedSetting,
@@ -32,13 +31,10 @@ __all__ = [
     "Clamp",
     "Dampen",
     "Intervention",
-    "Place",
     "Setting",
     "SharedItem",
     "SharedSetting",
     "Steering",
-    "Trial",
-    "choose_concepts",
     "concept_head",
     "format_steering",
     "from_items",
@@ -46,8 +42,6 @@ __all__ = [
     "parse_steering",
     "steer_residual",
     "steered",
-    "steering_score",
-    "strongest_places",
     "to_items",
     "to_json",
 ]

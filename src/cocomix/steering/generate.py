@@ -1,4 +1,4 @@
-"""Continue a text with a trained model, a run's or any other."""
+"""Continue a text with a trained model, of a run or any other."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,10 +23,10 @@ def locate(run_dir: Path, student: str, seed: int) -> Path:
         root / "teacher" / "model" if student == "teacher" else root / "students" / student / f"seed{seed}" / "model"
     )
     if not folder.resolve().is_relative_to(root) or not (folder / "config.json").exists():
-        there = ", ".join(sorted(str(p.relative_to(root / "students")) for p in (root / "students").glob("*/seed*")))
+        trained = ", ".join(sorted(str(p.relative_to(root / "students")) for p in (root / "students").glob("*/seed*")))
         raise CocomixError(
             f"{run_dir} has no trained {student!r} of seed {seed}"
-            + (f"; it has: {there}" if there else "; run `cocomix demo` first")
+            + (f"; it has: {trained}" if trained else "; run `cocomix demo` first")
         )
     return folder
 
@@ -42,7 +42,7 @@ def continue_text(
         CocomixError: the model or its tokenizer cannot be loaded, prompt and continuation exceed its positions, or the
             steering cannot be read or is of concepts that the model does not have.
     """
-    setting = parse_steering(steer) if steer else {}  # before the model is loaded, which takes a while
+    setting = parse_steering(steer) if steer else {}  # fails before the model is loaded, which takes a while
     tokenizer = load_tokenizer(source)
     model = load_causal_lm(source, "the model")
     ids = torch.tensor([tokenizer.encode(prompt) or [tokenizer.bos_token_id]])

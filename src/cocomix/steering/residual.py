@@ -7,7 +7,7 @@ it a strength means the same at all positions. A latent that is not active count
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from cocomix.model.interventions import Plan, Scale, Steering
 from cocomix.model.teacher import check_layer
-from cocomix.sae.sae import SparseLatents, TopKSAE
+from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
 
@@ -47,8 +47,8 @@ def steer_residual(model: PreTrainedModel, sae: TopKSAE, layer: int, steering: S
     inner: nn.Module = model.base_model  # what the blocks belong to, so that calls of it alone are counted right too
     signature = inspect.signature(inner.forward)
 
-    def note_places(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        places[:] = [own_places(signature.bind_partial(*given).arguments | named)]
+    def note_places(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        places[:] = [token_places(signature.bind_partial(*args).arguments | kwargs)]
 
     def change(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -56,7 +56,7 @@ def steer_residual(model: PreTrainedModel, sae: TopKSAE, layer: int, steering: S
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     with ExitStack() as hooks:
-        if plan.from_a_token_on:
+        if plan.has_start:
             hooks.callback(inner.register_forward_pre_hook(note_places, with_kwargs=True).remove)
         if not plan.idle:
             hooks.callback(block.register_forward_hook(change).remove)
@@ -74,30 +74,37 @@ def changed_residual(hidden: torch.Tensor, sae: TopKSAE, plan: Plan, places: tor
         unit = torch.ones_like(latents.std)
         scale = Scale(unit, torch.zeros_like(unit))
         for rows, apply, concepts, due in plan.changes(len(hidden), places):
-            before = _latents_of(latents, rows, concepts)
-            difference = (apply(before, scale.of(rows)) - before) @ sae.decoder_weight[concepts]
+            before = concept_activations(latents.values[rows], latents.ids[rows], concepts)
+            difference = (apply(before, scale.for_rows(rows)) - before) @ sae.decoder_weight[concepts]
             after = changed[rows] + (difference * latents.std[rows]).to(hidden.dtype)
             changed[rows] = after if due is None else torch.where(due, after, changed[rows])
     return changed
 
 
-def own_places(given: dict[str, Any]) -> torch.Tensor:
-    """Place of each new token among its row's own, int64 `[batch or 1, seq]`, from the arguments of a forward pass."""
-    ids, embedded, mask = given.get("input_ids"), given.get("inputs_embeds"), given.get("attention_mask")
+def token_places(arguments: dict[str, Any]) -> torch.Tensor:
+    """Place of each new token in its row, padding aside, int64 `[batch or 1, seq]`.
+
+    Args:
+        arguments: of a model's forward pass, by name.
+    """
+    ids, embedded, mask = (arguments.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
     tokens = embedded if ids is None else ids
     assert tokens is not None, "a forward pass is given tokens or their embeddings"
     new = tokens.shape[1]
     if isinstance(mask, torch.Tensor) and mask.dim() == 2:
         return (mask.long().cumsum(-1) - 1)[:, -new:]
-    if given.get("position_ids") is not None:  # with a cache of fixed size the mask has four dimensions by now
-        return given["position_ids"][:, -new:]
-    cache = given.get("cache", given.get("past_key_values"))  # the newer name and the older
+    if arguments.get("position_ids") is not None:  # with a cache of fixed size the mask has four dimensions by now
+        return arguments["position_ids"][:, -new:]
+    cache = arguments.get("cache", arguments.get("past_key_values"))  # the newer name and the older
     past = 0 if cache is None else int(cache.get_seq_length())
     return torch.arange(past, past + new, device=tokens.device)[None]
 
 
-def _latents_of(latents: SparseLatents, rows: slice, concepts: list[int]) -> torch.Tensor:
-    """Latents `concepts`, 0 where they are not active, `[rows, seq, concepts]`."""
-    wanted = torch.tensor(concepts, device=latents.ids.device)
-    found = latents.ids[rows].unsqueeze(-2) == wanted.unsqueeze(-1)
-    return (found * latents.values[rows].clamp_min(0).unsqueeze(-2)).sum(-1)
+def concept_activations(values: torch.Tensor, ids: torch.Tensor, concepts: Sequence[int]) -> torch.Tensor:
+    """Latents of some concepts, 0 where they are not active, `[..., concepts]`.
+
+    Args:
+        values, ids: of the K latents of each position, `[..., K]`; see `SparseLatents`.
+    """
+    matches = ids.unsqueeze(-2) == torch.tensor(concepts, device=ids.device).unsqueeze(-1)
+    return (matches * values.clamp_min(0).unsqueeze(-2)).sum(-1)

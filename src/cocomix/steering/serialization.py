@@ -1,6 +1,15 @@
-"""Steering as a small JSON file, to be shared.
+"""Steering as text: a small JSON file to be shared, and one line for the command line.
 
-{"steering": [{"concept": 123, "do": "amplify", "amount": 4.0, "start": 0}]}
+The file is `{"steering": [{"concept": 123, "do": "amplify", "amount": 4.0, "start": 0}]}`, the line
+`c123=+4,c7:off,c9=clamp:2@10`. Items of a line are separated by commas. Each is a concept, `=` or `:`, what is done to
+it, and optionally `@` with the first token at which it acts:
+
+    +4, -2        amplify (or amplify:4)
+    off           ablate (or ablate)
+    clamp:2       clamp
+    dampen:0.5    dampen
+
+A concept is `c` and its number, or a name where the caller can resolve names.
 """
 
 import re
@@ -9,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from cocomix.model.interventions import Ablate, Amplify, Intervention, Setting, named, word
+from cocomix.model.interventions import INTERVENTIONS, Ablate, Amplify, Intervention, Setting
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import parse_json
 from cocomix.utils.settings import validate
@@ -30,7 +39,7 @@ class SharedItem(BaseModel):
 
 
 class SharedSetting(BaseModel):
-    """A setting as it lies in the file."""
+    """A setting as the file holds it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     steering: list[SharedItem] = Field(description="one item a concept")
@@ -39,8 +48,8 @@ class SharedSetting(BaseModel):
 def to_items(setting: Setting) -> list[SharedItem]:
     """`setting` as items, for `from_items`."""
     return [
-        SharedItem(concept=concept, do=word(type(one)), amount=one.amount, start=one.start)
-        for concept, one in setting.items()
+        SharedItem(concept=concept, do=action.name, amount=action.amount, start=action.start)
+        for concept, action in setting.items()
     ]
 
 
@@ -54,7 +63,7 @@ def from_items(items: Sequence[SharedItem]) -> dict[int, Intervention]:
     for item in items:
         if item.concept in setting:
             raise CocomixError(f"concept {item.concept} is steered twice in the setting; keep one of the two")
-        setting[item.concept] = named(item.do).of(item.amount, item.start)
+        setting[item.concept] = INTERVENTIONS.choose(item.do).from_amount(item.amount, item.start)
     return setting
 
 
@@ -78,29 +87,17 @@ def from_json(text: str) -> dict[int, Intervention]:
     return from_items(validate(SharedSetting, raw, "the steering setting").steering)
 
 
-# Steering as one line of text, `c123=+4,c7:off,c9=clamp:2@10`, and back.
-#
-# Items are separated by commas. Each is a concept, `=` or `:`, what is done to it, and perhaps `@` with the token from
-# which on:
-#
-#     +4, -2        amplify (or amplify:4)
-#     off           ablate (or ablate)
-#     clamp:2       clamp
-#     dampen:0.5    dampen
-#
-# A concept is `c` and its number, or a name where the caller can resolve names.
-
 _ITEM = re.compile(r"(?P<concept>[^=:@]+)[=:](?P<action>[^@]+)(?:@(?P<start>[^@]*))?")
 _NUMBER = re.compile(r"c([0-9]+)")
 _FORM = "write items such as c123=+4, c7:off or c9=clamp:2@10, separated by commas"
 
 
 def parse_steering(text: str, resolve: Callable[[str], int] | None = None) -> dict[int, Intervention]:
-    """The setting that `text` names; nothing is steered by an empty one.
+    """The setting that `text` names; an empty text steers nothing.
 
     Args:
         text: as in this module's docstring.
-        resolve: the number of a concept given by name; it says itself what is wrong with a name it does not know.
+        resolve: gives the number of a concept named in the text, and raises for a name it does not know.
 
     Raises:
         CocomixError: what cannot be read, or a concept named twice.
@@ -119,7 +116,7 @@ def parse_steering(text: str, resolve: Callable[[str], int] | None = None) -> di
 
 def format_steering(setting: Setting) -> str:
     """The line that `parse_steering` reads as `setting`."""
-    return ",".join(f"c{concept}{_action_text(one)}" for concept, one in setting.items())
+    return ",".join(f"c{concept}{_action_text(action)}" for concept, action in setting.items())
 
 
 def _concept(name: str, resolve: Callable[[str], int] | None) -> int:
@@ -148,7 +145,7 @@ def _action(action: str, start: int) -> Intervention:
     if action[0] in "+-":
         return Amplify(_float(action), start=start)
     name, separator, amount = action.partition(":")
-    return named(name.strip()).of(_float(amount) if separator else None, start)
+    return INTERVENTIONS.choose(name.strip()).from_amount(_float(amount) if separator else None, start)
 
 
 def _whole(digits: str) -> int:
@@ -175,4 +172,4 @@ def _action_text(intervention: Intervention) -> str:
     number = "" if amount is None else repr(float(amount)).removesuffix(".0")
     if isinstance(intervention, Amplify):
         return f"={number if number.startswith('-') else '+' + number}{at}"
-    return f"={word(type(intervention))}{':' if number else ''}{number}{at}"
+    return f"={intervention.name}{':' if number else ''}{number}{at}"

@@ -1,4 +1,4 @@
-"""One training loop on torch.distributed, checkpoints that resume to the same bits, metrics."""
+"""Training: one loop on torch.distributed, checkpoints that resume to the same bits, and metrics."""
 
 from cocomix.train.config import TrainConfig
 

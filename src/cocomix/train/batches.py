@@ -1,4 +1,4 @@
-"""Batches from token shards and, where there are any, their concept labels."""
+"""Training batches of tokens, concept labels and teacher logits."""
 
 import time
 
@@ -10,14 +10,14 @@ from cocomix.labels.store import LabelReader, LabelStore
 
 
 class BatchSource:
-    """Reads windows, their labels and the teacher's logits; memory-mapped, so a step copies just what it needs.
+    """Reads windows of tokens, their labels and the teacher's logits; memory-mapped, so a step copies only its own.
 
     Args:
-        labels: concept labels, stored or live, if the objective reads them.
-        logits: the teacher's most likely tokens and their log-probabilities, if it reads those.
+        labels: concept labels, from a store or computed live, if the objective needs them.
+        logits: the teacher's most likely tokens and their log-probabilities, if the objective needs them.
 
     Attributes:
-        waited: seconds spent reading so far, making live labels included.
+        waited: seconds spent reading so far, including the computation of live labels.
     """
 
     def __init__(
@@ -28,9 +28,9 @@ class BatchSource:
         self.waited = 0.0
 
     def label_density(self, indices: np.ndarray) -> float | None:
-        """Labelled positions a window over windows `indices`; None where there are no labels.
+        """Labelled positions per window over windows `indices`; None without labels.
 
-        All processes of a launch ask for the whole batch at the same time; each then reads its share of it.
+        All processes call it with the whole batch at the same time; each then reads its share of the batch.
         """
         if self.labels is None:
             return None
@@ -42,13 +42,14 @@ class BatchSource:
     def __call__(
         self, indices: np.ndarray, device: torch.device, label_density: float | None = None
     ) -> dict[str, torch.Tensor]:
-        """`input_ids` int64 `[batch, seq]`; with labels also `concept_labels` int64 `[batch, seq, k]`, -100: none.
+        """Batch of windows `indices`: `input_ids` int64 `[batch, seq]`.
 
-        With stored logits also `teacher_ids` int64 and `teacher_log_probs` float32, `[batch, seq, k]`.
+        With labels also `concept_labels` int64 `[batch, seq, k]`, -100 where there are none. With stored logits also
+        `teacher_ids` int64 and `teacher_log_probs` float32, `[batch, seq, k]`.
 
         Args:
-            label_density: that of the whole batch, if `indices` are a part of it. `concept_weight` then makes up for
-                labels that are spread unevenly: the part's own density over the batch's.
+            label_density: that of the whole batch, if `indices` are a part of it. `concept_weight` is then the density
+                of the part over that of the batch, which corrects for labels that are distributed unevenly.
         """
         started = time.perf_counter()
         batch = {"input_ids": torch.from_numpy(self.shards.windows(indices, self.seq_len))}
@@ -57,8 +58,8 @@ class BatchSource:
             batch["concept_labels"] = torch.from_numpy(ids)
             batch["concept_weight"] = torch.tensor(1.0)
             if label_density is not None:
-                here = (ids[..., 0] >= 0).sum() / len(indices)
-                weight = here / label_density if label_density else 0.0
+                part_density = (ids[..., 0] >= 0).sum() / len(indices)
+                weight = part_density / label_density if label_density else 0.0
                 batch["concept_weight"] = torch.tensor(weight, dtype=torch.float32)
         if self.logits is not None:
             batch["teacher_ids"] = torch.from_numpy(self.logits.read(indices, self.seq_len))

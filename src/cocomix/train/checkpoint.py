@@ -1,9 +1,11 @@
-"""Checkpoints that a kill cannot spoil, written by all processes and read by any number of them.
+"""Atomic checkpoints, written by all processes and loaded by any number of them.
 
-Every process writes its share of the tensors through torch.distributed.checkpoint, in the safetensors format: nothing
-in a checkpoint can be executed. A folder is written under another name, flushed, then renamed; its `meta.json`, with
-the size and checksum of every file, comes last. The newest two are kept, and a damaged newest one falls back to the
-one before.
+Choices:
+- Every process writes its share of the tensors with torch.distributed.checkpoint in the safetensors format, so nothing
+  in a checkpoint can be executed.
+- A folder is written under a temporary name, flushed and renamed. Its `meta.json`, with the size and checksum of every
+  file, is written last. A kill at any moment leaves the older checkpoints intact.
+- The newest two are kept. If the newest one is damaged, the one before it is loaded.
 """
 
 import errno
@@ -31,34 +33,34 @@ KEEP = 2
 META = "meta.json"
 
 
-class Found(NamedTuple):
-    """A checkpoint that was loaded."""
+class Checkpoint(NamedTuple):
+    """A loaded checkpoint, without its tensors."""
 
     step: int
-    about: dict[str, Any]
-    """what was saved beside the tensors"""
+    state: dict[str, Any]
+    """JSON state saved besides the tensors"""
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], about: dict[str, Any], key: str) -> None:
-    """Write `folder/step-N` atomically and prune older ones; all processes must call it.
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], key: str) -> None:
+    """Write `folder/step-N` atomically and delete older ones; all processes must call it.
 
     Args:
-        tensors: by name; sharded ones (DTensor) are written in shares.
-        about: JSON-able state beside them, the main process's counts.
-        key: what the run is made with; a resume must present the same.
+        tensors: by name; of a sharded one (DTensor) each process writes its shard.
+        state: JSON-able state besides the tensors; that of the main process is saved.
+        key: checksum of the settings; `load_checkpoint` must be called with the same one.
 
     Raises:
-        OSError: the disk is full, in whichever process; older checkpoints are as they were.
+        OSError: the disk is full, in any process; older checkpoints are unchanged.
     """
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.tmp"
     try:
-        on_main(lambda: _emptied(temporary))
+        on_main(lambda: _create_empty(temporary))
         _write_tensors(temporary, tensors)
         names = sorted(path.name for path in temporary.glob("*.safetensors"))
         entries = gathered({name: _entry(temporary / name) for name in names[rank() :: world_size()]})
         files = {name: entry for part in entries for name, entry in sorted(part.items())}
-        meta = {"format": 2, "step": step, "key": key, "processes": world_size(), "files": files, "about": about}
+        meta = {"format": 2, "step": step, "key": key, "processes": world_size(), "files": files, "about": state}
         on_main(lambda: _publish(temporary, final, meta))
     except BaseException:
         if is_main():
@@ -66,14 +68,14 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], a
         raise
 
 
-def load_checkpoint(folder: Path, key: str, tensors: dict[str, torch.Tensor]) -> Found | None:
-    """Fill `tensors` from the newest sound checkpoint; None if there is none. All processes must call it.
+def load_checkpoint(folder: Path, key: str, tensors: dict[str, torch.Tensor]) -> Checkpoint | None:
+    """Fill `tensors` from the newest intact checkpoint; None if there is none. All processes must call it.
 
-    The number of processes may differ from the one it was written with.
+    The number of processes may differ from that of the run that wrote it.
 
     Raises:
         CocomixError: the checkpoint belongs to other settings.
-        PermissionError: it may not be read; it may well be sound, so it is not passed over.
+        PermissionError: the checkpoint cannot be read; it is not skipped because it may be intact.
     """
     for path in on_main(lambda: sorted(folder.glob("step-*"), reverse=True)):
         try:
@@ -85,12 +87,15 @@ def load_checkpoint(folder: Path, key: str, tensors: dict[str, torch.Tensor]) ->
             _check_files(path, meta["files"])
             with _quiet():
                 load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=world_size() == 1)
-            return Found(meta["step"], meta["about"])
+            return Checkpoint(meta["step"], meta["about"])
         except (CocomixError, PermissionError):
             raise
-        except (Exception, CheckpointException) as error:  # many types mean a damaged file, one no Exception
+        except (
+            Exception,
+            CheckpointException,
+        ) as error:  # CheckpointException is not an Exception
             if is_main():
-                warnings.warn(f"the checkpoint {path} is damaged ({_cause(error)}) and was passed over", stacklevel=2)
+                warnings.warn(f"the checkpoint {path} is damaged ({_cause(error)}) and was skipped", stacklevel=2)
     return None
 
 
@@ -108,7 +113,7 @@ def _write_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within: PyTorch does not warn that a single process saves alone."""
+    """Context without PyTorch's warning that a single process saves without torch.distributed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
@@ -118,7 +123,7 @@ def _no_space(cause: BaseException) -> bool:
     return getattr(cause, "errno", None) == errno.ENOSPC or "No space left" in str(cause)
 
 
-def _emptied(folder: Path) -> None:
+def _create_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
@@ -141,7 +146,7 @@ def _flush_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        pass  # not every file system flushes folders
+        pass  # some file systems cannot flush folders
     finally:
         os.close(descriptor)
 
@@ -153,16 +158,16 @@ def _meta(path: Path) -> dict[str, Any]:
 
 
 def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Every file is as it was written; each process looks at its share of them."""
+    """Compare every file with its size and checksum; each process checks its share of them."""
     if not all(map(is_inside, files)):
         raise ValueError("it names a file outside its folder")
-    wrong = [name for name in sorted(files)[rank() :: world_size()] if not _as_written(path / name, files[name])]
+    wrong = [name for name in sorted(files)[rank() :: world_size()] if not _is_unchanged(path / name, files[name])]
     wrong = [name for part in gathered(wrong) for name in part]
     if wrong:
         raise OSError(f"{wrong[0]} is missing or altered")
 
 
-def _as_written(path: Path, entry: dict[str, Any]) -> bool:
+def _is_unchanged(path: Path, entry: dict[str, Any]) -> bool:
     if not path.exists() or path.stat().st_size != entry["bytes"]:
         return False
     return sha256(path) == entry["sha256"]

@@ -5,9 +5,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cocomix.train.trackers import TRACKERS
 from cocomix.utils.env import Precision
 
-HOW = (
+PERFORMANCE_SETTINGS = (
     "micro_batch_size",
     "parallel",
     "gradient_checkpointing",
@@ -16,11 +17,11 @@ HOW = (
     "trackers",
     "log_every",
 )
-"""Settings that change a result in its last bits at most."""
+"""Settings of how training is computed; they change results in their last bits at most."""
 
 
 class TrainConfig(BaseModel):
-    """One training run. Exactly one of `epochs` and `steps` is given."""
+    """Settings of a training run. Exactly one of `epochs` and `steps` must be set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,9 +63,7 @@ class TrainConfig(BaseModel):
         default=0, ge=0, description="whole models kept in `snapshots/step-N`, evenly spaced, the last at the end"
     )
     checkpoint_seconds: float = Field(default=60.0, gt=0, description="at least this long between two checkpoints")
-    trackers: tuple[str, ...] = Field(
-        default=(), description="where metrics go: tensorboard, wandb, trackio and what else Accelerate knows"
-    )
+    trackers: tuple[str, ...] = Field(default=(), description=f"where metrics go: {TRACKERS.names}")
     log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics")
     seed: int = Field(default=0, ge=0, description="seed of initialisation and data order")
 
@@ -77,17 +76,17 @@ class TrainConfig(BaseModel):
         return self
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the outcome; the rest decides how it is computed, and may change when a run is resumed."""
-        return self.model_dump(mode="json", exclude=set(HOW))
+        """Settings that determine the result. The others, `PERFORMANCE_SETTINGS`, may change when a run is resumed."""
+        return self.model_dump(mode="json", exclude=set(PERFORMANCE_SETTINGS))
 
     def total_steps(self, n_windows: int) -> int:
-        """Optimiser steps over `n_windows` windows, at least one."""
+        """Number of optimiser steps over `n_windows` windows, at least one."""
         if self.steps is not None:
             return self.steps
         return max(1, int((self.epochs or 0) * n_windows / self.batch_size))
 
     def learning_rate_at(self, step: int, total: int) -> float:
-        """Learning rate of 0-based `step`: linear warm-up, then a cosine down to `final_lr_fraction`."""
+        """Learning rate at 0-based `step`: linear warm-up, then a cosine down to `final_lr_fraction`."""
         warmup = max(1, round(self.warmup_fraction * total))
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup

@@ -1,7 +1,10 @@
-"""How the processes of one launch share a model: a copy each (DDP) or a shard each (FSDP2).
+"""Data parallelism: DDP (a copy of the model in each process) or FSDP2 (a shard in each); saving of complete models.
 
-Weights and the optimiser's moments stay float32 in both; precision is autocast's business, so that both compute the
-same numbers. Parameter names are the same in both, so a checkpoint of one loads into the other.
+Choices:
+- Weights and the optimiser's moments stay float32 in both, and precision is set by autocast, so both compute the same
+  numbers.
+- Parameter names are the same in both, so a checkpoint of one loads into the other.
+- `save_model` and `save_snapshot` write complete models in their own format, to be evaluated or published.
 """
 
 import contextlib
@@ -27,49 +30,50 @@ from cocomix.utils.distributed import device, on_main
 
 
 class Parallel(ABC):
-    """One way to share a model."""
+    """Base class of ways to divide a model over processes."""
 
     def prepare(self, objective: Objective) -> None:
-        """Called before the optimiser is made, on the process's device; may replace parameters."""
+        """Called before the optimiser is created, with the model on the process's device; may replace parameters."""
         return
 
     @abstractmethod
     def wrap(self, objective: Objective) -> nn.Module:
-        """What is called with a batch; averages gradients over the processes in its backward pass."""
+        """The module to call with a batch; its backward pass averages gradients over the processes."""
 
     def evaluated(self, objective: Objective) -> None:
-        """Called after forward passes that no backward pass follows."""
+        """Called after forward passes without a backward pass."""
         return
 
     def accumulating(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Within: a forward and backward pass of a part of the batch; gradients are exchanged in the last one only."""
+        """Context of the passes of one micro-batch; gradients are only exchanged in the `last` one."""
         return contextlib.nullcontext()
 
 
-class Alone(Parallel):
-    """One process."""
+class SingleProcess(Parallel):
+    """No parallelism: one process."""
 
     def wrap(self, objective: Objective) -> nn.Module:
         return objective
 
 
-class Replicas(Parallel):
-    """DistributedDataParallel: every process holds everything."""
+class DataParallel(Parallel):
+    """DistributedDataParallel: every process holds the complete model."""
 
     def wrap(self, objective: Objective) -> nn.Module:
-        where = device()
-        return DistributedDataParallel(objective, device_ids=[where.index] if where.type == "cuda" else None)
+        own_device = device()
+        device_ids = [own_device.index] if own_device.type == "cuda" else None
+        return DistributedDataParallel(objective, device_ids=device_ids)
 
     def accumulating(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
         assert isinstance(wrapped, DistributedDataParallel)
         return contextlib.nullcontext() if last else wrapped.no_sync()
 
 
-class Shards(Parallel):
-    """FSDP2: every process holds a share of each parameter, gathered block by block when it is needed."""
+class FullyShardedDataParallel(Parallel):
+    """FSDP2: every process holds a shard of each parameter, gathered block by block when needed."""
 
     def prepare(self, objective: Objective) -> None:
-        # CoCoMix's outputs are views, which nothing changes in place.
+        # CoCoMix's outputs are views; nothing changes them in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(device().type, (world_size(),))
         for unit in objective.sharded_units():
@@ -79,7 +83,7 @@ class Shards(Parallel):
         return objective
 
     def evaluated(self, objective: Objective) -> None:
-        for module in objective.modules():  # the outermost stays gathered until a backward pass otherwise
+        for module in objective.modules():  # otherwise the outermost stays gathered until a backward pass
             if isinstance(module, FSDPModule):
                 module.reshard()
 
@@ -91,51 +95,48 @@ class Shards(Parallel):
         yield
 
 
-PARALLEL: dict[str, type[Parallel]] = {"ddp": Replicas, "fsdp": Shards}
+PARALLEL: dict[str, type[Parallel]] = {"ddp": DataParallel, "fsdp": FullyShardedDataParallel}
 
 
 def parallel(name: str) -> Parallel:
-    """The way called `name`; alone there is nothing to share."""
-    return PARALLEL[name]() if world_size() > 1 else Alone()
+    """The parallelism called `name`; none if there is only one process."""
+    return PARALLEL[name]() if world_size() > 1 else SingleProcess()
 
 
 @contextmanager
-def whole(module: nn.Module) -> Iterator[None]:
-    """Within: the main process sees whole parameters, on the CPU, and can save `module`; all processes must enter."""
+def full_parameters(module: nn.Module) -> Iterator[None]:
+    """Context in which the main process sees full parameters, on the CPU, and can save `module`; all must enter it."""
     sharded = {id(p): p for p in module.parameters() if isinstance(p, DTensor)}
     places = [(m, name, p) for m in module.modules() for name, p in m._parameters.items() if id(p) in sharded]
-    put_together: dict[int, nn.Parameter] = {}
+    full_by_id: dict[int, nn.Parameter] = {}
     for key, parameter in sharded.items():
         full: torch.Tensor = parameter.full_tensor().detach()
         if is_main():
-            put_together[key] = nn.Parameter(full.cpu(), requires_grad=parameter.requires_grad)
+            full_by_id[key] = nn.Parameter(full.cpu(), requires_grad=parameter.requires_grad)
     try:
         if is_main():
             for owner, name, parameter in places:
-                owner._parameters[name] = put_together[id(parameter)]
+                owner._parameters[name] = full_by_id[id(parameter)]
         yield
     finally:
         for owner, name, parameter in places:
             owner._parameters[name] = parameter
 
 
-# Whole models kept along a training run, in their own format, to be evaluated or published like the last one.
-
-
 def save_model(objective: Objective, folder: Path) -> None:
     """Save the trained model to `folder`; all processes must call it."""
-    with whole(objective):
+    with full_parameters(objective):
         on_main(lambda: objective.save(folder))
 
 
 def save_snapshot(objective: Objective, folder: Path, step: int) -> None:
-    """Save the model to `folder/snapshots/step-N`, whole or not at all; all processes must call it."""
+    """Save the model to `folder/snapshots/step-N` atomically; all processes must call it."""
     final = folder / "snapshots" / f"step-{step:08d}"
     temporary = final.with_name(f".{final.name}.tmp")
     save_model(objective, temporary)
-    on_main(lambda: _renamed(temporary, final))
+    on_main(lambda: _replace(temporary, final))
 
 
-def _renamed(temporary: Path, final: Path) -> None:
+def _replace(temporary: Path, final: Path) -> None:
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)

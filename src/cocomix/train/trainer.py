@@ -1,9 +1,14 @@
-"""The training loop, for every objective.
+"""The training loop of all objectives: `Trainer.run` is the loop, `Trainer.train_step` one optimiser step.
 
-Data order, learning rate and random numbers are pure functions of (seed, step), so a checkpoint needs no iterator or
-generator state, and a resumed run repeats the interrupted one bit for bit. The mean loss over the global batch is
-minimised however it is cut into micro-batches and processes (an autoencoder's auxiliary loss and variance are taken
-over each part). Seconds count training only: evaluation and checkpoints are left out of the curve's clock.
+Choices:
+- Data order, learning rate and random numbers are pure functions of (seed, step). So a checkpoint needs no iterator or
+  generator state, and a resumed run repeats the interrupted one bit for bit.
+- The loss is the mean over the global batch, however it is divided into micro-batches and processes. (An autoencoder's
+  auxiliary loss and variance are computed over each micro-batch.)
+- `training_tensors` collects all state that is a tensor, under names that do not depend on the number of processes.
+- `Guard` checks each step before its gradient is used. A step whose loss or gradient is not finite, or whose loss
+  spikes, stops the run or is skipped, as `on_fault` says.
+- Seconds count training only, without evaluation and checkpoints.
 """
 
 import contextlib
@@ -12,7 +17,6 @@ import json
 import math
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +41,11 @@ from cocomix.utils.distributed import StopRequest, anywhere, device, mean_over_p
 from cocomix.utils.env import autocast
 from cocomix.utils.errors import CocomixError, Interrupted
 
-# Everything of a training run that is a tensor, under names that do not depend on how many processes share it.
-
 
 def training_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Parameters, persistent buffers and AdamW's moments, by name; what is written into them is written into the run.
+    """Parameters, persistent buffers and AdamW's moments by name; writing into them in place restores the run.
 
-    A tied parameter appears once. Moments that do not exist yet, before the first step, are made as zeros.
+    A tied parameter appears once. Moments that do not exist before the first step are created as zeros.
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in module.named_parameters():
@@ -51,8 +53,8 @@ def training_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         if parameter.requires_grad:
             for kind, moment in _moments(optimizer, parameter).items():
                 tensors[f"optimizer.{name}.{kind}"] = moment
-    kept = module.state_dict().keys()
-    return tensors | {f"model.{name}": buffer for name, buffer in module.named_buffers() if name in kept}
+    persistent = module.state_dict().keys()
+    return tensors | {f"model.{name}": buffer for name, buffer in module.named_buffers() if name in persistent}
 
 
 def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
@@ -65,23 +67,22 @@ def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[
 
 
 def total_norm(norms: list[torch.Tensor]) -> torch.Tensor:
-    """Euclidean norm over several modules' gradients, from their own norms, a plain scalar."""
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))
+    """Euclidean norm of the gradients of several modules, from the norm of each; a scalar that is not a DTensor."""
+    full = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return full[0] if len(full) == 1 else torch.linalg.vector_norm(torch.stack(full))
 
 
-# What to do about a step whose loss or gradient is not finite, or whose loss jumps: stop, or leave the step out.
-
-REMEMBERED, NEEDED = 50, 10
-"""Losses a jump is judged by, and how many there must be before one can be."""
+SPIKE_WINDOW, MIN_LOSSES = 50, 10
+"""Number of recent losses a spike is compared with, and the minimum for a comparison."""
+MAX_SKIPPED_IN_A_ROW = 20
 
 
 class Guard:
-    """Judges each step before its gradient is used.
+    """Checks each step before its gradient is used.
 
     Args:
-        spike_factor: a loss beyond this many times the median of the last 50 is a spike; None: never.
-        recent: the losses remembered so far, newest last, e.g. from a checkpoint.
+        spike_factor: a loss above this many times the median of the last 50 is a spike; None: never.
+        recent: the last losses, newest last, e.g. from a checkpoint.
     """
 
     def __init__(self, spike_factor: float | None, recent: list[float] | None = None) -> None:
@@ -89,74 +90,30 @@ class Guard:
         self.recent = list(recent or [])
 
     def fault(self, loss: float, grad_norm: float) -> str | None:
-        """What is wrong with this step, in a few words; None if it is sound, and its loss is then remembered."""
+        """What is wrong with this step, for messages; None if nothing is, and its loss is then kept for comparison."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(grad_norm):
             return f"the gradient's norm is {grad_norm} (loss {loss:.4g})"
-        if self.spike_factor is not None and len(self.recent) >= NEEDED:
-            usual = median(self.recent)
-            if loss > self.spike_factor * usual:
-                return f"the loss jumped to {loss:.4g}, the median of the last {len(self.recent)} is {usual:.4g}"
-        self.recent = [*self.recent, loss][-REMEMBERED:]
+        if self.spike_factor is not None and len(self.recent) >= MIN_LOSSES:
+            middle = median(self.recent)
+            if loss > self.spike_factor * middle:
+                return f"the loss jumped to {loss:.4g}, the median of the last {len(self.recent)} is {middle:.4g}"
+        self.recent = [*self.recent, loss][-SPIKE_WINDOW:]
         return None
-
-
-class OnFault(ABC):
-    """What a faulty step leads to."""
-
-    @abstractmethod
-    def handle(self, event: dict[str, Any]) -> None:
-        """Called with `step`, `fault` and `windows`, the ids of the batch's windows; its gradient is not used."""
-
-
-class Stop(OnFault):
-    """End the run; its last checkpoint is from before the step."""
-
-    def handle(self, event: dict[str, Any]) -> None:
-        raise CocomixError(
-            f"{event['fault']} by step {event['step']} (windows {', '.join(map(str, event['windows']))}); lower"
-            " learning_rate, use precision fp32, or set on_fault to skip"
-        )
-
-
-class Skip(OnFault):
-    """Leave the step out and go on."""
-
-    def handle(self, event: dict[str, Any]) -> None:
-        pass
-
-
-ON_FAULT: dict[str, OnFault] = {"stop": Stop(), "skip": Skip()}
-
-LONGEST_RUN_OF_FAULTS = 20
-
-
-def check_not_hopeless(skipped: list[dict[str, Any]], step: int) -> None:
-    """Refuse to skip for ever.
-
-    Raises:
-        CocomixError: the last 20 steps were all left out.
-    """
-    last = skipped[-LONGEST_RUN_OF_FAULTS:]
-    if len(last) == LONGEST_RUN_OF_FAULTS and last[0]["step"] > step - LONGEST_RUN_OF_FAULTS:
-        raise CocomixError(
-            f"the last {LONGEST_RUN_OF_FAULTS} steps were all left out ({last[-1]['fault']} by step {step});"
-            " lower learning_rate or use precision fp32"
-        )
 
 
 @dataclass
 class TrainResult:
-    """What a training run cost and how it went.
+    """Learning curve and cost of a training run.
 
     Attributes:
-        curve: points with step, tokens, flops, seconds, train_loss and whatever the evaluation returned.
-        tokens: tokens trained on, repeats counted.
-        flops: floating-point operations spent on them, forward and backward, two a multiply-accumulate.
-        seconds: wall clock of the training steps alone.
+        curve: points with step, tokens, flops, seconds, train_loss and the metrics of the evaluation.
+        tokens: number of tokens trained on, repeats included.
+        flops: FLOPs of the forward and backward passes; a multiply-accumulate is two.
+        seconds: wall-clock time of the training steps only.
         wait_share: share of those seconds spent waiting for data.
-        skipped: steps left out: step, fault, and the ids of the batch's windows.
+        skipped: skipped steps: step, fault, and the ids of the batch's windows.
     """
 
     curve: list[dict[str, Any]]
@@ -171,11 +128,11 @@ class Trainer:
     """Trains one objective.
 
     Args:
-        objective: what is minimised.
-        data: where batches come from.
-        config: settings.
-        folder: checkpoints and snapshots go below it.
-        evaluate: called on the model at evaluation points, in every process; its figures join the curve.
+        objective: the model with its loss.
+        data: source of batches.
+        config: training settings.
+        folder: folder of checkpoints and snapshots.
+        evaluate: called with the model at evaluation points, in every process; its metrics are added to the curve.
         progress: called as `progress(step, total, metrics)` after each step.
     """
 
@@ -192,8 +149,8 @@ class Trainer:
         self.evaluate, self.progress = evaluate, progress
         self.device = device()
         self.total = config.total_steps(data.n_windows)
-        self.evaluations = _evenly(config.n_evals, self.total)
-        self.snapshots = _evenly(config.n_snapshots, self.total)
+        self.evaluations = _evenly_spaced(config.n_evals, self.total)
+        self.snapshots = _evenly_spaced(config.n_snapshots, self.total)
         if data.n_windows < 1:
             raise CocomixError(
                 f"the corpus has fewer tokens than one window of {data.seq_len}; add text or lower seq_len"
@@ -206,24 +163,24 @@ class Trainer:
         self.parallel = parallel(config.parallel)
         self.parallel.prepare(objective)
         self.optimizer = adamw(objective.trainable(), config)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.saved_at = 0, 0.0, 0.0
         self.curve: list[dict[str, Any]] = []
         self.recent: list[float] = []
         self.skipped: list[dict[str, Any]] = []
         self.guard, self.grad_norm = Guard(config.spike_factor), 0.0
-        described = json.dumps([config.recipe(), data.shards.fingerprint, data.seq_len], sort_keys=True)
-        self._key = hashlib.sha256(described.encode()).hexdigest()
+        recipe = json.dumps([config.recipe(), data.shards.fingerprint, data.seq_len], sort_keys=True)
+        self._key = hashlib.sha256(recipe.encode()).hexdigest()
 
     def run(self) -> TrainResult:
         """Train to the end, from the newest checkpoint if there is one.
 
         Raises:
             Interrupted: a signal asked to stop; a checkpoint was saved first.
-            CocomixError: a faulty step, and the settings say to stop.
+            CocomixError: a step is faulty, and the settings say to stop.
         """
         self._resume()
         loss_fn = self.wrapped()
-        saved_at = time.monotonic()
+        self.saved_at = time.monotonic()
         metrics = Metrics(
             self.config,
             self.folder,
@@ -237,39 +194,33 @@ class Trainer:
                 loss = self.train_step(loss_fn)
                 self.step += 1
                 self.seconds += time.perf_counter() - started
-                if loss is not None:
-                    self.recent.append(loss)
-                    self._log(metrics, loss)
-                if self.progress is not None:
-                    self.progress(self.step, self.total, {} if loss is None else {"loss": loss})
+                self._log(metrics, loss)
                 if self.step in self.evaluations:
-                    self.curve.append(self._point())
-                    metrics.evaluation(self.curve[-1])
-                    self.recent.clear()
+                    self._evaluate(metrics)
                 if self.step in self.snapshots:
                     save_snapshot(self.objective, self.folder, self.step)
-                # Processes agree on what to do every few steps, so that none waits for a save the others skip.
-                ask = world_size() == 1 or self.step % 5 == 0 or self.step == self.total
-                stopping = ask and anywhere(stop.received is not None)
-                due = ask and anywhere(time.monotonic() - saved_at > self.config.checkpoint_seconds)
-                if stopping or due or self.step == self.total:
+                stopping, save_due = self._stop_and_save(stop)
+                if save_due:
                     self._save()
-                    saved_at = time.monotonic()
                 if stopping:
                     raise Interrupted(
-                        f"stopped at step {self.step} of {self.total} and saved; the same command goes on from here",
+                        f"stopped at step {self.step} of {self.total} and saved; rerun the same command to resume",
                         by_user=stop.received == "SIGINT",
                     )
         return self._result()
 
     def train_step(self, loss_fn: nn.Module) -> float | None:
-        """One optimiser step; returns the batch's mean loss over all processes, or None if the step was left out."""
+        """Take one optimiser step.
+
+        Returns:
+            The mean loss of the batch over all processes, or None if the step was skipped.
+        """
         config = self.config
         torch.manual_seed(_seed(config.seed, self.step, rank()))
         indices = batch_order(self.data.n_windows, config.batch_size, config.seed, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step, self.total)
-        loss = float(mean_over_processes(self._backward(loss_fn, indices)))
+        loss = float(mean_over_processes(self._forward_backward(loss_fn, indices)))
         self.objective.before_step()
         norms = [
             torch.nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip) for module in self.objective.clipped()
@@ -278,36 +229,36 @@ class Trainer:
         fault = self.guard.fault(loss, self.grad_norm)
         if fault is not None:
             self.optimizer.zero_grad(set_to_none=True)
-            self._left_out(fault, indices)
+            self._stop_or_skip(fault, indices)
             return None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.after_step()
         return loss
 
-    def _backward(self, loss_fn: nn.Module, indices: np.ndarray) -> torch.Tensor:
-        """Forward and backward passes of this process's share of a batch; returns its mean loss."""
-        mine = np.array_split(indices, world_size())[rank()]
-        micro = self.config.micro_batch_size or len(mine)
-        density = self.data.label_density(indices) if micro < len(indices) else None
-        total = torch.zeros((), device=self.device)
-        for start in range(0, len(mine), micro):
-            part = mine[start : start + micro]
-            batch = self.data(part, self.device, density)
+    def _forward_backward(self, loss_fn: nn.Module, indices: np.ndarray) -> torch.Tensor:
+        """Forward and backward passes over this process's share of a batch; returns its mean loss."""
+        share = np.array_split(indices, world_size())[rank()]
+        micro_size = self.config.micro_batch_size or len(share)
+        density = self.data.label_density(indices) if micro_size < len(indices) else None
+        mean_loss = torch.zeros((), device=self.device)
+        for start in range(0, len(share), micro_size):
+            windows = share[start : start + micro_size]
+            batch = self.data(windows, self.device, density)
             batch["progress"] = torch.tensor(self.step / self.total, device=self.device)
-            with self.parallel.accumulating(loss_fn, last=start + micro >= len(mine)):
+            with self.parallel.accumulating(loss_fn, last=start + micro_size >= len(share)):
                 with autocast(self.device, self.config.precision):
-                    loss = loss_fn(batch) * (len(part) / len(mine))
+                    loss = loss_fn(batch) * (len(windows) / len(share))
                 loss.backward()
-            total += loss.detach()
-        return total
+            mean_loss += loss.detach()
+        return mean_loss
 
     def wrapped(self) -> nn.Module:
-        """The objective in training mode, compiled and distributed as the settings say."""
+        """The objective in training mode, compiled and distributed according to the settings."""
         self.objective.train()
         model = self.objective.evaluated()
         if self.config.gradient_checkpointing:
-            # Transformers renamed it in 5.2x; both names are served.
+            # Transformers renamed the method in 5.2x; both names are supported.
             names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
             enable = next((getattr(model, name) for name in names if hasattr(model, name)), None)
             if enable is None:
@@ -317,25 +268,55 @@ class Trainer:
             self.objective.compile()
         return self.parallel.wrap(self.objective)
 
-    def _log(self, metrics: Metrics, loss: float) -> None:
-        metrics.step(
-            self.step,
-            loss=loss,
-            grad_norm=self.grad_norm,
-            seconds=self.seconds,
-            waited=self.data.waited,
-            skipped=len(self.skipped),
-        )
+    def _stop_and_save(self, stop: StopRequest) -> tuple[bool, bool]:
+        """Whether to stop and whether to save a checkpoint after this step; the same in all processes."""
+        is_last = self.step == self.total
+        # Processes agree every few steps only, because it costs a synchronisation.
+        if world_size() > 1 and self.step % 5 and not is_last:
+            return False, False
+        stopping = anywhere(stop.received is not None)
+        due = anywhere(time.monotonic() - self.saved_at > self.config.checkpoint_seconds)
+        return stopping, stopping or due or is_last
 
-    def _left_out(self, fault: str, indices: np.ndarray) -> None:
-        event = {"step": self.step + 1, "fault": fault, "windows": indices.tolist()}
-        ON_FAULT[self.config.on_fault].handle(event)
-        self.skipped.append(event)
+    def _log(self, metrics: Metrics, loss: float | None) -> None:
+        """Report a step to the trackers and the progress callback; `loss` is None if it was skipped."""
+        if loss is not None:
+            self.recent.append(loss)
+            metrics.step(
+                self.step,
+                loss=loss,
+                grad_norm=self.grad_norm,
+                seconds=self.seconds,
+                waited=self.data.waited,
+                skipped=len(self.skipped),
+            )
+        if self.progress is not None:
+            self.progress(self.step, self.total, {} if loss is None else {"loss": loss})
+
+    def _stop_or_skip(self, fault: str, indices: np.ndarray) -> None:
+        """Record a faulty step as skipped, or stop the run, whose last checkpoint is from before the step.
+
+        Raises:
+            CocomixError: `on_fault` is stop, or the last 20 steps were all skipped.
+        """
+        step, windows = self.step + 1, indices.tolist()
+        if self.config.on_fault == "stop":
+            raise CocomixError(
+                f"{fault} by step {step} (windows {', '.join(map(str, windows))}); lower learning_rate, use precision"
+                " fp32, or set on_fault to skip"
+            )
+        self.skipped.append({"step": step, "fault": fault, "windows": windows})
         if is_main():
-            warnings.warn(f"step {event['step']} was left out: {fault}; windows {event['windows']}", stacklevel=2)
-        check_not_hopeless(self.skipped, event["step"])
+            warnings.warn(f"step {step} was skipped: {fault}; windows {windows}", stacklevel=2)
+        last = self.skipped[-MAX_SKIPPED_IN_A_ROW:]
+        if len(last) == MAX_SKIPPED_IN_A_ROW and last[0]["step"] > step - MAX_SKIPPED_IN_A_ROW:
+            raise CocomixError(
+                f"the last {MAX_SKIPPED_IN_A_ROW} steps were all skipped ({fault} by step {step}); lower learning_rate"
+                " or use precision fp32"
+            )
 
-    def _point(self) -> dict[str, Any]:
+    def _evaluate(self, metrics: Metrics) -> None:
+        """Evaluate the model and add a point to the curve."""
         figures = {}
         if self.evaluate is not None:
             self.objective.eval()
@@ -343,7 +324,9 @@ class Trainer:
             self.parallel.evaluated(self.objective)
             self.objective.train()
         train_loss = sum(self.recent) / len(self.recent) if self.recent else None
-        return self._cost() | {"train_loss": train_loss} | figures
+        self.curve.append(self._cost() | {"train_loss": train_loss} | figures)
+        metrics.evaluation(self.curve[-1])
+        self.recent.clear()
 
     def _cost(self) -> dict[str, Any]:
         tokens = self.step * self.config.batch_size * self.data.seq_len
@@ -351,7 +334,7 @@ class Trainer:
         return {"step": self.step, "tokens": tokens, "flops": flops, "seconds": self.seconds}
 
     def _save(self) -> None:
-        about = {
+        state = {
             "curve": self.curve,
             "recent": self.recent,
             "skipped": self.skipped,
@@ -360,17 +343,18 @@ class Trainer:
             "waited": self.data.waited,
         }
         tensors = training_tensors(self.objective.trainable(), self.optimizer)
-        save_checkpoint(self.folder / "checkpoints", self.step, tensors, about, self._key)
+        save_checkpoint(self.folder / "checkpoints", self.step, tensors, state, self._key)
+        self.saved_at = time.monotonic()
 
     def _resume(self) -> None:
         tensors = training_tensors(self.objective.trainable(), self.optimizer)
-        found = load_checkpoint(self.folder / "checkpoints", self._key, tensors)
-        if found is None:
+        checkpoint = load_checkpoint(self.folder / "checkpoints", self._key, tensors)
+        if checkpoint is None:
             return
-        self.step, about = found
-        self.curve, self.recent, self.skipped = about["curve"], about["recent"], about["skipped"]
-        self.guard = Guard(self.config.spike_factor, about["remembered"])
-        self.seconds, self.data.waited = about["seconds"], about["waited"]
+        self.step, state = checkpoint
+        self.curve, self.recent, self.skipped = state["curve"], state["recent"], state["skipped"]
+        self.guard = Guard(self.config.spike_factor, state["remembered"])
+        self.seconds, self.data.waited = state["seconds"], state["waited"]
 
     def _result(self) -> TrainResult:
         cost = self._cost()
@@ -384,11 +368,12 @@ class Trainer:
         )
 
 
-def _evenly(n: int, total: int) -> set[int]:
+def _evenly_spaced(n: int, total: int) -> set[int]:
+    """`n` steps evenly spaced up to `total`."""
     return {round(i * total / n) for i in range(1, n + 1)} - {0}
 
 
 def _seed(seed: int, step: int, process: int) -> int:
-    """Seed of a step's random numbers (dropout) in one process."""
+    """Seed of the random numbers (dropout) of a step in one process."""
     digest = hashlib.sha256(f"{seed} {step} {process}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)

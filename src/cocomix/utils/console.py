@@ -1,43 +1,45 @@
-"""Progress of a run: a live bar with an estimated time on a terminal, plain lines elsewhere.
+"""What a run shows its user: consoles, progress, durations, and which process speaks.
 
-The estimate is remaining steps times the mean step time of the stage so far, which is honest for stages whose
-steps cost the same, as all of ours do.
+- `rank`, `world_size` and `is_main` read what torchrun sets in the environment, without loading torch.
+- `StageProgress` is a live bar with an estimated time on a terminal, and plain lines elsewhere. The estimate is the
+  remaining steps times the mean step time of the stage so far, which is right for stages whose steps cost the same, as
+  all of ours do.
+- `Stopwatch` counts a stage's seconds over interrupted attempts.
 """
 
+import math
 import os
 import time
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-# Where a run talks to its user.
+from cocomix.utils.files import read_json, write_json
 
 console = Console()
 errors = Console(stderr=True)
 
 
-# Who this process is among those of a launch, read from what torchrun sets, without loading torch.
-
-
 def rank() -> int:
-    """This process's number, 0 alone."""
+    """This process's number, 0 without a launch."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes take part, 1 alone."""
+    """How many processes take part, 1 without a launch."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process writes files and talks to the user."""
+    """Whether this process writes files and prints."""
     return rank() == 0
 
 
-def wait_for_main_to_say_it() -> None:
-    """Give the main process time to report an error that all have; a launcher then ends the others unheard."""
+def wait_for_main_to_report() -> None:
+    """Give the main process time to report an error that all processes have, before a launcher ends them all."""
     if not is_main():
         time.sleep(3)
 
@@ -82,7 +84,7 @@ class StageProgress(AbstractContextManager["StageProgress"]):
             self._bar.stop()
 
     def __call__(self, step: int, total: int | None, metrics: dict[str, Any] | None = None) -> None:
-        """Report that `step` of `total` steps are done; None: nobody knows how many there will be."""
+        """Report that `step` of `total` steps are done; None: the number of steps is not known."""
         if self._quiet:
             return
         now = time.monotonic()
@@ -110,10 +112,51 @@ class StageProgress(AbstractContextManager["StageProgress"]):
 
 def duration(seconds: float) -> str:
     """`75.2` as `1 min 15 s`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    minutes, rest = divmod(rounded, 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Stopwatch:
+    """Seconds of work so far, including those of interrupted attempts.
+
+    Args:
+        path: file that keeps the seconds between attempts.
+        writes: whether this process writes it (one of a launch does).
+        every_seconds: at most this much is lost to a kill.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True, every_seconds: float = 5.0) -> None:
+        self._path, self._writes, self._every = path, writes, every_seconds
+        self._before = self._read()
+        self._begun = self._kept = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """All seconds so far."""
+        return self._before + time.perf_counter() - self._begun
+
+    def tick(self) -> None:
+        """Write the seconds if it is time to."""
+        if time.perf_counter() - self._kept > self._every:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write the seconds; a full disk is reported elsewhere."""
+        self._kept = time.perf_counter()
+        if self._writes:
+            try:
+                write_json(self._path, {"seconds": self.seconds})
+            except OSError:
+                return
+
+    def _read(self) -> float:
+        try:
+            seconds = float(read_json(self._path)["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return 0.0
+        return seconds if 0 <= seconds < math.inf else 0.0

@@ -1,4 +1,4 @@
-"""The little of torch.distributed the rest needs: who am I, wait for all, and a clean start and end.
+"""The parts of torch.distributed that cocomix uses: rank, barriers, gathering, start and end, and stop signals.
 
 A process started by torchrun finds RANK and WORLD_SIZE in its environment; without them everything here is a
 no-op, so the same code runs on a laptop.
@@ -55,17 +55,17 @@ def device() -> torch.device:
 Value = TypeVar("Value")
 
 
-def gathered(mine: Value) -> list[Value]:
+def gathered(value: Value) -> list[Value]:
     """Every process's value, in the processes' order; all must call it."""
     if not dist.is_initialized():
-        return [mine]
-    everyone: list[Value | None] = [None] * world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone  # pyright: ignore[reportReturnType]
+        return [value]
+    values: list[Value | None] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values  # pyright: ignore[reportReturnType]
 
 
 def on_main(do: Callable[[], Value]) -> Value:
-    """What `do` returns in the main process, for all; what it raises there is raised everywhere, so nobody waits."""
+    """Run `do` in the main process; its result, or its exception, reaches all processes, so none waits for ever."""
     if not dist.is_initialized():
         return do()
     outcome: list[tuple[bool, Value | Exception] | None] = [None]
@@ -83,7 +83,7 @@ def on_main(do: Callable[[], Value]) -> Value:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one that says the same where it cannot travel to another process."""
+    """The error, or a RuntimeError with its message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
         return error
@@ -109,13 +109,13 @@ def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
     return total.cpu()
 
 
-def anywhere(mine: bool) -> bool:
-    """Whether it is so in any process; all processes get the same answer."""
+def anywhere(flag: bool) -> bool:
+    """Whether `flag` is true in any process; all processes get the same answer."""
     if not dist.is_initialized():
-        return mine
-    flag = torch.tensor([float(mine)], device=device())
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
+        return flag
+    largest = torch.tensor([float(flag)], device=device())
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return bool(largest.item())
 
 
 @contextmanager
@@ -151,11 +151,11 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_IGN:
-                continue  # somebody said so, e.g. nohup
+                continue  # ignored on purpose, e.g. by nohup
             try:
                 self._previous[number] = signal.signal(number, self._remember)
             except ValueError:
-                break  # not the main thread: signals stay with whoever owns it
+                break  # not the main thread, which alone may handle signals
         return self
 
     def __exit__(self, *_: object) -> None:

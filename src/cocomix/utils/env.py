@@ -1,4 +1,9 @@
-"""What ran this: processor, memory, versions, commit."""
+"""The machine and what it can do: processor, versions, commit, peak FLOPs, memory used, numeric precision.
+
+Model FLOPs utilisation (MFU) is a model's counted operations over what the device could have done in that time. A peak
+from a data sheet makes it comparable between runs; without one, the best rate of some large matrix products stands in,
+which flatters: 100 % is then the best this machine reached, not its specification.
+"""
 
 import contextlib
 import os
@@ -17,7 +22,7 @@ from pydantic import AfterValidator
 
 
 def machine() -> dict[str, Any]:
-    """What ran this: processor, memory, versions."""
+    """The machine as records keep it: processor, memory, versions."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _cpu_name(),
@@ -42,28 +47,22 @@ def _cpu_name() -> str:
 
 def git_commit() -> str | None:
     """Commit of the source tree this package runs from, with `+changes` if it was edited; None outside one."""
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     try:
         head = subprocess.run(
-            ["git", "-C", here, "rev-parse", "--short=12", "HEAD"],
+            ["git", "-C", folder, "rev-parse", "--short=12", "HEAD"],
             capture_output=True,
             text=True,
             timeout=10,
             check=True,
         ).stdout.strip()
-        # Its lock on the index would outlive us if we are killed, and stop the next git command of whoever works there.
-        status = ["git", "--no-optional-locks", "-C", here, "status", "--porcelain", "--untracked-files=no"]
+        # Without the option, a killed `git status` leaves a lock on the index that stops the user's next git command.
+        status = ["git", "--no-optional-locks", "-C", folder, "status", "--porcelain", "--untracked-files=no"]
         dirty = subprocess.run(status, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+changes" if dirty else "")
 
-
-# What the hardware could do and what it uses: peak operations a second, memory.
-#
-# Model FLOPs utilisation (MFU) is a model's counted operations over what the device could have done in that time.
-# A peak from a data sheet makes it comparable between runs; where there is none, the best of some large matrix
-# products stands in, which flatters: 100 % is then what this machine was seen to reach, not what it was sold as.
 
 DENSE_BF16: dict[str, float] = {
     "GB200": 2.5e15,
@@ -81,7 +80,7 @@ structured sparsity); the first name that occurs in the device's is taken. RTX 4
 Ada architecture paper. The L40S's is often quoted as 366 at boost clock and as half of it; this is its data sheet's."""
 
 SECONDS = 0.3
-"""How long a peak is measured."""
+"""Duration of measuring a peak."""
 
 
 def peak_flops(device: torch.device | str, precision: str) -> float:
@@ -103,19 +102,21 @@ def peak_flops(device: torch.device | str, precision: str) -> float:
 @lru_cache
 def measured_flops(device: str, precision: str) -> float:
     """The best rate of some square matrix products, operations a second; measured once a process and device."""
-    where = torch.device(device)
-    size = 8192 if where.type == "cuda" else 1024
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    left = torch.full((size, size), 0.5, dtype=kind, device=where)  # no random numbers: the run's are its own
-    right = torch.full((size, size), 0.25, dtype=kind, device=where)
+    target = torch.device(device)
+    size = 8192 if target.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left = torch.full(
+        (size, size), 0.5, dtype=dtype, device=target
+    )  # no random numbers: the run's generator stays as it is
+    right = torch.full((size, size), 0.25, dtype=dtype, device=target)
     best, until = float("inf"), time.perf_counter() + SECONDS
     with torch.no_grad():
         torch.mm(left, right)
         while True:
-            _wait(where)
+            _wait(target)
             started = time.perf_counter()
             torch.mm(left, right)
-            _wait(where)
+            _wait(target)
             ended = time.perf_counter()
             best = min(best, ended - started)
             if ended > until:
@@ -136,13 +137,8 @@ def memory_used(device: torch.device | str = "cpu") -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-# Numeric precision of forward and backward passes; weights stay float32 either way.
-
-
 def fast_precision() -> Literal["fp32", "bf16"]:
     """bf16 where this machine multiplies in it (a GPU that supports it, or a CPU with bf16 instructions), else fp32."""
-    import torch
-
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     try:
@@ -157,13 +153,11 @@ def _resolved(precision: str) -> str:
 
 
 Precision = Annotated[Literal["auto", "fp32", "bf16"], AfterValidator(_resolved)]
-"""A config's precision; "auto" is settled when the config is loaded, so a saved run says which it was."""
+"""A config's precision; "auto" is resolved when the config is loaded, so a saved run records the actual one."""
 
 
 def autocast(device: Any, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast to bfloat16 for "bf16", nothing for "fp32"."""
-    import torch
-
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()

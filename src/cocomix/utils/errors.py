@@ -1,6 +1,6 @@
-"""The exceptions a user is meant to read.
+"""Exceptions whose message is for the user.
 
-Raise `CocomixError` with one sentence naming the cause and the mend; the command line prints it without a
+Raise `CocomixError` with one sentence that names the cause and the fix; the command line prints it without a
 traceback and exits with code 2.
 """
 
@@ -12,23 +12,23 @@ _HEAD, _TAIL = 550, 320
 class CocomixError(Exception):
     """A problem the user can fix; the message says what is wrong and what to do.
 
-    Messages quote what files hold, and a hostile one holds line ends, a terminal's commands or a million digits: such
-    characters are shown by their codes, and of what is too long the middle is left out.
+    Messages quote the content of files, and a hostile file may contain line breaks, terminal commands or a million
+    digits: such characters are shown as escapes, and the middle of a long message is cut out.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_to_be_shown(message))
+        super().__init__(_printable(message))
 
 
 class ConfigError(CocomixError, ValueError):
-    """A value that does not fit; also a ValueError, which Transformers' users expect of a config."""
+    """A value that does not fit; also a ValueError, which users of Transformers expect from a config."""
 
 
 class Interrupted(Exception):
-    """Work was asked to stop and has been saved; the message says how to go on.
+    """Work was stopped by a signal and has been saved; the message says how to resume.
 
     Args:
-        by_user: whether it was Ctrl-C, so that a script of several commands stops, too.
+        by_user: whether it was Ctrl-C; a script of several commands then stops, too.
     """
 
     def __init__(self, message: str, *, by_user: bool = False) -> None:
@@ -37,15 +37,15 @@ class Interrupted(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """First line of an error, or its type where it says nothing."""
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    """First line of an error's message, or its type if the message is empty."""
+    message = str(error).strip()
+    return message.splitlines()[0] if message else type(error).__name__
 
 
-def _to_be_shown(message: str) -> str:
+def _printable(message: str) -> str:
     message = _cut(message)
     if not message.isprintable():
-        message = _cut("".join(one if one.isprintable() else ascii(one)[1:-1] for one in message))
+        message = _cut("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message))
     return message
 
 

@@ -1,4 +1,11 @@
-"""Small files written whole or not at all, checksums, and a look at a path before a hub is asked for it."""
+"""Files: atomic writes, JSON with a seal, checksums, and checks of a path before a library loads it.
+
+- `write_bytes`, `write_text` and `write_json` write a file completely or not at all. `write_sealed` adds a checksum of
+  the content, so that `read_sealed` notices an altered digit.
+- `check_source`, `check_readable` and `check_weights` refuse a bad path or file with one clear sentence, before a
+  library raises something less clear.
+- `FileSeries` writes numbered files that end up with the same bytes however often the writer is killed.
+"""
 
 import errno
 import hashlib
@@ -19,7 +26,7 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Write `content` beside `path`, then rename: a reader sees the old file or the new one, never half of one.
 
-    With `durable` that holds after a power cut, too, and the new file is on the disk when this returns.
+    With `durable` this also holds after a power cut, and the new file is on the disk when this returns.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same file
     try:
@@ -35,10 +42,10 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says; `json.loads`, but for one thing.
+    """`json.loads`, with a ValueError for JSON that is nested too deeply, too.
 
     Raises:
-        ValueError: it is none, or nested too deeply to be read: a thousand brackets are no bug of the reader.
+        ValueError: it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -97,9 +104,9 @@ def _sync(path: Path) -> None:
 
 
 def check_source(source: str | Path, what: str) -> None:
-    """Refuse a local path that does not exist before a hub is asked for it, with all its retries.
+    """Refuse a local path that does not exist, before it is requested from the hub with all retries.
 
-    A `folder/name` whose first part is a local folder is taken for a path; any other may be a hub id.
+    `folder/name` counts as a path if `folder` exists here; otherwise it may be a hub id.
 
     Raises:
         CocomixError: there is no such folder.
@@ -112,18 +119,18 @@ def check_source(source: str | Path, what: str) -> None:
 
 
 def check_readable(path: Path) -> None:
-    """Refuse a file, or a folder with one in it, that may not be read, before a library calls it missing or damaged.
+    """Refuse a file, or a folder with a file, without read permission, before a library calls it missing or damaged.
 
     Raises:
-        CocomixError: nothing is wrong with it but its permissions.
+        CocomixError: its permissions do not allow it to be read.
     """
     folder = path if path.is_dir() else path.parent
-    # Of a folder that may not be entered not even the names are known.
+    # In a folder that may not be entered, not even the names can be listed.
     closed = folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
     inside = [] if closed else [*path.iterdir()] if path.is_dir() else [path] if path.exists() else []
-    for one in [folder] if closed else inside:
-        if not os.access(one, os.R_OK):
-            raise CocomixError(f"{one} may not be read; mend its permissions")
+    for file in [folder] if closed else inside:
+        if not os.access(file, os.R_OK):
+            raise CocomixError(f"{file} may not be read; fix its permissions")
 
 
 def sha256(*paths: Path) -> str:
@@ -140,27 +147,27 @@ def sha256_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def check_weights(folder: Path, mend: str) -> None:
-    """See that every safetensors file of a model folder has a whole header and as many bytes as it promises.
+def check_weights(folder: Path, hint: str) -> None:
+    """Check that every safetensors file of a model folder has a complete header and the bytes it promises.
 
     Raises:
-        CocomixError: there is none, or a damaged one; `mend` says what the user does about it.
+        CocomixError: there is none, or a damaged one; `hint` is the fix, the end of the message.
     """
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise CocomixError(f"{folder} holds no weights; {mend}")
+        raise CocomixError(f"{folder} holds no weights; {hint}")
     for path in files:
         try:
             with safe_open(path, framework="np"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise CocomixError(f"the weights {path} are damaged ({error}); {mend}") from error
+            raise CocomixError(f"the weights {path} are damaged ({error}); {hint}") from error
 
 
 def combined(checksums: Sequence[str]) -> str:
-    """Checksum of several files from theirs, 64 hex digits; that of a single file is its own."""
+    """Checksum of several files from their checksums, 64 hex digits; for one file, its own."""
     return checksums[0] if len(checksums) == 1 else hashlib.sha256("".join(checksums).encode()).hexdigest()
 
 
@@ -170,34 +177,32 @@ def disk_full(error: BaseException) -> bool:
 
 
 def in_words(error: OSError) -> str:
-    """What a user is told of the system's error: cause and mend, without its number."""
+    """The system's error as a message for users: cause and fix, without its number."""
     if disk_full(error):
-        return "the disk is full; free some space and run the same command again, finished stages are kept"
-    what = (error.strerror or str(error)).lower()
+        return "the disk is full; free some space and rerun the same command, finished stages are kept"
+    cause = (error.strerror or str(error)).lower()
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{what}; mend the path or its permissions"
+    return f"{place}{cause}; fix the path or its permissions"
 
-
-# Numbered files written one after the other, which end up with the same bytes however often the writer is killed.
-#
-# The open file has the ending `.part`; a full one is flushed to disk and renamed. A commit says how far the files
-# are safely on disk; its caller keeps that, together with the place in its own input it belongs to. A later writer
-# given the commit cuts off whatever was written after it and goes on there.
 
 PART = ".part"
 
 
 class FileSeries:
-    """Writes `pattern.format(0)`, `pattern.format(1)`, … in `folder`.
+    """Writes `pattern.format(0)`, `pattern.format(1)`, … in `folder`, and resumes after a kill with the same bytes.
+
+    The open file has the ending `.part`; a full one is flushed to disk and renamed. A commit says how far the files are
+    safely on disk; the caller keeps it together with the matching position in its own input. A later writer that gets
+    the commit cuts off everything written after it and resumes there.
 
     Args:
         pattern: file name with one number, e.g. `shard-{:05d}.bin`; files whose name begins like it belong to the
-            series, and are removed where no commit speaks of them.
-        commit: what `commit` returned, to go on from there; None starts at the beginning.
-        durable: whether finished files are forced to the disk; needless where nobody goes on after a kill.
+            series, and are removed if the commit does not list them.
+        commit: what `commit` returned, to resume from there; None starts at the beginning.
+        durable: whether finished files are forced to the disk; not needed if nothing resumes after a kill.
 
     Attributes:
-        files: entries of the finished files: `file`, `bytes`, `sha256`, and what `cut` was told.
+        files: entries of the finished files: `file`, `bytes`, `sha256`, and the arguments of `cut`.
         size: bytes in the open file.
 
     Raises:
@@ -212,7 +217,7 @@ class FileSeries:
         self.files: list[dict[str, Any]] = list(commit["files"]) if commit else []
         self.size: int = commit["open_bytes"] if commit else 0
         self._hash = hashlib.sha256()
-        self._drop_what_is_not_committed()
+        self._drop_uncommitted()
         if self.size and not self._path().exists():
             raise self._lost()
         self._stream = self._path().open("r+b" if self.size else "wb")
@@ -234,8 +239,8 @@ class FileSeries:
             if self.size == limit:
                 self.cut()
 
-    def cut(self, **about: Any) -> None:
-        """Finish the open file, if it holds anything, and begin the next; `about` goes into its entry."""
+    def cut(self, **details: Any) -> None:
+        """Finish the open file, if it is not empty, and begin the next; `details` go into its entry."""
         if not self.size:
             return
         part = self._path()
@@ -243,7 +248,7 @@ class FileSeries:
         self._stream.close()
         name = part.name.removesuffix(PART)
         os.replace(part, part.with_name(name))
-        self.files.append({"file": name, "bytes": self.size, "sha256": self._hash.hexdigest(), **about})
+        self.files.append({"file": name, "bytes": self.size, "sha256": self._hash.hexdigest(), **details})
         self._hash, self.size = hashlib.sha256(), 0
         self._stream = self._path().open("wb")
 
@@ -266,7 +271,7 @@ class FileSeries:
         if self._durable:
             os.fsync(self._stream.fileno())
 
-    def _drop_what_is_not_committed(self) -> None:
+    def _drop_uncommitted(self) -> None:
         part = self._path()
         finished = part.with_name(part.name.removesuffix(PART))
         if finished.exists():  # renamed after the commit

@@ -23,7 +23,7 @@ class Registry(Mapping[str, Kind], Generic[Kind]):
         own: constructor arguments that every class of the kind has, which are no options.
     """
 
-    def __init__(self, kind: str, classes: Iterable[Kind], own: Collection[str] = ()) -> None:
+    def __init__(self, kind: str, classes: Iterable[Kind] = (), own: Collection[str] = ()) -> None:
         self.kind, self._own = kind, frozenset(own)
         self._classes: dict[str, Kind] = {}
         for cls in classes:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.speed import own_process
-from benchmarks.speed.bench import MOST_BUSY, run_bench
+from benchmarks.speed.bench import BUSY_WARNING, run_bench
 from benchmarks.speed.groups import GROUPS
 from benchmarks.speed.keys import KEYS
 from benchmarks.speed.shapes import SHAPES
@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patched:
-            # In test_contestants.py the process is a fresh one.
+            # In test_workloads.py the process is a fresh one.
             patched.setattr(own_process, "subprocess", SimpleNamespace(run=in_a_fork))
             printed = bench(path)
     finally:
@@ -84,10 +84,10 @@ def test_only_some_of_it_from_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("load", [0.0, 1.0])
-def test_a_busy_machine_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float) -> None:
+def test_a_busy_machine_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float) -> None:
     monkeypatch.setattr("benchmarks.speed.bench.busy_share", lambda: load)
     printed = bench(tmp_path / "b.json", only=["peak"])
-    assert ("machine is busy" in printed) == (load > MOST_BUSY)
+    assert ("machine is busy" in printed) == (load > BUSY_WARNING)
     assert json.loads((tmp_path / "b.json").read_text())["busy"] == load
 
 

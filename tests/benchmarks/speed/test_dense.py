@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.speed.dense import DenseStudent
-from benchmarks.speed.dense_labels import dense_attribution, dense_labels
+from benchmarks.speed.dense import DenseStudent, dense_attribution, dense_labels
 from benchmarks.speed.shapes import SHAPES
 from benchmarks.speed.synthetic import student_config
 from cocomix.labels import ConceptLabeller, attribute, select_labels

@@ -20,7 +20,7 @@ from benchmarks.speed.keys import (
     slopes,
     waiting_shares,
 )
-from benchmarks.speed.labellers import agreement
+from benchmarks.speed.labelling import agreement
 from cocomix.labels import ConceptLabels
 
 ROUNDS = 5

@@ -36,7 +36,7 @@ def sae(kind: str = "relu", **settings: Any) -> TopKSAE:
 
 def saelens(folder: Path, hook: str) -> TopKSAE:
     made = sae()
-    FORMATS["saelens"].write(made, folder, {})
+    FORMATS["saelens"]().write(made, folder, {})
     config = json.loads((folder / "cfg.json").read_text())
     config["metadata"]["hook_name"] = hook
     (folder / "cfg.json").write_text(json.dumps(config))
@@ -57,7 +57,7 @@ def test_everything_survives_our_own_folder(kind: str, normalisation: str, bias_
     made = sae(kind, normalisation=normalisation, bias_input=bias_input)
     made.save_pretrained(tmp_path, layer=3, model="mine")
     loaded = load(tmp_path, k=1)
-    assert (loaded.format, loaded.hook, loaded.model, loaded.own_k) == ("cocomix", "layers.3", "mine", True)
+    assert (loaded.format, loaded.hook, loaded.model, loaded.k_from_files) == ("cocomix", "layers.3", "mine", True)
     latents, again = made.encode(X), loaded.sae.encode(X)
     assert torch.equal(latents.values, again.values) and torch.equal(latents.ids, again.ids)
     assert torch.equal(made(X), loaded.sae(X)) and loaded.sae.activation.options() == made.activation.options()
@@ -116,7 +116,7 @@ def test_openai_s_file_states_no_hook_and_keeps_its_k(tmp_path: Path) -> None:
     path = tmp_path / "v5_32k_layer_6.pt"
     torch.save(state, path)
     loaded = load(path, k=1)
-    assert (loaded.format, loaded.hook, loaded.own_k) == ("openai", None, True)
+    assert (loaded.format, loaded.hook, loaded.k_from_files) == ("openai", None, True)
     assert torch.equal(loaded.sae(X), made(X))
     with pytest.raises(CocomixError, match="8 wide and the concept model's are 9"):
         load(path, d_model=9)
@@ -128,7 +128,7 @@ def test_openai_s_file_states_no_hook_and_keeps_its_k(tmp_path: Path) -> None:
 def test_what_is_no_autoencoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match=r"no SAE at \./nowhere"):
         load("./nowhere")
-    with pytest.raises(CocomixError, match="no autoencoder of a known format"):
+    with pytest.raises(CocomixError, match="not an autoencoder of a known format"):
         load(tmp_path)
     sae().save_pretrained(tmp_path, layer=2)
     with pytest.raises(CocomixError, match=r"reads 'layers.2', the output of block 2 \(0-based\), and sae.layer is 3"):
@@ -209,7 +209,7 @@ def test_without_the_hub_the_sentence_says_so(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CocomixError, match=r"cannot be had from the hub \(no route to huggingface.co\)"):
+    with pytest.raises(CocomixError, match=r"cannot be downloaded from the hub \(no route to huggingface.co\)"):
         load("somebody/saes")
 
 
@@ -224,14 +224,14 @@ def test_paths_are_not_taken_for_hub_ids(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"n_latents": 1 << 50}, "by its weights"),
-        ({"d_model": "8"}, "by its weights"),
+        ({"n_latents": 1 << 50}, "in its weights"),
+        ({"d_model": "8"}, "in its weights"),
         ({"k": 4.0}, "whole number"),
         ({"k": True}, "whole number"),
         ({"activation": {"kind": "groupmax", "groups": 5.0}}, "whole number"),
         ({"activation": {"kind": ["relu"]}}, "damaged"),
-        ({"about": {"hook": {"x": 1}}}, "not a text"),
-        ({"about": {"model": 3}}, "not a text"),
+        ({"about": {"hook": {"x": 1}}}, "not a string"),
+        ({"about": {"model": 3}}, "not a string"),
     ],
 )
 def test_our_own_folder_with_odd_settings_is_refused(settings: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -245,10 +245,10 @@ def test_our_own_folder_with_odd_settings_is_refused(settings: dict[str, Any], m
 @pytest.mark.parametrize("name", ["saelens", "sparsify"])
 def test_others_folders_with_odd_words_are_refused(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "layers.3"
-    FORMATS[name].write(sae(normalisation="none"), folder, {})
+    FORMATS[name]().write(sae(normalisation="none"), folder, {})
     path, kept = folder / "cfg.json", (folder / "cfg.json").read_text()
     for odd in ({"metadata": {"hook_name": {}}}, {"metadata": {"model_name": [1]}}, {"activation": []}):
         path.write_text(json.dumps(json.loads(kept) | odd))
         if name == ("sparsify" if "activation" in odd else "saelens"):
-            with pytest.raises(CocomixError, match="not a text"):
+            with pytest.raises(CocomixError, match="not a string"):
                 load(folder)

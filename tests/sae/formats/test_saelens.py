@@ -69,7 +69,7 @@ def test_each_architecture_agrees(architecture: str, bias: bool, normalisation: 
     library.save_model(tmp_path)
     loaded = load_sae(tmp_path, layer=3, d_model=D, k=7)
     assert (loaded.format, loaded.hook, loaded.model) == ("saelens", HOOK["hook_name"], "gpt2")
-    assert loaded.own_k == (name == "topk") and loaded.sae.k == (K if name == "topk" else 7)
+    assert loaded.k_from_files == (name == "topk") and loaded.sae.k == (K if name == "topk" else 7)
     check(loaded.sae, library)
     loaded.sae.save_pretrained(tmp_path / "ours")
     assert torch.equal(TopKSAE.from_pretrained(tmp_path / "ours")(inputs()), loaded.sae(inputs()))
@@ -174,7 +174,7 @@ def test_even_older_names_and_a_relu(tmp_path: Path) -> None:
         ({"reshape_activations": "hook_z"}, "'hook_z'"),
         ({"hook_name": "blocks.3.hook_mlp_out"}, "'blocks.3.hook_mlp_out', not a residual stream"),
         ({"hook_name": "blocks.0.hook_resid_pre"}, "not a residual stream after a block"),
-        ({"d_in": 13}, "d_in is 13 by its json and 12 by its weights"),
+        ({"d_in": 13}, "d_in is 13 in its JSON and 12 in its weights"),
         ({"activation_fn_kwargs": {"k": "many"}}, "k is 'many'"),
         ({"activation_fn_kwargs": {"k": 41}}, "41 active latents do not fit into 40"),
     ],
@@ -210,7 +210,7 @@ def test_another_width_and_strange_or_damaged_weights_are_refused(tmp_path: Path
     with pytest.raises(CocomixError, match=r"cfg\.json is damaged"):
         load_sae(folder, layer=3, d_model=D, k=5)
     (folder / "cfg.json").write_text('{"about": "something else"}')
-    with pytest.raises(CocomixError, match="no autoencoder of a known format"):
+    with pytest.raises(CocomixError, match="not an autoencoder of a known format"):
         load_sae(folder, layer=3, d_model=D, k=5)
 
 
@@ -234,7 +234,7 @@ def test_saelens_loads_our_export_and_agrees(normalisation: str, dtype: torch.dt
     ours = TopKSAE(D, C, K, normalisation=normalisation).to(dtype)
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    FORMATS["saelens"].write(ours, tmp_path, {"layer": 3, "model": "mine"})
+    FORMATS["saelens"]().write(ours, tmp_path, {"layer": 3, "model": "mine"})
     library = SAE.load_from_disk(tmp_path)
     assert library.cfg.metadata.hook_name == "blocks.3.hook_resid_post" and library.cfg.k == K
     x = inputs().to(dtype)
@@ -248,4 +248,4 @@ def test_saelens_loads_our_export_and_agrees(normalisation: str, dtype: torch.dt
 
 def test_what_saelens_has_no_words_for_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match="no jumprelu activation of which 5 are kept"):
-        FORMATS["saelens"].write(TopKSAE(D, C, K, activation=JumpReLU(C)), tmp_path, {})
+        FORMATS["saelens"]().write(TopKSAE(D, C, K, activation=JumpReLU(C)), tmp_path, {})

@@ -49,11 +49,11 @@ def test_each_activation_agrees_and_is_exported_again(activation: str, tmp_path:
     (tmp_path / "config.json").write_text(json.dumps({"model": "EleutherAI/pythia-70m"}))
     loaded = load_sae(tmp_path / "layers.3", layer=3, d_model=D, k=1)
     assert (loaded.format, loaded.hook, loaded.sae.k) == ("sparsify", "layers.3", K)
-    assert loaded.model == "EleutherAI/pythia-70m" and loaded.own_k
+    assert loaded.model == "EleutherAI/pythia-70m" and loaded.k_from_files
     check(loaded.sae, library)
     loaded.sae.save_pretrained(tmp_path / "ours")
     check(TopKSAE.from_pretrained(tmp_path / "ours"), library)
-    FORMATS["sparsify"].write(loaded.sae, tmp_path / "again", {"layer": 3})
+    FORMATS["sparsify"]().write(loaded.sae, tmp_path / "again", {"layer": 3})
     from sparsify import SparseCoder
 
     check(loaded.sae, SparseCoder.load_from_disk(tmp_path / "again"))
@@ -85,8 +85,8 @@ def test_the_hookpoint_is_chosen_by_the_layer(tmp_path: Path) -> None:
         ({"skip_connection": True}, r"\(skip_connection\)"),
         ({"activation": "batchtopk"}, "activation 'batchtopk'"),
         ({"k": 0}, "k is 0, not a positive whole number"),
-        ({"num_latents": 40}, "num_latents is 40 by its json and 48 by its weights"),
-        ({"activation": "groupmax", "k": 5}, "48 latents cannot be shared by 5 equal groups"),
+        ({"num_latents": 40}, "num_latents is 40 in its JSON and 48 in its weights"),
+        ({"activation": "groupmax", "k": 5}, "48 latents cannot be divided into 5 equal groups"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(change: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -121,5 +121,5 @@ def test_another_width_and_damaged_weights_are_refused(tmp_path: Path) -> None:
 )
 def test_what_sparsify_cannot_represent_is_not_exported(sae: TopKSAE, words: str, tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match=words):
-        FORMATS["sparsify"].write(sae, tmp_path / "out", {})
+        FORMATS["sparsify"]().write(sae, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Parts and their summary, against loops over seeds, concepts and doses."""
+"""Results of methods and their summary, against loops over seeds, concepts and doses."""
 
 from pathlib import Path
 from typing import Any
@@ -7,59 +7,59 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.steering.study import METHODS, Part, bounded_area, summary
+from cocomix.steering.study import METHODS, MethodResult, bounded_area, summary
 from cocomix.steering.study.judge import leak
 from cocomix.steering.study.method_result import GAINS
-from cocomix.steering.study.methods import Writing
+from cocomix.steering.study.methods import GeneratingMethod
 from cocomix.steering.study.report import headline
 from cocomix.steering.study.summary import DRAWS, Resampling, arrays
-from tests.helpers.steering_material import material
+from tests.helpers.steering_study import study_context
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Part]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, MethodResult]]:
     """Three methods, two seeds."""
-    made: dict[str, dict[int, Part]] = {"none": {}, "concept": {}, "random": {}, "prompt": {}}
+    results: dict[str, dict[int, MethodResult]] = {"none": {}, "concept": {}, "random": {}, "prompt": {}}
     for seed in (0, 1):
-        given = material(tmp_path_factory.mktemp("m"))
-        given.key = (0, seed)
-        for name, of_seeds in made.items():
-            read = made["concept"][seed] if METHODS[name].reads else None
-            of_seeds[seed] = METHODS[name].measure(given, read, lambda *_: None)
-    return made
+        context = study_context(tmp_path_factory.mktemp("m"))
+        context.key = (0, seed)
+        for name, by_seed in results.items():
+            source = results["concept"][seed] if METHODS[name].derived_from else None
+            by_seed[seed] = METHODS[name]().measure(context, source, lambda *_: None)
+    return results
 
 
-def test_a_part_holds_what_the_judge_found(tmp_path: Path) -> None:
-    given, method = material(tmp_path), METHODS["residual"]
-    assert isinstance(method, Writing)
+def test_a_result_holds_what_the_judge_found(tmp_path: Path) -> None:
+    context, method = study_context(tmp_path), METHODS["residual"]()
+    assert isinstance(method, GeneratingMethod)
     ticks = []
-    part = method.measure(given, None, lambda *step: ticks.append(step))
-    base = given.judge.read(given.subject("teacher").unsteered)
+    result = method.measure(context, None, lambda *step: ticks.append(step))
+    base = context.judge.read(context.subject("teacher").unsteered)
     assert all(4.0 in METHODS[name].doses for name in METHODS if name != "none")
-    assert [one.dose for one in part.at] == list(method.doses) and ticks[-1] == (7, 7)
-    own = [one.concept for one in given.concepts]
-    assert part.unsteered.presence == pytest.approx(base.shares.mean(0)[own].tolist(), abs=1e-6)
-    assert part.unsteered.loss == pytest.approx(float(base.loss.mean()))
-    texts = method.texts(given)(4.0)
-    found, kept = given.judge.read(texts), part.at[4]
+    assert [one.dose for one in result.at] == list(method.doses) and ticks[-1] == (7, 7)
+    own = [one.concept for one in context.concepts]
+    assert result.unsteered.presence == pytest.approx(base.shares.mean(0)[own].tolist(), abs=1e-6)
+    assert result.unsteered.loss == pytest.approx(float(base.loss.mean()))
+    texts = method.texts(context)(4.0)
+    found, kept = context.judge.read(texts), result.at[4]
     for group in range(3):
         assert kept.presence[group] == pytest.approx(found.shares[group, own].tolist(), abs=1e-6)
         assert kept.follow[group] == pytest.approx(found.follow[group].tolist(), abs=1e-6)
         assert kept.words[group] == pytest.approx(found.words[group].tolist(), abs=1e-6)
-    moved = leak(found.shares, base.shares.mean(0), given.own)
+    moved = leak(found.shares, base.shares.mean(0), context.concept_ids)
     assert kept.leak == pytest.approx(moved.tolist(), abs=1e-6)
-    for place, example in enumerate(part.examples):
+    for place, example in enumerate(result.examples):
         row = 2 * place + place % 2
         assert example.concept == own[place] and example.dose == 4.0
-        assert example.steered == given.decode(texts[row, 5:].tolist())
-        assert example.unsteered == given.decode(given.subject("teacher").unsteered[row, 5:].tolist())
-        assert example.prompt == given.decode(given.prompts[place % 2].tolist())
+        assert example.steered == context.decode(texts[row, 5:].tolist())
+        assert example.unsteered == context.decode(context.subject("teacher").unsteered[row, 5:].tolist())
+        assert example.prompt == context.decode(context.prompts[place % 2].tolist())
 
 
-def test_the_control_reads_the_texts_of_another_concept(parts: dict[str, dict[int, Part]]) -> None:
+def test_the_control_reads_the_texts_of_another_concept(results: dict[str, dict[int, MethodResult]]) -> None:
     orders = set()
     for seed in (0, 1):
-        own, control = parts["concept"][seed], parts["random"][seed]
+        own, control = results["concept"][seed], results["random"][seed]
         order = [own.at[-1].loss.index(loss) for loss in control.at[-1].loss]
         orders.add(tuple(order))
         assert all(i != j for i, j in enumerate(order))
@@ -71,20 +71,20 @@ def test_the_control_reads_the_texts_of_another_concept(parts: dict[str, dict[in
         assert control.unsteered == own.unsteered and not control.examples
 
 
-def test_gains_and_costs_are_against_unsteered_text(parts: dict[str, dict[int, Part]]) -> None:
-    of_seeds = list(parts["prompt"].values())
-    found = arrays(of_seeds)
+def test_gains_and_costs_are_against_unsteered_text(results: dict[str, dict[int, MethodResult]]) -> None:
+    by_seed = list(results["prompt"].values())
+    found = arrays(by_seed)
     assert found["presence"].shape == (2, 3, 4)
-    for s, part in enumerate(of_seeds):
+    for s, result in enumerate(by_seed):
         for i in range(3):
-            for d, dose in enumerate(part.at):
-                gain = dose.presence[i][i] - part.unsteered.presence[i]
-                words = dose.words[i][i] - part.unsteered.words[i]
+            for d, dose in enumerate(result.at):
+                gain = dose.presence[i][i] - result.unsteered.presence[i]
+                words = dose.words[i][i] - result.unsteered.words[i]
                 assert found["presence"][s, i, d] == pytest.approx(gain)
-                follow = dose.follow[i][i] - part.unsteered.follow[i]
+                follow = dose.follow[i][i] - result.unsteered.follow[i]
                 assert found["follow"][s, i, d] == pytest.approx(follow)
                 assert found["words"][s, i, d] == pytest.approx(words)
-                assert found["fluency_loss"][s, i, d] == pytest.approx(dose.loss[i] - part.unsteered.loss)
+                assert found["fluency_loss"][s, i, d] == pytest.approx(dose.loss[i] - result.unsteered.loss)
                 assert found["leak"][s, i, d] == dose.leak[i]
 
 
@@ -101,11 +101,11 @@ def test_means_of_draws_are_means_of_drawn_data() -> None:
     assert len(np.unique(draws.concepts, axis=0)) > 30
 
 
-def test_summary_is_made_of_mean_curves(parts: dict[str, dict[int, Part]]) -> None:
-    report = summary(parts)
-    assert report["seeds"] == [0, 1] and list(report["methods"]) == list(parts)
+def test_summary_is_made_of_mean_curves(results: dict[str, dict[int, MethodResult]]) -> None:
+    report = summary(results)
+    assert report["seeds"] == [0, 1] and list(report["methods"]) == list(results)
     for name, one in report["methods"].items():
-        values = arrays(list(parts[name].values()))
+        values = arrays(list(results[name].values()))
         gains, costs = values["presence"].mean((0, 1)), values["fluency_loss"].mean((0, 1))
         assert one["area"]["presence"]["mean"] == pytest.approx(float(bounded_area(gains, costs)))
         assert one["area"]["presence"]["low"] <= one["area"]["presence"]["high"]
@@ -125,8 +125,8 @@ def test_summary_is_made_of_mean_curves(parts: dict[str, dict[int, Part]]) -> No
     assert len(report["differences"]) == 9
 
 
-def test_differences_are_of_paired_draws(parts: dict[str, dict[int, Part]]) -> None:
-    same = summary({"concept": parts["concept"], "prompt": parts["concept"]})
+def test_differences_are_of_paired_draws(results: dict[str, dict[int, MethodResult]]) -> None:
+    same = summary({"concept": results["concept"], "prompt": results["concept"]})
     for one in same["differences"]:
         assert (one["mean"], one["low"], one["high"], one["verdict"]) == (0, 0, 0, "undecided")
 

@@ -1,6 +1,6 @@
-"""EleutherAI's lm-evaluation-harness on our models; importing this registers the model type `cocomix` with it.
+"""EleutherAI's lm-evaluation-harness on cocomix models. Importing this registers the model type `cocomix` with it.
 
-`python -m cocomix.evaluation.harness ARGUMENTS` is the harness's own command line with that model type known.
+`python -m cocomix.evaluation.harness ARGUMENTS` is the harness's own command line with that model type registered.
 Needs `pip install 'cocomix[eval]'`.
 """
 

@@ -1,6 +1,6 @@
 """`python -m cocomix.evaluation.harness`: the harness's command line, with the model type `cocomix`.
 
-It has no entry point for model types of other packages, so something has to import ours first. Works under torchrun.
+The harness has no entry point for other packages' model types, so ours must be imported first. Works under torchrun.
 """
 
 import sys

@@ -1,15 +1,15 @@
-"""The model type `cocomix` of lm-evaluation-harness: its own `hf` class with another way in.
+"""The model type `cocomix` of lm-evaluation-harness: its `hf` class, loaded our way.
 
-Scoring, windows, batches and generation are the harness's. What had to differ:
+Scoring, windows, batches and generation are the harness's. These things differ:
 
-- loading: safetensors only, nothing executed from the folder, one sentence for a bad one;
-- processes: the harness shares documents among processes on several GPUs of one machine only; here among all
-  processes of a torch.distributed group, CPU included;
-- `model_sha`: checksum of local weights (the harness asks the hub for a commit, which a folder does not have);
-- generation's default length is cut to half of a model with few positions, and so leaves room for a prompt.
+- loading: safetensors only, no code is executed from the folder, and a bad folder is reported in one sentence;
+- processes: documents are divided among all processes of a torch.distributed group, also on CPUs; the harness does so
+  only for several GPUs of one machine;
+- `model_sha`: a checksum of local weights; the harness asks the hub for a commit, which a folder does not have;
+- the default length of generated text is at most half of the model's positions, which leaves room for a prompt.
 
-Padding needs nothing: the harness pads scored rows on the right without a mask, where causal models never look, and
-prompts on the left with one; a CoCoMix model's cache counts its own slots.
+Padding needs no change. The harness pads scored rows on the right without a mask, where causal models do not look, and
+prompts on the left with a mask, which a CoCoMix model's cache takes into account.
 """
 
 import logging
@@ -28,11 +28,11 @@ import cocomix
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.model.loading import load_causal_lm
 from cocomix.utils.console import rank, world_size
-from cocomix.utils.distributed import device as own_device
+from cocomix.utils.distributed import device as process_device
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import sha256
 
-HFLM: Any = huggingface.HFLM  # its registration hides its type
+HFLM: Any = huggingface.HFLM  # the harness's registration decorator hides its type
 harness_log = logging.getLogger("lm_eval.models.huggingface")
 OPTIONS = frozenset(
     {
@@ -46,25 +46,25 @@ OPTIONS = frozenset(
         "truncation",
     }
 )
-"""Arguments of the harness's `hf` that are handed on to it."""
+"""Arguments that are passed on to the harness's `hf` class."""
 
 
 class CoCoMixLM(HFLM):
-    """Any model folder or hub id that `cocomix` loads, plain Transformers models included.
+    """Any model folder or hub id that `cocomix` loads, including plain Transformers models.
 
     Args:
         pretrained: folder, hub id, or a loaded model (then `tokenizer` is needed).
-        tokenizer: folder, hub id or loaded; default: beside the model.
-        device: e.g. "cuda:1"; default, and where there is none such: this process's own.
+        tokenizer: folder, hub id or loaded tokenizer; default: the one in the model's folder.
+        device: e.g. "cuda:1"; default, and if there is no such device: this process's device.
         dtype: of the weights, e.g. "bfloat16"; default: as saved.
-        batch_size: rows of a forward pass, or "auto" (tries 64 rows of full length first, halves when out of memory).
+        batch_size: rows of a forward pass, or "auto" (starts with 64 rows of full length, halves when out of memory).
         options: see `OPTIONS`; the harness's documentation explains them.
 
     Attributes:
-        progress: called with rows run and rows expected, while the harness works.
+        progress: called with the rows done and the rows expected.
 
     Raises:
-        CocomixError: nothing loadable there, or an option this model type does not have.
+        CocomixError: the model cannot be loaded, or an option is unknown.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class CoCoMixLM(HFLM):
             tokenizer = load_tokenizer(str(tokenizer or self._source))
         loaded.to(_device(device))  # pyright: ignore[reportArgumentType]
         options = {"backend": "causal", "batch_size": 1 if batch_size is None else batch_size} | options
-        harness_log.addFilter(_expected)
+        harness_log.addFilter(_is_unexpected)
         try:
             super().__init__(pretrained=loaded, tokenizer=tokenizer, **options)
         finally:
-            harness_log.removeFilter(_expected)
+            harness_log.removeFilter(_is_unexpected)
         self.pretrained = self._source
         self.progress: Callable[[int, int], None] | None = None
         self._expect(0)
@@ -113,21 +113,21 @@ class CoCoMixLM(HFLM):
         self._expect(len(requests))
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
-    def _model_call(self, inps: torch.Tensor, **more: Any) -> torch.Tensor:
-        logits = super()._model_call(inps, **more)
+    def _model_call(self, inps: torch.Tensor, **options: Any) -> torch.Tensor:
+        logits = super()._model_call(inps, **options)
         self._count(len(inps))
         return logits
 
-    def _model_generate(self, context: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
-        made = super()._model_generate(context, *more, **named)
+    def _model_generate(self, context: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        tokens = super()._model_generate(context, *arguments, **options)
         self._count(len(context))
-        return made
+        return tokens
 
     def _expect(self, rows: int) -> None:
         self._rows, self._expected = 0, rows
 
     def _count(self, rows: int) -> None:
-        """Rows that share a context are run once, so there may be fewer than expected; trying batch sizes adds some."""
+        """Report progress. Rows that share a context run once, so there may be fewer; trying batch sizes adds some."""
         self._rows = min(self._rows + rows, self._expected)
         if self.progress is not None:
             self.progress(self._rows, self._expected)
@@ -137,7 +137,7 @@ class CoCoMixLM(HFLM):
         return min(super().max_gen_toks, self.max_length // 2)
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensors of all processes, one after the other, flat."""
+        """The tensors of all processes, flattened and concatenated."""
         if self.world_size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
@@ -164,13 +164,13 @@ class CoCoMixLM(HFLM):
 register_model("cocomix")(CoCoMixLM)
 
 
-def _expected(record: logging.LogRecord) -> bool:
-    """Whether to show a log record: not the warnings that a model object is given, which is our way."""
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Whether to show a log record; not the warnings about a loaded model, which this class always passes."""
     return "already-initialized" not in record.getMessage() and "not of type `str`" not in record.getMessage()
 
 
-def _device(wanted: str | torch.device | None) -> torch.device:
-    """The wanted device; the harness's command line asks for "cuda" wherever nobody says otherwise."""
-    if wanted is None or (str(wanted).startswith("cuda") and not torch.cuda.is_available()):
-        return own_device()
-    return torch.device(wanted)
+def _device(requested: str | torch.device | None) -> torch.device:
+    """The requested device, if there is one; the harness's command line requests "cuda" by default."""
+    if requested is None or (str(requested).startswith("cuda") and not torch.cuda.is_available()):
+        return process_device()
+    return torch.device(requested)

@@ -1,4 +1,4 @@
-"""Run one task, or a group of them, on a loaded model."""
+"""Run a task, or a group of tasks, on a loaded model; the results as rows and as a table."""
 
 import logging
 import os
@@ -19,24 +19,22 @@ from cocomix.evaluation.harness.tasks import Tasks
 from cocomix.utils.env import git_commit
 from cocomix.utils.errors import CocomixError
 
-# The harness's results as rows and as a small table.
-
 
 class Metric(NamedTuple):
-    """One figure of one task."""
+    """One result of one task."""
 
     task: str
     metric: str
-    """as the harness calls it, with its filter where that is not "none", e.g. `acc` or `exact_match,strict-match`"""
+    """the harness's name, with the filter unless that is "none", e.g. `acc` or `exact_match,strict-match`"""
     value: float
     stderr: float | None
-    """the harness's standard error; None where it has none"""
+    """the harness's standard error; None if it has none"""
     higher_is_better: bool | None
 
 
 def metrics(results: dict[str, Any]) -> list[Metric]:
-    """Every figure in results of the harness, tasks in its order."""
-    out = []
+    """Every metric in the harness's results, in its order."""
+    rows = []
     for task, figures in results["results"].items():
         better = results.get("higher_is_better", {}).get(task, {})
         for key, value in figures.items():
@@ -44,10 +42,10 @@ def metrics(results: dict[str, Any]) -> list[Metric]:
             if not filtered or name.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = figures.get(f"{name}_stderr,{filtered}")
-            shown = name if filtered == "none" else key
-            known = float(error) if isinstance(error, int | float) else None
-            out.append(Metric(task, shown, float(value), known, better.get(name)))
-    return out
+            label = name if filtered == "none" else key
+            stderr = float(error) if isinstance(error, int | float) else None
+            rows.append(Metric(task, label, float(value), stderr, better.get(name)))
+    return rows
 
 
 def results_table(rows: Iterable[tuple[str, str, Metric]]) -> Table:
@@ -55,14 +53,14 @@ def results_table(rows: Iterable[tuple[str, str, Metric]]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("task", "metric", "model", "seed", "value"):
         table.add_column(heading, justify="right" if heading == "value" else "left", overflow="fold")
-    for model, seed, one in rows:
-        arrow = {True: " ↑", False: " ↓", None: ""}[one.higher_is_better]
-        error = "" if one.stderr is None else f" ± {one.stderr:.4f}"
-        table.add_row(one.task, one.metric + arrow, model, seed, f"{one.value:.4f}{error}")
+    for model, seed, metric in rows:
+        arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
+        error = "" if metric.stderr is None else f" ± {metric.stderr:.4f}"
+        table.add_row(metric.task, metric.metric + arrow, model, seed, f"{metric.value:.4f}{error}")
     return table
 
 
-simple_evaluate: Any = lm_eval.simple_evaluate  # its deprecation wrapper hides its type
+simple_evaluate: Any = lm_eval.simple_evaluate  # the harness's deprecation wrapper hides its type
 
 
 def run_tasks(
@@ -75,22 +73,22 @@ def run_tasks(
     log_samples: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any] | None:
-    """What the harness's `simple_evaluate` returns, in its own layout; None in all processes but the first.
+    """The results of the harness's `simple_evaluate`; None in all processes but the first.
 
-    Every process of a torch.distributed group takes its share of the documents. The harness seeds Python's, NumPy's
-    and torch's generators with its defaults.
+    The documents are divided among the processes of a torch.distributed group. The harness seeds the generators of
+    Python, NumPy and torch with its defaults.
 
     Args:
-        limit: use the first so many documents of each task; for a try only.
-        num_fewshot: examples before each question; None: the task's own number.
-        log_samples: also return `samples`, what was asked and answered.
-        progress: told of rows run and rows there are, of this process's share of the kind of request that is on.
+        limit: use only this many documents of each task, from the start; for a quick try.
+        num_fewshot: examples before each question; None: as many as the task says.
+        log_samples: also return `samples`, with every request and response.
+        progress: called with the rows done and the rows in all, of this process and the current kind of request.
 
     Raises:
-        CocomixError: a task or its data is missing, or it does not fit the model's length.
+        CocomixError: a task or its data is missing, or it generates more tokens than the model has room for.
     """
     model.progress = progress
-    with _quietly():
+    with _quiet():
         return _run(model, tasks, name, limit, num_fewshot, log_samples)
 
 
@@ -126,7 +124,7 @@ def _run(
 
 
 def _outermost(loaded: dict[str, Any]) -> list[Any]:
-    """Groups that are in no other group, and tasks that are in none: what was asked for."""
+    """The requested groups and tasks: groups that are in no other group, and tasks that are in no group."""
     groups = loaded.get("groups", {})
     inner = {child for group in groups.values() for child in group.child_names}
     grouped = {task.task_name for group in groups.values() for task in group.get_all_tasks()}
@@ -135,13 +133,13 @@ def _outermost(loaded: dict[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Within: no bars, prints and warnings of the harness; progress is the model's to report."""
+def _quiet() -> Iterator[None]:
+    """Suppress the harness's progress bars, prints and warnings; the model reports progress."""
     with ExitStack() as stack:
         stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
         for module in (lm_eval.api.metrics, lm_eval.models.huggingface):
             stack.enter_context(patch.object(module, "print", lambda *_, **__: None, create=True))
-        # It asks git about the folder one stands in; the commit that measured is the package's.
+        # The harness reads the commit of the working directory; the commit that measures is the package's.
         stack.enter_context(patch.object(lm_eval.evaluator, "get_git_commit_hash", git_commit))
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         yield

@@ -1,9 +1,9 @@
 """The harness's tasks by name, with their data from the hub or from a local folder.
 
-Data that lies at hand: FOLDER/OWNER/NAME or FOLDER/OWNER__NAME holds the dataset OWNER/NAME in the hub's own format,
-that is a copy of its repository, or Parquet or JSON-lines files named by split (`validation.jsonl`,
-`data/test-00000-of-00001.parquet`). A dataset with configurations keeps each in a subfolder of its name, unless its
-README.md maps them. The harness's way to change a task is a YAML that includes the original; that is what is written.
+Local data: FOLDER/OWNER/NAME or FOLDER/OWNER__NAME holds the dataset OWNER/NAME as on the hub. That is a copy of its
+repository, or Parquet or JSON-lines files named by split (`validation.jsonl`, `data/test-00000-of-00001.parquet`). A
+dataset with configurations keeps each in a subfolder of that name, unless its README.md maps them. A task is pointed to
+local data in the way the harness provides: a YAML file that includes the task's own and overrides the dataset.
 """
 
 import difflib
@@ -20,11 +20,11 @@ from cocomix.utils.errors import CocomixError
 
 
 class Tasks:
-    """All tasks the harness knows; making it reads its whole index, which takes some seconds.
+    """All tasks of the harness. Its index is read when this is created, which takes some seconds.
 
     Args:
         data: folder with the tasks' data; None: the hub.
-        manager: an index at hand; None: the harness's whole one.
+        manager: an index that is already loaded; None: load the harness's whole index.
     """
 
     def __init__(self, data: Path | None = None, manager: TaskManager | None = None) -> None:
@@ -34,7 +34,7 @@ class Tasks:
         self.manager = manager or TaskManager()
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuse an unknown name before any model is loaded.
+        """Raise for an unknown name; call it before a model is loaded.
 
         Raises:
             CocomixError: the harness has no task, group or tag of that name.
@@ -53,15 +53,15 @@ class Tasks:
         """The tasks behind one name, with their data, as the harness's `evaluate` takes them.
 
         Raises:
-            CocomixError: unknown name, or data that is missing or cannot be read.
+            CocomixError: the name is unknown, or the data is missing or cannot be read.
         """
         self.check([name])
-        with self._redirected(name):
+        with self._local_data(name):
             try:
                 return dict(self.manager.load([name]))
             except CocomixError:
                 raise
-            except Exception as error:  # datasets raises many unrelated types for what is one cause to a user
+            except Exception as error:  # datasets raises many unrelated types for one cause
                 raise self._unreadable(name, error) from error
 
     def leaves(self, name: str) -> list[str]:
@@ -70,14 +70,14 @@ class Tasks:
         if entry is None:
             return []
         if entry.kind.name == "TAG":
-            return [leaf for one in sorted(entry.tags) for leaf in self.leaves(one)]
+            return [leaf for task in sorted(entry.tags) for leaf in self.leaves(task)]
         if entry.kind.name == "GROUP":
-            return [leaf for one in _members(entry.cfg or {}) for leaf in self.leaves(one)]
+            return [leaf for member in _members(entry.cfg or {}) for leaf in self.leaves(member)]
         return [name]
 
     @contextmanager
-    def _redirected(self, name: str) -> Iterator[None]:
-        """Within: the index names a YAML that includes the task's own and gives its data another place."""
+    def _local_data(self, name: str) -> Iterator[None]:
+        """Within the context, the index points to YAML files that override where the tasks' data is."""
         if self.data is None:
             yield
             return
@@ -90,7 +90,7 @@ class Tasks:
                         continue
                     original[leaf] = entry.yaml_path
                     path = Path(folder) / f"{len(original)}.yaml"
-                    changed = {"include": str(entry.yaml_path)} | self._place(leaf, entry.cfg or {})
+                    changed = {"include": str(entry.yaml_path)} | self._dataset_of(leaf, entry.cfg or {})
                     path.write_text(yaml.safe_dump(changed), encoding="utf-8")
                     entry.yaml_path = path
                 yield
@@ -98,8 +98,8 @@ class Tasks:
                 for leaf, path in original.items():
                     index[leaf].yaml_path = path
 
-    def _place(self, task: str, config: dict[str, Any]) -> dict[str, Any]:
-        """`dataset_path` and `dataset_name` of a task's data in our folder."""
+    def _dataset_of(self, task: str, config: dict[str, Any]) -> dict[str, Any]:
+        """`dataset_path` and `dataset_name` of a task's data in the local folder."""
         assert self.data is not None
         dataset, name = str(config["dataset_path"]), config.get("dataset_name")
         expected = [self.data / dataset, self.data / dataset.replace("/", "__")]
@@ -115,21 +115,22 @@ class Tasks:
         return {"dataset_path": str(folder.resolve()), "dataset_name": name if mapped else None}
 
     def _unreadable(self, name: str, error: Exception) -> CocomixError:
-        first = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         if isinstance(error, KeyError) and error.args[0] in ("train", "validation", "test"):
-            first = f"it has no split {error.args[0]!r}, which the task names"
-        where = {str((self.manager.task_index[leaf].cfg or {}).get("dataset_path")) for leaf in self.leaves(name)}
-        what = f"the data of the task {name} ({', '.join(sorted(where))})"
-        mend = (
+            cause = f"it has no split {error.args[0]!r}, which the task names"
+        datasets = {str((self.manager.task_index[leaf].cfg or {}).get("dataset_path")) for leaf in self.leaves(name)}
+        fix = (
             "put it into a folder and give that as --task-data, or connect to the hub"
             if self.data is None
-            else f"mend it in {self.data}; Parquet or JSON-lines files named by split are expected"
+            else f"fix it in {self.data}; Parquet or JSON-lines files named by split are expected"
         )
-        return CocomixError(f"{what} cannot be read ({first}); {mend}")
+        return CocomixError(
+            f"the data of the task {name} ({', '.join(sorted(datasets))}) cannot be read ({cause}); {fix}"
+        )
 
 
 def _members(config: dict[str, Any]) -> list[str]:
-    """Names in a group's `task` list, which holds names and small mappings."""
+    """Names in a group's `task` list, whose items are names or mappings."""
     listed = config.get("task")
-    names = [one if isinstance(one, str) else one.get("task") for one in listed if one] if listed else []
+    names = [item if isinstance(item, str) else item.get("task") for item in listed if item] if listed else []
     return [name for name in names if isinstance(name, str)]

@@ -1,8 +1,8 @@
-// The server's answers. Every failure is an `ApiError` whose message is a sentence to show.
+// Requests to the server. Every failure is an `ApiError` whose message can be shown.
 
-const GONE = "The explorer's server does not answer; start it again with `cocomix explore`, then try again.";
+const NO_ANSWER = "The explorer's server does not answer; start it again with `cocomix explore`, then try again.";
 
-/** What went wrong, in the server's words; status 0 where it did not answer at all. */
+/** The server's error message and HTTP status; the status is 0 if it did not answer. */
 export class ApiError extends Error {
   constructor(message, status) {
     super(message);
@@ -10,25 +10,25 @@ export class ApiError extends Error {
   }
 }
 
-async function answer(path, options) {
+async function request(path, options) {
   let response;
   try {
     response = await fetch(path, { credentials: "same-origin", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(GONE, 0);
+    throw new ApiError(NO_ANSWER, 0);
   }
   if (response.ok) return response;
-  let sentence = `The server answered ${response.status} and no reason; look at the terminal it runs in.`;
+  let message = `The server answered with status ${response.status}; look at the terminal it runs in.`;
   try {
-    sentence = (await response.json()).error ?? sentence;
+    message = (await response.json()).error ?? message;
   } catch {
-    // the answer was not its own; keep the sentence above
+    // the answer is not the explorer's; keep the message above
   }
-  throw new ApiError(sentence, response.status);
+  throw new ApiError(message, response.status);
 }
 
-function posted(body, signal) {
+function postOptions(body, signal) {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
 }
 
@@ -37,22 +37,22 @@ async function json(response) {
     return await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(GONE, 0);
+    throw new ApiError(NO_ANSWER, 0);
   }
 }
 
 export async function get(path, params, signal) {
   const query = new URLSearchParams(Object.entries(params ?? {}).filter(([, value]) => value !== null && value !== ""));
-  return json(await answer(`${path}?${query}`, { signal }));
+  return json(await request(`${path}?${query}`, { signal }));
 }
 
 export async function post(path, body, signal) {
-  return json(await answer(path, posted(body, signal)));
+  return json(await request(path, postOptions(body, signal)));
 }
 
-/** The answer's lines as they come, each parsed. */
+/** The lines of a streamed answer as they arrive, each parsed. */
 export async function* lines(path, body, signal) {
-  const response = await answer(path, posted(body, signal));
+  const response = await request(path, postOptions(body, signal));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
@@ -66,8 +66,11 @@ export async function* lines(path, body, signal) {
     if (rest) yield JSON.parse(rest);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("The stream broke off; see the terminal that `cocomix explore` runs in, then run it again.", 0);
+    throw new ApiError(
+      "The stream was interrupted; look at the terminal of `cocomix explore`, then press Run again.",
+      0,
+    );
   } finally {
-    reader.cancel().catch(() => {}); // leaving early tells the server to stop
+    reader.cancel().catch(() => {}); // cancelling tells the server to stop
   }
 }

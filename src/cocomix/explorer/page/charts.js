@@ -1,18 +1,18 @@
-// Small diagrams. Bars are elements with a width; the histogram and the overlap are SVG. Each says itself in words too.
+// Small diagrams. Bars are elements with a width; the histogram and the overlap are SVG with a description in words.
 
 import { el, svg } from "./dom.js";
-import { alone, count, decimal, percent, short, signed } from "./format.js";
+import { count, decimal, percent, short, signed, tokenLabel } from "./format.js";
 
-const share = (value, most) => `${(Math.max(0, Math.min(1, most > 0 ? value / most : 0)) * 100).toFixed(2)}%`;
+const width = (value, largest) => `${(Math.max(0, Math.min(1, largest > 0 ? value / largest : 0)) * 100).toFixed(2)}%`;
 
-/** A horizontal bar of `value` out of `most`; `tone` is its class. */
-export function bar(value, most, tone = "") {
-  return el("span", { class: `bar ${tone}`, vars: { "--w": share(value, most) }, "aria-hidden": "true" });
+/** A horizontal bar of `value` out of `largest`; `tone` is its class. */
+export function bar(value, largest, tone = "") {
+  return el("span", { class: `bar ${tone}`, vars: { "--w": width(value, largest) }, "aria-hidden": "true" });
 }
 
 /** Tokens and their effects, largest first, as rows of bars. */
 export function effects(rows, unit) {
-  const most = Math.max(...rows.map((row) => Math.abs(row.effect)), 1e-9);
+  const largest = Math.max(...rows.map((row) => Math.abs(row.effect)), 1e-9);
   return el(
     "ol",
     { class: "effects" },
@@ -20,50 +20,60 @@ export function effects(rows, unit) {
       el(
         "li",
         { title: `token ${row.id}: ${signed(row.effect, 3)} ${unit}` },
-        el("code", null, alone(row.token, row.id)),
-        bar(Math.abs(row.effect), most, row.effect >= 0 ? "more" : "less"),
+        el("code", null, tokenLabel(row.token, row.id)),
+        bar(Math.abs(row.effect), largest, row.effect >= 0 ? "more" : "less"),
         el("span", { class: "value" }, signed(row.effect, Math.abs(row.effect) < 0.1 ? 3 : 2)),
       ),
     ),
   );
 }
 
-/** The part of a histogram with anything in it, one empty column on each side. */
+/** The columns of a histogram that are not empty, with one empty column on each side. */
 function trimmed({ edges, counts }) {
-  const first = Math.max(0, counts.findIndex((one) => one > 0) - 1);
-  const last = Math.min(counts.length, counts.findLastIndex((one) => one > 0) + 2);
+  const first = Math.max(0, counts.findIndex((count) => count > 0) - 1);
+  const last = Math.min(counts.length, counts.findLastIndex((count) => count > 0) + 2);
   return { edges: edges.slice(first, last + 1), counts: counts.slice(first, last) };
 }
 
-/** How often each strength occurs. `edges` has one more number than `counts`; there is at least one count. */
-export function histogram(whole) {
-  const { edges, counts } = trimmed(whole);
-  const [width, height, foot] = [320, 96, 18];
-  const most = Math.max(...counts, 1);
-  const each = width / counts.length;
-  const total = counts.reduce((sum, one) => sum + one, 0);
-  const bars = counts.map((one, at) => {
-    const tall = one === 0 ? 0 : Math.max(1.5, (one / most) * (height - 4));
+/** How often each strength occurs. `edges` has one more number than `counts`; at least one count is not 0. */
+export function histogram(full) {
+  const { edges, counts } = trimmed(full);
+  const [chartWidth, chartHeight, labelHeight] = [320, 96, 18];
+  const highest = Math.max(...counts, 1);
+  const columnWidth = chartWidth / counts.length;
+  const total = counts.reduce((sum, value) => sum + value, 0);
+  const bars = counts.map((value, index) => {
+    const height = value === 0 ? 0 : Math.max(1.5, (value / highest) * (chartHeight - 4));
     return svg(
       "rect",
-      { x: at * each + 0.5, y: height - tall, width: Math.max(0.5, each - 1), height: tall, class: "column" },
-      svg("title", null, `${decimal(edges[at])} to ${decimal(edges[at + 1])}: ${count(one)}`),
+      {
+        x: index * columnWidth + 0.5,
+        y: chartHeight - height,
+        width: Math.max(0.5, columnWidth - 1),
+        height,
+        class: "column",
+      },
+      svg("title", null, `${decimal(edges[index])} to ${decimal(edges[index + 1])}: ${count(value)}`),
     );
   });
-  const tick = (at, anchor) =>
-    svg("text", { x: (at / counts.length) * width, y: height + 13, "text-anchor": anchor }, decimal(edges[at]));
+  const tick = (index, anchor) =>
+    svg(
+      "text",
+      { x: (index / counts.length) * chartWidth, y: chartHeight + 13, "text-anchor": anchor },
+      decimal(edges[index]),
+    );
   const range = `${decimal(edges[0])} to ${decimal(edges.at(-1))}`;
-  const words = `Strengths of ${count(total)} predictions, from ${range}; the tallest column has ${count(most)}`;
+  const words = `Strengths of ${count(total)} predictions, from ${range}; the highest column has ${count(highest)}`;
   const middle = Math.floor(counts.length / 2);
   return svg(
     "svg",
     {
-      viewBox: `0 0 ${width} ${height + foot}`,
+      viewBox: `0 0 ${chartWidth} ${chartHeight + labelHeight}`,
       class: "histogram",
       role: "img",
       "aria-label": words,
     },
-    svg("line", { x1: 0, x2: width, y1: height, y2: height, class: "axis" }),
+    svg("line", { x1: 0, x2: chartWidth, y1: chartHeight, y2: chartHeight, class: "axis" }),
     bars,
     tick(0, "start"),
     tick(middle, "middle"),
@@ -71,25 +81,25 @@ export function histogram(whole) {
   );
 }
 
-/** Where it was predicted against where it was true, as two bars that lie over each other where both hold. */
+/** Where a concept is predicted and where it is true, as two bars that overlap where both hold. */
 export function overlap(agreement) {
   const { predicted, true: real, both } = agreement;
-  const all = predicted + real - both;
-  const width = 320;
-  const scale = all > 0 ? width / all : 0;
-  const from = (predicted - both) * scale;
-  const band = (y, x, wide, tone) =>
-    svg("rect", { x, y, width: Math.max(wide, wide > 0 ? 1.5 : 0), height: 16, rx: 2, class: tone });
-  const words = `Predicted at ${count(predicted)} places, true at ${count(real)}, both at ${count(both)}`;
+  const either = predicted + real - both;
+  const chartWidth = 320;
+  const scale = either > 0 ? chartWidth / either : 0;
+  const start = (predicted - both) * scale;
+  const band = (y, x, length, tone) =>
+    svg("rect", { x, y, width: Math.max(length, length > 0 ? 1.5 : 0), height: 16, rx: 2, class: tone });
+  const words = `Predicted at ${count(predicted)} positions, true at ${count(real)}, both at ${count(both)}`;
   return el(
     "figure",
     { class: "overlap" },
     svg(
       "svg",
-      { viewBox: `0 0 ${width} 42`, role: "img", "aria-label": words, preserveAspectRatio: "none" },
+      { viewBox: `0 0 ${chartWidth} 42`, role: "img", "aria-label": words, preserveAspectRatio: "none" },
       band(0, 0, predicted * scale, "predicted"),
-      band(24, from, real * scale, "real"),
-      both > 0 && svg("rect", { x: from, y: 16, width: Math.max(both * scale, 1.5), height: 8, class: "both" }),
+      band(24, start, real * scale, "real"),
+      both > 0 && svg("rect", { x: start, y: 16, width: Math.max(both * scale, 1.5), height: 8, class: "both" }),
     ),
     el(
       "figcaption",
@@ -104,17 +114,17 @@ export function overlap(agreement) {
       el("dt", null, "Precision"),
       el("dd", null, percent(agreement.precision), el("span", { class: "soft" }, " of its predictions are true")),
       el("dt", null, "Recall"),
-      el("dd", null, percent(agreement.recall), el("span", { class: "soft" }, " of its true places are predicted")),
+      el("dd", null, percent(agreement.recall), el("span", { class: "soft" }, " of its true positions are predicted")),
     ),
   );
 }
 
-/** Base against steered, as two bars with their numbers. `show` writes a number. */
-export function pair(title, hint, base, steered, most, show) {
+/** Base and steered values as two bars with their numbers; `format` writes a number. */
+export function pair(title, hint, base, steered, largest, format) {
   const row = (label, value, tone) => [
     el("span", { class: "pair-label" }, label),
-    bar(value ?? 0, most, tone),
-    el("span", { class: "value" }, value === null || value === undefined ? "–" : show(value)),
+    bar(value ?? 0, largest, tone),
+    el("span", { class: "value" }, value === null || value === undefined ? "–" : format(value)),
   ];
   return el(
     "div",

@@ -1,24 +1,24 @@
-// Compare: the same text in two students, token by token.
+// Compare: two students on the same text, token by token.
 
 import { post } from "./api.js";
-import { announce, button, el, empty, put, skeleton, trouble } from "./dom.js";
+import { announce, button, el, empty, errorBox, setChildren, skeleton } from "./dom.js";
 import { decimal, mean, signed } from "./format.js";
 import { tokenPanel } from "./panel.js";
 import { Strip } from "./strip.js";
 import { examples, textBox } from "./textbox.js";
-import { Latest, later } from "./timing.js";
+import { debounce, LatestRequest } from "./timing.js";
 
 const TOP = 5;
-const SCALES = [0.1, 0.2, 0.5, 1, 2, 5, 10]; // nats of difference at which the shade is full: the first that few exceed
-const MOST_SURPRISE = 8; // as in Read
+const SCALES = [0.1, 0.2, 0.5, 1, 2, 5, 10]; // nats of difference at which the shade is full
+const MAX_SURPRISE = 8; // nats at which the shade is full, as in Read
 const SIDES = ["left", "right"];
 
 export function compareView(app) {
   const { state } = app;
-  const asking = new Latest();
+  const requests = new LatestRequest();
   let answer = null;
 
-  const box = textBox({ label: "Text to compare on", placeholder: "Type or paste a text", oninput: typed });
+  const box = textBox({ label: "Text to compare on", placeholder: "Type or paste a text", oninput: setText });
   const pickers = { left: picker("left", "Left model"), right: picker("right", "Right model") };
   const strips = {
     left: new Strip({ label: "Tokens", onselect: (at) => state.set({ at }) }),
@@ -27,7 +27,7 @@ export function compareView(app) {
   const totals = el("div", { class: "totals" });
   const board = el("div", { class: "board" });
   const panels = el("div", { class: "two-panels" });
-  const again = later(250, ask);
+  const requestSoon = debounce(250, request);
   const node = el(
     "div",
     { class: "compare" },
@@ -38,7 +38,7 @@ export function compareView(app) {
         "div",
         { class: "versus" },
         pickers.left.node,
-        button("⇄", swap, { class: "icon", "aria-label": "Swap the two", title: "Swap" }),
+        button("⇄", swap, { class: "icon", "aria-label": "Swap the two", title: "Swap the two" }),
         pickers.right.node,
       ),
       box.node,
@@ -64,62 +64,62 @@ export function compareView(app) {
     state.set({ left: state.now.right, right: state.now.left });
   }
 
-  function typed(text) {
+  function setText(text) {
     state.set({ text, at: null });
-    again();
+    requestSoon();
   }
 
-  function ask() {
-    again.stop();
+  function request() {
+    requestSoon.stop();
     const { left, right, text } = state.now;
     box.show(text ?? "");
     for (const side of SIDES) pickers[side].select.value = state.now[side];
     if (!text) {
-      asking.stop();
+      requests.stop();
       answer = null;
-      put(totals);
-      put(panels);
-      return put(board, empty("Nothing to compare on yet", "Type a text above, or take one of the examples."));
+      setChildren(totals);
+      setChildren(panels);
+      return setChildren(board, empty("Nothing to compare yet", "Type a text above, or choose one of the examples."));
     }
-    if (answer === null) put(board, skeleton(4, "Reading with both"));
+    if (answer === null) setChildren(board, skeleton(4, "Reading with both models"));
     board.setAttribute("aria-busy", "true");
-    asking.run((signal) => post("/api/compare", { left, right, text, top: TOP }, signal), show, failed);
+    requests.run((signal) => post("/api/compare", { left, right, text, top: TOP }, signal), show, failed);
   }
 
-  function show(found) {
-    answer = found;
+  function show(comparison) {
+    answer = comparison;
     board.removeAttribute("aria-busy");
-    if (found.same_tokens) together();
-    else apart();
-    put(totals, found.same_tokens ? sums() : []);
-    look();
+    if (answer.same_tokens) showDifferences();
+    else showSideBySide();
+    setChildren(totals, answer.same_tokens ? totalCards() : []);
+    showSelected();
     announce("compared");
   }
 
   function failed(error) {
     answer = null;
     board.removeAttribute("aria-busy");
-    put(totals);
-    put(panels);
-    put(board, trouble(error, ask));
+    setChildren(totals);
+    setChildren(panels);
+    setChildren(board, errorBox(error, request));
   }
 
-  /** One strip, shaded by how much better either predicts each token. */
-  function together() {
+  /** One strip, shaded by which model predicts each token better, and by how much. */
+  function showDifferences() {
     strips.left.show(answer.left.tokens.map((token) => token.token));
-    const most = scale();
+    const full = scale();
     answer.left.tokens.forEach((token, at) => {
       const other = answer.right.tokens[at];
       if (token.loss === null) return strips.left.paint(at, { title: "the first token" });
       const gain = token.loss - other.loss;
       const better = gain > 0 ? "right" : "left";
       strips.left.paint(at, {
-        level: Math.abs(gain) / most,
+        level: Math.abs(gain) / full,
         tone: better,
         title: `left ${decimal(token.loss)}, right ${decimal(other.loss)} nats: ${better} is better`,
       });
     });
-    put(
+    setChildren(
       board,
       strips.left.node,
       el(
@@ -128,26 +128,26 @@ export function compareView(app) {
         el(
           "span",
           { class: "scale" },
-          `left better by ${most}`,
+          `left better by ${full}`,
           el("span", { class: "ramp diverging" }),
-          `right better by ${most}`,
+          `right better by ${full}`,
         ),
-        el("span", { class: "soft" }, "difference in surprise at each token, nats"),
+        el("span", { class: "soft" }, "difference in surprise at each token, in nats"),
       ),
     );
   }
 
-  /** The shade's scale on this text: nine tokens in ten are within it. */
+  /** The difference at which the shade is full: nine tokens in ten are within it. */
   function scale() {
     const gains = answer.left.tokens
       .slice(1)
       .map((token, at) => Math.abs(token.loss - answer.right.tokens[at + 1].loss));
-    const large = gains.sort((one, other) => one - other)[Math.floor(gains.length * 0.9)] ?? 0;
-    return SCALES.find((one) => one >= large) ?? SCALES.at(-1);
+    const large = gains.sort((a, b) => a - b)[Math.floor(gains.length * 0.9)] ?? 0;
+    return SCALES.find((candidate) => candidate >= large) ?? SCALES.at(-1);
   }
 
-  /** Tokens differ: each text on its own, by its own surprise. */
-  function apart() {
+  /** For different tokenizers: one strip for each model, shaded by surprise. */
+  function showSideBySide() {
     for (const side of SIDES) {
       const { tokens } = answer[side];
       strips[side].show(tokens.map((token) => token.token));
@@ -156,16 +156,16 @@ export function compareView(app) {
           at,
           token.loss === null
             ? {}
-            : { level: token.loss / MOST_SURPRISE, tone: "loss", title: `surprise ${decimal(token.loss)} nats` },
+            : { level: token.loss / MAX_SURPRISE, tone: "loss", title: `surprise ${decimal(token.loss)} nats` },
         ),
       );
     }
-    put(
+    setChildren(
       board,
       el(
         "p",
         { class: "soft" },
-        "The two cut the text into different tokens, so each is shown apart, shaded by its own surprise.",
+        "The two models split the text into different tokens, so each is shown separately, shaded by its surprise.",
       ),
       el(
         "div",
@@ -175,18 +175,17 @@ export function compareView(app) {
     );
   }
 
-  function sums() {
+  function totalCards() {
     const losses = Object.fromEntries(
-      SIDES.map((side) => [side, answer[side].tokens.map((one) => one.loss).filter((one) => one !== null)]),
+      SIDES.map((side) => [side, answer[side].tokens.map((token) => token.loss).filter((loss) => loss !== null)]),
     );
-    if (losses.left.length === 0)
-      return empty("One token", "The first token is predicted from nothing; type more to compare.");
+    if (losses.left.length === 0) return empty("One token", "The first token is not predicted; type more to compare.");
     const means = { left: mean(losses.left), right: mean(losses.right) };
     const gain = means.left - means.right;
-    const won = losses.left.filter((one, at) => one > losses.right[at]).length;
+    const won = losses.left.filter((loss, at) => loss > losses.right[at]).length;
     const verdict =
       Math.abs(gain) < 0.005
-        ? "The two are alike on this text"
+        ? "Both are equally good on this text"
         : `${gain > 0 ? "Right" : "Left"} is better by ${decimal(Math.abs(gain))} nats a token`;
     return [
       SIDES.map((side) =>
@@ -202,13 +201,13 @@ export function compareView(app) {
         "div",
         { class: "card total" },
         el("h3", null, verdict),
-        el("div", { class: "big" }, signed(-gain), el("span", { class: "soft" }, " nats, right less left")),
+        el("div", { class: "big" }, signed(-gain), el("span", { class: "soft" }, " nats, right minus left")),
         el("div", { class: "soft" }, `right is better at ${won} of ${losses.left.length} tokens`),
       ),
     ];
   }
 
-  function look() {
+  function showSelected() {
     if (answer === null) return;
     const shown = SIDES.map((side) => {
       const last = answer[side].tokens.length - 1;
@@ -220,26 +219,26 @@ export function compareView(app) {
         tokenPanel(answer[side], at, { heading: label(side) }),
       );
     });
-    put(panels, shown);
+    setChildren(panels, shown);
   }
 
-  state.on(["at"], () => state.now.view === "compare" && look());
+  state.on(["at"], () => state.now.view === "compare" && showSelected());
   state.on(["left", "right"], () => {
-    if (state.now.view === "compare") ask();
+    if (state.now.view === "compare") request();
     else answer = null;
   });
   state.on(["text"], () => {
     if (state.now.view !== "compare") answer = null;
-    else if (state.now.text !== box.text) ask();
+    else if (state.now.text !== box.text) request();
   });
 
   return {
     node,
     show() {
       if (state.now.text === null && app.examples.length) state.set({ text: app.examples[0] });
-      else if (answer === null) ask();
+      else if (answer === null) request();
     },
-    run: ask,
+    run: request,
     move: (step) => answer && strips.left.move(step),
   };
 }

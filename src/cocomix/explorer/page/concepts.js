@@ -1,13 +1,14 @@
-// Concepts: all of a student's concepts to search and sort, and beside them the one that is open.
+// Concepts: a list of all the student's concepts, to search and sort, and the page of one of them.
 
 import { get } from "./api.js";
 import { dashboard } from "./dashboard.js";
-import { announce, el, empty, noConcepts, put, skeleton, trouble } from "./dom.js";
+import { announce, el, empty, errorBox, noConcepts, setChildren, skeleton } from "./dom.js";
 import { concept, count, decimal, percent } from "./format.js";
-import { Latest, later } from "./timing.js";
+import { newItem } from "./interventions.js";
+import { debounce, LatestRequest } from "./timing.js";
 import { VirtualList } from "./virtual.js";
 
-const ROW = 50; // pixels
+const ROW_HEIGHT = 50; // pixels
 const SORTS = [
   ["predicted", "most predicted", (row) => percent(row.predicted)],
   ["true", "most often true", (row) => percent(row.true)],
@@ -20,9 +21,9 @@ const SORTS = [
 
 export function conceptsView(app) {
   const { state } = app;
-  const opening = new Latest();
-  let listed = null; // the model, search and order that the list shows
-  let opened = null; // the model and concept that the dashboard shows
+  const requests = new LatestRequest();
+  let listQuery = null; // the model, search and order that the list shows
+  let openQuery = null; // the model and concept that the dashboard shows
 
   const search = el("input", {
     type: "search",
@@ -33,7 +34,7 @@ export function conceptsView(app) {
     onkeydown: (event) => {
       if (event.key !== "ArrowDown" && event.key !== "Enter") return;
       event.preventDefault();
-      if (relist.soon) relist.now();
+      if (reload.pending) reload.now();
       list.node.focus();
       list.go(0);
     },
@@ -47,15 +48,15 @@ export function conceptsView(app) {
   const below = el("div", { class: "list-below" });
   const list = new VirtualList({
     label: "Concepts",
-    height: ROW,
-    fetch: (offset, limit) => page(offset, limit),
-    row: conceptLine,
+    height: ROW_HEIGHT,
+    fetch: fetchRows,
+    row: rowContent,
     onpick: (row) => state.set({ open: row.concept }),
-    onload: loaded,
+    onload: showTotal,
     onfail: (error) =>
-      put(
+      setChildren(
         below,
-        trouble(error, () => list.reset()),
+        errorBox(error, () => list.reset()),
       ),
   });
   const board = el("div", { class: "dashboard", "aria-live": "off" });
@@ -65,15 +66,15 @@ export function conceptsView(app) {
     el("div", { class: "card list" }, el("div", { class: "list-head" }, search, total, sort), list.node, below),
     board,
   );
-  const relist = later(200, () => list.reset());
+  const reload = debounce(200, () => list.reset());
 
-  async function page(offset, limit) {
+  async function fetchRows(offset, limit) {
     const { model, q, sort: by } = state.now;
     const answer = await get("/api/concepts", { model, q: q.trim(), sort: by, offset, limit });
     return { total: answer.total, rows: answer.concepts };
   }
 
-  function conceptLine(row) {
+  function rowContent(row) {
     const [, label, show] = SORTS.find(([key]) => key === state.now.sort) ?? SORTS[0];
     return [
       el("span", { class: "line-name" }, row.name ?? el("span", { class: "soft" }, "no name")),
@@ -93,81 +94,83 @@ export function conceptsView(app) {
     ];
   }
 
-  function loaded(found) {
+  function showTotal(matches) {
     const { q } = state.now;
-    total.textContent = `${count(found)} ${found === 1 ? "concept" : "concepts"}${q ? " found" : ""}`;
+    total.textContent = `${count(matches)} ${matches === 1 ? "concept" : "concepts"}${q ? " found" : ""}`;
     announce(total.textContent);
-    put(below, found === 0 && empty("No concept found", "Search for another name, a token, or a number such as c12."));
+    setChildren(
+      below,
+      matches === 0 && empty("No concept found", "Search for another name, a token, or a number such as c12."),
+    );
     list.mark((row) => row.concept === state.now.open);
     if (state.now.open === null && list.at(0)) state.set({ open: list.at(0).concept });
   }
 
-  function relook({ atOnce = false } = {}) {
-    if (state.now.view !== "concepts" || !app.predicting.length) return;
+  function updateList({ immediately = false } = {}) {
+    if (state.now.view !== "concepts" || !app.withConcepts.length) return;
     const { model, q, sort: by } = state.now;
     if (search.value !== q) search.value = q;
     sort.value = SORTS.some(([key]) => key === by) ? by : SORTS[0][0];
-    const wanted = JSON.stringify([model, q, by]);
-    if (wanted === listed) return;
-    listed = wanted;
-    (atOnce ? relist.now : relist)();
+    const query = JSON.stringify([model, q, by]);
+    if (query === listQuery) return;
+    listQuery = query;
+    (immediately ? reload.now : reload)();
   }
 
-  const reopen = later(60, open);
+  const openSoon = debounce(60, open);
 
   function open() {
     if (state.now.view !== "concepts") return;
     const { model, open: id } = state.now;
-    const wanted = JSON.stringify([model, id]);
-    if (id === null || wanted === opened) return;
-    opened = wanted;
+    const query = JSON.stringify([model, id]);
+    if (id === null || query === openQuery) return;
+    openQuery = query;
     board.setAttribute("aria-busy", "true");
-    if (!board.childElementCount) put(board, el("div", { class: "card" }, skeleton(9, "Loading the concept")));
-    opening.run((signal) => get("/api/concept", { model, id }, signal), show, failed);
+    if (!board.childElementCount) setChildren(board, el("div", { class: "card" }, skeleton(9, "Loading the concept")));
+    requests.run((signal) => get("/api/concept", { model, id }, signal), show, failed);
   }
 
   function show(answer) {
     board.removeAttribute("aria-busy");
     list.mark((row) => row.concept === answer.concept);
-    put(board, dashboard(answer, { model: state.now.model, onname: renamed, shade, steer }));
+    setChildren(board, dashboard(answer, { model: state.now.model, onname: updateName, shade, steer }));
     announce(`${concept(answer.concept)} ${answer.about.name ?? "without a name"}`);
   }
 
   function failed(error) {
     board.removeAttribute("aria-busy");
-    opened = null;
-    put(board, el("div", { class: "card" }, trouble(error, open)));
+    openQuery = null;
+    setChildren(board, el("div", { class: "card" }, errorBox(error, open)));
   }
 
-  function renamed(about) {
-    list.change((row) => row.concept === about.concept, { name: about.name, edited: about.edited });
+  function updateName(record) {
+    list.change((row) => row.concept === record.concept, { name: record.name, edited: record.edited });
   }
 
   const shade = (id) => state.set({ view: "read", concept: id }, { step: true });
 
   function steer(id) {
-    const already = state.now.steering.some((item) => item.concept === id);
-    const item = { concept: id, do: "amplify", amount: 4, start: 0 };
+    const present = state.now.steering.some((item) => item.concept === id);
     state.set(
-      { view: "steer", steering: already ? state.now.steering : [...state.now.steering, item] },
+      { view: "steer", steering: present ? state.now.steering : [...state.now.steering, newItem(id)] },
       { step: true },
     );
   }
 
-  state.on(["q", "sort"], relook);
+  state.on(["q", "sort"], updateList);
   state.on(["open", "model"], () => {
     list.mark((row) => row.concept === state.now.open);
-    reopen();
+    openSoon();
   });
-  state.on(["model"], () => relook({ atOnce: true }));
+  state.on(["model"], () => updateList({ immediately: true }));
 
   return {
     node,
     show() {
-      if (!app.predicting.length) {
-        return put(board, el("div", { class: "card" }, noConcepts()));
+      if (!app.withConcepts.length) {
+        return setChildren(board, el("div", { class: "card" }, noConcepts()));
       }
-      relook({ atOnce: true });
+      updateList({ immediately: true });
       open();
     },
     search: () => search.focus(),

@@ -1,12 +1,12 @@
-// One concept on a page: what it is called, where it is predicted and true, and what it does to the next token.
+// The page of one concept: its name, where it is predicted and true, and what it does to the next token.
 
 import { bar, effects, histogram, overlap } from "./charts.js";
 import { button, el, empty, setVars } from "./dom.js";
-import { alone, called, concept, count, decimal, percent, seen } from "./format.js";
-import { nameplate } from "./nameplate.js";
+import { count, decimal, nameOrNumber, percent, tokenLabel, visible } from "./format.js";
+import { nameEditor } from "./name_editor.js";
 import { link } from "./state.js";
 
-/** `onname(about)` after it was renamed; `shade(concept)` and `steer(concept)` go to the other views. */
+/** `onname(name)` after a change of its name; `shade(concept)` and `steer(concept)` go to the other views. */
 export function dashboard(answer, { model, onname, shade, steer }) {
   const { concept: id, about, predicted } = answer;
   return el(
@@ -15,7 +15,7 @@ export function dashboard(answer, { model, onname, shade, steer }) {
     el(
       "header",
       { class: "card dash-head" },
-      nameplate(answer, model, onname),
+      nameEditor(answer, model, onname),
       facts(answer),
       el(
         "div",
@@ -27,17 +27,17 @@ export function dashboard(answer, { model, onname, shade, steer }) {
     el(
       "div",
       { class: "dash-grid" },
-      part("Predicted against true", agreement(answer)),
+      part("Predicted and true", agreement(answer)),
       part(
-        "How strongly",
+        "Strength",
         predicted.count > 0
           ? strengths(predicted)
-          : empty("Never predicted", "It was not among the mixed-in concepts anywhere here."),
+          : empty("Never predicted", "The concept is not mixed in at any position of this text."),
       ),
       part("Where the student predicts it", studentPassages(predicted), "wide"),
-      part("Where the teacher has it", teacherPassages(about), "wide"),
-      part("What it does to the next token", pushes(answer), "wide"),
-      part("Tokens that tell it apart", distinguishing(about)),
+      part("Where it is active in the teacher", teacherPassages(about), "wide"),
+      part("Effect on the next token", nextTokenEffects(answer), "wide"),
+      part("Distinguishing tokens", distinguishing(about)),
       part("Most similar concepts", similar(answer)),
     ),
   );
@@ -56,15 +56,19 @@ function facts({ about, predicted, agreement: agreed, positions, split }) {
     fact(
       "true",
       agreed && agreed.positions ? percent(agreed.true / agreed.positions) : "–",
-      "share of labelled positions where the teacher has it",
+      "share of labelled positions where the teacher's labels have it",
     ),
-    fact("name's stability", decimal(about.stability), "do two halves of the text name it alike, 0 to 1"),
-    fact("name's coverage", percent(about.coverage), "share of its places at which a token of the name is"),
+    fact(
+      "name's stability",
+      decimal(about.stability),
+      "how far the names found in two halves of the text agree, 0 to 1",
+    ),
+    fact("name's coverage", percent(about.coverage), "share of its positions that hold a token of the name"),
   );
 }
 
 function agreement({ agreement: agreed }) {
-  if (!agreed) return empty("Not known", "The run keeps no teacher's labels for this text; label it to compare.");
+  if (!agreed) return empty("Not known", "The run has no teacher labels for this text.");
   return [
     el("p", { class: "soft small-text" }, `${count(agreed.positions)} positions, by the labels ${agreed.truth}`),
     overlap(agreed),
@@ -73,13 +77,13 @@ function agreement({ agreement: agreed }) {
 
 function strengths(predicted) {
   return [
-    el("p", { class: "soft small-text" }, `Strength at the ${count(predicted.count)} places where it is mixed in`),
+    el("p", { class: "soft small-text" }, `Strength at the ${count(predicted.count)} positions where it is mixed in`),
     histogram(predicted.histogram),
   ];
 }
 
-function passage(before, token, after, level, value, mark = null) {
-  const shaded = el("mark", { class: "token strength" }, seen(token));
+function passageRow(before, token, after, level, value, mark = null) {
+  const shaded = el("mark", { class: "token strength" }, visible(token));
   setVars(shaded, { "--level": Math.max(0, Math.min(1, level)).toFixed(3) });
   return el(
     "li",
@@ -88,53 +92,49 @@ function passage(before, token, after, level, value, mark = null) {
     el(
       "span",
       { class: "passage", title: `${before}${token}${after}` },
-      el("span", { class: "before" }, el("span", null, seen(before))),
+      el("span", { class: "before" }, el("span", null, visible(before))),
       shaded,
-      el("span", { class: "after" }, seen(after)),
+      el("span", { class: "after" }, visible(after)),
     ),
     mark,
   );
 }
 
 function studentPassages({ passages }) {
-  if (passages.length === 0) return empty("No passage", "It is never among the mixed-in concepts here.");
+  if (passages.length === 0) return empty("No passage", "The concept is not mixed in at any position of this text.");
   const marks = new Map([
-    [true, el("span", { class: "tick yes", title: "the teacher has it there too" }, "✓")],
-    [false, el("span", { class: "tick no", title: "the teacher does not have it there" }, "·")],
+    [true, el("span", { class: "tick yes", title: "the teacher's labels have it here, too" }, "✓")],
+    [false, el("span", { class: "tick no", title: "the teacher's labels do not have it here" }, "·")],
   ]);
   return [
-    el("p", { class: "soft small-text" }, "Strongest first; ✓ the teacher has it there too"),
+    el("p", { class: "soft small-text" }, "Strongest first; ✓ the teacher's labels have it here, too"),
     el(
       "ol",
       { class: "passages" },
-      passages.map((one) =>
-        passage(
-          one.before,
-          one.token,
-          one.after,
-          one.strength,
-          decimal(one.strength),
-          marks.get(one.true ?? null)?.cloneNode(true),
-        ),
+      passages.map(({ before, token, after, strength, true: labelled }) =>
+        passageRow(before, token, after, strength, decimal(strength), marks.get(labelled ?? null)?.cloneNode(true)),
       ),
     ),
   ];
 }
 
 function teacherPassages({ passages }) {
-  if (passages.length === 0) return empty("No passage", "The teacher's autoencoder never has it active here.");
-  const most = Math.max(...passages.map((one) => one.activation));
+  if (passages.length === 0)
+    return empty("No passage", "The concept is not active in the teacher's SAE at any position of this text.");
+  const largest = Math.max(...passages.map((passage) => passage.activation));
   return [
-    el("p", { class: "soft small-text" }, "Activation of the teacher's autoencoder, strongest first"),
+    el("p", { class: "soft small-text" }, "Activation in the teacher's SAE, strongest first"),
     el(
       "ol",
       { class: "passages" },
-      passages.map((one) => passage(one.before, one.token, one.after, one.activation / most, decimal(one.activation))),
+      passages.map(({ before, token, after, activation }) =>
+        passageRow(before, token, after, activation / largest, decimal(activation)),
+      ),
     ),
   ];
 }
 
-function pushes({ promotes, suppresses, measured }) {
+function nextTokenEffects({ promotes, suppresses, measured }) {
   const block = (title, hint, up, down, unit) =>
     el(
       "div",
@@ -145,10 +145,10 @@ function pushes({ promotes, suppresses, measured }) {
     );
   return el(
     "div",
-    { class: "pushes" },
+    { class: "next-token-effects" },
     block(
       "By its weights",
-      "its vector through the mixer and the head: centred logits",
+      "the concept's vector through the mixer and the LM head: centred logits",
       promotes,
       suppresses,
       "logits",
@@ -156,7 +156,7 @@ function pushes({ promotes, suppresses, measured }) {
     measured
       ? block(
           "Measured",
-          `log-probability with it less without, mean of its ${count(measured.places)} strongest places, nats`,
+          `log-probability with minus without it, mean over its ${count(measured.places)} strongest positions, nats`,
           measured.promotes,
           measured.suppresses,
           "nats",
@@ -165,14 +165,15 @@ function pushes({ promotes, suppresses, measured }) {
           "div",
           null,
           el("h4", null, "Measured"),
-          empty("Not measured", "It is predicted nowhere here, so taking it away changes nothing."),
+          empty("Not measured", "The concept is not predicted in this text, so removing it changes nothing."),
         ),
   );
 }
 
 function distinguishing({ tokens, next_tokens: next }) {
-  if (tokens.length + next.length === 0) return empty("None", "It occurs too seldom to tell its tokens apart.");
-  const most = Math.max(...[...tokens, ...next].map((one) => one.score), 1e-9);
+  if (tokens.length + next.length === 0)
+    return empty("None", "The concept is too rare to find tokens that distinguish it.");
+  const largest = Math.max(...[...tokens, ...next].map((row) => row.score), 1e-9);
   const list = (title, rows) =>
     rows.length > 0 && [
       el("h4", null, title),
@@ -181,13 +182,13 @@ function distinguishing({ tokens, next_tokens: next }) {
         { class: "effects" },
         rows
           .slice(0, 8)
-          .map((one) =>
+          .map((row) =>
             el(
               "li",
               null,
-              el("code", null, alone(one.token)),
-              bar(one.score, most, "more"),
-              el("span", { class: "value" }, decimal(one.score, 3)),
+              el("code", null, tokenLabel(row.token)),
+              bar(row.score, largest, "more"),
+              el("span", { class: "value" }, decimal(row.score, 3)),
             ),
           ),
       ),
@@ -195,8 +196,8 @@ function distinguishing({ tokens, next_tokens: next }) {
   return el(
     "div",
     { class: "two" },
-    el("div", null, list("It is on", tokens)),
-    el("div", null, list("It comes before", next)),
+    el("div", null, list("Tokens it is active on", tokens)),
+    el("div", null, list("Tokens that follow it", next)),
   );
 }
 
@@ -205,13 +206,13 @@ function similar({ similar: others }) {
   return el(
     "ol",
     { class: "similar" },
-    others.map((one) =>
+    others.map((other) =>
       el(
         "li",
-        { title: `cosine ${decimal(one.cosine, 3)}` },
-        el("a", { href: link("concepts", { open: one.concept }) }, called(one.concept, one.name)),
-        bar(one.cosine, 1, "strength"),
-        el("span", { class: "value" }, decimal(one.cosine)),
+        { title: `cosine ${decimal(other.cosine, 3)}` },
+        el("a", { href: link("concepts", { open: other.concept }) }, nameOrNumber(other.concept, other.name)),
+        bar(other.cosine, 1, "strength"),
+        el("span", { class: "value" }, decimal(other.cosine)),
       ),
     ),
   );

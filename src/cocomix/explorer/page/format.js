@@ -1,4 +1,4 @@
-// Numbers, tokens and concepts as people read them.
+// Numbers, tokens and concepts as text.
 
 const WHOLE = new Intl.NumberFormat("en-GB");
 const SHORT = new Intl.NumberFormat("en-GB", { notation: "compact", maximumSignificantDigits: 3 });
@@ -12,12 +12,12 @@ export function decimal(value, digits = 2) {
   return value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", MINUS);
 }
 
-/** The same with its sign. */
+/** The same with a sign. */
 export function signed(value, digits = 2) {
   return value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + decimal(value, digits);
 }
 
-/** A share of 1 as a percentage, with as many digits as tell something. */
+/** A share (0 to 1) as a percentage, with the digits that matter. */
 export function percent(share) {
   if (share === null || share === undefined) return "–";
   const value = share * 100;
@@ -28,21 +28,21 @@ export function percent(share) {
 
 export const concept = (number) => `c${number}`;
 
-/** A concept's name, else its number. */
-export const called = (number, name) => name || concept(number);
+/** A concept's name, or its number if it has none. */
+export const nameOrNumber = (number, name) => name || concept(number);
 
-/** A token's text with what cannot be seen made visible; spaces stay. */
-export function seen(token) {
+/** A token's text with line ends and tabs made visible; spaces stay. */
+export function visible(token) {
   return token === "" ? "∅" : token.replaceAll("\n", "↵").replaceAll("\r", "␍").replaceAll("\t", "⇥");
 }
 
-// part of a character, and control characters but tab and line ends
-const UNSHOWN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\ufffd]/;
+// parts of characters, and control characters except tab and line ends
+const UNPRINTABLE = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\ufffd]/;
 
-/** The same for a lone token in a table: a space at its edge is shown too, and what has no sign goes by its number. */
-export function alone(token, id = null) {
-  if (id !== null && UNSHOWN.test(token)) return `#${id}`;
-  return seen(token).replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
+/** A token in a table: spaces at its edges are shown, too, and an unprintable token is shown by its id. */
+export function tokenLabel(token, id = null) {
+  if (id !== null && UNPRINTABLE.test(token)) return `#${id}`;
+  return visible(token).replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
 }
 
-export const mean = (values) => values.reduce((sum, one) => sum + one, 0) / values.length;
+export const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;

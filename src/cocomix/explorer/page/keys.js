@@ -1,31 +1,31 @@
-// The keyboard: one table of keys, used both to act and to explain.
+// Keyboard shortcuts, and the help dialog that explains them.
 
 import { button, el } from "./dom.js";
 
-const WORDS = [
+const KEYS = [
   ["1 2 3 4", "Read, Concepts, Steer, Compare"],
   ["/", "search concepts"],
-  ["← → ↑ ↓", "go from token to token, or along the list"],
-  ["Ctrl Enter", "run: read, continue or compare now"],
+  ["← → ↑ ↓", "move between tokens, or in the list"],
+  ["Ctrl Enter", "run now: read, generate or compare"],
   ["Esc", "close, stop, or shade by surprise again"],
-  ["?", "this help"],
+  ["?", "show this help"],
 ];
 
-const VIEWS_IN_WORDS = [
-  ["Read", "the concepts a student predicted at each token, and what they change about the next one"],
-  ["Concepts", "every concept: where it is predicted, where it is true, what it does"],
-  ["Steer", "turn concepts up or down while the model writes, beside what it would have written"],
+const VIEWS = [
+  ["Read", "which concepts the student predicts at each token, and how they change the next token"],
+  ["Concepts", "every concept: where it is predicted, where it is true, and what it does"],
+  ["Steer", "change concepts while the model generates, beside what it generates without the change"],
   ["Compare", "two students on the same text"],
 ];
 
 const UNITS = [
-  ["strength", "a concept's logit over the token's largest logit magnitude, −1 to 1"],
-  ["mixed in", "among the K largest concepts, whose vectors the student goes on with"],
-  ["surprise", "−log of the probability a token had, in nats; 0.69 nats is one chance in two"],
+  ["strength", "a concept's logit divided by the token's largest logit magnitude, −1 to 1"],
+  ["mixed in", "among the K largest concepts, whose vectors the student uses"],
+  ["surprise", "−log of the token's probability, in nats; 0.69 nats is a probability of one half"],
 ];
 
-/** Whether the keys that write text belong to this element. */
-function writes(node) {
+/** Whether keys type text into this element. */
+function takesText(node) {
   return (
     node instanceof HTMLTextAreaElement ||
     node instanceof HTMLSelectElement ||
@@ -33,7 +33,7 @@ function writes(node) {
   );
 }
 
-/** Listens; `views` in order, `current()` the view shown, `go(name)` shows one, `help` the dialog. */
+/** Handles the keys. `views` are the names in order, `current()` is the view on screen, `go(name)` shows one. */
 export function listen({ views, current, go, help }) {
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented) return;
@@ -45,11 +45,11 @@ export function listen({ views, current, go, help }) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape") {
       if (help.open) return; // the dialog closes itself
-      if (writes(document.activeElement)) document.activeElement.blur();
+      if (takesText(document.activeElement)) document.activeElement.blur();
       else current()?.close?.();
       return;
     }
-    if (help.open || writes(document.activeElement)) return;
+    if (help.open || takesText(document.activeElement)) return;
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     const number = Number(event.key) - 1;
     if (event.key === "?") help.showModal();
@@ -76,11 +76,11 @@ export function helpDialog(version) {
   const dialog = el(
     "dialog",
     { class: "card help", "aria-label": "Help and keys" },
-    el("h2", null, "What this shows"),
-    table("Views", VIEWS_IN_WORDS, (name) => name),
+    el("h2", null, "Help"),
+    table("Views", VIEWS, (name) => name),
     table("Units", UNITS, (name) => name),
-    table("Keys", WORDS, (name) => name.split(" ").map((key) => [el("kbd", null, key), " "])),
-    el("p", { class: "soft small-text" }, `cocomix ${version}. Everything stays on this machine.`),
+    table("Keys", KEYS, (name) => name.split(" ").map((key) => [el("kbd", null, key), " "])),
+    el("p", { class: "soft small-text" }, `cocomix ${version}. The page loads nothing from other servers.`),
     button("Close", () => dialog.close(), { class: "primary" }),
   );
   return dialog;

@@ -1,9 +1,9 @@
-// Starts the page: asks which models there are, makes the views, and shows the one the address names.
+// Starts the page: requests the list of models, creates the views, and shows the one that the address names.
 
 import { get } from "./api.js";
 import { compareView } from "./compare.js";
 import { conceptsView } from "./concepts.js";
-import { button, el, put, skeleton, trouble } from "./dom.js";
+import { button, el, errorBox, setChildren, skeleton } from "./dom.js";
 import { helpDialog, listen } from "./keys.js";
 import { readView } from "./read.js";
 import { State } from "./state.js";
@@ -23,54 +23,54 @@ const select = document.getElementById("model");
 const state = new State();
 
 async function start() {
-  put(main, el("div", { class: "card" }, skeleton(6, "Loading the run")));
+  setChildren(main, el("div", { class: "card" }, skeleton(6, "Loading the run")));
   try {
     build(await get("/api/models"));
   } catch (error) {
-    put(main, el("div", { class: "card" }, trouble(error, start)));
+    setChildren(main, el("div", { class: "card" }, errorBox(error, start)));
   }
 }
 
 function build({ models, examples, version }) {
-  const predicting = models.filter((model) => model.predicts);
-  const app = { state, models, examples, predicting };
-  // before the views listen: links can name a model or a concept that is not here
-  state.on(["model", "left", "right", "concept", "open"], () => settle(models, predicting));
-  settle(models, predicting);
-  const made = new Map(VIEWS.map(([name, , make]) => [name, make(app)]));
+  const withConcepts = models.filter((model) => model.predicts_concepts);
+  const app = { state, models, examples, withConcepts };
+  // before the views listen, because links may name a model or concept that does not exist
+  state.on(["model", "left", "right", "concept", "open"], () => correctState(models, withConcepts));
+  correctState(models, withConcepts);
+  const views = new Map(VIEWS.map(([name, , create]) => [name, create(app)]));
   const frames = VIEWS.map(([name]) =>
     el(
       "section",
       { id: `view-${name}`, class: "view", role: "tabpanel", "aria-labelledby": `tab-${name}`, hidden: true },
-      made.get(name).node,
+      views.get(name).node,
     ),
   );
   const go = (name) => state.set({ view: name, at: null }, { step: true });
-  const buttons = VIEWS.map(([name, label], at) =>
-    button([label, el("kbd", { "aria-hidden": "true" }, at + 1)], () => go(name), {
+  const buttons = VIEWS.map(([name, label], index) =>
+    button([label, el("kbd", { "aria-hidden": "true" }, index + 1)], () => go(name), {
       id: `tab-${name}`,
       role: "tab",
       "aria-label": label,
       "aria-controls": `view-${name}`,
-      onkeydown: (event) => walk(event, at, go),
+      onkeydown: (event) => moveTab(event, index, go),
     }),
   );
   const help = helpDialog(version);
-  put(tabs, buttons);
-  put(main, frames, help);
-  chooseModel(predicting);
+  setChildren(tabs, buttons);
+  setChildren(main, frames, help);
+  fillModelSelect(withConcepts);
 
   function show() {
     const { view, model } = state.now;
-    NAMES.forEach((name, at) => {
-      frames[at].hidden = name !== view;
-      buttons[at].setAttribute("aria-selected", String(name === view));
-      buttons[at].tabIndex = name === view ? 0 : -1;
+    NAMES.forEach((name, index) => {
+      frames[index].hidden = name !== view;
+      buttons[index].setAttribute("aria-selected", String(name === view));
+      buttons[index].tabIndex = name === view ? 0 : -1;
     });
     document.title = `${VIEWS[NAMES.indexOf(view)][1]} · CoCoMix explorer`;
     select.value = model ?? "";
     select.closest("label").classList.toggle("idle", view === "compare");
-    made.get(view).show();
+    views.get(view).show();
   }
 
   state.on(["view"], show);
@@ -79,41 +79,41 @@ function build({ models, examples, version }) {
   });
   document.getElementById("help").addEventListener("click", () => help.showModal());
   document.getElementById("skip").addEventListener("click", () => main.focus());
-  listen({ views: NAMES, current: () => made.get(state.now.view), go, help });
+  listen({ views: NAMES, current: () => views.get(state.now.view), go, help });
   show();
 }
 
-/** Puts a model that is here where the address names none or another, and drops concepts that model does not have. */
-function settle(models, predicting) {
-  const here = (key) => models.some((model) => model.key === key);
-  const chosen = predicting.find((one) => one.key === state.now.model) ?? predicting[0];
+/** Chooses a model if the address names none or an unknown one, and drops concepts that the model does not have. */
+function correctState(models, withConcepts) {
+  const exists = (key) => models.some((model) => model.key === key);
+  const chosen = withConcepts.find((model) => model.key === state.now.model) ?? withConcepts[0];
   const model = chosen?.key ?? null;
-  const known = (id) => (id !== null && id < (chosen?.n_concepts ?? 0) ? id : null);
-  const left = here(state.now.left)
+  const existing = (id) => (id !== null && id < (chosen?.n_concepts ?? 0) ? id : null);
+  const left = exists(state.now.left)
     ? state.now.left
-    : ((models.find((one) => !one.predicts) ?? models[0])?.key ?? null);
-  const right = here(state.now.right) ? state.now.right : (model ?? models.at(-1)?.key ?? null);
-  state.set({ model, left, right, concept: known(state.now.concept), open: known(state.now.open) });
+    : ((models.find((other) => !other.predicts_concepts) ?? models[0])?.key ?? null);
+  const right = exists(state.now.right) ? state.now.right : (model ?? models.at(-1)?.key ?? null);
+  state.set({ model, left, right, concept: existing(state.now.concept), open: existing(state.now.open) });
 }
 
-function chooseModel(predicting) {
-  put(
+function fillModelSelect(withConcepts) {
+  setChildren(
     select,
-    predicting.map((model) => el("option", { value: model.key }, model.label)),
+    withConcepts.map((model) => el("option", { value: model.key }, model.label)),
   );
-  select.disabled = predicting.length < 2;
+  select.disabled = withConcepts.length < 2;
   select.addEventListener("change", () => state.set({ model: select.value }, { step: true }));
 }
 
-/** Arrow keys along the tabs. */
-function walk(event, at, go) {
+/** Left and right arrow keys on the tabs. */
+function moveTab(event, index, go) {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (step === undefined) return;
   event.preventDefault();
   event.stopPropagation();
-  const to = (at + step + NAMES.length) % NAMES.length;
-  go(NAMES[to]);
-  document.getElementById(`tab-${NAMES[to]}`).focus();
+  const name = NAMES[(index + step + NAMES.length) % NAMES.length];
+  go(name);
+  document.getElementById(`tab-${name}`).focus();
 }
 
 start();

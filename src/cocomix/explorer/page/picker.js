@@ -1,22 +1,28 @@
-// Choosing a concept by typing: a text field with a list of what it finds.
+// Finding concepts: a text field that searches them, and the names of concepts that are known by number only.
 
 import { get } from "./api.js";
-import { el, put } from "./dom.js";
+import { el, setChildren } from "./dom.js";
 import { concept, percent } from "./format.js";
-import { Latest, later } from "./timing.js";
+import { debounce, LatestRequest } from "./timing.js";
 
 const SHOWN = 8;
-let made = 0;
+let pickers = 0;
 
-/** `model()` names the model whose concepts are searched; `onpick({concept, name})` gets the chosen one. */
+/** `model()` is the key of the model whose concepts are searched; `onpick({concept, name})` gets the chosen one. */
 export function conceptPicker({ label, model, onpick }) {
-  const id = `picker-${++made}`;
-  const asking = new Latest();
+  const id = `picker-${++pickers}`;
+  const requests = new LatestRequest();
   let rows = [];
   let active = -1;
-  let taking = false; // Enter was pressed before the answer was there
+  let pickFirst = false; // Enter was pressed before the answer arrived
 
-  const list = el("div", { id, class: "picker-list", role: "listbox", "aria-label": "Concepts found", hidden: true });
+  const list = el("div", {
+    id,
+    class: "picker-list",
+    role: "listbox",
+    "aria-label": "Matching concepts",
+    hidden: true,
+  });
   const box = el("input", {
     type: "text",
     class: "picker-box",
@@ -29,15 +35,15 @@ export function conceptPicker({ label, model, onpick }) {
     autocomplete: "off",
     spellcheck: "false",
     oninput: () => {
-      taking = false;
+      pickFirst = false;
       search();
     },
     onfocus: () => search.now(),
     onblur: () => close(),
-    onkeydown: pressed,
+    onkeydown: onKey,
   });
-  const search = later(150, () => {
-    asking.run(
+  const search = debounce(150, () => {
+    requests.run(
       (signal) =>
         get(
           "/api/concepts",
@@ -47,8 +53,8 @@ export function conceptPicker({ label, model, onpick }) {
       (answer) => {
         rows = answer.concepts;
         active = rows.length ? 0 : -1;
-        if (taking && rows.length) return take(rows[0]);
-        draw(rows.length ? null : "No concept found; try a name, a token, or a number such as c12.");
+        if (pickFirst && rows.length) return pick(rows[0]);
+        draw(rows.length ? null : "No concept matches; try a name, a token, or a number such as c12.");
       },
       (error) => {
         rows = [];
@@ -58,27 +64,27 @@ export function conceptPicker({ label, model, onpick }) {
   });
 
   function draw(note) {
-    // an answer can come after the field was left
+    // an answer may arrive after the field lost the focus
     if (document.activeElement !== box) return;
     list.hidden = false;
     box.setAttribute("aria-expanded", "true");
-    put(list, note ? el("p", { class: "soft" }, note) : rows.map(line));
+    setChildren(list, note ? el("p", { class: "soft" }, note) : rows.map(rowNode));
     if (active >= 0) box.setAttribute("aria-activedescendant", `${id}-${active}`);
     else box.removeAttribute("aria-activedescendant");
   }
 
-  function line(row, at) {
+  function rowNode(row, index) {
     return el(
       "div",
       {
-        id: `${id}-${at}`,
+        id: `${id}-${index}`,
         role: "option",
-        class: `picker-row ${at === active ? "active" : ""}`,
-        "aria-selected": String(at === active),
+        class: `picker-row ${index === active ? "active" : ""}`,
+        "aria-selected": String(index === active),
         // before the field loses the focus and closes the list
         onmousedown: (event) => {
           event.preventDefault();
-          take(row);
+          pick(row);
         },
       },
       el("span", { class: "concept-name" }, row.name ?? el("span", { class: "soft" }, "no name")),
@@ -86,22 +92,22 @@ export function conceptPicker({ label, model, onpick }) {
     );
   }
 
-  function take(row) {
+  function pick(row) {
     box.value = "";
     close();
     onpick(row);
   }
 
   function close() {
-    taking = false;
+    pickFirst = false;
     search.stop();
-    asking.stop();
+    requests.stop();
     list.hidden = true;
     box.setAttribute("aria-expanded", "false");
     box.removeAttribute("aria-activedescendant");
   }
 
-  function pressed(event) {
+  function onKey(event) {
     if (event.ctrlKey || event.metaKey) return;
     if (event.key === "Escape" && !list.hidden) {
       event.stopPropagation();
@@ -110,10 +116,10 @@ export function conceptPicker({ label, model, onpick }) {
     if (event.key === "ArrowDown" && list.hidden) return search.now();
     if (event.key === "Enter") {
       event.preventDefault();
-      if (search.soon || asking.busy) {
-        taking = true;
-        if (search.soon) search.now();
-      } else if (!list.hidden && active >= 0) take(rows[active]);
+      if (search.pending || requests.busy) {
+        pickFirst = true;
+        if (search.pending) search.now();
+      } else if (!list.hidden && active >= 0) pick(rows[active]);
       return;
     }
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -124,4 +130,34 @@ export function conceptPicker({ label, model, onpick }) {
   }
 
   return { node: el("div", { class: "picker" }, box, list), focus: () => box.focus() };
+}
+
+/** Names of concepts, each requested once; `model()` is the model's key, `onload()` is called after a name arrived. */
+export function nameCache(model, onload) {
+  const names = new Map();
+  const requested = new Set();
+
+  return {
+    get: (id) => names.get(id) ?? null,
+    set: (id, name) => names.set(id, name),
+    clear: () => {
+      names.clear();
+      requested.clear();
+    },
+    async request(id) {
+      if (names.has(id) || requested.has(id)) return;
+      requested.add(id);
+      const key = model();
+      try {
+        const query = { model: key, q: `c${id}`, sort: "number", offset: 0, limit: 1 };
+        const { concepts } = await get("/api/concepts", query);
+        if (key !== model() || concepts[0]?.concept !== id) return;
+        names.set(id, concepts[0].name);
+        onload();
+      } catch {
+        // the number is shown instead; the next view requests the name again
+        requested.delete(id);
+      }
+    },
+  };
 }

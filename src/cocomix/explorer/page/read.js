@@ -1,29 +1,29 @@
-// Read: a text as the student sees it, read anew while one types.
+// Read: what the student predicts at each token of a text, updated while the user types.
 
 import { post } from "./api.js";
-import { announce, button, el, empty, noConcepts, put, skeleton, trouble } from "./dom.js";
-import { called, concept, decimal, mean } from "./format.js";
+import { announce, button, el, empty, errorBox, noConcepts, setChildren, skeleton } from "./dom.js";
+import { concept, decimal, mean, nameOrNumber } from "./format.js";
 import { tokenPanel } from "./panel.js";
 import { Strip } from "./strip.js";
 import { link } from "./state.js";
 import { examples, textBox } from "./textbox.js";
-import { Latest, later } from "./timing.js";
+import { debounce, LatestRequest } from "./timing.js";
 
 const TOP = 8;
-const MOST_SURPRISE = 8; // nats at which the shade is full; 8 nats is one chance in 3000
+const MAX_SURPRISE = 8; // nats at which the shade is full; a probability of 1 in 3000
 
 export function readView(app) {
   const { state } = app;
-  const asking = new Latest();
+  const requests = new LatestRequest();
   let reading = null;
 
-  const box = textBox({ label: "Text to read", placeholder: "Type or paste a text", oninput: typed });
+  const box = textBox({ label: "Text to read", placeholder: "Type or paste a text", oninput: setText });
   const strip = new Strip({ label: "The text's tokens", onselect: (at) => state.set({ at }) });
   const legend = el("div", { class: "legend" });
   const summary = el("p", { class: "soft summary" });
   const board = el("div", { class: "board" });
-  const panel = el("aside", { class: "card side", "aria-label": "The token looked at" });
-  const again = later(250, ask);
+  const panel = el("aside", { class: "card side", "aria-label": "The selected token" });
+  const requestSoon = debounce(250, request);
   const node = el(
     "div",
     { class: "read" },
@@ -38,71 +38,71 @@ export function readView(app) {
     panel,
   );
 
-  function typed(text) {
+  function setText(text) {
     state.set({ text, at: null });
-    again();
+    requestSoon();
   }
 
-  function ask() {
-    again.stop();
+  function request() {
+    requestSoon.stop();
     box.show(state.now.text ?? "");
     const { model, text, concept: chosen } = state.now;
-    if (!app.predicting.length) return nothingPredicts();
-    if (!text) return nothing();
-    if (reading === null) put(board, skeleton(4, "Reading"));
+    if (!app.withConcepts.length) return showNoConcepts();
+    if (!text) return showNoText();
+    if (reading === null) setChildren(board, skeleton(4, "Reading"));
     board.setAttribute("aria-busy", "true");
-    asking.run((signal) => post("/api/read", { model, text, concept: chosen, top: TOP }, signal), show, failed);
+    requests.run((signal) => post("/api/read", { model, text, concept: chosen, top: TOP }, signal), show, failed);
   }
 
   function show(answer) {
     reading = answer;
     board.removeAttribute("aria-busy");
     strip.show(answer.tokens.map((token) => token.token));
-    put(board, strip.node, legend, summary);
+    setChildren(board, strip.node, legend, summary);
     paint();
-    look();
-    summary.textContent = words(answer);
+    showSelected();
+    summary.textContent = summarize(answer);
     announce(`${answer.tokens.length} tokens read`);
   }
 
   function failed(error) {
     reading = null;
     board.removeAttribute("aria-busy");
-    put(board, trouble(error, ask));
-    put(panel);
+    setChildren(board, errorBox(error, request));
+    setChildren(panel);
   }
 
-  function nothing() {
-    asking.stop();
+  function showNoText() {
+    requests.stop();
     reading = null;
-    put(board, empty("Nothing to read yet", "Type a text above, or take one of the examples."));
-    put(panel, empty("No token", "Its concepts and odds will be here."));
+    setChildren(board, empty("Nothing to read yet", "Type a text above, or choose one of the examples."));
+    setChildren(panel, empty("No token", "A token's concepts and next-token probabilities will be shown here."));
   }
 
-  function nothingPredicts() {
-    put(board, noConcepts());
-    put(panel);
+  function showNoConcepts() {
+    setChildren(board, noConcepts());
+    setChildren(panel);
   }
 
-  /** Shades every token by surprise, or by the chosen concept: from the lists at hand until its reading is there. */
+  /** Shades every token by surprise or by the chosen concept, as far as the present reading knows it. */
   function paint() {
     const chosen = state.now.concept;
     reading.tokens.forEach((token, at) => {
       strip.paint(at, chosen === null ? bySurprise(token) : byConcept(predictedOf(token, chosen)));
     });
-    put(legend, chosen === null ? surpriseLegend() : conceptLegend(chosen));
+    setChildren(legend, chosen === null ? surpriseLegend() : conceptLegend(chosen));
   }
 
   function predictedOf(token, chosen) {
     if (token.chosen?.concept === chosen) return token.chosen;
-    return token.concepts.find((one) => one.concept === chosen) ?? null;
+    return token.concepts.find((candidate) => candidate.concept === chosen) ?? null;
   }
 
   function nameOf(chosen) {
     if (reading?.concept === chosen) return reading.name;
     for (const token of reading?.tokens ?? []) {
-      const found = token.concepts.find((one) => one.concept === chosen);
-      if (found) return found.name;
+      const match = token.concepts.find((candidate) => candidate.concept === chosen);
+      if (match) return match.name;
     }
     return null;
   }
@@ -112,7 +112,7 @@ export function readView(app) {
       el(
         "span",
         { class: "chip" },
-        el("b", null, called(chosen, nameOf(chosen))),
+        el("b", null, nameOrNumber(chosen, nameOf(chosen))),
         " ",
         el("a", { href: link("concepts", { open: chosen }) }, concept(chosen)),
         button("×", () => choose(null), {
@@ -122,51 +122,51 @@ export function readView(app) {
         }),
       ),
       el("span", { class: "scale" }, "−1", el("span", { class: "ramp strength" }), "+1"),
-      el("span", { class: "soft" }, "strength: its logit over the token's largest"),
+      el("span", { class: "soft" }, "strength: the concept's logit / the token's largest logit"),
       el("span", { class: "sample used" }, "mixed in"),
       el("span", { class: "sample agreed" }, "the teacher agrees"),
     ];
   }
 
-  /** The token looked at: the one chosen, else the last. */
-  function place() {
+  /** Index of the selected token; the last one if none was selected. */
+  function selected() {
     const last = reading.tokens.length - 1;
     return Math.min(state.now.at ?? last, last);
   }
 
-  function look() {
+  function showSelected() {
     if (reading === null) return;
-    const row = panel.contains(document.activeElement) ? document.activeElement.dataset.concept : undefined;
-    strip.select(place());
-    put(panel, tokenPanel(reading, place(), { choose, chosen: state.now.concept }));
-    if (row !== undefined) panel.querySelector(`[data-concept="${CSS.escape(row)}"]`)?.focus();
+    const focused = panel.contains(document.activeElement) ? document.activeElement.dataset.concept : undefined;
+    strip.select(selected());
+    setChildren(panel, tokenPanel(reading, selected(), { choose, chosen: state.now.concept }));
+    if (focused !== undefined) panel.querySelector(`[data-concept="${CSS.escape(focused)}"]`)?.focus();
   }
 
   const choose = (chosen) => state.set({ concept: chosen }, { step: true });
 
-  state.on(["at"], look);
+  state.on(["at"], showSelected);
   state.on(["concept", "model"], () => {
     if (state.now.view !== "read") reading = null;
     else {
       if (reading !== null) {
         paint();
-        look();
+        showSelected();
       }
-      ask();
+      request();
     }
   });
   state.on(["text"], () => {
     if (state.now.view !== "read") reading = null;
-    else if (state.now.text !== box.text) ask();
+    else if (state.now.text !== box.text) request();
   });
 
   return {
     node,
     show: () => {
       if (state.now.text === null && app.examples.length) state.set({ text: app.examples[0] });
-      else if (reading === null) ask();
+      else if (reading === null) request();
     },
-    run: ask,
+    run: request,
     move: (step) => reading && strip.move(step),
     close: () => state.now.concept !== null && choose(null),
   };
@@ -174,25 +174,33 @@ export function readView(app) {
 
 function bySurprise(token) {
   if (token.loss === null) return { title: "the first token" };
-  return { level: token.loss / MOST_SURPRISE, tone: "loss", title: `surprise ${decimal(token.loss)} nats` };
+  return { level: token.loss / MAX_SURPRISE, tone: "loss", title: `surprise ${decimal(token.loss)} nats` };
 }
 
-function byConcept(one) {
-  if (one === null) return { title: "" };
-  const marks = [one.used && "used", one.agreed && "agreed"].filter(Boolean);
-  const words = [`strength ${decimal(one.strength)}`, one.used && "mixed in", one.agreed && "the teacher agrees"];
+function byConcept(predicted) {
+  if (predicted === null) return { title: "" };
+  const marks = [predicted.used && "used", predicted.agreed && "agreed"].filter(Boolean);
+  const words = [
+    `strength ${decimal(predicted.strength)}`,
+    predicted.used && "mixed in",
+    predicted.agreed && "the teacher agrees",
+  ];
   const title = words.filter(Boolean).join(", ");
-  return { level: Math.abs(one.strength), tone: one.strength < 0 ? "against" : "strength", marks, title };
+  return { level: Math.abs(predicted.strength), tone: predicted.strength < 0 ? "against" : "strength", marks, title };
 }
 
 function surpriseLegend() {
   return [
-    el("span", { class: "scale" }, "0", el("span", { class: "ramp loss" }), `${MOST_SURPRISE}+`),
-    el("span", { class: "soft" }, "surprise in nats: how unlikely each token was. Choose a concept to shade by it."),
+    el("span", { class: "scale" }, "0", el("span", { class: "ramp loss" }), `${MAX_SURPRISE}+`),
+    el(
+      "span",
+      { class: "soft" },
+      "surprise in nats: how improbable each token was. Choose a concept to shade the text by it.",
+    ),
   ];
 }
 
-function words(reading) {
+function summarize(reading) {
   const losses = reading.tokens.map((token) => token.loss).filter((loss) => loss !== null);
   const surprise = losses.length ? `mean surprise ${decimal(mean(losses))} nats · ` : "";
   return `${reading.tokens.length} tokens · ${surprise}read in ${reading.milliseconds.toFixed(0)} ms`;

@@ -1,4 +1,4 @@
-// What is chosen, kept in the address after `#` so that every view can be linked to: #read?text=…&concept=12.
+// The state of the page, kept in the address after `#` so that every view can be linked to: #read?text=…&concept=12.
 
 const DEFAULTS = {
   view: "read",
@@ -18,8 +18,8 @@ const DEFAULTS = {
   right: null,
 };
 
-/** Of each view: parameter in the address -> what it holds; `concept` is the shaded one in Read, else the open one. */
-const SHOWN = {
+/** For each view: parameter in the address -> key of the state. `concept` is shaded in Read and open in Concepts. */
+const PARAMETERS = {
   read: { model: "model", text: "text", at: "at", concept: "concept" },
   concepts: { model: "model", concept: "open", q: "q", sort: "sort" },
   steer: {
@@ -32,19 +32,19 @@ const SHOWN = {
   },
   compare: { left: "left", right: "right", text: "text", at: "at" },
 };
-const DROPPED = new Set(["at", "concept", "open", "q"]); // an address without these means that there is none
-const LONGEST = 6000; // characters of one value; addresses have limits
+const RESET = new Set(["at", "concept", "open", "q"]); // reset to the default if the address lacks them
+const MAX_LENGTH = 6000; // characters of one value, because addresses have limits
 
 const text = (raw) => raw;
-const whole = (raw) => (/^\d{1,9}$/.test(raw) ? Number(raw) : undefined);
-const real = (raw) => (raw !== "" && Number.isFinite(Number(raw)) ? Number(raw) : undefined);
+const integer = (raw) => (/^\d{1,9}$/.test(raw) ? Number(raw) : undefined);
+const number = (raw) => (raw !== "" && Number.isFinite(Number(raw)) ? Number(raw) : undefined);
 const READERS = {
-  at: whole,
-  concept: whole,
-  open: whole,
-  tokens: whole,
-  seed: whole,
-  temperature: real,
+  at: integer,
+  concept: integer,
+  open: integer,
+  tokens: integer,
+  seed: integer,
+  temperature: number,
   steering: (raw) => {
     try {
       const items = JSON.parse(raw);
@@ -55,42 +55,42 @@ const READERS = {
   },
 };
 
-/** Whether it has a steering item's form; the server judges its numbers. */
+/** Whether this has the form of a steering item; the server checks its numbers. */
 function isItem(item) {
   return item !== null && typeof item === "object" && Number.isInteger(item.concept) && typeof item.do === "string";
 }
 
-const written = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+const serialize = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
 
-/** The values an address names; `{}` for none it knows. */
+/** The values that an address names; `{}` if it names no view. */
 export function parse(hash) {
   const short = /^#concept=(\d+)$/.exec(hash);
   const [view, query] = short ? ["concepts", `concept=${short[1]}`] : hash.slice(1).split(/\?(.*)/s);
-  if (!Object.hasOwn(SHOWN, view)) return {};
+  if (!Object.hasOwn(PARAMETERS, view)) return {};
   const params = new URLSearchParams(query);
   const values = { view };
-  for (const [name, key] of Object.entries(SHOWN[view])) {
+  for (const [name, key] of Object.entries(PARAMETERS[view])) {
     const raw = params.get(name);
     const value = raw === null ? undefined : (READERS[key] ?? text)(raw);
     if (value !== undefined) values[key] = value;
-    else if (DROPPED.has(key)) values[key] = DEFAULTS[key];
+    else if (RESET.has(key)) values[key] = DEFAULTS[key];
   }
   return values;
 }
 
-/** The address of a view with these values; what is not given stays as it is when the link is followed. */
+/** The address of a view with these values. Following it leaves values that are not given as they are. */
 export function link(view, values) {
   const params = new URLSearchParams();
-  for (const [name, key] of Object.entries(SHOWN[view])) {
+  for (const [name, key] of Object.entries(PARAMETERS[view])) {
     const value = values[key];
-    if (value === undefined || value === null || value === "" || written(value).length > LONGEST) continue;
-    if (written(value) !== written(DEFAULTS[key] ?? "")) params.set(name, written(value));
+    if (value === undefined || value === null || value === "" || serialize(value).length > MAX_LENGTH) continue;
+    if (serialize(value) !== serialize(DEFAULTS[key] ?? "")) params.set(name, serialize(value));
   }
   const query = params.toString();
   return `#${view}${query && "?"}${query}`;
 }
 
-/** The values, who wants to know of changes, and the address in step. */
+/** The values and their listeners; changes go to the address and back. */
 export class State {
   #listeners = [];
   #timer = 0;
@@ -100,19 +100,19 @@ export class State {
     addEventListener("hashchange", () => this.set(parse(location.hash)));
   }
 
-  /** Calls `listener` after any of `keys` changed. */
+  /** Calls `listener` after a change of any of `keys`. */
   on(keys, listener) {
     this.#listeners.push({ keys, listener });
   }
 
-  /** Changes values; a `step` is one that the browser's Back button takes back. */
+  /** Changes values. The browser's Back button undoes a change that is a `step`. */
   set(patch, { step = false } = {}) {
-    const changed = Object.keys(patch).filter((key) => written(patch[key]) !== written(this.now[key]));
+    const changed = Object.keys(patch).filter((key) => serialize(patch[key]) !== serialize(this.now[key]));
     if (changed.length === 0) return;
     Object.assign(this.now, patch);
     clearTimeout(this.#timer);
     if (step) history.pushState(null, "", link(this.now.view, this.now));
-    // browsers refuse an address that changes with every key
+    // browsers refuse an address that changes with every key press
     else this.#timer = setTimeout(() => history.replaceState(null, "", link(this.now.view, this.now)), 200);
     for (const { keys, listener } of this.#listeners) if (keys.some((key) => changed.includes(key))) listener();
   }

@@ -1,51 +1,48 @@
-// Steer: turn concepts while the model writes, beside what it would have written anyway.
+// Steer: a continuation with interventions on concepts, beside the one without.
 
 import { lines } from "./api.js";
-import { announce, button, el, noConcepts, put, trouble } from "./dom.js";
-import { dials, fresh } from "./dials.js";
-import { Duet } from "./duet.js";
-import { namesOf } from "./names.js";
-import { conceptPicker } from "./picker.js";
-import { share } from "./share.js";
+import { announce, button, el, errorBox, noConcepts, setChildren } from "./dom.js";
+import { interventionList, newItem } from "./interventions.js";
+import { PairedGeneration } from "./paired_generation.js";
+import { conceptPicker, nameCache } from "./picker.js";
+import { snippetBox } from "./snippets.js";
 import { examples, textBox } from "./textbox.js";
 
-const HINT = "Add a concept and turn its dial; without one both sides are the same.";
-const FIXED =
-  "This student predicts concepts but does not mix them in, so there is nothing to turn; choose another above.";
-const PROMPT = 60; // characters of an example that make a first prompt
+const HINT = "Add a concept and set its intervention. Without one, both texts are the same.";
+const NOT_STEERABLE =
+  "This student predicts concepts but does not mix them in, so it cannot be steered; choose another model above.";
+const PROMPT_LENGTH = 60; // characters of an example that become a prompt
 
 export function steerView(app) {
   const { state } = app;
-  const names = namesOf(
+  const names = nameCache(
     () => state.now.model,
-    () => {
-      board.redraw();
-    },
+    () => interventions.redraw(),
   );
   let running = null; // an AbortController while tokens stream
 
   const box = textBox({
     label: "Prompt",
-    placeholder: "A beginning for the model to go on with",
+    placeholder: "A beginning for the model to continue",
     oninput: (prompt) => state.set({ prompt }),
   });
-  const board = dials({
+  const interventions = interventionList({
     items: () => state.now.steering,
     change: (steering) => state.set({ steering }, { step: true }),
-    name: names.of,
+    name: names.get,
   });
   const picker = conceptPicker({ label: "Add a concept to steer", model: () => state.now.model, onpick: add });
-  const hint = el("p", { class: "soft small-text dials-hint" });
-  const duet = new Duet({ name: names.of });
-  const error = el("div");
-  const run = button("Run", start, { class: "primary", title: "Ctrl+Enter" });
-  const stop = button("Stop", halt, { hidden: true });
-  const fields = {
-    tokens: number("Tokens", { min: 1, step: 1 }),
-    temperature: number("Temperature", { min: 0, step: 0.1 }),
-    seed: number("Seed", { min: 0, step: 1 }),
-  };
-  const sharing = share({ ask: asked, take: (steering) => state.set({ steering }, { step: true }) });
+  const hint = el("p", { class: "soft small-text interventions-hint" });
+  const generation = new PairedGeneration({ name: names.get });
+  const errors = el("div");
+  const runButton = button("Run", start, { class: "primary", title: "Ctrl+Enter" });
+  const stopButton = button("Stop", stop, { hidden: true });
+  const fields = [
+    numberField("Tokens", { min: 1, step: 1 }),
+    numberField("Temperature", { min: 0, step: 0.1 }),
+    numberField("Seed", { min: 0, step: 1 }),
+  ];
+  const snippets = snippetBox({ setting: request, apply: (steering) => state.set({ steering }, { step: true }) });
 
   const node = el(
     "div",
@@ -60,7 +57,7 @@ export function steerView(app) {
         box.node,
         examples(app.examples.map(beginning), (prompt) => state.set({ prompt })),
       ),
-      el("section", { class: "card" }, el("h3", null, "Dials"), picker.node, hint, board.node),
+      el("section", { class: "card" }, el("h3", null, "Interventions"), picker.node, hint, interventions.node),
     ),
     el(
       "div",
@@ -68,116 +65,116 @@ export function steerView(app) {
       el(
         "section",
         { class: "card toolbar", "aria-label": "Run" },
-        Object.values(fields).map(({ node: one }) => one),
-        el("div", { class: "actions" }, stop, run),
+        fields.map((field) => field.node),
+        el("div", { class: "actions" }, stopButton, runButton),
       ),
-      error,
-      duet.node,
-      el("section", { class: "card" }, el("h3", null, "Take it along"), sharing.node),
+      errors,
+      generation.node,
+      el("section", { class: "card" }, el("h3", null, "Use this setting elsewhere"), snippets.node),
     ),
   );
 
-  function number(label, props) {
+  function numberField(label, props) {
     const key = label.toLowerCase();
-    const field = el("input", {
+    const input = el("input", {
       type: "number",
       ...props,
-      oninput: () => field.value !== "" && state.set({ [key]: Number(field.value) }),
+      oninput: () => input.value !== "" && state.set({ [key]: Number(input.value) }),
     });
-    return { node: el("label", null, el("span", { class: "soft" }, label), field), field, key };
+    return { node: el("label", null, el("span", { class: "soft" }, label), input), input, key };
   }
 
   function add(row) {
-    names.learn(row.concept, row.name);
+    names.set(row.concept, row.name);
     if (state.now.steering.some((item) => item.concept === row.concept)) return;
-    state.set({ steering: [...state.now.steering, fresh(row.concept)] }, { step: true });
-    board.node.querySelector(".dial:last-child input[type=range]")?.focus();
+    state.set({ steering: [...state.now.steering, newItem(row.concept)] }, { step: true });
+    interventions.node.querySelector(".intervention:last-child input[type=range]")?.focus();
   }
 
-  /** What the server is asked to do. */
-  function asked() {
+  /** The body of the server's SteerRequest. */
+  function request() {
     const { model, prompt, steering, tokens, temperature, seed } = state.now;
     return { model, prompt: prompt ?? "", steering, tokens, temperature, seed };
   }
 
   function draw() {
-    if (state.now.view !== "steer" || !app.predicting.length) return;
+    if (state.now.view !== "steer" || !app.withConcepts.length) return;
     box.show(state.now.prompt ?? "");
-    for (const { field, key } of Object.values(fields)) {
-      if (Number(field.value) !== state.now[key] || field.value === "") field.value = state.now[key];
+    for (const { input, key } of fields) {
+      if (Number(input.value) !== state.now[key] || input.value === "") input.value = state.now[key];
     }
     const steerable = app.models.find((model) => model.key === state.now.model)?.steerable;
     hint.hidden = steerable && state.now.steering.length > 0;
-    hint.textContent = steerable ? HINT : FIXED;
-    state.now.steering.forEach((item) => names.want(item.concept));
-    board.draw();
-    sharing.refresh();
+    hint.textContent = steerable ? HINT : NOT_STEERABLE;
+    state.now.steering.forEach((item) => names.request(item.concept));
+    interventions.draw();
+    snippets.refresh();
   }
 
   async function start() {
-    if (!app.predicting.length) return;
-    halt();
-    const mine = new AbortController();
-    running = mine;
-    run.disabled = true;
-    stop.hidden = false;
-    put(error);
-    duet.begin(state.now.tokens);
+    if (!app.withConcepts.length) return;
+    stop();
+    const controller = new AbortController();
+    running = controller;
+    runButton.disabled = true;
+    stopButton.hidden = false;
+    setChildren(errors);
+    generation.begin(state.now.tokens);
     announce("running");
     try {
-      for await (const event of lines("/api/steer", asked(), mine.signal)) {
-        if (running !== mine) return;
+      for await (const event of lines("/api/steer", request(), controller.signal)) {
+        if (running !== controller) return;
         if (event.event === "error") throw new Error(event.error);
-        duet.hear(event);
+        generation.handle(event);
       }
       announce("done");
-    } catch (problem) {
-      if (!mine.signal.aborted) {
-        put(error, trouble(problem, start));
-        duet.still();
+    } catch (error) {
+      if (!controller.signal.aborted) {
+        setChildren(errors, errorBox(error, start));
+        generation.finish();
       }
     } finally {
-      if (running === mine) rest();
+      if (running === controller) showIdle();
     }
   }
 
-  function rest() {
+  function showIdle() {
     running = null;
-    run.disabled = false;
-    stop.hidden = true;
+    runButton.disabled = false;
+    stopButton.hidden = true;
   }
 
-  function halt() {
+  function stop() {
     if (running === null) return;
-    const mine = running;
-    rest();
-    mine.abort();
-    duet.still("Stopped.");
+    const controller = running;
+    showIdle();
+    controller.abort();
+    generation.finish("Stopped.");
     announce("stopped");
   }
 
   state.on(["prompt", "steering", "tokens", "temperature", "seed", "view"], draw);
   state.on(["model"], () => {
-    halt();
-    names.forget();
+    stop();
+    names.clear();
     draw();
   });
 
   return {
     node,
     show() {
-      if (!app.predicting.length) return put(node, el("div", { class: "card" }, noConcepts()));
+      if (!app.withConcepts.length) return setChildren(node, el("div", { class: "card" }, noConcepts()));
       if (state.now.prompt === null && app.examples.length) state.set({ prompt: beginning(app.examples[0]) });
       draw();
     },
     run: start,
     search: () => picker.focus(),
-    close: halt,
+    close: stop,
   };
 }
 
-/** The first words of an example: whole ones, no space at the end. */
+/** The first words of an example: whole words, no space at the end. */
 function beginning(text) {
-  const cut = text.slice(0, PROMPT);
-  return (text.length > PROMPT ? cut.slice(0, cut.lastIndexOf(" ")) : cut).trim();
+  const cut = text.slice(0, PROMPT_LENGTH);
+  return (text.length > PROMPT_LENGTH ? cut.slice(0, cut.lastIndexOf(" ")) : cut).trim();
 }

@@ -1,7 +1,7 @@
-// A text as its tokens: inline chips that can be shaded, marked, and walked with the arrow keys.
+// A text as its tokens: inline chips that can be shaded, marked and selected with the arrow keys.
 
-import { el, put, setVars } from "./dom.js";
-import { seen } from "./format.js";
+import { el, setChildren, setVars } from "./dom.js";
+import { visible } from "./format.js";
 
 export class Strip {
   #chips = [];
@@ -9,7 +9,7 @@ export class Strip {
   #at = -1;
   #onselect;
 
-  /** `onselect(index)` when a person goes to a token; without it tokens are only looked at. */
+  /** `onselect(index)` when the user selects a token; without it tokens cannot be selected. */
   constructor({ label, onselect = null }) {
     this.#onselect = onselect;
     const role = onselect ? { role: "listbox", "aria-orientation": "horizontal" } : { role: "group" };
@@ -24,30 +24,30 @@ export class Strip {
     return this.#chips.length;
   }
 
-  /** Shows these tokens (texts), keeping the chips where they are the same as before. */
+  /** Shows these tokens (texts). Keeps the chips if the tokens are the same as before. */
   show(texts) {
     if (
       this.#texts !== null &&
       texts.length === this.#texts.length &&
-      texts.every((one, at) => one === this.#texts[at])
+      texts.every((text, index) => text === this.#texts[index])
     )
       return;
     this.clear();
-    texts.forEach((one) => this.add(one));
+    texts.forEach((text) => this.add(text));
   }
 
   clear() {
     this.#texts = [];
     this.#chips = [];
     this.#at = -1;
-    put(this.node);
+    setChildren(this.node);
   }
 
-  /** One more token at the end; its chip's index. */
+  /** Appends a token; returns its index. */
   add(text) {
     const at = this.#chips.length;
     const role = this.#onselect ? { role: "option", tabindex: "-1", "aria-selected": "false", "data-at": at } : {};
-    const chip = el("span", { class: "token", ...role }, seen(text));
+    const chip = el("span", { class: "token", ...role }, visible(text));
     this.node.append(chip);
     if (text.endsWith("\n")) this.node.append(el("br"));
     this.#texts.push(text);
@@ -56,8 +56,8 @@ export class Strip {
   }
 
   /**
-   * Shades a chip: `level` 0 to 1 of the tone (a class: strength, against, loss, left, right), `marks` (classes:
-   * used, agreed, differs, first, prompt), `title` the words for it.
+   * Shades a chip: `level`, 0 to 1, of the tone (a class: strength, against, loss, left, right); `marks` (classes:
+   * used, agreed, differs, first, present, prompt); `title`, the same in words.
    */
   paint(at, { level = 0, tone = "", marks = [], title = "" }) {
     const chip = this.#chips[at];
@@ -65,10 +65,10 @@ export class Strip {
     setVars(chip, { "--level": Math.max(0, Math.min(1, level)).toFixed(3) });
     chip.title = title;
     if (this.#onselect)
-      chip.setAttribute("aria-label", title ? `${seen(this.#texts[at])}, ${title}` : seen(this.#texts[at]));
+      chip.setAttribute("aria-label", title ? `${visible(this.#texts[at])}, ${title}` : visible(this.#texts[at]));
   }
 
-  /** Marks a token as the one looked at; with `focus` the keyboard goes there. */
+  /** Marks a token as selected; `focus` also gives it the keyboard. */
   select(at, { focus = false } = {}) {
     const before = this.#chips[this.#at];
     if (before) {
@@ -83,16 +83,16 @@ export class Strip {
     if (focus) chip.focus();
   }
 
-  /** Goes `step` tokens on. */
+  /** Moves the selection by `step` tokens. */
   move(step) {
     this.#go(this.#at + step);
   }
 
   #go(at) {
     if (this.#chips.length === 0) return;
-    const to = Math.max(0, Math.min(this.#chips.length - 1, at));
-    this.select(to, { focus: true });
-    this.#onselect(to);
+    const index = Math.max(0, Math.min(this.#chips.length - 1, at));
+    this.select(index, { focus: true });
+    this.#onselect(index);
   }
 
   #clicked(event) {
@@ -116,18 +116,19 @@ export class Strip {
     steps[event.key]();
   }
 
-  /** The token nearest in the next line that way, else the same. */
+  /** The nearest token in the next line in that direction; the same token if there is no line. */
   #line(direction) {
-    const here = this.#chips[this.#at];
-    if (!here) return 0;
+    const selected = this.#chips[this.#at];
+    if (!selected) return 0;
     let best = this.#at;
     let line = null;
     for (let at = this.#at + direction; at >= 0 && at < this.#chips.length; at += direction) {
       const { offsetTop, offsetLeft } = this.#chips[at];
-      if (Math.abs(offsetTop - here.offsetTop) < 4) continue;
+      if (Math.abs(offsetTop - selected.offsetTop) < 4) continue;
       line ??= offsetTop;
       if (Math.abs(offsetTop - line) >= 4) break;
-      const nearer = Math.abs(offsetLeft - here.offsetLeft) < Math.abs(this.#chips[best].offsetLeft - here.offsetLeft);
+      const nearer =
+        Math.abs(offsetLeft - selected.offsetLeft) < Math.abs(this.#chips[best].offsetLeft - selected.offsetLeft);
       if (best === this.#at || nearer) best = at;
     }
     return best;

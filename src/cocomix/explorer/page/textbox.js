@@ -1,8 +1,8 @@
-// A box to type into that grows with its text, and the examples that go with it.
+// A text box that grows with its text, and buttons for example texts.
 
 import { button, el } from "./dom.js";
 
-/** `oninput(text)` at every change a person makes; `show(text)` puts one there. */
+/** `oninput(text)` is called when the user types; `show(text)` sets the text. */
 export function textBox({ label, placeholder, oninput, rows = 2 }) {
   const area = el("textarea", {
     rows,
@@ -26,24 +26,24 @@ export function textBox({ label, placeholder, oninput, rows = 2 }) {
       return area.value;
     },
     show(text) {
-      // setting a value moves the caret, so only when it is another
+      // setting the value moves the caret, so only if it changed
       if (area.value !== text) area.value = text;
       fit();
     },
   };
 }
 
-const SHOWN = 44; // characters of an example on its button
+const LABEL_LENGTH = 44; // characters of an example on its button
 
-/** A button each; `take(text)` gets the whole of it. */
-export function examples(texts, take) {
+/** One button for each text; `onpick(text)` gets the whole text. */
+export function examples(texts, onpick) {
   if (texts.length === 0) return null;
   return el(
     "div",
     { class: "examples" },
     el("span", { class: "soft" }, "Examples"),
     texts.map((text) =>
-      button(text.length > SHOWN ? `${text.slice(0, SHOWN).trimEnd()}…` : text, () => take(text), {
+      button(text.length > LABEL_LENGTH ? `${text.slice(0, LABEL_LENGTH).trimEnd()}…` : text, () => onpick(text), {
         class: "example",
         title: text,
       }),

@@ -1,32 +1,32 @@
-// Light or dark: what was last chosen, else what the system prefers. A plain script, run before anything is painted.
+// Light or dark: the user's last choice, or the system's. A plain script, because it must run before the first paint.
 (() => {
   const KEY = "cocomix-explorer-theme";
   const root = document.documentElement;
 
-  function kept() {
+  function load() {
     try {
       return localStorage.getItem(KEY);
     } catch {
-      return null; // storage can be forbidden
+      return null; // the browser may forbid storage
     }
   }
 
-  function keep(theme) {
+  function save(theme) {
     try {
       localStorage.setItem(KEY, theme);
     } catch {
-      // the choice lasts as long as the page then
+      // then the choice lasts until the page is closed
     }
   }
 
-  const first = kept();
-  if (first === "light" || first === "dark") root.dataset.theme = first;
+  const saved = load();
+  if (saved === "light" || saved === "dark") root.dataset.theme = saved;
 
   document.addEventListener("DOMContentLoaded", () => {
     document.getElementById("theme").addEventListener("click", () => {
       const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
       root.dataset.theme = (root.dataset.theme ?? system) === "dark" ? "light" : "dark";
-      keep(root.dataset.theme);
+      save(root.dataset.theme);
     });
   });
 })();

@@ -1,7 +1,7 @@
-// When to ask, and whose answer still counts.
+// When to send a request, and whose answer still counts.
 
-/** `work` after `ms` without another call; `.now(...)` at once, `.stop()` not at all; `.soon` says whether it waits. */
-export function later(ms, work) {
+/** Calls `work` after `ms` without another call; `.now(...)` calls it at once, `.stop()` cancels; `.pending`. */
+export function debounce(ms, work) {
   let timer = 0;
   const call = (...args) => {
     clearTimeout(timer);
@@ -18,26 +18,26 @@ export function later(ms, work) {
     call.stop();
     return work(...args);
   };
-  Object.defineProperty(call, "soon", { get: () => timer !== 0 });
+  Object.defineProperty(call, "pending", { get: () => timer !== 0 });
   return call;
 }
 
-/** Of several requests only the newest counts: the others are cut off and their answers dropped. */
-export class Latest {
+/** Of several requests only the newest counts: the others are aborted and their answers dropped. */
+export class LatestRequest {
   #controller = null;
 
-  /** Runs `work(signal)`, then `good(answer)` or `bad(error)`, unless a later run or `stop` came in between. */
-  async run(work, good, bad) {
+  /** Runs `work(signal)`, then `onanswer(answer)` or `onerror(error)`, unless a later run or `stop` came in between. */
+  async run(work, onanswer, onerror) {
     this.stop();
-    const mine = new AbortController();
-    this.#controller = mine;
+    const controller = new AbortController();
+    this.#controller = controller;
     try {
-      const answer = await work(mine.signal);
-      if (!mine.signal.aborted) good(answer);
+      const answer = await work(controller.signal);
+      if (!controller.signal.aborted) onanswer(answer);
     } catch (error) {
-      if (!mine.signal.aborted) bad(error);
+      if (!controller.signal.aborted) onerror(error);
     } finally {
-      if (this.#controller === mine) this.#controller = null;
+      if (this.#controller === controller) this.#controller = null;
     }
   }
 

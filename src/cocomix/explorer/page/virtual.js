@@ -1,20 +1,20 @@
-// A list of any length: only the rows in sight exist, and only the pages near them are asked for.
+// A list of any length: only visible rows exist in the page, and only the pages of rows near them are requested.
 
-import { el, put, setVars } from "./dom.js";
+import { el, setChildren, setVars } from "./dom.js";
 
-const SPARE = 6; // rows kept above and below those in sight
-const PAGE = 100;
+const OVERSCAN = 6; // rows kept above and below the visible ones
+const PAGE = 100; // rows of one request
 
 export class VirtualList {
-  #pages = new Map(); // page -> rows, or null while it is on its way
+  #pages = new Map(); // page -> rows, or null while it is requested
   #total = 0;
   #active = -1;
-  #picking = false; // the active row was chosen before it was there
-  #turn = 0;
+  #picking = false; // the active row was chosen before it arrived
+  #generation = 0; // counts resets, so that answers to older requests are dropped
 
   /**
-   * `height` of a row in pixels; `fetch(offset, limit)` answers {total, rows}; `row(item)` makes a row's content;
-   * `onpick(item)` when one is chosen; `onload(total)` and `onfail(error)` after the first page.
+   * `height` of a row in pixels; `fetch(offset, limit)` returns {total, rows}; `row(item)` returns a row's content;
+   * `onpick(item)` when a row is chosen; `onload(total)` and `onfail(error)` after the first page.
    */
   constructor({ label, height, fetch, row, onpick, onload, onfail }) {
     Object.assign(this, { height, fetch, row, onpick, onload, onfail });
@@ -29,9 +29,9 @@ export class VirtualList {
     new ResizeObserver(() => this.draw()).observe(this.node);
   }
 
-  /** Forgets all rows and asks for the first ones. */
+  /** Drops all rows and requests the first ones. */
   async reset() {
-    const turn = ++this.#turn;
+    const generation = ++this.#generation;
     this.#pages.clear();
     this.#active = -1;
     this.#picking = false;
@@ -39,46 +39,47 @@ export class VirtualList {
     this.node.setAttribute("aria-busy", "true");
     try {
       const { total, rows } = await this.fetch(0, PAGE);
-      if (turn !== this.#turn) return;
+      if (generation !== this.#generation) return;
       this.#total = total;
       this.#pages.set(0, rows);
       this.onload(total);
       this.#arrived();
     } catch (error) {
-      if (turn === this.#turn) this.onfail(error);
+      if (generation === this.#generation) this.onfail(error);
     } finally {
-      if (turn === this.#turn) this.node.removeAttribute("aria-busy");
+      if (generation === this.#generation) this.node.removeAttribute("aria-busy");
     }
   }
 
-  /** The row at a place, if it is there. */
+  /** The item at an index, if it has arrived. */
   at(place) {
     return this.#pages.get(Math.floor(place / PAGE))?.[place % PAGE];
   }
 
-  /** Changes the rows for which `which(item)` holds. */
-  change(which, patch) {
-    for (const rows of this.#pages.values()) for (const one of rows ?? []) if (which(one)) Object.assign(one, patch);
+  /** Changes the items for which `matches(item)` holds. */
+  change(matches, patch) {
+    for (const rows of this.#pages.values())
+      for (const item of rows ?? []) if (matches(item)) Object.assign(item, patch);
     this.draw();
   }
 
-  /** Marks the row for which `which(item)` holds, without choosing it. */
-  mark(which) {
+  /** Marks the row for which `matches(item)` holds, without choosing it. */
+  mark(matches) {
     if (this.#picking) return;
     this.#active = -1;
     for (const [page, rows] of this.#pages) {
-      const found = rows?.findIndex(which) ?? -1;
-      if (found >= 0) this.#active = page * PAGE + found;
+      const index = rows?.findIndex(matches) ?? -1;
+      if (index >= 0) this.#active = page * PAGE + index;
     }
     this.draw();
   }
 
-  /** Chooses the row at a place and brings it in sight. */
+  /** Chooses the row at an index and scrolls to it. */
   go(place) {
-    const to = Math.max(0, Math.min(this.#total - 1, place));
+    const index = Math.max(0, Math.min(this.#total - 1, place));
     if (this.#total === 0) return;
-    this.#active = to;
-    const [top, bottom] = [to * this.height, (to + 1) * this.height];
+    this.#active = index;
+    const [top, bottom] = [index * this.height, (index + 1) * this.height];
     if (top < this.node.scrollTop) this.node.scrollTop = top;
     else if (bottom > this.node.scrollTop + this.node.clientHeight)
       this.node.scrollTop = bottom - this.node.clientHeight;
@@ -86,7 +87,7 @@ export class VirtualList {
     this.#arrived();
   }
 
-  /** Draws what came in, and chooses the row that waited for it. */
+  /** Draws the rows that arrived, and chooses the row that was waited for. */
   #arrived() {
     this.#active = Math.min(this.#active, this.#total - 1);
     this.draw();
@@ -98,7 +99,7 @@ export class VirtualList {
 
   #pressed(event) {
     const step = Math.max(1, Math.floor(this.node.clientHeight / this.height) - 1);
-    const to = {
+    const targets = {
       ArrowDown: this.#active + 1,
       ArrowUp: this.#active - 1,
       PageDown: this.#active + step,
@@ -107,36 +108,39 @@ export class VirtualList {
       End: this.#total - 1,
       Enter: this.#active,
     };
-    if (!Object.hasOwn(to, event.key)) return;
+    if (!Object.hasOwn(targets, event.key)) return;
     event.preventDefault();
     event.stopPropagation();
-    this.go(to[event.key]);
+    this.go(targets[event.key]);
   }
 
-  async #need(page) {
+  async #request(page) {
     if (this.#pages.has(page)) return;
-    const turn = this.#turn;
+    const generation = this.#generation;
     this.#pages.set(page, null);
     try {
       const { rows } = await this.fetch(page * PAGE, PAGE);
-      if (turn !== this.#turn) return;
+      if (generation !== this.#generation) return;
       this.#pages.set(page, rows);
       this.#arrived();
     } catch {
-      // scrolling there again asks again
-      if (turn === this.#turn) this.#pages.delete(page);
+      // scrolling there again requests the page again
+      if (generation === this.#generation) this.#pages.delete(page);
     }
   }
 
-  /** Makes the rows in sight. */
+  /** Draws the visible rows. */
   draw() {
     setVars(this.inner, { height: `${this.#total * this.height}px` });
-    const first = Math.max(0, Math.floor(this.node.scrollTop / this.height) - SPARE);
-    const last = Math.min(this.#total, Math.ceil((this.node.scrollTop + this.node.clientHeight) / this.height) + SPARE);
+    const first = Math.max(0, Math.floor(this.node.scrollTop / this.height) - OVERSCAN);
+    const last = Math.min(
+      this.#total,
+      Math.ceil((this.node.scrollTop + this.node.clientHeight) / this.height) + OVERSCAN,
+    );
     const rows = [];
     for (let place = first; place < last; place++) {
       const item = this.at(place);
-      if (item === undefined) this.#need(Math.floor(place / PAGE));
+      if (item === undefined) this.#request(Math.floor(place / PAGE));
       const active = place === this.#active;
       rows.push(
         el(
@@ -155,9 +159,9 @@ export class VirtualList {
         ),
       );
     }
-    put(this.inner, rows);
-    const shown = this.#active >= first && this.#active < last;
-    if (shown) this.node.setAttribute("aria-activedescendant", `row-${this.#active}`);
+    setChildren(this.inner, rows);
+    const visible = this.#active >= first && this.#active < last;
+    if (visible) this.node.setAttribute("aria-activedescendant", `row-${this.#active}`);
     else this.node.removeAttribute("aria-activedescendant");
   }
 }

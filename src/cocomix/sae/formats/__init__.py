@@ -1,36 +1,49 @@
-"""Autoencoders in the files of those who train them: one small class a format, in one registry."""
+"""File formats of the libraries that train autoencoders: one class per format, in the registry `FORMATS`.
+
+`load_sae` reads a path of any format, or downloads from the hub, and checks width and hook point.
+"""
 
 from pathlib import Path
 
 from cocomix.sae.formats.base import LoadedSae, SaeFormat, block_before, check_hook, fetch, is_hub_id
-from cocomix.sae.formats.cocomix import OwnFormat
+from cocomix.sae.formats.cocomix import CocomixFormat
 from cocomix.sae.formats.openai import OpenAiFormat
 from cocomix.sae.formats.saelens import SaeLensFormat
 from cocomix.sae.formats.sparsify import SparsifyFormat
 from cocomix.sae.reading import read_json
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.registry import Registry
 
-__all__ = ["FORMATS", "LoadedSae", "SaeFormat", "load_sae"]
+__all__ = ["FORMATS", "LoadedSae", "SaeFormat", "load_sae", "register_format"]
 
-FORMATS: dict[str, SaeFormat] = {
-    one.name: one for one in (OwnFormat(), SaeLensFormat(), SparsifyFormat(), OpenAiFormat())
-}
-"""By name; a path is of the first format that knows it."""
-JSON = ("cfg.json", "sae.json")
-"""What lies beside the weights in one format or another."""
+FORMATS: Registry[type[SaeFormat]] = Registry(
+    "SAE format", [CocomixFormat, SaeLensFormat, SparsifyFormat, OpenAiFormat]
+)
+"""Formats by name; a path has the first format that detects it."""
+
+
+def register_format(cls: type[SaeFormat]) -> type[SaeFormat]:
+    """Register an SAE format under its `name`; usable as a decorator."""
+    return FORMATS.register(cls)
+
+
+def format_of(path: Path) -> SaeFormat | None:
+    """The format of the autoencoder at `path`, or None; a format that detects any file is tried last."""
+    formats = sorted(FORMATS.values(), key=lambda cls: cls.detects_any_file)
+    return next((cls() for cls in formats if cls().detect(path)), None)
 
 
 def load_sae(source: str | Path, *, layer: int, d_model: int, k: int) -> LoadedSae:
-    """An autoencoder from a path of any format, or from the hub.
+    """Load an autoencoder from a path of any format, or from the hub.
 
     Args:
-        source: a file or folder, a folder with one autoencoder a hook point, or a hub id (see `formats.hub`).
-        layer: the block (0-based) whose output it must read, as far as its files say.
+        source: a file or folder, a folder with one autoencoder per hook point, or a hub id (see `fetch`).
+        layer: the block (0-based) whose output it must read, if its files say what it reads.
         d_model: width of the hidden states it must read.
-        k: concepts kept where the files have no K of their own.
+        k: concepts kept where the files do not state K.
 
     Raises:
-        CocomixError: nothing there, damaged, another width or hook point, or something we cannot represent.
+        CocomixError: it is missing or damaged, has another width or hook point, or `TopKSAE` cannot represent it.
     """
     text = str(source)
     if Path(source).exists():
@@ -53,38 +66,40 @@ def load_sae(source: str | Path, *, layer: int, d_model: int, k: int) -> LoadedS
 
 
 def _format(path: Path) -> SaeFormat:
-    found = next((one for one in FORMATS.values() if one.detect(path)), None)
-    if found is None:
+    sae_format = format_of(path)
+    if sae_format is None:
         raise CocomixError(
-            f"{path} is no autoencoder of a known format; give a folder of cocomix (sae.json), SAELens or sparsify"
+            f"{path} is not an autoencoder of a known format; give a folder of cocomix (sae.json), SAELens or sparsify"
             " (cfg.json), or one of OpenAI's .pt files"
         )
-    return found
+    return sae_format
 
 
 def _choose(path: Path, layer: int) -> Path:
-    """`path`, or the one autoencoder below it that reads after block `layer`."""
-    if any(one.detect(path) for one in FORMATS.values()):
+    """`path`, or the only autoencoder below it that reads the output of block `layer`."""
+    if format_of(path) is not None:
         return path
-    for name in JSON:
+    metadata_files = sorted({cls.metadata_file for cls in FORMATS.values() if cls.metadata_file is not None})
+    for name in metadata_files:
         if (path / name).is_file():
-            read_json(path / name)  # a damaged one is said to be damaged
+            read_json(path / name)  # raises an error that says so if the file is damaged
             _format(path)
-    below = sorted({file.parent for name in JSON for file in path.rglob(name)})
+    below = sorted({file.parent for name in metadata_files for file in path.rglob(name)})
     hooks = {folder: _hook(folder) for folder in below}
-    right = [folder for folder, hook in hooks.items() if hook is not None and block_before(hook) == layer]
-    if len(right) == 1:
-        return right[0]
-    there = ", ".join(str(folder.relative_to(path)) for folder in (right or below)[:6])
-    if right:
-        raise CocomixError(f"{path} holds several SAEs of block {layer} ({there}); name one of them in sae.pretrained")
+    matches = [folder for folder, hook in hooks.items() if hook is not None and block_before(hook) == layer]
+    if len(matches) == 1:
+        return matches[0]
+    shown = ", ".join(str(folder.relative_to(path)) for folder in (matches or below)[:6])
+    if matches:
+        raise CocomixError(f"{path} holds several SAEs of block {layer} ({shown}); name one of them in sae.pretrained")
     if below:
         raise CocomixError(
-            f"{path} holds no SAE of block {layer}'s output, but others ({there}); set sae.layer or name one of them"
+            f"{path} holds no SAE of block {layer}'s output, but others ({shown}); set sae.layer or name one of them"
         )
     _format(path)
     return path
 
 
 def _hook(folder: Path) -> str | None:
-    return next((one.hook(folder) for one in FORMATS.values() if one.detect(folder)), None)
+    sae_format = format_of(folder)
+    return None if sae_format is None else sae_format.hook(folder)

@@ -1,4 +1,11 @@
-"""What every file format of autoencoders offers."""
+"""Base class of SAE file formats, hook point names, and downloads from the Hugging Face hub.
+
+- `block_before` maps the hook point names of TransformerLens, Transformers and sparsify to the block whose output they
+  are.
+- A hub id is `owner/name` or `owner/name/folder/or/file.pt`. Only JSON, safetensors and the one `.pt` file it names are
+  ever downloaded. A repository often holds one autoencoder per layer, so its JSON files are fetched first; they tell
+  which folder is needed, and only that folder's weights follow.
+"""
 
 import re
 from abc import ABC, abstractmethod
@@ -11,14 +18,12 @@ import torch
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError, reason
 
-# Which block's output a hook point is, in the words of the libraries that train autoencoders.
-
 AFTER = (re.compile(r"blocks\.(\d+)\.hook_resid_post"), re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)"))
 BEFORE = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
 
 
 def block_before(hook: str) -> int | None:
-    """The block (0-based) whose output `hook` is; None if it is something else.
+    """The block (0-based) whose output the hook point `hook` is; None if it is not a block's output.
 
     `blocks.5.hook_resid_post`, `transformer.h.5`, `model.layers.5` and `layers.5` are block 5's output;
     `blocks.5.hook_resid_pre` is block 4's.
@@ -31,10 +36,14 @@ def block_before(hook: str) -> int | None:
 
 
 def check_hook(hook: str | None, layer: int, source: str) -> None:
-    """Refuse an autoencoder that says it reads elsewhere than after block `layer` (0-based).
+    """Refuse an autoencoder whose hook point is not the output of block `layer` (0-based).
+
+    Args:
+        hook: None if the files do not say, which is accepted.
+        source: name of the autoencoder in the message.
 
     Raises:
-        CocomixError: it does; one that does not say is let through.
+        CocomixError: the hook point is another one.
     """
     if hook is None:
         return
@@ -50,44 +59,39 @@ def check_hook(hook: str | None, layer: int, source: str) -> None:
         )
 
 
-# Autoencoders on the Hugging Face hub: `owner/name`, or `owner/name/folder/or/file.pt`.
-#
-# Only json, safetensors and the one `.pt` file named are ever downloaded. A repository often holds an autoencoder a
-# layer, so its json files come first; from them the right folder is known, and only that folder's weights follow.
-
 ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w. =-]+)*")
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` can only be meant for the hub: it is no path here, nor looks like one."""
+    """Whether `source` is a hub id: it neither exists as a local path nor looks like one."""
     first = Path(source).parts[0] if source else ""
     return bool(ID.fullmatch(source)) and not source.startswith(".") and ".." not in source and not Path(first).is_dir()
 
 
 def fetch(source: str, choose: Callable[[Path], Path]) -> Path:
-    """Download what `source` names; returns its path in the hub's local cache.
+    """Download an autoencoder from the hub and return its path in the local cache.
 
     Args:
-        source: a hub id, see the module.
-        choose: the autoencoder's folder among those below the given one, of which only json is there yet.
+        source: a hub id, see the module docstring.
+        choose: returns the autoencoder's folder at or below a folder in which only the JSON files are present yet.
 
     Raises:
-        CocomixError: no such repository or file, or no network.
+        CocomixError: the repository or file does not exist, or there is no network.
     """
     owner, name, *rest = source.split("/")
     repository, inside = f"{owner}/{name}", "/".join(rest)
     prefix = f"{inside}/" if inside else ""
     # The mirror of OpenAI's autoencoders has folders whose names end in .pt.
-    wanted = [f"{prefix}*.json", *([inside] if inside.endswith(".pt") else [])]
-    root = _snapshot(repository, wanted, source)
-    found = root / inside
-    if found.is_file():
-        return found
-    if not found.is_dir():
+    patterns = [f"{prefix}*.json", *([inside] if inside.endswith(".pt") else [])]
+    root = _snapshot(repository, patterns, source)
+    path = root / inside
+    if path.is_file():
+        return path
+    if not path.is_dir():
         raise CocomixError(
             f"the hub repository {repository} holds no autoencoder in {inside!r}; correct sae.pretrained"
         )
-    chosen = choose(found)
+    chosen = choose(path)
     below = chosen.relative_to(root).as_posix()
     prefix = "" if below == "." else f"{below}/"
     return _snapshot(repository, [f"{prefix}*.json", f"{prefix}*.safetensors"], source) / below
@@ -101,54 +105,58 @@ def _snapshot(repository: str, patterns: list[str], source: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise CocomixError(
-            f"the SAE {source} is no path here and cannot be had from the hub ({reason(error)});"
+            f"the SAE {source} is not a local path and cannot be downloaded from the hub ({reason(error)});"
             " correct sae.pretrained, or download it and give its folder"
         ) from error
 
 
 class LoadedSae(NamedTuple):
-    """An autoencoder and what its files say about it."""
+    """A loaded autoencoder with the metadata in its files."""
 
     sae: TopKSAE
     format: str
-    """a key of `FORMATS`"""
+    """name of the format"""
     hook: str | None
-    """where in the model it reads, in the file's own words; None where the file does not say"""
+    """hook point as the files name it; None if they do not say"""
     model: str | None
-    """the model it was trained on, likewise"""
-    own_k: bool
-    """whether K is the file's; else it is the caller's"""
+    """the model it was trained on; None if they do not say"""
+    k_from_files: bool
+    """whether the files state K; otherwise it is the caller's"""
 
 
 class SaeFormat(ABC):
-    """One layout of files.
+    """Base class of SAE file formats.
 
     Attributes:
-        name: as `--format` has it.
-        title: as error messages have it.
+        name: name in `--format`.
+        title: name in error messages.
+        metadata_file: name of the JSON file beside the weights, if the format has one.
+        detects_any_file: whether `detect` accepts any file; other formats are tried first.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    metadata_file: ClassVar[str | None] = None
+    detects_any_file: ClassVar[bool] = False
 
     @abstractmethod
     def detect(self, path: Path) -> bool:
-        """Whether `path` is an autoencoder of this format; weights need not be there yet, its json must."""
+        """Whether `path` is an autoencoder of this format; its JSON must be present, its weights need not be yet."""
 
     @abstractmethod
     def load(self, path: Path, k: int) -> LoadedSae:
-        """Read `path`, at least in float32; `k` serves where the format has no K of its own.
+        """Load `path`, at least in float32; `k` is used where the files do not state K.
 
         Raises:
-            CocomixError: damaged files, or what we cannot represent, by name.
+            CocomixError: a file is damaged, or `TopKSAE` cannot represent the autoencoder; the message names why.
         """
 
     def hook(self, path: Path) -> str | None:
-        """Where the autoencoder at `path` reads, as far as its name and json tell."""
+        """Hook point of the autoencoder at `path`, from its name and JSON; None if they do not say."""
         return None
 
-    def write(self, sae: TopKSAE, folder: Path, about: Mapping[str, Any]) -> None:
-        """Write `sae`; `about` may hold `layer` (block whose output it reads, 0-based) and `model`.
+    def write(self, sae: TopKSAE, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Write `sae` to `folder`; `metadata` may hold `layer` (block whose output it reads, 0-based) and `model`.
 
         Raises:
             CocomixError: the format cannot represent this autoencoder.
@@ -156,8 +164,8 @@ class SaeFormat(ABC):
         raise CocomixError(f"{self.title} cannot be written; choose another --format")
 
 
-def filled(sae: TopKSAE, tensors: Mapping[str, torch.Tensor]) -> TopKSAE:
-    """`sae` with its weights replaced, in their dtype; names are those of its state_dict."""
+def with_weights(sae: TopKSAE, tensors: Mapping[str, torch.Tensor]) -> TopKSAE:
+    """Load `tensors`, by the names of the state_dict, into `sae` and return it in their dtype."""
     sae = sae.to(tensors["encoder_weight"].dtype)
     sae.load_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()})
     return sae

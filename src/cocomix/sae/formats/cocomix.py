@@ -1,36 +1,37 @@
-"""Our own folder: `sae.safetensors`, and `sae.json` with everything else."""
+"""cocomix's own format: a folder with `sae.safetensors`, and `sae.json` with everything else."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cocomix.sae.formats.base import LoadedSae, SaeFormat
-from cocomix.sae.reading import peek_json, words
-from cocomix.sae.sae import ABOUT, TopKSAE
+from cocomix.sae.reading import optional_text, peek_json
+from cocomix.sae.sae import SETTINGS, TopKSAE
 
 
-class OwnFormat(SaeFormat):
-    """Represents every autoencoder we can load."""
+class CocomixFormat(SaeFormat):
+    """cocomix's own folders; they can hold every autoencoder that can be loaded."""
 
     name, title = "cocomix", "cocomix's own SAE format"
+    metadata_file = SETTINGS
 
     def detect(self, path: Path) -> bool:
-        return (path / ABOUT).is_file()
+        return (path / SETTINGS).is_file()
 
     def load(self, path: Path, k: int) -> LoadedSae:
-        about = self._about(path)
-        model = words(about.get("model"), "model", path)
-        return LoadedSae(TopKSAE.from_pretrained(path), self.name, self.hook(path), model, own_k=True)
+        metadata = self._metadata(path)
+        model = optional_text(metadata.get("model"), "model", path)
+        return LoadedSae(TopKSAE.from_pretrained(path), self.name, self.hook(path), model, k_from_files=True)
 
     def hook(self, path: Path) -> str | None:
-        about = self._about(path)
-        layer = about.get("layer")
-        return words(about.get("hook"), "hook", path) or (None if layer is None else f"layers.{layer}")
+        metadata = self._metadata(path)
+        layer = metadata.get("layer")
+        return optional_text(metadata.get("hook"), "hook", path) or (None if layer is None else f"layers.{layer}")
 
-    def write(self, sae: TopKSAE, folder: Path, about: Mapping[str, Any]) -> None:
-        sae.save_pretrained(folder, **about)
+    def write(self, sae: TopKSAE, folder: Path, metadata: Mapping[str, Any]) -> None:
+        sae.save_pretrained(folder, **metadata)
 
     @staticmethod
-    def _about(path: Path) -> dict[str, Any]:
-        found = peek_json(path / ABOUT).get("about")
-        return found if isinstance(found, dict) else {}
+    def _metadata(path: Path) -> dict[str, Any]:
+        metadata = peek_json(path / SETTINGS).get("about")
+        return metadata if isinstance(metadata, dict) else {}

@@ -1,7 +1,7 @@
 """OpenAI's GPT-2 autoencoders, v5: one `.pt` file each, read with `weights_only=True`.
 
-The file does not say where in the model it reads. (The public mirror once shipped one layer's file under another's
-name: the pipeline therefore measures explained variance before it uses one.)
+A file does not state its hook point. The public mirror once shipped one layer's file under another's name, so the
+pipeline measures explained variance before it uses an autoencoder.
 """
 
 import zipfile
@@ -10,39 +10,42 @@ from typing import Any
 
 import torch
 
-from cocomix.sae.formats.base import LoadedSae, SaeFormat, filled
+from cocomix.sae.formats.base import LoadedSae, SaeFormat, with_weights
 from cocomix.sae.sae import ACTIVATIONS, TopKSAE
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import check_readable
 
 IGNORED = {"stats_last_nonzero", "activation.k", "activation.postact_fn"}
-"""Bookkeeping of the original code: dead-latent counters, and keys its own state_dict leaks."""
+"""Keys without weights: dead-latent counters, and attributes that the original code saves in its state_dict."""
 MOST_PICKLED = 1 << 20
-"""Bytes of the pickle that names an autoencoder's few tensors."""
+"""Largest accepted size in bytes of the pickle that describes the tensors."""
 POSTACT = {"ReLU": "relu", "Identity": "identity"}
 
 
 class OpenAiFormat(SaeFormat):
-    """A file, whatever it is called."""
+    """OpenAI's `.pt` files, with any name."""
 
     name, title = "openai", "OpenAI's SAE format (a pickle)"
+    detects_any_file = True
 
     def detect(self, path: Path) -> bool:
         return path.is_file()
 
     def load(self, path: Path, k: int) -> LoadedSae:
         sae = load_openai_file(path)
-        return LoadedSae(sae.float() if sae.pre_bias.dtype.itemsize < 4 else sae, self.name, None, None, own_k=True)
+        return LoadedSae(
+            sae.float() if sae.pre_bias.dtype.itemsize < 4 else sae, self.name, None, None, k_from_files=True
+        )
 
 
 def from_openai(state_dict: dict[str, Any]) -> TopKSAE:
-    """An autoencoder from OpenAI's layout, in the tensors' dtype.
+    """Build an autoencoder from a state_dict in OpenAI's layout, in the tensors' dtype.
 
     Keys: pre_bias `[d]`, encoder.weight `[C, d]`, latent_bias `[C]`, decoder.weight `[d, C]`, activation ("TopK"),
-    activation_state_dict ({k, postact_fn}). As there, a TopK activation means normalised inputs.
+    activation_state_dict ({k, postact_fn}). As in the original code, a TopK activation implies normalised inputs.
 
     Raises:
-        CocomixError: another activation, a missing or unknown key, or shapes that do not fit.
+        CocomixError: the activation is another one, a key is missing or unknown, or shapes do not match.
     """
     rest = {key: value for key, value in state_dict.items() if key not in IGNORED}
     activation = rest.pop("activation", None)
@@ -62,14 +65,14 @@ def from_openai(state_dict: dict[str, Any]) -> TopKSAE:
             f"an OpenAI autoencoder has exactly {', '.join(sorted(expected))}; {wrong!r} is missing or unknown"
         )
     if not all(isinstance(tensor, torch.Tensor) for tensor in rest.values()) or rest["encoder.weight"].ndim != 2:
-        raise CocomixError("an OpenAI autoencoder's weights are tensors, encoder.weight a matrix; use a sound file")
+        raise CocomixError("an OpenAI autoencoder's weights are tensors, encoder.weight a matrix; use an intact file")
     encoder = rest["encoder.weight"]
     n_latents, d_model = encoder.shape
     shapes = {"pre_bias": (d_model,), "latent_bias": (n_latents,), "decoder.weight": (d_model, n_latents)}
     for name, shape in shapes.items():
         if tuple(rest[name].shape) != shape:
-            raise CocomixError(f"{name} has shape {tuple(rest[name].shape)} where encoder.weight asks for {shape}")
-    return filled(
+            raise CocomixError(f"{name} has shape {tuple(rest[name].shape)} where encoder.weight needs {shape}")
+    return with_weights(
         TopKSAE(d_model, n_latents, int(k), activation=ACTIVATIONS[POSTACT[postact]](n_latents)),
         {
             "pre_bias": rest["pre_bias"],
@@ -81,28 +84,28 @@ def from_openai(state_dict: dict[str, Any]) -> TopKSAE:
 
 
 def _check_archive(path: Path) -> None:
-    """See that `path` is what torch.save writes, a ZIP of plain parts.
+    """Check that `path` is a ZIP of uncompressed members, which is what torch.save writes.
 
-    A packed part unpacks to a thousand times its size, and for what is no ZIP torch.load tries older formats, one of
-    which it unpacks into a temporary folder first.
+    A compressed member can unpack to a thousand times its size. For a file that is not a ZIP torch.load tries older
+    formats, one of which it unpacks into a temporary folder first.
 
     Raises:
-        ValueError, zipfile.BadZipFile: it is not.
+        ValueError, zipfile.BadZipFile: it is something else.
     """
     with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-    whole = path.stat().st_size
-    if any(one.compress_type != zipfile.ZIP_STORED for one in parts) or sum(one.file_size for one in parts) > whole:
-        raise ValueError("a part of it is packed")
-    if sum(one.file_size for one in parts if one.filename.endswith(".pkl")) > MOST_PICKLED:
-        raise ValueError("what describes the tensors is too long")
+        members = archive.infolist()
+    total = sum(member.file_size for member in members)
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or total > path.stat().st_size:
+        raise ValueError("a member of it is compressed")
+    if sum(member.file_size for member in members if member.filename.endswith(".pkl")) > MOST_PICKLED:
+        raise ValueError("the pickle that describes the tensors is too long")
 
 
 def load_openai_file(path: Path | str) -> TopKSAE:
-    """Read one of OpenAI's `.pt` files; pickled code is refused.
+    """Load one of OpenAI's `.pt` files; pickled code is refused.
 
     Raises:
-        CocomixError: no such file, not a weights file, or another layout.
+        CocomixError: the file does not exist, is not a weights file, or has another layout.
     """
     path = Path(path)
     check_readable(path)
@@ -111,13 +114,13 @@ def load_openai_file(path: Path | str) -> TopKSAE:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CocomixError(f"there is no SAE at {path}; give an SAE folder or one of OpenAI's .pt files") from None
-    except Exception as error:  # PyTorch's unpickler meets damage with whatever error comes of it
+    except Exception as error:  # a damaged file raises errors of many types
         raise CocomixError(
-            f"{path} is not a plain weights file ({type(error).__name__}) and was not loaded; use a sound file"
+            f"{path} is not a plain weights file ({type(error).__name__}) and was not loaded; use an intact file"
         ) from error
     if not isinstance(state, dict):
         raise CocomixError(f"{path} holds a {type(state).__name__}, not an autoencoder's state_dict")
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.numel() * value.element_size() > path.stat().st_size:
-            raise CocomixError(f"{path}: {name} is larger than the file, one number spread out; use a sound file")
+            raise CocomixError(f"{path}: {name} is larger than the file, a view of fewer numbers; use an intact file")
     return from_openai(state)

@@ -1,11 +1,11 @@
 """SAELens' folders: `cfg.json` beside `sae_weights.safetensors`.
 
-Since version 6 `cfg.json` names the architecture and keeps what is known about the model under `metadata`; before, it
-was one flat mapping in which a topk activation function made a "standard" autoencoder a TopK one. Both are read.
-What is trained as batch-TopK is saved as JumpReLU there; an unfinished checkpoint holds its threshold as one number.
-`expected_average_only_in` is a constant factor: it is folded into the weights if the folder has it
-(`activation_scaler.json`), as SAELens does when training ends. Its `layer_norm` is our `standard`, to the letter:
-unbiased std, 1e-5 added to it, the output scaled back by std alone.
+- Since version 6 `cfg.json` names the architecture and holds facts about the model under `metadata`. Before, it was one
+  flat object in which a topk activation function turned a "standard" autoencoder into a TopK one. Both are read.
+- SAELens saves a batch-TopK autoencoder as JumpReLU; an unfinished checkpoint holds its threshold as one number.
+- `expected_average_only_in` is a constant factor. It is folded into the weights if the folder has it
+  (`activation_scaler.json`), as SAELens does at the end of training.
+- SAELens' `layer_norm` is exactly our `standard`: unbiased std, 1e-5 added to it, the output scaled back by std alone.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cocomix.sae.formats.base import LoadedSae, SaeFormat, filled
-from cocomix.sae.reading import agrees, peek_json, read_json, read_tensors, shaped, sizes, whole, words
+from cocomix.sae.formats.base import LoadedSae, SaeFormat, with_weights
+from cocomix.sae.reading import (
+    check_size,
+    check_tensors,
+    matrix_shape,
+    optional_text,
+    peek_json,
+    positive_int,
+    read_json,
+    read_tensors,
+)
 from cocomix.sae.sae import Activation, JumpReLU, ReLU, TopKSAE
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_json
@@ -28,26 +37,27 @@ NORMALISATION = {
     "constant_norm_rescale": "rescale",
     "expected_average_only_in": "none",
 }
-"""Theirs -> ours, the last once its factor is folded in."""
+"""SAELens' name -> ours; the last one after its factor has been folded into the weights."""
 LAYOUT = "6.0.0"
-"""The SAELens version whose layout we write; without one a reader takes the folder for an older one."""
+"""The SAELens version whose layout is written; readers assume an older layout if it is missing."""
 
 
 class SaeLensFormat(SaeFormat):
-    """Architectures topk, jumprelu, batchtopk, matryoshka_batchtopk and standard."""
+    """SAELens' folders, of the architectures topk, jumprelu, batchtopk, matryoshka_batchtopk and standard."""
 
     name, title = "saelens", "SAELens' format"
+    metadata_file = CONFIG
 
     def detect(self, path: Path) -> bool:
         config = peek_json(path / CONFIG)
         return "d_sae" in config or (path / WEIGHTS).is_file()
 
     def hook(self, path: Path) -> str | None:
-        return words(_metadata(peek_json(path / CONFIG)).get("hook_name"), "hook_name", path)
+        return optional_text(_metadata(peek_json(path / CONFIG)).get("hook_name"), "hook_name", path)
 
     def load(self, path: Path, k: int) -> LoadedSae:
         config, tensors = read_json(path / CONFIG), read_tensors(path / WEIGHTS)
-        _refuse_strangers(config, path)
+        _check_supported(config, path)
         scaling = tensors.pop("scaling_factor", torch.ones(1))
         if not torch.allclose(scaling, torch.ones_like(scaling)):
             raise CocomixError(f"{path} has a fine-tuned scaling_factor, which cocomix does not apply; use another SAE")
@@ -57,20 +67,20 @@ class SaeLensFormat(SaeFormat):
                 f"{path} is a SAELens autoencoder of the architecture {architecture!r};"
                 f" cocomix reads {', '.join(READERS)}"
             )
-        extra, own_k = READERS[architecture]
-        d_model, n_latents = sizes(tensors, "W_enc", path)
-        agrees(config.get("d_in"), d_model, "d_in", path)
-        agrees(config.get("d_sae"), n_latents, "d_sae", path)
+        extra, k_from_files = READERS[architecture]
+        d_model, n_latents = matrix_shape(tensors, "W_enc", path)
+        check_size(config.get("d_in"), d_model, "d_in", path)
+        check_size(config.get("d_sae"), n_latents, "d_sae", path)
         vectors = {name: (n_latents,) if name == "threshold" else () for name in extra}
         shapes = {"W_enc": (d_model, n_latents), "b_enc": (n_latents,), "W_dec": (n_latents, d_model)}
-        weights = shaped(tensors, shapes | {"b_dec": (d_model,)} | vectors, path)
+        weights = check_tensors(tensors, shapes | {"b_dec": (d_model,)} | vectors, path)
         threshold = weights.get("threshold", weights.get("topk_threshold"))
         rescale = bool(config.get("rescale_acts_by_decoder_norm"))
         _fold(weights, _factor(config, path), rescale)
         if "topk_threshold" in extra and rescale and threshold is not None:
             threshold = threshold / _factor(config, path)
-        if own_k:
-            k = whole(config.get("k", _kwargs(config).get("k")), "k", path)
+        if k_from_files:
+            k = positive_int(config.get("k", _kwargs(config).get("k")), "k", path)
         activation: Activation = ReLU(n_latents) if threshold is None else JumpReLU(n_latents)
         sae = TopKSAE(
             d_model,
@@ -88,22 +98,21 @@ class SaeLensFormat(SaeFormat):
         }
         if threshold is not None:
             named["activation.threshold"] = threshold.to(named["latent_bias"].dtype).expand(n_latents)
-        about = _metadata(config)
-        model = words(about.get("model_name"), "model_name", path)
-        return LoadedSae(filled(sae, named), self.name, self.hook(path), model, own_k)
+        model = optional_text(_metadata(config).get("model_name"), "model_name", path)
+        return LoadedSae(with_weights(sae, named), self.name, self.hook(path), model, k_from_files)
 
-    def write(self, sae: TopKSAE, folder: Path, about: Mapping[str, Any]) -> None:
-        theirs = {ours: name for name, ours in NORMALISATION.items() if name != "expected_average_only_in"}
+    def write(self, sae: TopKSAE, folder: Path, metadata: Mapping[str, Any]) -> None:
+        saelens_names = {ours: name for name, ours in NORMALISATION.items() if name != "expected_average_only_in"}
         if sae.activation.kind != "relu":
             raise CocomixError(
                 f"SAELens has no {sae.activation.kind} activation of which {sae.k} are kept;"
                 " only TopK with ReLU can be exported to it"
             )
-        layer = about.get("layer")
-        metadata = {
+        layer = metadata.get("layer")
+        model_metadata = {
             "sae_lens_version": LAYOUT,
             "sae_lens_training_version": None,
-            "model_name": about.get("model"),
+            "model_name": metadata.get("model"),
             "hook_name": None if layer is None else f"blocks.{layer}.hook_resid_post",
             "hook_head_index": None,
             "prepend_bos": False,
@@ -116,10 +125,10 @@ class SaeLensFormat(SaeFormat):
             "dtype": str(sae.encoder_weight.dtype).removeprefix("torch."),
             "device": "cpu",
             "apply_b_dec_to_input": sae.bias_input,
-            "normalize_activations": theirs[sae.normalisation],
+            "normalize_activations": saelens_names[sae.normalisation],
             "reshape_activations": "none",
             "rescale_acts_by_decoder_norm": False,
-            "metadata": metadata,
+            "metadata": model_metadata,
         }
         tensors = {
             "W_enc": sae.encoder_weight.detach().T,
@@ -139,12 +148,12 @@ READERS: dict[str, tuple[tuple[str, ...], bool]] = {
     "batchtopk": (("topk_threshold",), False),
     "matryoshka_batchtopk": (("topk_threshold",), False),
 }
-"""Tensors an architecture has beside the four all have, and whether it has a K of its own."""
+"""Tensors of an architecture besides the four that all have, and whether it states K."""
 
 
 def _kwargs(config: dict[str, Any]) -> dict[str, Any]:
-    found = config.get("activation_fn_kwargs")
-    return found if isinstance(found, dict) else {}
+    kwargs = config.get("activation_fn_kwargs")
+    return kwargs if isinstance(kwargs, dict) else {}
 
 
 def _architecture(config: dict[str, Any]) -> str:
@@ -163,12 +172,12 @@ def _normalisation(config: dict[str, Any]) -> str:
 
 
 def _metadata(config: dict[str, Any]) -> dict[str, Any]:
-    found = config.get("metadata")
-    about = found if isinstance(found, dict) else config
-    return {"hook_name": about.get("hook_name", about.get("hook_point")), "model_name": about.get("model_name")}
+    nested = config.get("metadata")
+    source = nested if isinstance(nested, dict) else config
+    return {"hook_name": source.get("hook_name", source.get("hook_point")), "model_name": source.get("model_name")}
 
 
-def _refuse_strangers(config: dict[str, Any], path: Path) -> None:
+def _check_supported(config: dict[str, Any], path: Path) -> None:
     normalisation = _normalisation(config)
     if normalisation not in NORMALISATION:
         raise CocomixError(
@@ -183,20 +192,20 @@ def _refuse_strangers(config: dict[str, Any], path: Path) -> None:
 
 
 def _factor(config: dict[str, Any], path: Path) -> float:
-    """What inputs are multiplied by on average-norm scaling; 1 without it."""
+    """Factor on the inputs under average-norm scaling; 1 without it."""
     if _normalisation(config) != "expected_average_only_in":
         return 1.0
     factor = peek_json(path / SCALER).get("scaling_factor")
     if not isinstance(factor, int | float) or factor <= 0:
         raise CocomixError(
-            f"{path} asks for expected_average_only_in and does not hold the factor ({SCALER}); fold it into the"
+            f"{path} needs expected_average_only_in and does not hold the factor ({SCALER}); fold it into the"
             " weights with SAELens' fold_activation_norm_scaling_factor and save the SAE again"
         )
     return float(factor)
 
 
 def _fold(weights: dict[str, torch.Tensor], factor: float, rescale: bool) -> None:
-    """Put the input factor, then the decoder's norms that scale the activations, into the weights, in place."""
+    """Fold the input factor, then the decoder norms that scale the activations, into the weights, in place."""
     weights["W_enc"] = weights["W_enc"] * factor
     weights["W_dec"] = weights["W_dec"] / factor
     weights["b_dec"] = weights["b_dec"] / factor

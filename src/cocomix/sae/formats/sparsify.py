@@ -1,4 +1,4 @@
-"""EleutherAI sparsify's folders: `cfg.json` beside `sae.safetensors`, one folder a hookpoint, named after it."""
+"""EleutherAI sparsify's folders: `cfg.json` beside `sae.safetensors`, one folder per hook point, named after it."""
 
 import re
 from collections.abc import Mapping
@@ -7,25 +7,35 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from cocomix.sae.formats.base import LoadedSae, SaeFormat, filled
-from cocomix.sae.reading import agrees, peek_json, read_json, read_tensors, shaped, sizes, whole, words
+from cocomix.sae.formats.base import LoadedSae, SaeFormat, with_weights
+from cocomix.sae.reading import (
+    check_size,
+    check_tensors,
+    matrix_shape,
+    optional_text,
+    peek_json,
+    positive_int,
+    read_json,
+    read_tensors,
+)
 from cocomix.sae.sae import Activation, GroupMax, ReLU, TopKSAE
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_json
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-STRANGE = {
+UNSUPPORTED = {
     "signed": "keeps latents by magnitude, with their signs",
-    "transcode": "is a transcoder: it predicts another hook point than it reads",
-    "skip_connection": "has a linear skip connection beside its latents",
+    "transcode": "is a transcoder: it predicts a different hook point from the one it reads",
+    "skip_connection": "has a linear skip connection besides its latents",
 }
 HOOKPOINT = re.compile(r"(^|\.)(layers|h|blocks|embed_tokens|wte)(\.|$)")
 
 
 class SparsifyFormat(SaeFormat):
-    """TopK and groupmax autoencoders; they do not normalise, and subtract b_dec from their input."""
+    """sparsify's TopK and groupmax autoencoders, which do not normalise and subtract b_dec from their input."""
 
     name, title = "sparsify", "sparsify's format"
+    metadata_file = CONFIG
 
     def detect(self, path: Path) -> bool:
         config = peek_json(path / CONFIG)
@@ -37,20 +47,22 @@ class SparsifyFormat(SaeFormat):
 
     def load(self, path: Path, k: int) -> LoadedSae:
         config, tensors = read_json(path / CONFIG), read_tensors(path / WEIGHTS)
-        for name, what in STRANGE.items():
+        for name, feature in UNSUPPORTED.items():
             if config.get(name):
-                raise CocomixError(f"the sparsify autoencoder {path} {what} ({name}), which cocomix cannot represent")
-        n_latents, d_model = sizes(tensors, "encoder.weight", path)
-        agrees(config.get("d_in"), d_model, "d_in", path)
-        agrees(config.get("num_latents") or None, n_latents, "num_latents", path)
+                raise CocomixError(
+                    f"the sparsify autoencoder {path} {feature} ({name}), which cocomix cannot represent"
+                )
+        n_latents, d_model = matrix_shape(tensors, "encoder.weight", path)
+        check_size(config.get("d_in"), d_model, "d_in", path)
+        check_size(config.get("num_latents") or None, n_latents, "num_latents", path)
         shapes = {
             "encoder.weight": (n_latents, d_model),
             "encoder.bias": (n_latents,),
             "W_dec": (n_latents, d_model),
             "b_dec": (d_model,),
         }
-        weights = shaped(tensors, shapes, path)
-        k = whole(config.get("k"), "k", path)
+        weights = check_tensors(tensors, shapes, path)
+        k = positive_int(config.get("k"), "k", path)
         sae = TopKSAE(d_model, n_latents, k, normalisation="none", activation=_activation(config, n_latents, k, path))
         named = {
             "pre_bias": weights["b_dec"],
@@ -58,10 +70,10 @@ class SparsifyFormat(SaeFormat):
             "latent_bias": weights["encoder.bias"],
             "decoder_weight": weights["W_dec"],
         }
-        model = words(peek_json(path.parent / "config.json").get("model"), "model", path.parent)
-        return LoadedSae(filled(sae, named), self.name, self.hook(path), model, own_k=True)
+        model = optional_text(peek_json(path.parent / "config.json").get("model"), "model", path.parent)
+        return LoadedSae(with_weights(sae, named), self.name, self.hook(path), model, k_from_files=True)
 
-    def write(self, sae: TopKSAE, folder: Path, about: Mapping[str, Any]) -> None:
+    def write(self, sae: TopKSAE, folder: Path, metadata: Mapping[str, Any]) -> None:
         if sae.normalisation != "none":
             raise CocomixError(
                 f"sparsify does not normalise its inputs and this autoencoder does ({sae.normalisation});"
@@ -96,7 +108,7 @@ class SparsifyFormat(SaeFormat):
 
 def _activation(config: dict[str, Any], n_latents: int, k: int, path: Path) -> Activation:
     known = {"topk": lambda: ReLU(n_latents), "groupmax": lambda: GroupMax(n_latents, k)}
-    stated = words(config.get("activation", "topk"), "activation", path)
+    stated = optional_text(config.get("activation", "topk"), "activation", path)
     if stated not in known:
-        raise CocomixError(f"{path} has the activation {stated!r}; of sparsify's cocomix reads {', '.join(known)}")
+        raise CocomixError(f"{path} has the activation {stated!r}; cocomix reads {', '.join(known)} of sparsify")
     return known[stated]()

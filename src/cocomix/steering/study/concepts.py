@@ -1,41 +1,128 @@
-"""Which concepts are steered, chosen before anything is generated, and the words each is known by."""
+"""Which concepts are steered, chosen before anything is generated, from validation text alone.
+
+A chosen concept is neither so rare that nothing can be measured nor so frequent that it says little. The named ones
+(`choose_named_concepts`) also have distinguishing tokens, by which they can be recognised without the SAE.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from cocomix.analysis.naming import OF_THE_BEST, STABLE, ConceptName, Names, TokenScore
+from cocomix.analysis.token_statistics import StrongestPlaces
+from cocomix.data.shards import TokenShards
 from cocomix.evaluation.perplexity import window_subset
-from cocomix.steering.score import Activity, ranked_concepts
+from cocomix.model.teacher import hidden_at
+from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
+RAREST, MOST_FREQUENT = 0.002, 0.1
+"""Shares of validation positions between which a chosen concept is active."""
+WINDOWS, BATCH = 128, 8
+"""Validation windows in which concepts are looked for, evenly spread, and how many at a time."""
 NO_TEXT = "�"
 """What bytes that are no character by themselves decode to; such tokens cannot be told apart by their text."""
 
 
+class ConceptActivity(NamedTuple):
+    """How active concepts are in validation text, float64 `[C]`."""
+
+    share: torch.Tensor
+    """share of positions at which each is active"""
+    strength: torch.Tensor
+    """mean of the latent over those positions; 0 where there are none"""
+
+
 class Concept(NamedTuple):
-    """One that is steered."""
+    """A concept that is steered."""
 
     concept: int
     name: str
     words: list[int]
-    """its distinguishing tokens, best first: those with at least OF_THE_BEST of the best one's score"""
+    """its distinguishing tokens, best first: those with at least OF_THE_BEST of the best one's score; may be empty"""
     follow: list[int]
-    """the same of the tokens after those it is active at; may be none"""
+    """distinguishing tokens of the positions after those it is active at, chosen likewise; may be empty"""
     share: float
-    """of validation positions at which it is active"""
+    """share of validation positions at which it is active"""
     strength: float
     """mean of the latent over those"""
 
 
-def chosen_concepts(
-    found: Activity, names: Names, decode: Callable[[Sequence[int]], str], *, vocab_size: int, wanted: int
-) -> list[Concept]:
-    """Up to `wanted` concepts, evenly spread over the ranking by frequency of those that qualify.
+def spread_windows(shards: TokenShards, count: int, seq_len: int) -> torch.Tensor:
+    """Up to `count` windows spread evenly over the shards, int64 `[windows, seq_len]`.
 
-    These have distinguishing tokens on which two halves of the training text agree, and are neither too rare nor too
-    frequent in validation text (`cocomix.steering.score`).
+    Raises:
+        CocomixError: the shards hold no whole window.
+    """
+    return _read_windows(shards, _spread_indices(shards, count, seq_len), seq_len)
+
+
+@torch.no_grad()
+def concept_activity(
+    teacher: PreTrainedModel,
+    sae: TopKSAE,
+    shards: TokenShards,
+    *,
+    layer: int,
+    seq_len: int,
+    strongest: StrongestPlaces | None = None,
+) -> ConceptActivity:
+    """How often and how strongly each concept is active, on WINDOWS windows spread evenly over the shards.
+
+    Args:
+        layer: the teacher's block (0-based) after which the SAE reads.
+        strongest: collects the places where each concept is most active; windows are numbered as in the shards.
+
+    Raises:
+        CocomixError: the shards hold no whole window.
+    """
+    counts, positions = torch.zeros(sae.n_latents, dtype=torch.long), 0
+    sums = torch.zeros(sae.n_latents, dtype=torch.double)
+    for windows in _spread_indices(shards, WINDOWS, seq_len).split(BATCH):
+        ids = _read_windows(shards, windows, seq_len)
+        latents = sae.encode(hidden_at(teacher, ids.to(teacher.device), layer))
+        on = (latents.values > 0).cpu()
+        active, values = latents.ids.cpu()[on], latents.values.cpu()[on].double()
+        counts += torch.bincount(active, minlength=sae.n_latents)
+        sums += torch.bincount(active, values, minlength=sae.n_latents)
+        positions += ids.numel()
+        if strongest is not None:
+            row, position, _ = on.nonzero(as_tuple=True)
+            strongest.add(torch.stack([active, windows[row], position]).numpy(), values.numpy())
+    return ConceptActivity(counts.double() / positions, sums / counts.clamp_min(1))
+
+
+def choose_concepts(activity: ConceptActivity, count: int) -> list[Concept]:
+    """Up to `count` concepts without words, evenly spread over the ranking by frequency of those that qualify.
+
+    These are active at RAREST to MOST_FREQUENT of the positions.
+
+    Raises:
+        CocomixError: fewer than two; one alone would have no control.
+    """
+    if count < 2:
+        raise CocomixError("steering needs at least 2 concepts, each is another's control; raise steering.concepts")
+    ranking = ranked_concepts(activity)
+    if len(ranking) < 2:
+        raise CocomixError(
+            f"{len(ranking)} of the SAE's {len(activity.share)} concepts are active in {RAREST:.1%} to"
+            f" {MOST_FREQUENT:.0%} of the validation positions, too few to compare; use an SAE with more latents or"
+            " fewer dead ones"
+        )
+    return [_concept(number, activity) for number in _spread(ranking, count)]
+
+
+def choose_named_concepts(
+    activity: ConceptActivity,
+    names: Names,
+    decode: Callable[[Sequence[int]], str],
+    *,
+    vocab_size: int,
+    count: int,
+) -> list[Concept]:
+    """As `choose_concepts`, of the concepts with distinguishing tokens on which two halves of the training text agree.
 
     Args:
         decode: text of token ids.
@@ -43,28 +130,30 @@ def chosen_concepts(
     Raises:
         CocomixError: fewer than two; one alone would have no control.
     """
-    if wanted < 2:
+    if count < 2:
         raise CocomixError("steering needs at least 2 concepts, each is another's control; raise --concepts")
     ids = _ids_by_text(decode, vocab_size)
-    usable = {number: words for number in ranked_concepts(found) if (words := _words(names.of(number), ids))}
-    ranking = list(usable)
-    if len(ranking) < 2:
+    usable = {number: words for number in ranked_concepts(activity) if (words := _words(names.of(number), ids))}
+    if len(usable) < 2:
         raise CocomixError(
-            f"only {len(ranking)} concepts have distinguishing tokens and are neither too rare nor too frequent to"
+            f"only {len(usable)} concepts have distinguishing tokens and are neither too rare nor too frequent to"
             " measure; run `cocomix name` with more --tokens, or use an SAE with more latents"
         )
-    chosen = [ranking[place] for place in window_subset(len(ranking), wanted)]
     return [
-        Concept(
-            number,
-            names.name(number) or f"concept {number}",
-            usable[number],
-            _ids(names.of(number).next_tokens, ids),
-            float(found.share[number]),
-            float(found.strength[number]),
+        _concept(number, activity)._replace(
+            name=names.name(number) or f"concept {number}",
+            words=usable[number],
+            follow=_ids(names.of(number).next_tokens, ids),
         )
-        for number in chosen
+        for number in _spread(list(usable), count)
     ]
+
+
+def ranked_concepts(activity: ConceptActivity) -> list[int]:
+    """Concepts that are neither rarer than RAREST nor more frequent than MOST_FREQUENT, the most frequent first."""
+    share = activity.share
+    order = share.argsort(descending=True, stable=True).tolist()
+    return [concept for concept in order if RAREST <= share[concept] <= MOST_FREQUENT]
 
 
 def derangement(n: int, generator: torch.Generator) -> list[int]:
@@ -75,17 +164,39 @@ def derangement(n: int, generator: torch.Generator) -> list[int]:
             return order
 
 
-def _words(about: ConceptName, ids: dict[str, list[int]]) -> list[int]:
+def _spread_indices(shards: TokenShards, count: int, seq_len: int) -> torch.Tensor:
+    indices = window_subset(shards.n_windows(seq_len), count)
+    if not len(indices):
+        raise CocomixError(
+            f"{shards.folder} has fewer tokens than one window of {seq_len}; add text to that split or lower seq_len"
+        )
+    return torch.as_tensor(indices)
+
+
+def _read_windows(shards: TokenShards, windows: torch.Tensor, seq_len: int) -> torch.Tensor:
+    return torch.from_numpy(shards.windows(windows.numpy(), seq_len))
+
+
+def _spread(ranking: list[int], count: int) -> list[int]:
+    return [ranking[place] for place in window_subset(len(ranking), count)]
+
+
+def _concept(number: int, activity: ConceptActivity) -> Concept:
+    share, strength = float(activity.share[number]), float(activity.strength[number])
+    return Concept(number, f"concept {number}", [], [], share, strength)
+
+
+def _words(name: ConceptName, ids: dict[str, list[int]]) -> list[int]:
     """Ids of a concept's distinguishing tokens; none where the halves of the text disagree on them."""
-    if about.stability is None or about.stability < STABLE:
+    if name.stability is None or name.stability < STABLE:
         return []
-    return _ids(about.next_tokens if about.kind == "next" else about.tokens, ids)
+    return _ids(name.next_tokens if name.kind == "next" else name.tokens, ids)
 
 
-def _ids(listed: Sequence[TokenScore], ids: dict[str, list[int]]) -> list[int]:
-    """Ids of the tokens that tell nearly as much as the best one."""
-    kept = [one.token for one in listed if one.score >= OF_THE_BEST * listed[0].score]
-    return [token for text in kept for token in ids.get(text, [])]
+def _ids(tokens: Sequence[TokenScore], ids: dict[str, list[int]]) -> list[int]:
+    """Ids of the tokens whose score is close to the best one's."""
+    texts = [token.token for token in tokens if token.score >= OF_THE_BEST * tokens[0].score]
+    return [token for text in texts for token in ids.get(text, [])]
 
 
 def _ids_by_text(decode: Callable[[Sequence[int]], str], vocab_size: int) -> dict[str, list[int]]:

@@ -1,8 +1,11 @@
-"""What is found in generated texts, by models that had no part in writing them down.
+"""What is found in generated texts, by models that had no part in writing them.
 
 The teacher reads each text again, unsteered, and its SAE says which concepts are active; another language model, which
 is neither steered nor the judge of concepts, says how likely the text is. Only generated positions count, and every
 text is read after the plain prompt, whatever led to it.
+
+Fluency is measured twice, because steering too far often ends in one repeated word, which a language model finds
+likely: by the loss, and by how varied the text is (`distinct`, `repeated`).
 """
 
 from typing import Any, NamedTuple
@@ -15,8 +18,8 @@ from cocomix.model.teacher import hidden_at
 from cocomix.sae.sae import TopKSAE
 from cocomix.steering.study.concepts import Concept
 
-# How varied generated texts are. Steering too far often ends in a word said again and again, which a language model
-# finds likely: perplexity alone would praise it.
+ROWS = 64
+"""Texts read at a time."""
 
 
 def distinct(texts: torch.Tensor, n: int) -> torch.Tensor:
@@ -33,21 +36,45 @@ def repeated(texts: torch.Tensor, n: int) -> torch.Tensor:
     return 1 - distinct(texts, n) if texts.shape[1] >= n else torch.zeros(len(texts), dtype=torch.float64)
 
 
-def _ngrams(texts: torch.Tensor, n: int) -> list[list[tuple[int, ...]]]:
-    return [[tuple(row[start : start + n]) for start in range(len(row) - n + 1)] for row in texts.tolist()]
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Next-token loss of each target, nats, float64 `[rows, seq]`.
+
+    Args:
+        logits: `[rows, seq, vocab]`, of the position before each target.
+        targets: int64 `[rows, seq]`.
+    """
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return losses.double().view_as(targets)
 
 
-ROWS = 64
-"""Texts read at a time."""
+def leak(shares: torch.Tensor, unsteered: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:
+    """How far all other concepts moved, as a share of what they were: sum_j |s_j - u_j| / sum_j u_j, j not steered.
+
+    It is not 0 for two samples of unsteered text either; the value there is its noise floor.
+
+    Args:
+        shares: s, of each group's positions, `[groups, C]`.
+        unsteered: u, `[C]`.
+        concepts: the steered concept, left out of each group, int64 `[groups]`.
+
+    Returns:
+        float64 `[groups]`.
+    """
+    differences = (shares - unsteered).abs()
+    moved, base = (
+        values.sum(-1) - values.gather(-1, concepts[:, None])[:, 0]
+        for values in (differences, unsteered.expand_as(shares))
+    )
+    return moved / base.clamp_min(torch.finfo(torch.double).tiny)
 
 
-class Found(NamedTuple):
+class TextMetrics(NamedTuple):
     """Figures of texts in groups, one group for each steered concept; float64."""
 
     shares: torch.Tensor
-    """of a group's positions at which the SAE has each concept active, `[groups, C]`"""
+    """share of a group's positions at which the SAE has each concept active, `[groups, C]`"""
     words: torch.Tensor
-    """of a group's positions at which a distinguishing token of each chosen concept stands, `[groups, concepts]`"""
+    """share of a group's tokens that are distinguishing tokens of each chosen concept, `[groups, concepts]`"""
     follow: torch.Tensor
     """the same of the tokens that follow it, `[groups, concepts]`"""
     loss: torch.Tensor
@@ -66,7 +93,7 @@ class Judge:
     Args:
         layer: the teacher's block (0-based) after which the SAE reads.
         reader: the independent model.
-        prompt_tokens: of each text, not counted.
+        prompt_tokens: tokens of each text that are not counted.
     """
 
     def __init__(
@@ -82,26 +109,26 @@ class Judge:
         self.concepts, self.prompt_tokens = concepts, prompt_tokens
 
     @torch.no_grad()
-    def read(self, texts: torch.Tensor) -> Found:
+    def read(self, texts: torch.Tensor) -> TextMetrics:
         """Figures of texts int64 `[groups * rows, seq]`, the rows of a group together."""
-        groups, new = len(self.concepts), texts.shape[1] - self.prompt_tokens
-        each = len(texts) // groups
-        group = torch.arange(groups).repeat_interleave(each)
+        groups, new_tokens = len(self.concepts), texts.shape[1] - self.prompt_tokens
+        rows_each = len(texts) // groups
+        group = torch.arange(groups).repeat_interleave(rows_each)
         counts = torch.zeros(groups, self.sae.n_latents, dtype=torch.double)
         losses = torch.zeros(len(texts), dtype=torch.double)
         for start in range(0, len(texts), ROWS):
             rows = slice(start, start + ROWS)
             counts += self._active(texts[rows], group[rows], groups)
-            losses[rows] = self._loss(texts[rows])
+            losses[rows] = self._losses(texts[rows])
         written = texts[:, self.prompt_tokens :].cpu()
-        return Found(
-            shares=counts / (each * new),
-            words=_shares(written.reshape(groups, -1), [one.words for one in self.concepts]),
-            follow=_shares(written.reshape(groups, -1), [one.follow for one in self.concepts]),
-            loss=losses.view(groups, each).mean(-1),
-            distinct1=distinct(written, 1).view(groups, each).mean(-1),
-            distinct2=distinct(written, 2).view(groups, each).mean(-1),
-            repeated4=repeated(written, 4).view(groups, each).mean(-1),
+        return TextMetrics(
+            shares=counts / (rows_each * new_tokens),
+            words=_shares(written.reshape(groups, -1), [concept.words for concept in self.concepts]),
+            follow=_shares(written.reshape(groups, -1), [concept.follow for concept in self.concepts]),
+            loss=losses.view(groups, rows_each).mean(-1),
+            distinct1=distinct(written, 1).view(groups, rows_each).mean(-1),
+            distinct2=distinct(written, 2).view(groups, rows_each).mean(-1),
+            repeated4=repeated(written, 4).view(groups, rows_each).mean(-1),
         )
 
     def _active(self, texts: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
@@ -113,35 +140,19 @@ class Judge:
         counts = torch.bincount(place[on], minlength=groups * self.sae.n_latents)
         return counts.view(groups, -1).double()
 
-    def _loss(self, texts: torch.Tensor) -> torch.Tensor:
+    def _losses(self, texts: torch.Tensor) -> torch.Tensor:
         """Mean loss of each text's generated tokens, `[rows]`."""
         ids = texts.to(self.reader.device)
         model: Any = self.reader
         logits = model(input_ids=ids, use_cache=False).logits[:, self.prompt_tokens - 1 : -1]
-        targets = ids[:, self.prompt_tokens :]
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        return losses.double().view_as(targets).mean(-1).cpu()
+        return token_losses(logits, ids[:, self.prompt_tokens :]).mean(-1).cpu()
+
+
+def _ngrams(texts: torch.Tensor, n: int) -> list[list[tuple[int, ...]]]:
+    return [[tuple(row[start : start + n]) for start in range(len(row) - n + 1)] for row in texts.tolist()]
 
 
 def _shares(written: torch.Tensor, sets: list[list[int]]) -> torch.Tensor:
     """Share of tokens `[groups, tokens]` that are in each set, `[groups, sets]`."""
-    members = [torch.isin(written, torch.tensor(one, dtype=torch.long)) for one in sets]
-    return torch.stack([one.double().mean(-1) for one in members], dim=-1)
-
-
-def leak(shares: torch.Tensor, unsteered: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """How far all other concepts moved, as a share of what they were: sum_j |s_j - u_j| / sum_j u_j, j not own.
-
-    It is not 0 for two samples of unsteered text, either; what it is there is its noise floor.
-
-    Args:
-        shares: s, of each group's positions, `[groups, C]`.
-        unsteered: u, `[C]`.
-        own: the concept left out of each group, int64 `[groups]`.
-
-    Returns:
-        float64 `[groups]`.
-    """
-    moved = (shares - unsteered).abs()
-    moved, base = (one.sum(-1) - one.gather(-1, own[:, None])[:, 0] for one in (moved, unsteered.expand_as(shares)))
-    return moved / base.clamp_min(torch.finfo(torch.double).tiny)
+    members = [torch.isin(written, torch.tensor(tokens, dtype=torch.long)) for tokens in sets]
+    return torch.stack([member.double().mean(-1) for member in members], dim=-1)

@@ -5,21 +5,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, Field
 
-from cocomix.steering.study.judge import Found, leak
+from cocomix.report.formats import GAIN_LABELS
+from cocomix.steering.study.judge import TextMetrics, leak
 
 if TYPE_CHECKING:
-    from cocomix.steering.study.material import Material
+    from cocomix.steering.study.context import StudyContext
 
 DIGITS = 6
 """Decimals kept."""
-GAINS = ("presence", "words", "follow")
+GAINS = tuple(GAIN_LABELS)
 """Figures of a concept looked for in texts: by the teacher's SAE, by its tokens, by the tokens that follow it."""
 QUALITY = ("loss", "distinct1", "distinct2", "repeated4", "leak")
 """Figures of a group of texts that have nothing to do with the concept that is looked for in them."""
 
 
-class Dose(BaseModel):
-    """One dose. Texts are in groups, one for each concept that was steered; judged are all chosen concepts."""
+class DoseResult(BaseModel):
+    """Figures of one dose.
+
+    Texts are in groups, one for each concept that was steered; each group is judged for all chosen concepts.
+    """
 
     dose: float
     presence: list[list[float]] = Field(description="[steered][judged]: share of positions, by the teacher's SAE")
@@ -32,8 +36,8 @@ class Dose(BaseModel):
     leak: list[float]
 
 
-class Unsteered(BaseModel):
-    """The same model's text without steering, from as many rows, all of them together."""
+class UnsteeredResult(BaseModel):
+    """Figures of the same model's text without steering, from as many rows, all of them together."""
 
     presence: list[float] = Field(description="[judged]")
     words: list[float] = Field(description="[judged]")
@@ -54,50 +58,49 @@ class Example(BaseModel):
     steered: str
 
 
-class Part(BaseModel):
-    """One method, student and seed."""
+class MethodResult(BaseModel):
+    """Figures of one method, student and seed."""
 
-    unsteered: Unsteered
-    at: list[Dose]
+    unsteered: UnsteeredResult
+    at: list[DoseResult] = Field(description="one for each dose")
     examples: list[Example] = Field(description="at one dose, one for each concept; of some methods none")
 
-    def judged_on_others(self, order: list[int]) -> "Part":
+    def judged_on_others(self, order: list[int]) -> "MethodResult":
         """The same texts, those of concept order[i] judged on concept i."""
         at = []
-        for one in self.at:
-            moved: dict[str, Any] = {name: [getattr(one, name)[i] for i in order] for name in (*GAINS, *QUALITY)}
-            at.append(one.model_copy(update=moved))
+        for result in self.at:
+            reordered: dict[str, Any] = {name: [getattr(result, name)[i] for i in order] for name in (*GAINS, *QUALITY)}
+            at.append(result.model_copy(update=reordered))
         return self.model_copy(update={"at": at, "examples": []})
 
 
-def part_of(unsteered: Found, own: torch.Tensor, at: list[Dose], examples: list[Example]) -> Part:
-    """What is kept, from what was found in the unsteered text and at each dose."""
-    base: dict[str, Any] = {
-        name: float(getattr(unsteered, name).mean()) for name in ("loss", "distinct1", "distinct2", "repeated4")
+def unsteered_result(metrics: TextMetrics, concepts: torch.Tensor) -> UnsteeredResult:
+    """What is kept of unsteered text; `concepts` are the chosen concepts' numbers, int64 `[concepts]`."""
+    scalars: dict[str, Any] = {
+        name: float(getattr(metrics, name).mean()) for name in ("loss", "distinct1", "distinct2", "repeated4")
     }
-    base |= {name: _rounded(getattr(unsteered, name).mean(0)) for name in ("words", "follow")}
-    base |= {"presence": _rounded(unsteered.shares.mean(0)[own])}
-    return Part(unsteered=Unsteered.model_validate(base), at=at, examples=examples)
+    lists = {name: _rounded(getattr(metrics, name).mean(0)) for name in ("words", "follow")}
+    return UnsteeredResult(presence=_rounded(metrics.shares.mean(0)[concepts]), **lists, **scalars)
 
 
-def dose_of(dose: float, found: Found, unsteered: Found, own: torch.Tensor) -> Dose:
-    """What is kept of one dose; `own` are the concepts' numbers, int64 `[concepts]`."""
-    moved = leak(found.shares, unsteered.shares.mean(0), own)
+def dose_result(dose: float, metrics: TextMetrics, unsteered: TextMetrics, concepts: torch.Tensor) -> DoseResult:
+    """What is kept of one dose; `concepts` are the chosen concepts' numbers, int64 `[concepts]`."""
+    moved = leak(metrics.shares, unsteered.shares.mean(0), concepts)
     kept = ("words", "follow", "loss", "distinct1", "distinct2", "repeated4")
-    rest = {name: _rounded(getattr(found, name)) for name in kept}
-    return Dose(dose=dose, presence=_rounded(found.shares[:, own]), leak=_rounded(moved), **rest)
+    rest = {name: _rounded(getattr(metrics, name)) for name in kept}
+    return DoseResult(dose=dose, presence=_rounded(metrics.shares[:, concepts]), leak=_rounded(moved), **rest)
 
 
-def examples_of(material: "Material", dose: float, unsteered: torch.Tensor, steered: torch.Tensor) -> list[Example]:
+def examples_at(context: "StudyContext", dose: float, unsteered: torch.Tensor, steered: torch.Tensor) -> list[Example]:
     """One text of each concept."""
-    each, cut = material.prompts.shape
+    n_prompts, prompt_tokens = context.prompts.shape
     examples = []
-    for place, one in enumerate(material.concepts):
-        row = place * each + place % each
+    for place, concept in enumerate(context.concepts):
+        row = place * n_prompts + place % n_prompts
         before, after = unsteered[row].tolist(), steered[row].tolist()
-        texts = [material.decode(ids) for ids in (before[:cut], before[cut:], after[cut:])]
-        shown = {"prompt": texts[0], "unsteered": texts[1], "steered": texts[2]}
-        examples.append(Example(concept=one.concept, dose=dose, **shown))
+        parts = (before[:prompt_tokens], before[prompt_tokens:], after[prompt_tokens:])
+        texts = dict(zip(("prompt", "unsteered", "steered"), map(context.decode, parts), strict=True))
+        examples.append(Example(concept=concept.concept, dose=dose, **texts))
     return examples
 
 

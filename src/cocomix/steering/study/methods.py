@@ -1,11 +1,16 @@
-"""Ways to bring a concept into a text: small classes, one registry, each with doses fixed before anything is measured.
+"""Methods of steering: small classes, one registry, each with doses fixed before anything is measured.
 
 All but the prompt method have the same doses, each twice the one before, and were not tuned on results; what a unit is
 differs.
+
+`residual_ntp` steers a model that knows no concepts along a direction for each concept in its residual stream. The
+direction is v = mean of h / |h| over the positions at which the teacher's SAE has the concept active, less the mean
+over all others, where h is the model's hidden state after a block. Steering adds dose * |h| * v: at dose 1 a position
+moves as far as the two means are apart.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -14,18 +19,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from cocomix.model.interventions import Amplify, steered
+from cocomix.model.interventions import Amplify, concept_head, steered
 from cocomix.model.teacher import blocks, check_layer, hidden_at
 from cocomix.steering.residual import steer_residual
 from cocomix.steering.study.concepts import derangement
-from cocomix.steering.study.material import Material
-from cocomix.steering.study.method_result import Dose, Example, Part, dose_of, examples_of, part_of
-
-# A direction for each concept in the residual stream of a model that knows no concepts, and adding it.
-#
-# The vector of a concept is v = mean of h / |h| over the positions at which the teacher's SAE has the concept active,
-# less the mean over all others, where h is the model's hidden state after a block. Steering adds dose * |h| * v: at
-# dose 1 a position moves as far as the two means are apart.
+from cocomix.steering.study.context import StudyContext
+from cocomix.steering.study.method_result import (
+    DoseResult,
+    Example,
+    MethodResult,
+    dose_result,
+    examples_at,
+    unsteered_result,
+)
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.registry import Registry
 
 
 def middle_block(model: nn.Module) -> int:
@@ -82,12 +90,16 @@ def shifted(model: PreTrainedModel, layer: int, vectors: torch.Tensor, dose: flo
 DOUBLING = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SHOWN = 4.0
 """The dose whose texts are kept to look at, one that all have."""
-Tick = Callable[[int, int], Any]
-"""Told of doses done, and how many there are."""
+Progress = Callable[[int, int], Any]
+"""Called with the doses done, and how many there are."""
 
 
 class Method(ABC):
-    """One way."""
+    """Interface of all methods of steering.
+
+    Args:
+        doses: in place of the method's usual ones; the texts of the last of these are kept to look at.
+    """
 
     name: ClassVar[str]
     about: ClassVar[str]
@@ -95,68 +107,86 @@ class Method(ABC):
     """what a dose is"""
     ties: ClassVar[str]
     """what it has in common with what judges it; said in the report"""
-    doses: ClassVar[tuple[float, ...]]
     subject: ClassVar[str] = "student"
-    """whose text it steers, a name `Material.models` knows"""
-    reads: ClassVar[str | None] = None
-    """another method whose part it is made from"""
+    """whose text it steers, a name `StudyContext.models` knows"""
+    derived_from: ClassVar[str | None] = None
+    """another method whose result it is made from"""
+    doses: tuple[float, ...]
+    shown: float = SHOWN
+    """the dose whose texts are kept to look at"""
+
+    def __init__(self, doses: Sequence[float] | None = None) -> None:
+        if doses is not None:
+            self.doses, self.shown = tuple(doses), doses[-1]
+
+    def lead_tokens(self) -> int:
+        """Tokens that stand before the prompt, at most."""
+        return 0
 
     @abstractmethod
-    def measure(self, material: Material, read: Part | None, tick: Tick) -> Part:
+    def measure(self, context: StudyContext, source: MethodResult | None, progress: Progress) -> MethodResult:
         """Everything measured.
 
         Args:
-            read: the part of the method `reads`.
+            source: the result of the method `derived_from`.
         """
 
 
-class Writing(Method):
-    """A method that writes texts of its own."""
+class GeneratingMethod(Method):
+    """A method that generates texts of its own."""
 
     @abstractmethod
-    def texts(self, material: Material) -> Callable[[float], torch.Tensor]:
+    def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
         """Gives the texts of a dose, plain prompt and continuation, `[concepts * prompts, seq]`."""
 
-    def measure(self, material: Material, read: Part | None, tick: Tick) -> Part:
-        write, subject = self.texts(material), material.subject(self.subject)
-        at: list[Dose] = []
+    def measure(self, context: StudyContext, source: MethodResult | None, progress: Progress) -> MethodResult:
+        generate, subject = self.texts(context), context.subject(self.subject)
+        at: list[DoseResult] = []
         examples: list[Example] = []
         for number, dose in enumerate(self.doses):
-            texts = write(dose)
-            at.append(dose_of(dose, material.judge.read(texts), subject.unsteered_found, material.own))
-            if dose == SHOWN:
-                examples = examples_of(material, dose, subject.unsteered, texts)
-            tick(number + 1, len(self.doses))
-        return part_of(subject.unsteered_found, material.own, at, examples)
+            texts = generate(dose)
+            metrics = context.judge.read(texts)
+            at.append(dose_result(dose, metrics, subject.unsteered_metrics, context.concept_ids))
+            if dose == self.shown:
+                examples = examples_at(context, dose, subject.unsteered, texts)
+            progress(number + 1, len(self.doses))
+        unsteered = unsteered_result(subject.unsteered_metrics, context.concept_ids)
+        return MethodResult(unsteered=unsteered, at=at, examples=examples)
 
 
-class Unsteered(Writing):
-    """A second sample of the student's own text: what gains and leak come to where nothing is done."""
+class Unsteered(GeneratingMethod):
+    """A second sample of the student's unsteered text: the gains and the leak of doing nothing."""
 
     name, about = "none", "the student unsteered, sampled again with other chance: the noise floor"
     unit, doses = "nothing is done", (0.0,)
     ties = "nothing"
 
-    def texts(self, material: Material) -> Callable[[float], torch.Tensor]:
-        return lambda dose: material.subject("student").texts(material.rows, sample=1)
+    def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
+        return lambda dose: context.subject("student").texts(context.prompt_rows, sample=1)
 
 
-class OwnConcept(Writing):
-    """CoCoMix: the student's own predicted concept is amplified, at every position."""
+class OwnConcept(GeneratingMethod):
+    """CoCoMix: the concept that the student predicts is amplified, at every position."""
 
     name, about = "concept", "CoCoMix: the student's own predicted concept amplified"
     unit = "added to the concept's logit, in multiples of the position's largest; from 2 up it leads"
     ties = "the student learned to predict this SAE's concepts, from labels made with the teacher"
     doses = DOUBLING
 
-    def texts(self, material: Material) -> Callable[[float], torch.Tensor]:
-        subject = material.subject("student")
+    def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
+        subject = context.subject("student")
+        n_concepts = concept_head(subject.model).proj.out_features
+        if n_concepts != context.sae.n_latents:
+            raise CocomixError(
+                f"the student predicts {n_concepts} concepts and the SAE has {context.sae.n_latents} latents; use the"
+                " SAE its labels were made with"
+            )
 
-        def write(dose: float) -> torch.Tensor:
-            with steered(subject.model, [{one.concept: Amplify(dose)} for one in material.concepts]):
-                return subject.texts(material.rows)
+        def generate(dose: float) -> torch.Tensor:
+            with steered(subject.model, [{concept.concept: Amplify(dose)} for concept in context.concepts]):
+                return subject.texts(context.prompt_rows)
 
-        return write
+        return generate
 
 
 class RandomConcept(Method):
@@ -166,17 +196,17 @@ class RandomConcept(Method):
     """
 
     name, about = "random", "the student with another concept amplified, drawn at random: the control"
-    unit, ties, doses, reads = OwnConcept.unit, OwnConcept.ties, OwnConcept.doses, OwnConcept.name
+    unit, ties, doses, derived_from = OwnConcept.unit, OwnConcept.ties, OwnConcept.doses, OwnConcept.name
 
-    def measure(self, material: Material, read: Part | None, tick: Tick) -> Part:
-        assert read is not None, "it is made from the texts of the wanted concepts"
-        seed = sum(number * 1009**place for place, number in enumerate(material.key))
-        order = derangement(len(material.concepts), torch.Generator().manual_seed(seed))
-        tick(1, 1)
-        return read.judged_on_others(order)
+    def measure(self, context: StudyContext, source: MethodResult | None, progress: Progress) -> MethodResult:
+        assert source is not None, "it is made from the texts of the wanted concepts"
+        seed = sum(number * 1009**place for place, number in enumerate(context.key))
+        order = derangement(len(context.concepts), torch.Generator().manual_seed(seed))
+        progress(1, 1)
+        return source.judged_on_others(order)
 
 
-class Residual(Writing):
+class Residual(GeneratingMethod):
     """The usual way: the SAE's latent raised in the residual stream of the model it was trained on."""
 
     name, about = "residual", "the teacher, a plain language model, with its SAE's latent raised in the residual stream"
@@ -184,18 +214,18 @@ class Residual(Writing):
     ties = "it steers the very SAE that judges, in the very model that reads"
     doses, subject = DOUBLING, "teacher"
 
-    def texts(self, material: Material) -> Callable[[float], torch.Tensor]:
-        subject = material.subject("teacher")
+    def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
+        subject = context.subject("teacher")
 
-        def write(dose: float) -> torch.Tensor:
-            settings = [{one.concept: Amplify(dose * one.strength)} for one in material.concepts]
-            with steer_residual(subject.model, material.sae, material.layer, settings):
-                return subject.texts(material.rows)
+        def generate(dose: float) -> torch.Tensor:
+            settings = [{concept.concept: Amplify(dose * concept.strength)} for concept in context.concepts]
+            with steer_residual(subject.model, context.sae, context.layer, settings):
+                return subject.texts(context.prompt_rows)
 
-        return write
+        return generate
 
 
-class ResidualOfBaseline(Writing):
+class ResidualOfBaseline(GeneratingMethod):
     """A plain model as large as the student, pushed along a difference of means."""
 
     name = "residual_ntp"
@@ -204,20 +234,20 @@ class ResidualOfBaseline(Writing):
     ties = "its directions come from training positions at which the judging SAE has the concept active"
     doses, subject = DOUBLING, "baseline"
 
-    def texts(self, material: Material) -> Callable[[float], torch.Tensor]:
-        subject = material.subject("baseline")
+    def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
+        subject = context.subject("baseline")
         layer = middle_block(subject.model)
-        vectors = contrast_vectors(subject.model, layer, material.contrast_text())
+        vectors = contrast_vectors(subject.model, layer, context.contrast_text())
 
-        def write(dose: float) -> torch.Tensor:
+        def generate(dose: float) -> torch.Tensor:
             with shifted(subject.model, layer, vectors, dose):
-                return subject.texts(material.rows)
+                return subject.texts(context.prompt_rows)
 
-        return write
+        return generate
 
 
-class Prompt(Writing):
-    """No steering at all: the concept's words stand before the prompt, over again where there are fewer than asked.
+class Prompt(GeneratingMethod):
+    """No steering at all: the concept's words stand before the prompt, repeated where there are fewer than the dose.
 
     The judges read the continuation after the plain prompt, as they do for all methods.
     """
@@ -227,17 +257,29 @@ class Prompt(Writing):
     ties = "the tokens are those that are counted in the text"
     doses = (1.0, 2.0, 4.0, 8.0)
 
-    def texts(self, material: Material) -> Callable[[float], torch.Tensor]:
-        return partial(self._write, material)
+    def lead_tokens(self) -> int:
+        return round(max(self.doses))
 
-    def _write(self, material: Material, dose: float) -> torch.Tensor:
-        words, each = round(dose), len(material.prompts)
-        leads = torch.tensor([[one.words[i % len(one.words)] for i in range(words)] for one in material.concepts])
-        led = torch.cat([leads.repeat_interleave(each, 0), material.rows], 1)
-        return material.subject("student").texts(led)[:, words:]
+    def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
+        return partial(self._generate, context)
+
+    def _generate(self, context: StudyContext, dose: float) -> torch.Tensor:
+        count, n_prompts = round(dose), len(context.prompts)
+        leads = torch.tensor(
+            [[concept.words[i % len(concept.words)] for i in range(count)] for concept in context.concepts]
+        )
+        prompts = torch.cat([leads.repeat_interleave(n_prompts, 0), context.prompt_rows], 1)
+        return context.subject("student").texts(prompts)[:, count:]
 
 
-METHODS: dict[str, Method] = {
-    one.name: one for one in (Unsteered(), OwnConcept(), RandomConcept(), Residual(), ResidualOfBaseline(), Prompt())
-}
-"""All methods, by name, in the report's order; one that is made from another's part comes after it."""
+METHODS: Registry[type[Method]] = Registry(
+    "steering method",
+    [Unsteered, OwnConcept, RandomConcept, Residual, ResidualOfBaseline, Prompt],
+    own=("doses",),
+)
+"""All methods in the report's order; one that is derived from another comes after it."""
+
+
+def register_method(cls: type[Method]) -> type[Method]:
+    """Make a steering method of your own known by its `name`; usable as a decorator."""
+    return METHODS.register(cls)

@@ -1,4 +1,4 @@
-"""From parts to what the report says: curves of each method with intervals, one number each, and differences.
+"""From results to what the report says: curves of each method with intervals, one number each, and differences.
 
 Of a method at dose d, for concept i and seed s:
 
@@ -6,10 +6,23 @@ Of a method at dose d, for concept i and seed s:
           or the same of its distinguishing tokens, or of those that distinguish what follows it
     cost  c = mean loss of the steered texts under the independent model, less that of unsteered text (nats a token)
 
-Unsteered text is the same model's, from all rows of the same seed. Curves are means over concepts and seeds; the one
-number is `bounded_area` of the mean curve, for what a user of one dose would get on average. Its interval comes from
-computing all of it again with other concepts and seeds (`bootstrap`). A largest of noisy means is a little too large;
-how much so, the random concept and the second unsteered sample show.
+Unsteered text is the same model's, from all rows of the same seed. Curves are means over concepts and seeds.
+
+The one number of a method says how much of a concept it brings for how little fluency. What can be had for a cost of
+at most x is G(x) = max(0, max {g_d : c_d <= x}), because doing nothing costs nothing. The number is its mean over all
+budgets up to B,
+
+    A = 1/B * integral from 0 to B of G(x) dx,
+
+between 0 and the largest gain; a dose that costs nothing, or less than nothing, counts in full. Only the doses that
+were measured count and nothing is interpolated, so G is a staircase and A exact. It is taken of the mean curve: what a
+user of one dose would get on average.
+
+Intervals come from computing all of it again with other concepts and seeds: these are drawn with replacement,
+independently of each other, and everything is computed from the same draws, so the interval of a difference between
+two methods is that of paired data. Three seeds say little about the spread over seeds, and the intervals are then a
+little narrow; with one seed they are over concepts alone. A largest of noisy means is a little too large; by how much,
+the random concept and the second unsteered sample show.
 """
 
 from collections.abc import Mapping
@@ -17,21 +30,19 @@ from typing import Any
 
 import numpy as np
 
-from cocomix.steering.study.method_result import GAINS, Part
-
-# One number for a method: how much of a concept it brings for how little fluency.
-#
-# A dose d has a gain g_d (presence of the concept less that in unsteered text) and a cost c_d (fluency loss in nats a
-# token). What can be had for a cost of at most x is G(x) = max(0, max {g_d : c_d <= x}), for nothing can always be done
-# at no cost. The number is its mean over all budgets up to B,
-#
-#     A = 1/B * integral from 0 to B of G(x) dx,
-#
-# between 0 and the largest gain; a dose that costs nothing, or less than nothing, counts in full. Only the doses that
-# were measured count, nothing is interpolated, so G is a staircase and A exact.
+from cocomix.steering.study.method_result import GAINS, MethodResult
 
 BOUND = 1.0
 """B, nats a token."""
+DRAWS = 2000
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the 95 % interval."""
+COSTS = ("fluency_loss",)
+FIGURES = ("distinct1", "distinct2", "repeated4", "leak")
+MAIN = "concept"
+"""The method the others are compared with."""
+Results = Mapping[str, Mapping[int, MethodResult]]
+"""By method, then by seed; all methods have the same seeds."""
 
 
 def bounded_area(gains: np.ndarray, costs: np.ndarray, bound: float = BOUND) -> np.ndarray:
@@ -51,17 +62,6 @@ def best_dose(gains: np.ndarray, costs: np.ndarray, bound: float = BOUND) -> int
     return best if affordable[best] > 0 else None
 
 
-# Means over seeds and concepts, and how far they would move with other ones.
-#
-# Seeds and concepts are drawn anew, with replacement and independently of each other, and everything is computed from
-# the same draws: so the interval of a difference between two methods is that of paired data. Three seeds say little
-# about the spread over seeds, and the intervals are then a little narrow; with one seed they are over concepts alone.
-
-DRAWS = 2000
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the 95 % interval."""
-
-
 class Resampling:
     """How often each seed and each concept is in each draw; the first draw is the data themselves.
 
@@ -78,36 +78,23 @@ class Resampling:
         return np.einsum("rs,rc,sc...->r...", self.seeds, self.concepts, values, optimize=True)
 
 
-def _weights(generator: np.random.Generator, n: int) -> np.ndarray:
-    drawn = generator.multinomial(n, np.full(n, 1 / n), DRAWS)
-    return np.concatenate([np.ones((1, n)), drawn]) / n
-
-
 def interval(draws: np.ndarray) -> dict[str, Any]:
     """`mean` of the data, `low` and `high` of the 95 % interval, from `[1 + DRAWS]` as `Resampling.means` has them."""
     low, high = np.percentile(draws[1:], INTERVAL)
     return {"mean": float(draws[0]), "low": float(low), "high": float(high)}
 
 
-COSTS = ("fluency_loss",)
-FIGURES = ("distinct1", "distinct2", "repeated4", "leak")
-MAIN = "concept"
-"""The method the others are compared with."""
-Parts = Mapping[str, Mapping[int, Part]]
-"""By method, then by seed; all methods have the same seeds."""
-
-
-def summary(parts: Parts, bound: float = BOUND) -> dict[str, Any]:
+def summary(results: Results, bound: float = BOUND) -> dict[str, Any]:
     """Per method: curves, area and best dose; the differences of the areas; what each concept gained, JSON-able."""
-    seeds = list(next(iter(parts.values())))
-    n_concepts = len(next(iter(parts.values()))[seeds[0]].unsteered.presence)
+    seeds = list(next(iter(results.values())))
+    n_concepts = len(next(iter(results.values()))[seeds[0]].unsteered.presence)
     draws = Resampling(len(seeds), n_concepts)
     methods, areas = {}, {}
-    for name, of_seeds in parts.items():
-        values = arrays([of_seeds[seed] for seed in seeds])
-        means = {figure: draws.means(one) for figure, one in values.items()}
+    for name, by_seed in results.items():
+        values = arrays([by_seed[seed] for seed in seeds])
+        means = {figure: draws.means(array) for figure, array in values.items()}
         areas[name] = {gain: bounded_area(means[gain], means["fluency_loss"], bound) for gain in GAINS}
-        methods[name] = _method([of_seeds[seed] for seed in seeds], values, means, areas[name], bound)
+        methods[name] = _method([by_seed[seed] for seed in seeds], values, means, areas[name], bound)
     return {
         "bound": bound,
         "seeds": seeds,
@@ -115,50 +102,55 @@ def summary(parts: Parts, bound: float = BOUND) -> dict[str, Any]:
         "differences": [
             {"method": MAIN, "than": other, "figure": gain} | _difference(areas[MAIN][gain] - areas[other][gain])
             for gain in GAINS
-            for other in parts
-            if MAIN in parts and other != MAIN
+            for other in results
+            if MAIN in results and other != MAIN
         ],
     }
 
 
-def arrays(parts: list[Part]) -> dict[str, np.ndarray]:
-    """Gains, costs and other figures of the seeds' parts, each `[seeds, concepts, doses]`."""
+def arrays(results: list[MethodResult]) -> dict[str, np.ndarray]:
+    """Gains, costs and other figures of one method's results, one a seed, each `[seeds, concepts, doses]`."""
 
-    def of(one: Part, figure: str) -> np.ndarray:
-        return np.array([getattr(dose, figure) for dose in one.at]).T
+    def by_dose(result: MethodResult, figure: str) -> np.ndarray:
+        return np.array([getattr(dose, figure) for dose in result.at]).T
 
-    def gained(one: Part, figure: str) -> np.ndarray:
-        own = np.array([np.diagonal(getattr(dose, figure)) for dose in one.at])
-        return (own - np.array(getattr(one.unsteered, figure))).T
+    def gains(result: MethodResult, figure: str) -> np.ndarray:
+        on_itself = np.array([np.diagonal(getattr(dose, figure)) for dose in result.at])
+        return (on_itself - np.array(getattr(result.unsteered, figure))).T
 
-    found = {gain: np.stack([gained(one, gain) for one in parts]) for gain in GAINS}
-    found["fluency_loss"] = np.stack([of(one, "loss") - one.unsteered.loss for one in parts])
-    return found | {figure: np.stack([of(one, figure) for one in parts]) for figure in FIGURES}
+    values = {gain: np.stack([gains(result, gain) for result in results]) for gain in GAINS}
+    values["fluency_loss"] = np.stack([by_dose(result, "loss") - result.unsteered.loss for result in results])
+    return values | {figure: np.stack([by_dose(result, figure) for result in results]) for figure in FIGURES}
+
+
+def _weights(generator: np.random.Generator, n: int) -> np.ndarray:
+    drawn = generator.multinomial(n, np.full(n, 1 / n), DRAWS)
+    return np.concatenate([np.ones((1, n)), drawn]) / n
 
 
 def _method(
-    parts: list[Part],
+    results: list[MethodResult],
     values: dict[str, np.ndarray],
     means: dict[str, np.ndarray],
     areas: dict[str, np.ndarray],
     bound: float,
 ) -> dict[str, Any]:
-    doses = [one.dose for one in parts[0].at]
+    doses = [result.dose for result in results[0].at]
     best = best_dose(means["presence"][0], means["fluency_loss"][0], bound)
     return {
-        "area": {gain: interval(one) for gain, one in areas.items()},
+        "area": {gain: interval(draws) for gain, draws in areas.items()},
         "best": None if best is None else doses[best],
         "doses": [
-            {"dose": dose} | {figure: interval(one[:, place]) for figure, one in means.items()}
+            {"dose": dose} | {figure: interval(draws[:, place]) for figure, draws in means.items()}
             for place, dose in enumerate(doses)
         ],
         "unsteered": {
-            figure: float(np.mean([np.mean(getattr(one.unsteered, figure)) for one in parts]))
+            figure: float(np.mean([np.mean(getattr(result.unsteered, figure)) for result in results]))
             for figure in (*GAINS, "loss", "distinct1", "distinct2", "repeated4")
         },
         "by_concept": {figure: values[figure].mean(0).round(6).tolist() for figure in (*GAINS, *COSTS)},
         "by_seed": {
-            gain: [float(bounded_area(*_curve(values, gain, place), bound)) for place in range(len(parts))]
+            gain: [float(bounded_area(*_curve(values, gain, place), bound)) for place in range(len(results))]
             for gain in GAINS
         },
     }
@@ -170,7 +162,7 @@ def _curve(values: dict[str, np.ndarray], gain: str, seed: int) -> tuple[np.ndar
 
 
 def _difference(draws: np.ndarray) -> dict[str, Any]:
-    """Interval of a difference, and what it says of the first."""
-    found = interval(draws)
-    decided = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "undecided"
-    return found | {"verdict": decided}
+    """Interval of a difference, and its verdict on the first."""
+    stats = interval(draws)
+    verdict = "better" if stats["low"] > 0 else "worse" if stats["high"] < 0 else "undecided"
+    return stats | {"verdict": verdict}

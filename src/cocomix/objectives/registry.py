@@ -1,0 +1,57 @@
+"""The list of objectives, and `StudentConfig`, the type of a student in a run's configuration."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from transformers import PreTrainedModel
+
+from cocomix.model.build import Sizes, match_width, parameter_count
+from cocomix.objectives.base import OBJECTIVES, StudentSettings
+from cocomix.objectives.bootstrap import BootstrapStudent
+from cocomix.objectives.cocomix import CoCoMixStudent
+from cocomix.objectives.hidden import HiddenStudent
+from cocomix.objectives.kd import KdStudent
+from cocomix.objectives.ncp import NcpStudent
+from cocomix.objectives.ntp import NtpStudent
+from cocomix.objectives.pause import PauseStudent
+
+for _settings_class in (
+    NtpStudent,
+    KdStudent,
+    CoCoMixStudent,
+    PauseStudent,
+    HiddenStudent,
+    NcpStudent,
+    BootstrapStudent,
+):
+    OBJECTIVES.register(_settings_class)
+
+
+def register_objective(cls: type[StudentSettings]) -> type[StudentSettings]:
+    """Register an objective under its `name`; usable as a decorator."""
+    return OBJECTIVES.register(cls)
+
+
+def _validated(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if "objective" not in value:
+        missing: Any = {"type": "missing", "loc": ("objective",), "input": value}
+        raise ValidationError.from_exception_data("student", [missing])
+    return OBJECTIVES.choose(value["objective"]).model_validate(value)
+
+
+StudentConfig = Annotated[SerializeAsAny[StudentSettings], BeforeValidator(_validated)]
+"""Settings of any student; its `objective` selects the class that validates them."""
+
+
+def build_student(students: Mapping[str, StudentSettings], name: str, sizes: Callable[[str], Sizes]) -> PreTrainedModel:
+    """Build the student `name` of `students`, widened if it has to match another; `sizes` returns the sizes of each."""
+    student, student_sizes = students[name], sizes(name)
+    if student.same_size_as is not None:
+        target = parameter_count(lambda: build_student(students, student.same_size_as or "", sizes))
+        shape: Any = student.model  # frozen, and so hashable
+        shape = match_width(shape, target, vocab_size=student_sizes.vocab_size, seq_len=student_sizes.seq_len)
+        student = student.model_copy(update={"model": shape})
+    return student.build(student_sizes)
