@@ -6,7 +6,7 @@ TO_RUN := $(VENV)/.ready-to-run
 TO_TEST := $(VENV)/.ready-to-test
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types docs audit setup clean
+.PHONY: demo test test-all lint types docs audit setup clean
 
 demo: $(TO_RUN)
 	$(BIN)/cocomix demo $(ARGS)
@@ -15,6 +15,10 @@ demo: $(TO_RUN)
 # puts the longest groups first, which xdist's own order, by the number of tests, would undo.
 test: $(TO_TEST)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+# The suite, then a sample of the fault harness: stages killed, files spoilt, disks full (about ten minutes; as root).
+test-all: test
+	$(BIN)/python -m benchmarks.faults --faults 40 -o build/faults
 
 lint: $(TO_TEST)
 	$(BIN)/ruff check .

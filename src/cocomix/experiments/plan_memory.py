@@ -26,6 +26,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.kernels.linear_cross_entropy import held_bytes
+from cocomix.model.flops import has_gated_mlp
 from cocomix.model.mixers import BlockCost
 from cocomix.objectives.base import Objective
 from cocomix.train.checkpoint import KEEP
@@ -108,7 +109,7 @@ def token_activations(model: Any, width: int, checkpointing: bool = False) -> fl
     slots, memories = block_slots(model)
     d, heads = config.hidden_size, config.num_attention_heads
     kv = (getattr(config, "num_key_value_heads", None) or heads) * (d // heads)
-    gated = (getattr(config, "backbone", None) or config.model_type) != "gpt2"
+    gated = has_gated_mlp(config)
     inner = getattr(config, "intermediate_size", None) or 4 * d
     slot = 2 * 4 * d + width * (2 * d + 2 * d + 2 * kv + (4 if gated else 2) * inner)
     # A vector that gives a key and a value only: its norm, and copies of both slots' keys and values side by side.

@@ -37,6 +37,8 @@ class SteeringStage(Stage):
         CocomixError: the student learns no concepts of the SAE, or the texts would be longer than it can take.
     """
 
+    version = 2  # version 1 clamped the logit instead of adding to it, and had a sampler and a judge of its own
+
     def __init__(self, student: StudentStage, config: SteeringConfig) -> None:
         name = student.name.replace("students/", "steering/", 1)
         super().__init__(student.run_dir, name, "cocomix experiment RECIPE", [student, student.sae])

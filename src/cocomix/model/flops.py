@@ -61,11 +61,19 @@ def hidden_flops(config: PretrainedConfig, seq_len: int, blocks: int | None = No
     return (parts.layers if blocks is None else blocks) * parts.block
 
 
+PLAIN_MLP = {"gpt2", "gpt_neox", "opt", "gptj", "phi", "bloom", "falcon", "mpt"}
+"""Families whose MLP has two matrices; all others have a gate, too."""
+
+
+def has_gated_mlp(config: Any) -> bool:
+    """Whether the MLP of a model's family has three matrices (SwiGLU and its kind)."""
+    return (getattr(config, "backbone", None) or config.model_type) not in PLAIN_MLP
+
+
 def model_parts(config: Any, seq_len: int) -> ModelParts:
     """Forward FLOPs per token of the parts of a causal LM at context length `seq_len`."""
     d, heads = config.hidden_size, config.num_attention_heads
-    family = getattr(config, "backbone", None) or config.model_type
-    gated = family not in {"gpt2", "gpt_neox", "opt", "gptj", "phi", "bloom", "falcon", "mpt"}
+    gated = has_gated_mlp(config)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or d // heads
     sizes = (getattr(config, name, None) for name in ("intermediate_size", "n_inner", "ffn_dim"))
