@@ -7,16 +7,16 @@ from torch import nn
 
 from cocomix.model import hidden_at
 from cocomix.model.teacher import NextTokenLoss, has_next_token, linear_head, next_token_losses, resumed_at
-from tests.labels.test_families import FAMILIES, OWN_ATTENTION, left_padding, made, tokens
+from tests.labels.test_families import CUSTOM_ATTENTION, FAMILIES, left_padding, made, tokens
 
 MORE_THAN_LINEAR = {"gemma2"}
 """Families whose logits are capped."""
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "left-padded"])
-@pytest.mark.parametrize("family", [*FAMILIES, *OWN_ATTENTION])
+@pytest.mark.parametrize("family", [*FAMILIES, *CUSTOM_ATTENTION])
 def test_the_loss_and_its_gradient_are_those_of_the_logits(family: str, masked: bool) -> None:
-    model, ids = made((FAMILIES | OWN_ATTENTION)[family]).requires_grad_(False), tokens()
+    model, ids = made((FAMILIES | CUSTOM_ATTENTION)[family]).requires_grad_(False), tokens()
     tolerance = 1e-4
     if family in FAMILIES and family not in MORE_THAN_LINEAR:  # the others' masks overflow in float64
         model, tolerance = model.double(), 1e-9
