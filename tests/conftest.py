@@ -36,7 +36,7 @@ LONGEST = [
     "train/test_checkpoint.py",
     "pipeline/test_label_sets.py",
     "pipeline/test_data_stages.py",
-    "test_registered.py",
+    "test_imports.py",
 ]
 """Groups of tests that take more than ten seconds, the longest first."""
 
