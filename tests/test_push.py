@@ -102,7 +102,7 @@ def test_a_damaged_student_is_not_passed_on(run: Run, tmp_path: Path) -> None:
 def test_a_plain_students_card_needs_no_import_and_names_no_teacher(run: Run, tmp_path: Path) -> None:
     push_student(run, "ntp", 0, repo=None, only_stage=tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "import cocomix" not in text and "teacher" not in text and "stated none" in text
+    assert "import cocomix" not in text and "teacher" not in text and "No licence was stated" in text
     with pytest.raises(CocomixError, match="not empty"):
         push_student(run, "ntp", 0, repo=None, only_stage=tmp_path / "out")
 

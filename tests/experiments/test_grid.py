@@ -170,7 +170,7 @@ def test_the_command_runs_a_grid_as_processes_and_goes_on(tmp_path: Path) -> Non
         "no setting 'three'",
     )
     bad = cocomix("experiment", "grid.yaml", "-r", "runs/bad", "base.corpus.source=folder", cwd=tmp_path, check=False)
-    refused(bad, "one:corpus failed", "needs 'path'", "its log is")
+    refused(bad, "one:corpus failed", "corpus.options: the text source folder needs the option path", "its log is")
 
 
 def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:

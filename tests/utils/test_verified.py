@@ -3,6 +3,9 @@
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -124,6 +127,30 @@ def test_missing_and_foreign_names(tmp_path: Path) -> None:
     (folder / "a.bin").unlink()
     with pytest.raises(CocomixError, match=r"a\.bin is missing or truncated"):
         check(folder, files)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from cocomix.utils.integrity import _turn
+with _turn(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_processes_take_turns_and_a_killed_one_leaves_its_turn(tmp_path: Path, reads: list[str]) -> None:
+    folder, files = folder_with(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        waiting = threading.Thread(target=check, args=(folder, files))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive() and reads == []
+        holder.kill()
+        waiting.join(30)
+    assert reads == ["a.bin", "b.bin"]
+    assert {path.name for path in folder.iterdir()} == {"a.bin", "b.bin", "manifest.json", "verified.json"}
 
 
 ODD = ({"file": "a", "bytes": "1", "sha256": "x"}, {"file": 3, "bytes": 1, "sha256": "x"}, {"file": "a", "bytes": 1})

@@ -15,7 +15,7 @@ from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.stage import SECONDS, ExternalInputs, Stage, external_stages, stable_name
 from cocomix.utils.console import is_main, rank, world_size
 from cocomix.utils.distributed import barrier
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, ConfigError
 from cocomix.utils.files import read_sealed, sha256, write_sealed
 
 
@@ -41,7 +41,10 @@ class CorpusStage(Stage):
         return counted + (f"; {skipped} bad records skipped, see {self.folder / 'skipped.jsonl'}" if skipped else "")
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        source = open_source(self.config.source, self.config.options)
+        try:
+            source = open_source(self.config.source, self.config.options)
+        except ConfigError as error:
+            raise ConfigError(f"corpus.source and corpus.options: {error}") from error
         writer = CorpusWriter(
             folder,
             every=self.config.every,

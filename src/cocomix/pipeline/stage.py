@@ -27,7 +27,7 @@ from cocomix.utils.distributed import barrier
 from cocomix.utils.env import git_commit, machine
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import SEAL, disk_full, read_json, seal, sha256, write_sealed
-from cocomix.utils.integrity import NOTE, FileEntry, check_files
+from cocomix.utils.integrity import LOCK, NOTE, FileEntry, check_files
 
 RECORD, SECONDS, CHECKPOINTS = "stage.json", "seconds.json", "checkpoints"
 MANIFESTS = {"manifest.json", "corpus.json"}
@@ -260,7 +260,7 @@ def _check_seal(record: dict[str, Any]) -> None:
 
 def _checksums(folder: Path) -> list[FileEntry]:
     """Checksums of a stage's files, except those that a manifest beside or above them lists with its own checksums."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in {RECORD, NOTE}]
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in {RECORD, NOTE, LOCK}]
     listed = {path.parent for path in paths if path.name in MANIFESTS}
     unlisted = [path for path in paths if path.name in MANIFESTS or listed.isdisjoint(path.parents)]
     return [

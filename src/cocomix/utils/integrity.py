@@ -7,8 +7,6 @@ Processes of one machine take turns, so that the first verifies and the others f
 """
 
 import contextlib
-import getpass
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,9 +15,9 @@ from typing import Any, TypedDict
 from filelock import FileLock
 
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import read_json, sha256, sha256_of, write_json
+from cocomix.utils.files import read_json, sha256, write_json
 
-NOTE = "verified.json"
+NOTE, LOCK = "verified.json", ".verified.lock"
 YOUNG_NS = 2_000_000_000
 """A file changed this recently is not noted, because it could change again within the resolution of its times."""
 
@@ -119,14 +117,14 @@ def _young(folder: Path, entry: FileEntry) -> bool:
 
 @contextlib.contextmanager
 def _turn(folder: Path) -> Iterator[None]:
-    """Wait until no other process of this machine and user verifies `folder`; without locks, all of them do at once.
+    """Wait until no other process verifies `folder`; in a read-only folder, or without locks, all of them do at once.
 
-    The lock is in the system's temporary folder, so that nothing is added to a folder of data.
+    The lock file is deleted before it is released; a process that waits for it then makes a new one. A killed process
+    leaves the file, but not the lock.
     """
+    path = folder / LOCK
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, KeyError):
-            locks = Path(tempfile.gettempdir()) / f"cocomix-{getpass.getuser()}"
-            locks.mkdir(mode=0o700, exist_ok=True)
-            name = sha256_of(str(folder.resolve()))[:32]
-            stack.enter_context(FileLock(locks / f"{name}.lock", fallback_to_soft=False))
+        with contextlib.suppress(OSError):
+            stack.enter_context(FileLock(path, fallback_to_soft=False))
+            stack.callback(path.unlink, missing_ok=True)
         yield
