@@ -309,13 +309,13 @@ def plan(
         raise CocomixError(f"{gpus} GPUs at a utilisation of {utilisation} make no plan; give 1 or more, above 0 to 1")
     if peak_tflops is not None and not peak_tflops > 0:
         raise CocomixError(f"a peak of {peak_tflops} TFLOPS makes no plan; give one above 0")
-    outlooks: dict[str, PlanInputs] = {}
+    inputs_by_setting: dict[str, PlanInputs] = {}
     for name in config.settings:
         run = Run(folder / name, config.run_config(name, folder))
-        outlooks[name] = PlanInputs(name, run, dict(outlooks), corpus_tokens)
+        inputs_by_setting[name] = PlanInputs(name, run, dict(inputs_by_setting), corpus_tokens)
     settings: dict[str, dict[str, Any]] = {
-        name: {"title": config.settings[name].title} | _setting(outlook, gpus, gpu_memory_gib)
-        for name, outlook in outlooks.items()
+        name: {"title": config.settings[name].title} | _setting(inputs, gpus, gpu_memory_gib)
+        for name, inputs in inputs_by_setting.items()
     }
     flops = sum(setting["flops"] for setting in settings.values())
     speed = None if peak_tflops is None else peak_tflops * 1e12 * utilisation * gpus
@@ -332,55 +332,55 @@ def plan(
     }
 
 
-def _setting(outlook: PlanInputs, gpus: int, gpu_memory_gib: float) -> dict[str, Any]:
+def _setting(inputs: PlanInputs, gpus: int, gpu_memory_gib: float) -> dict[str, Any]:
     """One setting: `variants` (one dict each), `shared` (FLOPs by stage), `disk` (bytes), `corpus`, `notes`, totals."""
-    run, config = outlook.run, outlook.config
+    run, config = inputs.run, inputs.config
     first = [stage for stage in run.students if stage.seed == config.seeds[0]]
-    variants = [_variant(outlook, stage, gpus, gpu_memory_gib) for stage in first]
-    shared = _shared(outlook)
+    variants = [_variant(inputs, stage, gpus, gpu_memory_gib) for stage in first]
+    shared = _shared(inputs)
     unknown = [row["name"] for row in variants if row["flops"] is None]
     unknown += [name for name, flops in shared.items() if flops is None]
     if unknown:
-        outlook.notes.append(f"the total leaves out: {', '.join(unknown)}")
+        inputs.notes.append(f"the total leaves out: {', '.join(unknown)}")
     return {
         "seq_len": config.seq_len,
         "seeds": list(config.seeds),
-        "vocab_size": outlook.vocab_size,
-        "corpus": outlook.corpus | {"basis": outlook.basis},
+        "vocab_size": inputs.vocab_size,
+        "corpus": inputs.corpus | {"basis": inputs.basis},
         "variants": variants,
         "shared": shared,
-        "disk": _disk(outlook, variants),
+        "disk": _disk(inputs, variants),
         "flops": sum(row["flops"] or 0 for row in variants) + sum(flops or 0 for flops in shared.values()),
-        "notes": outlook.notes,
+        "notes": inputs.notes,
     }
 
 
-def _variant(outlook: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib: float) -> dict[str, Any]:
+def _variant(inputs: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib: float) -> dict[str, Any]:
     """One student; figures that need an unknown concept model are None."""
-    seq_len, seeds = outlook.config.seq_len, len(outlook.config.seeds)
-    steps = stage.train.total_steps(outlook.corpus["train"] // seq_len)
+    seq_len, seeds = inputs.config.seq_len, len(inputs.config.seeds)
+    steps = stage.train.total_steps(inputs.corpus["train"] // seq_len)
     tokens = steps * stage.train.batch_size * seq_len
     labels = None if stage.labels is None or not stage.labels.config.live else stage.labels
     live = labels is not None or "teacher" in stage.config.reads
     row = {"name": stage.student, "objective": stage.config.objective, "about": stage.config.describe()}
     row |= {"steps": steps, "batch_size": stage.train.batch_size, "tokens": tokens, "seeds": seeds}
-    if live and outlook.teacher is None:
+    if live and inputs.teacher is None:
         names = ("parameters", "width", "flops_per_token", "flops", "checkpoint_bytes", "model_bytes", "memory")
         return row | dict.fromkeys(names)
     with torch.device("meta"):
-        students = outlook.config.students
-        model = build_student(students, stage.student, lambda name: outlook.sizes(students[name].reads))
-        sizes = outlook.sizes(stage.config.reads)
+        students = inputs.config.students
+        model = build_student(students, stage.student, lambda name: inputs.sizes(students[name].reads))
+        sizes = inputs.sizes(stage.config.reads)
         if labels is not None:
-            each = labels.flops_per_token(_given(outlook.teacher).config, outlook.n_concepts, outlook.k)
+            each = labels.flops_per_token(_given(inputs.teacher).config, inputs.n_concepts, inputs.k)
             sizes = sizes._replace(label_flops=each * labels.live_share(stage.train.batch_size, gpus))
-        objective: Objective = stage.config.make_objective(model, sizes, lambda: _given(outlook.teacher))
-    memory = training_memory(objective, outlook.teacher if live else None, stage.train, seq_len, gpus)
+        objective: Objective = stage.config.make_objective(model, sizes, lambda: _given(inputs.teacher))
+    memory = training_memory(objective, inputs.teacher if live else None, stage.train, seq_len, gpus)
     if labels is not None:
         with torch.device("meta"):
-            autoencoder = TopKSAE(_given(outlook.teacher).config.hidden_size, outlook.n_concepts, outlook.k)
+            autoencoder = TopKSAE(_given(inputs.teacher).config.hidden_size, inputs.n_concepts, inputs.k)
         memory = memory._replace(kept=memory.kept + KEPT * sum(parameters(autoencoder)))
-        outlook.notes.append(f"{stage.student}: the activations of its live labels' passes are not in its memory")
+        inputs.notes.append(f"{stage.student}: the activations of its live labels' passes are not in its memory")
     gib = {"ddp_gib": memory.total() / GIB, "sharded_gib": memory.total(gpus) / GIB}
     parts = {f"{part}_gib": size / GIB for part, size in memory._asdict().items()}
     fits = {"fits_ddp": gib["ddp_gib"] <= gpu_memory_gib, "fits_sharded": gib["sharded_gib"] <= gpu_memory_gib}
@@ -401,10 +401,10 @@ def _given(teacher: PreTrainedModel | None) -> PreTrainedModel:
     return teacher
 
 
-def _shared(outlook: PlanInputs) -> dict[str, float | None]:
+def _shared(inputs: PlanInputs) -> dict[str, float | None]:
     """Training FLOPs of what all students share, by stage; None where the concept model is not known."""
-    config, run, teacher = outlook.config, outlook.run, outlook.teacher
-    corpus, seq_len, sae = outlook.corpus["train"], config.seq_len, config.sae
+    config, run, teacher = inputs.config, inputs.run, inputs.teacher
+    corpus, seq_len, sae = inputs.corpus["train"], config.seq_len, config.sae
     windows = corpus // seq_len * seq_len
 
     def read(train: TrainConfig) -> int:
@@ -420,24 +420,24 @@ def _shared(outlook: PlanInputs) -> dict[str, float | None]:
     for stage in _label_stages(run):
         flops[stage.name] = None
         if known is not None:
-            flops[stage.name] = windows * stage.flops_per_token(known, outlook.n_concepts, outlook.k)
+            flops[stage.name] = windows * stage.flops_per_token(known, inputs.n_concepts, inputs.k)
     for stage in run.logits.values():
         flops[stage.name] = None if known is None else windows * model_flops(known, seq_len).forward
     return flops
 
 
-def _disk(outlook: PlanInputs, variants: list[dict[str, Any]]) -> dict[str, int]:
+def _disk(inputs: PlanInputs, variants: list[dict[str, Any]]) -> dict[str, int]:
     """Bytes by kind; `checkpoints` are those of the largest student, one at a time, and go when it is done."""
-    run, seq_len, corpus = outlook.run, outlook.config.seq_len, outlook.corpus
-    disk = {"tokens": sum(shard_bytes(tokens, outlook.vocab_size) for tokens in corpus.values())}
+    run, seq_len, corpus = inputs.run, inputs.config.seq_len, inputs.corpus
+    disk = {"tokens": sum(shard_bytes(tokens, inputs.vocab_size) for tokens in corpus.values())}
     for stage in _label_stages(run):
         per_sign = sum(
-            store_bytes(corpus[split], seq_len, stage.config.k, outlook.n_concepts, scores=stage.config.scores)
+            store_bytes(corpus[split], seq_len, stage.config.k, inputs.n_concepts, scores=stage.config.scores)
             for split in stage.splits
         )
         disk[stage.name] = per_sign * len(stage.config.signs)
     for stage in run.logits.values():
-        disk[stage.name] = store_bytes(corpus["train"], seq_len, stage.k, outlook.vocab_size, scores=True)
+        disk[stage.name] = store_bytes(corpus["train"], seq_len, stage.k, inputs.vocab_size, scores=True)
     disk["models"] = sum((row["model_bytes"] or 0) * row["seeds"] for row in variants)
     disk["checkpoints"] = max((row["checkpoint_bytes"] or 0 for row in variants), default=0)
     return disk

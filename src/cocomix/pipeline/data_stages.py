@@ -61,8 +61,8 @@ class TokensStage(Stage):
     distributed = True
 
     def __init__(self, run_dir: Path, config: RunConfig, corpus: CorpusStage, external_inputs: ExternalInputs) -> None:
-        lent = external_stages(external_inputs, config.tokens.tokenizer)
-        super().__init__(run_dir, "tokens", "cocomix tokenize", [corpus, *lent])
+        other_runs = external_stages(external_inputs, config.tokens.tokenizer)
+        super().__init__(run_dir, "tokens", "cocomix tokenize", [corpus, *other_runs])
         self.config, self.external_inputs = config.tokens, external_inputs
         self.corpus = corpus
 

@@ -43,8 +43,8 @@ class SaeStage(ModelStage):
         teacher: TeacherStage,
         external_inputs: ExternalInputs,
     ) -> None:
-        lent = external_stages(external_inputs, config.sae.pretrained)
-        super().__init__(run_dir, "sae", "cocomix sae", [tokens, teacher, *lent])
+        other_runs = external_stages(external_inputs, config.sae.pretrained)
+        super().__init__(run_dir, "sae", "cocomix sae", [tokens, teacher, *other_runs])
         self.external_inputs = external_inputs
         self.config, self.seq_len, self.evaluation = config.sae, config.seq_len, config.evaluation
         self.tokens, self.teacher = tokens, teacher
