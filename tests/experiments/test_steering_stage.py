@@ -62,7 +62,7 @@ class StudentStub:
     """What the steering stage needs of a student's stage, around the models above."""
 
     name, student, labels, fingerprint, figures = "students/cocomix/seed3", "cocomix", object(), "f", {}
-    variant = SimpleNamespace(recall=True)
+    config = SimpleNamespace(uses_sae_concepts=True)
     outcome = staticmethod(lambda: "o")
     check = staticmethod(dict)
 

@@ -245,7 +245,7 @@ def test_a_fresh_process_loads_the_same_bits_through_transformers(tmp_path: Path
     assert (tmp_path / "model.safetensors").exists()
     torch.save((dict(model.named_parameters()), model(ids).logits.detach()), tmp_path / "expected.pt")
     program = (
-        "import sys, torch, cocomix\n"
+        "import sys, torch, cocomix.model\n"
         "from transformers import AutoModelForCausalLM\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float64).eval()\n"
         "ids = torch.randint(1, 37, (3, 9), generator=torch.Generator().manual_seed(1))\n"
