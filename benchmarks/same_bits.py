@@ -25,7 +25,7 @@ CLOCK_OF_NEW_RUN = {
 }
 """Keys that may differ between two runs that were both made from the start: hashes of seconds differ as well."""
 STOPWATCHES = {"seconds.json"}
-FILE_STATUS = {".checked.json", "verified.json"}
+FILE_STATUS = {".checked.json", "verified.json", ".verified.lock"}
 STAMP = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\+00:00)?")
 
 

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,9 @@ from benchmarks.provenance import provenance
 
 STUDENTS = {"ntp": "student", "cocomix": "student"}
 MAX_ATTEMPTS = 6
+EDIT = re.compile(r"config\.yaml was edited: .*")
+"""How a command says that settings changed; a corrupted value looks like an edit."""
+OUTCOMES = ("resumed-identical", "refused", "announced", "wrong")
 
 
 def run_fault(copies: RunCopies, number: int, seed: int) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def run_fault(copies: RunCopies, number: int, seed: int) -> dict[str, Any]:
         "number": number,
         "stage": STUDENTS.get(stage, stage),
         "fault": f"{fault}: {faulty.description}",
-        "outcome": "wrong" if why else "refused" if messages else "resumed-identical",
+        "outcome": "wrong" if why else _outcome(messages),
         "lost": [name for name, record in records_before.items() if records_after.get(name) != record],
         "said": [message.replace(str(faulty.home), "") for message in messages],
         "seconds": round(time.monotonic() - started, 1),
@@ -74,6 +78,12 @@ def run_fault(copies: RunCopies, number: int, seed: int) -> dict[str, Any]:
     return entry
 
 
+def _outcome(messages: list[str]) -> str:
+    if any(map(EDIT.match, messages)):
+        return "announced"
+    return "refused" if messages else "resumed-identical"
+
+
 def _run_until_done(faulty: FaultyRun) -> tuple[list[str], str | None]:
     """Run the command and follow its error messages until it succeeds.
 
@@ -84,7 +94,12 @@ def _run_until_done(faulty: FaultyRun) -> tuple[list[str], str | None]:
     for _ in range(MAX_ATTEMPTS):
         command = _run(faulty, faulty.arguments)
         if command.popen.returncode == 0:
-            return messages, None
+            edit = EDIT.search(command.output)
+            if edit is None or faulty.repair is None or any(map(EDIT.match, messages)):
+                return messages, None
+            messages.append(" ".join(edit[0].split()))  # a user who has edited nothing restores the file
+            faulty.repair()
+            continue
         message = error_message(command)
         if message is None:
             return messages, f"ended with {command.popen.returncode}: {command.output[-1500:]}"
@@ -145,12 +160,13 @@ def report(output: Path, seed: int, origin: dict[str, Any]) -> dict[str, Any]:
 
 def table(content: dict[str, Any]) -> str:
     """Return a Markdown table of outcomes by kind of fault."""
-    lines = ["| fault | times | same bits at once | refused, fixed, same bits | wrong | finished stages lost |"]
-    lines.append("|---|---|---|---|---|---|")
+    columns = ["fault", "times", "same bits at once", "refused, fixed, same bits"]
+    columns += ["announced as an edit, restored, same bits", "wrong", "finished stages lost"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for kind in sorted(content["kinds"]):
         faults = [entry for entry in content["faults"] if entry["fault"].split(":")[0] == kind]
         counts = Counter(entry["outcome"] for entry in faults)
-        outcomes = " | ".join(str(counts[outcome]) for outcome in ("resumed-identical", "refused", "wrong"))
+        outcomes = " | ".join(str(counts[outcome]) for outcome in OUTCOMES)
         lines.append(f"| {kind} | {len(faults)} | {outcomes} | {sum(len(entry['lost']) for entry in faults)} |")
     return "\n".join(lines)
 
