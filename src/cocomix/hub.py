@@ -60,16 +60,16 @@ def measured(run: Run, student: StudentStage) -> list[dict[str, Any]]:
 
 def _tasks(run: Run, student: StudentStage) -> list[dict[str, Any]]:
     """Results of the harness that were made with the student as it is, over all documents."""
-    found = []
+    metrics = []
     folder = run.folder / student.name.replace("students/", "harness/", 1)
     for path in sorted(folder.glob(f"*/{RECORD}")):
         record = read_json(path)
         if record["inputs_outcome"] != [student.outcome()] or record["settings"]["limit"] is not None:
             continue
-        for one in record["figures"]["metrics"]:
-            kept = {name: one[name] for name in ("metric", "value", "stderr")}
-            found.append({"dataset": one["task"], "split": "lm-evaluation-harness"} | kept)
-    return found
+        for metric in record["figures"]["metrics"]:
+            kept = {name: metric[name] for name in ("metric", "value", "stderr")}
+            metrics.append({"dataset": metric["task"], "split": "lm-evaluation-harness"} | kept)
+    return metrics
 
 
 def _model(student: StudentStage, record: dict[str, Any]) -> Rows:
@@ -208,13 +208,13 @@ def model_card(
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=one["dataset"],
-            dataset_name=f"{one['dataset']} ({one['split']})",
-            dataset_split=one["split"],  # the hub tells figures on one dataset apart by it
-            metric_type=one["metric"],
-            metric_value=one["value"],
+            dataset_type=metric["dataset"],
+            dataset_name=f"{metric['dataset']} ({metric['split']})",
+            dataset_split=metric["split"],  # the hub tells figures on one dataset apart by it
+            metric_type=metric["metric"],
+            metric_value=metric["value"],
         )
-        for one in measured
+        for metric in measured
     ]
     data = ModelCardData(
         license=licence,
@@ -239,8 +239,8 @@ def model_card(
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
 
-def _value(one: dict[str, Any]) -> str:
-    return f"{one['value']:.4f}" + ("" if one["stderr"] is None else f" ± {one['stderr']:.4f}")
+def _value(metric: dict[str, Any]) -> str:
+    return f"{metric['value']:.4f}" + ("" if metric["stderr"] is None else f" ± {metric['stderr']:.4f}")
 
 
 def _table(headings: tuple[str, ...], rows: Any) -> str:
@@ -315,7 +315,7 @@ def _settings(student: StudentStage) -> str:
 
 def _public(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _public(one) for name, one in value.items()}
+        return {name: _public(item) for name, item in value.items()}
     return [_public(one) for one in value] if isinstance(value, list | tuple) else public(value)
 
 

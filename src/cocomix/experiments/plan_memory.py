@@ -59,9 +59,9 @@ class Memory(NamedTuple):
 
 def parameters(module: nn.Module) -> tuple[int, int]:
     """Trained parameters and others, tied ones once."""
-    found = list(module.parameters())
-    trained = sum(one.numel() for one in found if one.requires_grad)
-    return trained, sum(one.numel() for one in found) - trained
+    tensors = list(module.parameters())
+    trained = sum(tensor.numel() for tensor in tensors if tensor.requires_grad)
+    return trained, sum(tensor.numel() for tensor in tensors) - trained
 
 
 def training_memory(

@@ -285,7 +285,9 @@ def evaluate_tasks(run: Run, students: Sequence[str], options: TaskOptions) -> N
     known, settings = options.known(), options.settings()
     stages = [HarnessStage(one, name, known, settings) for one in chosen for name in options.names]
     found = _do(run, stages)
-    rows = [(stage.student.student, str(stage.student.seed), Metric(**one)) for stage, one in _metrics(stages, found)]
+    rows = [
+        (stage.student.student, str(stage.student.seed), Metric(**metric)) for stage, metric in _metrics(stages, found)
+    ]
     if is_main():
         console.print(results_table(sorted(rows, key=lambda row: (row[2].task, row[2].metric))))
         console.print(f"Results in the harness's layout: {run.folder / 'harness'}", highlight=False, soft_wrap=True)
@@ -342,10 +344,12 @@ def evaluate_snapshots(run: Run, students: Sequence[str], options: TaskOptions, 
         rows.append(_row(stage.student, stage.snapshot, f"{stage.split} perplexity", figures["perplexity"], None))
     if options.names:
         known, settings = options.known(), options.settings()
-        task_stages = [HarnessStage(one, task, known, settings, name) for one, name in chosen for task in options.names]
-        for stage, one in _metrics(task_stages, _do(run, task_stages)):
-            name = f"{one['task']} {one['metric']}"
-            rows.append(_row(stage.student, stage.snapshot or "", name, one["value"], one["stderr"]))
+        task_stages = [
+            HarnessStage(stage, task, known, settings, name) for stage, name in chosen for task in options.names
+        ]
+        for stage, metric in _metrics(task_stages, _do(run, task_stages)):
+            name = f"{metric['task']} {metric['metric']}"
+            rows.append(_row(stage.student, stage.snapshot or "", name, metric["value"], metric["stderr"]))
     if is_main():
         paths = write_rows(rows, run.folder)
         console.print(snapshot_table(rows))
@@ -366,7 +370,7 @@ def _do(run: Run, stages: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _metrics(stages: Iterable[Any], found: Iterable[dict[str, Any]]) -> list[tuple[Any, dict[str, Any]]]:
-    return [(stage, one) for stage, figures in zip(stages, found, strict=True) for one in figures["metrics"]]
+    return [(stage, metric) for stage, figures in zip(stages, found, strict=True) for metric in figures["metrics"]]
 
 
 def _row(student: StudentStage, snapshot: str, metric: str, value: float, error: float | None) -> dict[str, Any]:
