@@ -1,4 +1,8 @@
-"""Stage a student for the hub, and upload it."""
+"""`cocomix push`: a student's folder for the hub, with a model card, and the upload.
+
+Every row of the card comes from the run's records. No code and no pickles are uploaded, and of local paths only the
+last part is shown.
+"""
 
 import shutil
 import tempfile
@@ -19,7 +23,7 @@ Rows = list[tuple[str, str]]
 
 
 def lineage(run: Run, student: StudentStage) -> dict[str, Rows]:
-    """Rows of (what, value) by heading: the student, its training, text, and what it read of a teacher.
+    """Rows of (label, value) by heading: the student, its training, its text, and what it used of a teacher.
 
     Raises:
         CocomixError: the student is not trained, or its files are damaged.
@@ -27,7 +31,7 @@ def lineage(run: Run, student: StudentStage) -> dict[str, Rows]:
     record = student.record()
     if record is None:
         raise CocomixError(f"{student.title} is not trained; run `{student.command} --run {run.folder}` first")
-    student.check()  # nothing damaged is passed on
+    student.check()  # refuses damaged files
     sections = {
         "Model": _model(student, record),
         "Training": _training(record),
@@ -36,12 +40,12 @@ def lineage(run: Run, student: StudentStage) -> dict[str, Rows]:
     if student.inputs[1:]:
         sections["Concepts"] = _concepts(run, student)
     sections["Made by"] = _made(record)
-    return {heading: [(what, value) for what, value in rows if value] for heading, rows in sections.items()}
+    return {heading: [(label, value) for label, value in rows if value] for heading, rows in sections.items()}
 
 
 def measured(run: Run, student: StudentStage) -> list[dict[str, Any]]:
     """`{dataset, split, metric, value, stderr}` of what was measured: perplexity, recall, the harness's tasks."""
-    found: list[dict[str, Any]] = []
+    metrics: list[dict[str, Any]] = []
     for evaluation in run.evaluations:
         record = evaluation.record() if evaluation.student is student else None
         if record is None:
@@ -49,13 +53,13 @@ def measured(run: Run, student: StudentStage) -> list[dict[str, Any]]:
         source = run.corpus.figures["source"]
         for split in ("val", "test"):
             value = record["figures"][split]["perplexity"]
-            found.append({"dataset": source, "split": split, "metric": "perplexity", "value": value, "stderr": None})
+            metrics.append({"dataset": source, "split": split, "metric": "perplexity", "value": value, "stderr": None})
         if "recall" in record["figures"]:
             value = record["figures"]["recall"]["recall"]
-            found.append(
+            metrics.append(
                 {"dataset": source, "split": "val", "metric": "concept recall", "value": value, "stderr": None}
             )
-    return found + _tasks(run, student)
+    return metrics + _tasks(run, student)
 
 
 def _tasks(run: Run, student: StudentStage) -> list[dict[str, Any]]:
@@ -136,7 +140,9 @@ def _concepts(run: Run, student: StudentStage) -> Rows:
         labels = student.labels.config
         rows.append(("labels", f"rule {labels.rule}, sign {student.sign}, {labels.k} a position"))
     if student.logits is not None:
-        rows.append(("teacher's distribution", f"its {student.config.stored_teacher_tokens} likeliest tokens, stored"))
+        rows.append(
+            ("teacher's distribution", f"its {student.config.stored_teacher_tokens} most likely tokens, stored")
+        )
     return rows
 
 
@@ -162,13 +168,11 @@ def _made(record: dict[str, Any]) -> Rows:
 
 
 def public(value: Any) -> Any:
-    """A setting as strangers may see it: of a path on this machine only the last part."""
+    """A setting for publication: of a path on this machine, only the last part."""
     if isinstance(value, str | Path) and (Path(value).is_absolute() or str(value).startswith(("~", "."))):
         return Path(value).name
     return value
 
-
-# The model card: metadata for the hub, how to load the model, and its lineage as tables.
 
 LOADING = """```python
 {imports}from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -197,7 +201,7 @@ def model_card(
     Args:
         repo: USER/NAME, as the loading example shows it.
         own_architecture: whether loading needs `import cocomix.model`.
-        sections: lineage, rows of (what, value) by heading.
+        sections: lineage, rows of (label, value) by heading.
         measured: `{dataset, split, metric, value, stderr}` each.
         config: the student's settings as YAML.
         licence: the hub's licence id; None: the card says that none was stated.
@@ -230,11 +234,11 @@ def model_card(
     for heading, rows in sections.items():
         parts += [f"## {heading}", _table(("", ""), rows)]
     if measured:
-        shown = [(f"{one['dataset']} ({one['split']})", one["metric"], _value(one)) for one in measured]
+        shown = [(f"{metric['dataset']} ({metric['split']})", metric["metric"], _value(metric)) for metric in measured]
         parts += ["## Measured", _table(("on", "metric", "value"), shown)]
     parts += ["## Settings of the student", f"```yaml\n{config.strip()}\n```"]
     if licence is None:
-        parts += ["## Licence", "The one who pushed this model stated none."]
+        parts += ["## Licence", "No licence was stated when this model was pushed."]
     parts.append("Every figure above comes from the records of the run that made this model.")
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
@@ -271,17 +275,17 @@ def push_student(
     Raises:
         CocomixError: no such trained student, or the hub refuses or cannot be reached.
     """
-    student = next((one for one in run.students if one.student == name and one.seed == seed), None)
+    student = next((stage for stage in run.students if stage.student == name and stage.seed == seed), None)
     if student is None:
-        there = ", ".join(f"{one.student} seed {one.seed}" for one in run.students)
-        raise CocomixError(f"this run has no student {name!r} of seed {seed}; it has {there}")
+        choices = ", ".join(f"{stage.student} seed {stage.seed}" for stage in run.students)
+        raise CocomixError(f"this run has no student {name!r} of seed {seed}; it has {choices}")
     if only_stage is not None:
         if only_stage.exists() and any(only_stage.iterdir()):
             raise CocomixError(f"{only_stage} is not empty; give a new folder")
         stage_folder(run, student, only_stage, repo or f"USER/{name}", licence)
         return str(only_stage)
     if repo is None or repo.count("/") != 1 or not all(repo.split("/")):
-        raise CocomixError(f"{repo!r} is no repository; give --to USER/NAME")
+        raise CocomixError(f"{repo!r} is not a repository; give --to USER/NAME")
     with tempfile.TemporaryDirectory(prefix="cocomix-") as folder:
         stage_folder(run, student, Path(folder), repo, licence)
         return _upload(Path(folder), repo, private)
@@ -316,7 +320,7 @@ def _settings(student: StudentStage) -> str:
 def _public(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _public(item) for name, item in value.items()}
-    return [_public(one) for one in value] if isinstance(value, list | tuple) else public(value)
+    return [_public(item) for item in value] if isinstance(value, list | tuple) else public(value)
 
 
 def _upload(folder: Path, repo: str, private: bool) -> str:
@@ -332,7 +336,7 @@ def _upload(folder: Path, repo: str, private: bool) -> str:
     except LocalTokenNotFoundError as error:
         raise CocomixError("you are not logged in to the hub; run `hf auth login`") from error
     except HFValidationError as error:
-        raise CocomixError(f"{repo!r} is no name for a repository; give --to USER/NAME") from error
+        raise CocomixError(f"{repo!r} is not a valid name for a repository; give --to USER/NAME") from error
     except HfHubHTTPError as error:
         raise CocomixError(_refusal(error, repo)) from error
     except CocomixError:

@@ -59,9 +59,6 @@ def inspect_command(
         print_reading(reading, console)
 
 
-# The command that opens a run in the browser.
-
-
 def explore(
     run: Annotated[Path, PathArgument(help="The run's folder.", show_default=True)] = DEFAULT_RUN,
     others: Annotated[
