@@ -101,7 +101,7 @@ def test_bad_records_have_a_place_and_a_reason(tmp_path: Path) -> None:
     assert set(bad("folder", a_folder(tmp_path / "f"))) == {"b/bad.txt"}
     (tmp_path / "s.jsonl").write_text('{"text": "\\ud800"}\n{"no": 1}\n')
     found = bad("jsonl", {"path": tmp_path / "s.jsonl"})
-    assert "surrogate" in found["s.jsonl:1"] and found["s.jsonl:2"] == "no 'text' in it"
+    assert "surrogate" in found["s.jsonl:1"] and found["s.jsonl:2"] == "no 'text' in it, but 'no'"
 
 
 def test_damaged_containers_lose_only_what_is_damaged(tmp_path: Path) -> None:
@@ -179,3 +179,28 @@ def test_a_line_too_long_to_be_a_document_is_skipped_and_never_held(
     assert places[-1]["offset"] == len(content)
     for number, place in enumerate(places):
         assert list(SOURCES["jsonl"](path=path).records(place)) == records[number + 1 :]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Fellow citizens".encode("utf-8-sig"))
+    assert [document.text for document in SOURCES["folder"](path=tmp_path)] == ["Fellow citizens"]
+
+
+def test_linked_folders_are_read_and_loops_are_not(tmp_path: Path) -> None:
+    volume, mine = tmp_path / "volume", tmp_path / "mine"
+    for folder in (volume / "deep", mine):
+        folder.mkdir(parents=True)
+        (folder / "1.txt").write_text(f"text of {folder.name}")
+        (folder / "1.jsonl").write_text('{"text": "line"}\n')
+    (mine / "linked").symlink_to(volume)
+    (volume / "deep" / "back").symlink_to(volume)
+    (mine / "self").symlink_to(mine)
+    assert [document.id for document in SOURCES["folder"](path=mine)] == ["1.txt", "linked/deep/1.txt"]
+    assert [document.id for document in SOURCES["jsonl"](path=mine)] == ["1.jsonl:1", "linked/deep/1.jsonl:1"]
+
+
+def test_a_source_without_text_says_what_it_skipped(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": 1, "content": "the road"}\n' * 3)
+    words = r"holds no text \(3 records skipped, the first, a\.jsonl:1: no 'text' in it, but 'id', 'content'\); check"
+    with pytest.raises(CocomixError, match=words):
+        list(SOURCES["jsonl"](path=tmp_path / "a.jsonl"))

@@ -67,6 +67,7 @@ class TextSource(ABC):
     def __init__(self, title: str | Path | None = None) -> None:
         self._title = self.name if title is None else str(title)
         self._place: Place = {}
+        self._skipped: tuple[Skipped, int] | None = None  # the first one, and how many
 
     def records(self, place: Place | None = None) -> Iterator[Document | Skipped]:
         """Documents with text in them, and what could not be read, in the source's order.
@@ -80,8 +81,12 @@ class TextSource(ABC):
         self._place = place or {}
         for record in self.read(self._place):
             if isinstance(record, Document) and not (_encodable(record.text) and _encodable(record.id)):
-                yield Skipped(record.id, "half a surrogate pair, which is no character, in its text or name")
-            elif isinstance(record, Skipped) or record.text.strip():
+                record = Skipped(record.id, "half a surrogate pair, which is no character, in its text or name")
+            if isinstance(record, Skipped):
+                first, count = self._skipped or (record, 0)
+                self._skipped = first, count + record.count
+                yield record
+            elif record.text.strip():
                 yield record
 
     @abstractmethod
@@ -94,7 +99,13 @@ class TextSource(ABC):
 
     def nothing(self) -> CocomixError:
         """The error for a source without a single document."""
-        return CocomixError(f"{self} holds no text; check corpus.options")
+        why = ""
+        if self._skipped is not None:
+            first, count = self._skipped
+            why = (
+                f" ({count} {'record' if count == 1 else 'records'} skipped, the first, {first.place}: {first.reason})"
+            )
+        return CocomixError(f"{self} holds no text{why}; check corpus.options")
 
     def __iter__(self) -> Iterator[Document]:
         """The documents; unreadable records are counted in one warning at the end."""
@@ -147,7 +158,7 @@ def files_at(path: str | Path, endings: tuple[str, ...], what: str) -> list[tupl
     if path.is_file():
         return [(path.name, path)]
     if path.is_dir():
-        root, matches = path, [file for file in path.rglob("*") if file.name.endswith(endings)]
+        root, matches = path, [file for file in _below(path) if file.name.endswith(endings)]
     else:
         matches = [Path(name) for name in glob(str(path), recursive=True)]
         root = Path(*takewhile(lambda part: not any(sign in part for sign in "*?["), path.parts))
@@ -176,6 +187,14 @@ def remaining(files: list[tuple[str, Path]], place: Place) -> Iterator[tuple[int
         yield number, *files[number], place if number == first else {}
 
 
+def _listed(row: Mapping[str, Any]) -> str:
+    """The first few names in a row."""
+    names = [repr(name) for name in list(row)[:SHOWN_FIELDS]]
+    return ", ".join(names) + (", ..." if len(row) > SHOWN_FIELDS else "")
+
+
+SHOWN_FIELDS = 8
+"""Names of a record's fields in a message."""
 LONGEST = 64 << 20
 """Bytes of a line of JSON; longer ones are skipped."""
 
@@ -218,8 +237,10 @@ class JsonlSource(TextSource):
             row = parse_json(line)
         except ValueError as error:
             return Skipped(place, f"not JSON ({reason(error)})")
-        if not isinstance(row, dict) or field not in row:
+        if not isinstance(row, dict):
             return Skipped(place, f"no {field!r} in it")
+        if field not in row:
+            return Skipped(place, f"no {field!r} in it" + (f", but {_listed(row)}" if row else ""))
         text = row[field]
         return Document(place, text) if isinstance(text, str) else Skipped(place, f"{field!r} is no text")
 
@@ -470,23 +491,30 @@ class FolderSource(TextSource):
             )
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Files below `folder` in path order; in memory is one listing a level."""
+def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Files below `folder` in path order, linked folders included; in memory is one listing a level.
+
+    Args:
+        above: the folders on the way here; a link back to one of them is not followed.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
     try:
         with os.scandir(folder) as entries:
-            listing = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
+            listing = sorted((entry.name, entry.is_dir(), entry.is_file()) for entry in entries)
     except PermissionError:
         raise CocomixError(f"{folder} cannot be read; fix its permissions or name it in corpus.options.skip") from None
     for name, is_folder, is_file in listing:
         if is_folder:
-            yield from _below(folder / name)
+            yield from _below(folder / name, above | {real})
         elif is_file:
             yield folder / name
 
 
 def _text_of(file: Path, inside: str) -> Document | Skipped:
     try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as stream:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig") as stream:
             return Document(inside, str(stream.read()))
     except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         return Skipped(inside, reason(error))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,12 @@ def test_others_folders_with_odd_words_are_refused(name: str, tmp_path: Path) ->
         if name == ("sparsify" if "activation" in odd else "saelens"):
             with pytest.raises(CocomixError, match="not a string"):
                 load(folder)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)  # newer versions of huggingface_hub bring another library
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        CocomixError, match=r"someone/some-sae is not a local path and cannot be downloaded from the hub"
+    ):
+        load_sae("someone/some-sae", layer=1, d_model=32, k=8)

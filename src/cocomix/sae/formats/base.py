@@ -98,12 +98,11 @@ def fetch(source: str, choose: Callable[[Path], Path]) -> Path:
 
 
 def _snapshot(repository: str, patterns: list[str], source: str) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except Exception as error:  # errors of the HTTP library come through, and which one that is depends on the version
         raise CocomixError(
             f"the SAE {source} is not a local path and cannot be downloaded from the hub ({reason(error)});"
             " correct sae.pretrained, or download it and give its folder"
