@@ -71,6 +71,7 @@ def test_automatic_precision_is_settled_when_the_config_is_loaded() -> None:
         ("students.cocomix.concept={mixer: every, mixer_options: {every: 0}}", ["every", "whole number"]),
         ("students.cocomix.concept.loss_weight=0", ["labels", "loss_weight is 0"]),
         ("students.ntp.objective=ntq", ["students.ntp", "'ntq'", "ntp", "bootstrap"]),
+        ("students.ntp.objective=[ntp]", ["students.ntp", "there is no objective", "bootstrap"]),
         ("students.other={model: {width: 8}}", ["students.other.objective", "missing"]),
         ("students.ntp.concept={}", ["students.ntp.concept", "does not exist"]),
         ("teacher.train=null", ["teacher", "pretrained", "train"]),

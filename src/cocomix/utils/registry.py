@@ -67,7 +67,7 @@ class Registry(Mapping[str, Kind], Generic[Kind]):
         Raises:
             ConfigError: there is none; those there are.
         """
-        if name not in self._classes:
+        if not isinstance(name, str) or name not in self._classes:  # settings may hold anything
             raise ConfigError(f"there is no {self.kind} {name!r}; choose one of {self.names}")
         return self._classes[name]
 
