@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.autograd.function import once_differentiable
 
-from cocomix.kernels.matmul import Linear, add_product, outside_graphs, scores_into
+from cocomix.kernels.matmul import add_product, outside_graphs, scores_into
 from cocomix.kernels.sparse import largest, rows_gradient, weighted_rows
 
 CHUNK_BYTES = 1 << 26
@@ -69,16 +68,6 @@ def linear_losses(
         total, values, ids = _LinearLosses.apply(x, weight, bias, targets, top_k, dtype)  # pyright: ignore
     count = (targets != -100).sum()
     return LinearLosses(total, count, values, ids) if top_k else LinearLosses(total, count, None, None)
-
-
-def plain_linear(module: nn.Module) -> bool:
-    """Whether `linear_losses` may replace a call of `module`: it is a linear layer without forward hooks."""
-    return type(module) in (nn.Linear, Linear) and not is_wrapped(module)
-
-
-def is_wrapped(module: nn.Module) -> bool:
-    """Whether hooks or a replaced `forward` (Accelerate's offloading) add to the module's own forward pass."""
-    return "forward" in module.__dict__ or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class _LinearLosses(torch.autograd.Function):

@@ -13,7 +13,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -31,7 +30,7 @@ MOST_ROWS, MOST_ROWS_WIDE, WIDE = 4, 8, 8192
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`: `[..., d]`, `[out, d]` and `[out]` -> `[..., out]`, differentiable."""
-    rows = x.numel() // x.shape[-1] if x.numel() else 0
+    rows = _rows(x)
     if not 0 < rows <= (MOST_ROWS_WIDE if len(weight) >= WIDE else MOST_ROWS) or not _is_supported(x, weight):
         return F.linear(x, weight, bias)
     flat = x.reshape(rows, -1)
@@ -41,17 +40,21 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return out[:, :rows].T.reshape(*x.shape[:-1], len(weight))
 
 
+def few_rows(x: torch.Tensor) -> bool:
+    """Whether `linear` may be faster than `F.linear` for `x` `[..., d]`, with some weight of its device and dtype."""
+    return not torch.compiler.is_compiling() and x.device.type == "cpu" and 0 < _rows(x) <= MOST_ROWS_WIDE
+
+
+def _rows(x: torch.Tensor) -> int:
+    return x.numel() // x.shape[-1] if x.numel() else 0
+
+
 def _is_supported(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x.dtype != weight.dtype:
+    if x.device.type != "cpu" or x.device != weight.device:
+        return False
+    if x.dtype not in (torch.float32, torch.float64) or x.dtype != weight.dtype:
         return False
     return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` that is also fast over a few rows."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return linear(input, self.weight, self.bias)
 
 
 _TILE = 1024

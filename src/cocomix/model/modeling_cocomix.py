@@ -22,8 +22,8 @@ from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from cocomix.kernels.linear_cross_entropy import linear_losses, plain_linear
-from cocomix.kernels.matmul import Linear
+from cocomix.kernels.linear_cross_entropy import linear_losses
+from cocomix.kernels.plain_linear import apply_linear, plain_linear
 from cocomix.model.cache import slot_cache
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.interventions import Steering, steered
@@ -105,7 +105,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         self.channel = PREDICTORS[config.channel](
             config, self.backbone, self.mixer.uses_vector, **config.channel_options
         )
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         if not self.channel.cacheable and self.generation_config is not None:
             self.generation_config.use_cache = False
@@ -171,7 +171,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
             lm_loss = self._fused_lm_loss(self.backbone.final_norm(hidden[:, :-1]), labels)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(self.backbone.final_norm(hidden[:, kept]))
+            logits = apply_linear(self.lm_head, self.backbone.final_norm(hidden[:, kept]))
             lm_loss = None if labels is None else _lm_loss(logits, labels)
         concepts_loss = None if concept_labels is None else self._concept_loss(prediction, concept_labels)
         output = CoCoMixOutput(

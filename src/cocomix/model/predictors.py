@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses, plain_linear
-from cocomix.kernels.matmul import Linear
+from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses
 from cocomix.kernels.normalise import normalise
+from cocomix.kernels.plain_linear import apply_linear, plain_linear
 from cocomix.kernels.sparse import largest, weighted_rows
 from cocomix.model.mixers import BlockCost
 from cocomix.model.transformer import AttentionLayout, Backbone, ParameterModule
@@ -113,38 +113,41 @@ class ConceptHead(ParameterModule):
         super().__init__()
         self.top_k = top_k
         self.pre_bias = nn.Parameter(torch.zeros(hidden_size))
-        self.proj = Linear(hidden_size, num_concepts)
+        self.proj = nn.Linear(hidden_size, num_concepts)
 
     def reset_parameters(self, std: float) -> None:
         nn.init.zeros_(self.pre_bias)
 
-    def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> ConceptPrediction:
-        """Prediction for `hidden` `[batch, seq, d_model]`.
+    def forward(
+        self, hidden: torch.Tensor, labels: torch.Tensor | None = None, top_k: int | None = None
+    ) -> ConceptPrediction:
+        """Prediction for `hidden` `[batch, seq, d_model]`, with `top_k` of the logits; None: K.
 
         With `labels` int64 `[batch, seq, K_attr]` (-100 is ignored) their losses are computed and the logits are not
-        kept, unless the projection has hooks, which need all logits.
+        kept, unless the projection is not a plain linear layer (adapters, hooks), which computes all logits.
         """
+        top_k = self.top_k if top_k is None else top_k
         normed, mean, std = normalise(hidden)
         centred = normed - self.pre_bias
         if labels is None or not plain_linear(self.proj):
-            logits = self.proj(centred)
-            values, ids = largest(logits, self.top_k)
+            logits = apply_linear(self.proj, centred)
+            values, ids = largest(logits, top_k) if top_k else _nothing(logits)
             return ConceptPrediction(logits, values, ids, mean, std, self.pre_bias)
-        losses = self._losses(centred, labels, self.top_k)
-        assert losses.values is not None and losses.ids is not None
+        weights = self.proj.weight, self.proj.bias
+        losses = linear_losses(centred.flatten(0, 1), *weights, labels.flatten(0, 1), top_k=top_k)
+        if losses.values is None or losses.ids is None:
+            return ConceptPrediction(None, *_nothing(centred), mean, std, self.pre_bias, losses)
         values, ids = (tensor.view(*hidden.shape[:-1], -1) for tensor in (losses.values, losses.ids))
         return ConceptPrediction(None, values, ids, mean, std, self.pre_bias, losses)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The concept logits z only, `[batch, seq, C]`."""
-        return self.proj(normalise(hidden)[0] - self.pre_bias)
+        return self(hidden, top_k=0).logits
 
-    def losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> LinearLosses | None:
-        """The losses of the labels only; None if the projection has hooks."""
-        return self._losses(normalise(hidden)[0] - self.pre_bias, labels) if plain_linear(self.proj) else None
 
-    def _losses(self, centred: torch.Tensor, labels: torch.Tensor, top_k: int = 0) -> LinearLosses:
-        return linear_losses(centred.flatten(0, 1), self.proj.weight, self.proj.bias, labels.flatten(0, 1), top_k=top_k)
+def _nothing(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and ids of no concept, `[..., 0]`."""
+    return like.new_empty(*like.shape[:-1], 0), like.new_empty(*like.shape[:-1], 0, dtype=torch.int64)
 
 
 class ConceptVector(ParameterModule):
@@ -186,8 +189,8 @@ class ConceptPredictor(Predictor):
         labels: torch.Tensor | None = None,
     ) -> Prediction:
         if self.vector is None:
-            losses = None if labels is None else self.head.losses(hidden, labels)
-            return Prediction(None, self.head.logits(hidden) if losses is None else None, concept_losses=losses)
+            unused = self.head(hidden, labels, top_k=0)
+            return Prediction(None, unused.logits, concept_losses=unused.losses)
         prediction = self.head(hidden, labels)
         return Prediction(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
 

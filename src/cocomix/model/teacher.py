@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from cocomix.kernels.linear_cross_entropy import is_wrapped, linear_losses
+from cocomix.kernels.linear_cross_entropy import linear_losses
+from cocomix.kernels.plain_linear import is_wrapped, plain_linear
 from cocomix.utils.errors import CocomixError
 
 BLOCK_PATHS = ("transformer.h", "model.layers", "gpt_neox.layers", "model.decoder.layers", "transformer.blocks")
@@ -189,7 +190,7 @@ def linear_head(model: PreTrainedModel) -> nn.Linear | None:
     Checked once for each model, on a few tokens.
     """
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or model.base_model is model or is_wrapped(head):
+    if head is None or not plain_linear(head) or model.base_model is model or is_wrapped(model):
         return None
     checked, is_linear = _heads.get(model, (None, False))
     if checked is not head:

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import Cache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from cocomix.kernels.matmul import Linear, linear
+from cocomix.kernels.plain_linear import apply_linear, plain_linear, some_outputs
 from cocomix.utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, hidden_size // heads
         self.layer_index, self.dropout = layer_index, dropout
-        self.qkv = Linear(hidden_size, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
-        self.out = Linear(heads * self.head_dim, hidden_size, bias=bias)
+        self.qkv = nn.Linear(hidden_size, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
+        self.out = nn.Linear(heads * self.head_dim, hidden_size, bias=bias)
 
     def forward(
         self,
@@ -156,31 +156,30 @@ class Attention(nn.Module):
             enable_gqa=self.heads != self.kv_heads,
         )
         joined = mixed.transpose(1, 2).flatten(2)
-        return F.dropout(self.out(joined), self.dropout, self.training)
+        return F.dropout(apply_linear(self.out, joined), self.dropout, self.training)
 
     def _projected(
         self, hidden: torch.Tensor, rotary: Rotary | None, query_slots: slice | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Query, key and value, each `[batch, heads or kv_heads, slots, head_dim]`; queries only of the query slots."""
-        if query_slots is None:
-            split = self.qkv(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        if query_slots is not None and plain_linear(self.qkv):
+            query = some_outputs(self.qkv, hidden[:, query_slots], slice(self.heads * self.head_dim))
+            query = query.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            key, value = self._keys_values(hidden, rotary)
+        else:
+            split = apply_linear(self.qkv, hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             query, key, value = split.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-            return (query, key, value) if rotary is None else (rotate(query, rotary), rotate(key, rotary), value)
-        first = self.heads * self.head_dim
-        bias = None if self.qkv.bias is None else self.qkv.bias[:first]
-        projected = linear(hidden[:, query_slots], self.qkv.weight[:first], bias)
-        query = projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        key, value = self._keys_values(hidden, rotary)
+            query = query if query_slots is None else query[:, :, query_slots]
+            key = key if rotary is None else rotate(key, rotary)
         if rotary is not None:
-            query = rotate(query, (rotary[0][:, :, query_slots], rotary[1][:, :, query_slots]))
+            places = slice(None) if query_slots is None else query_slots
+            query = rotate(query, (rotary[0][:, :, places], rotary[1][:, :, places]))
         return query, key, value
 
     def _keys_values(self, extra_kv: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of vectors at the positions of the slots, each `[batch, kv_heads, slots, head_dim]`."""
-        first = self.heads * self.head_dim
-        bias = None if self.qkv.bias is None else self.qkv.bias[first:]
-        split = linear(extra_kv, self.qkv.weight[first:], bias).view(*extra_kv.shape[:2], -1, self.head_dim)
-        key, value = split.transpose(1, 2).chunk(2, dim=1)
+        both = some_outputs(self.qkv, extra_kv, slice(self.heads * self.head_dim, None))
+        key, value = both.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
         return (key if rotary is None else rotate(key, rotary)), value
 
 
@@ -205,11 +204,11 @@ class GeluMLP(nn.Module):
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
-        self.up = Linear(config.hidden_size, config.intermediate_size)
-        self.down = Linear(config.intermediate_size, config.hidden_size)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.down(F.gelu(self.up(hidden), approximate="tanh"))
+        return apply_linear(self.down, F.gelu(apply_linear(self.up, hidden), approximate="tanh"))
 
 
 class SwiGluMLP(nn.Module):
@@ -217,12 +216,13 @@ class SwiGluMLP(nn.Module):
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
-        self.gate = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.down(F.silu(self.gate(hidden)) * self.up(hidden))
+        inner = F.silu(apply_linear(self.gate, hidden)) * apply_linear(self.up, hidden)
+        return apply_linear(self.down, inner)
 
 
 class Block(GradientCheckpointingLayer):

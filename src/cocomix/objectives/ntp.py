@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.kernels.linear_cross_entropy import linear_losses
+from cocomix.kernels.plain_linear import plain_linear
 from cocomix.model.build import Sizes, build_plain
 from cocomix.model.flops import model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
@@ -63,7 +64,7 @@ class NtpObjective(Objective):
         ids, head = batch["input_ids"], self._head[0]
         if isinstance(self.model, CoCoMixForCausalLM):
             return self.model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True).loss
-        if head is None:
+        if head is None or head is not self.model.get_output_embeddings() or not plain_linear(head, shards=True):
             return self.model(input_ids=ids, labels=ids, use_cache=False).loss
         # The model itself is called because FSDP2 gathers its weights only then.
         output = self.model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
