@@ -1,4 +1,4 @@
-"""A weight is read in place of a call only where the call computes nothing else; everywhere else the layer is called."""
+"""A weight is read in place of a call only where the call computes nothing else; else the layer is called."""
 
 from collections.abc import Callable
 

@@ -269,7 +269,7 @@ def gather_statistics(
         raise CocomixError(
             f"{shards.folder} has fewer tokens than one window of {seq_len}, so no concept could be looked at; add text"
         )
-    counter = StatisticsCounter(channel.head.proj.out_features)
+    counter = StatisticsCounter(channel.head.num_concepts)
     at_once = windows_at_once(counter.n_concepts, seq_len)
     for start in range(0, len(chosen), BATCH):
         windows = chosen[start : start + BATCH]

@@ -75,7 +75,7 @@ def measured_effect(student: Any, concept: int, ids: np.ndarray, positions: np.n
     if not mixes(student) or not len(ids):
         return None
     order = np.argsort(positions, kind="stable")  # windows of a pass end at the last of their places
-    at_once = windows_at_once(concept_channel(student).head.proj.out_features, int(positions.max()) + 1)
+    at_once = windows_at_once(concept_channel(student).head.num_concepts, int(positions.max()) + 1)
     changes = []
     for start in range(0, len(order), at_once):
         rows = order[start : start + at_once]

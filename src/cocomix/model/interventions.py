@@ -306,7 +306,7 @@ def steered(model: nn.Module, steering: Steering) -> Iterator[None]:
         CocomixError: the model does not have these concepts, or none; in the context, the batch does not fit the rows.
     """
     predictor = _concept_predictor(model)
-    plan = Plan(steering, predictor.head.proj.out_features)
+    plan = Plan(steering, predictor.head.num_concepts)
     places: list[torch.Tensor] = []
 
     def note_places(_module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -97,6 +97,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
+    _tp_plan = {"backbone.embed_tokens": "embedding_rowwise", "lm_head": "colwise_gather_output"}
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__(config)

@@ -111,7 +111,7 @@ class ConceptHead(ParameterModule):
 
     def __init__(self, hidden_size: int, num_concepts: int, top_k: int) -> None:
         super().__init__()
-        self.top_k = top_k
+        self.num_concepts, self.top_k = num_concepts, top_k
         self.pre_bias = nn.Parameter(torch.zeros(hidden_size))
         self.proj = nn.Linear(hidden_size, num_concepts)
 
@@ -175,6 +175,7 @@ class ConceptPredictor(Predictor):
     """The paper's predictor: concept logits, their TopK and its vector (equations 4 and 5)."""
 
     name = "concepts"
+    _tp_plan: ClassVar[dict[str, str]] = {"head.proj": "colwise_gather_output"}
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__(config, backbone, with_vector)

@@ -24,6 +24,7 @@ from transformers import Cache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaF
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cocomix.kernels.plain_linear import apply_linear, plain_linear, some_outputs
+from cocomix.utils.errors import ConfigError
 from cocomix.utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Attention(nn.Module):
             query = query.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             key, value = self._keys_values(hidden, rotary)
         else:
-            split = apply_linear(self.qkv, hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            split = self._heads(apply_linear(self.qkv, hidden))
             query, key, value = split.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
             query = query if query_slots is None else query[:, :, query_slots]
             key = key if rotary is None else rotate(key, rotary)
@@ -175,6 +176,16 @@ class Attention(nn.Module):
             places = slice(None) if query_slots is None else query_slots
             query = rotate(query, (rotary[0][:, :, places], rotary[1][:, :, places]))
         return query, key, value
+
+    def _heads(self, projected: torch.Tensor) -> torch.Tensor:
+        """The output of `qkv`, `[batch, slots, width]`, by heads: `[batch, heads + 2 kv_heads, slots, head_dim]`."""
+        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        if projected.shape[-1] != width:
+            raise ConfigError(
+                f"attention.qkv gave {projected.shape[-1]} of its {width} outputs, which q, k and v cannot be cut from;"
+                " gather its output: ColwiseParallel(output_layouts=Replicate()), or tp_plan's colwise_gather_output"
+            )
+        return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _keys_values(self, extra_kv: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of vectors at the positions of the slots, each `[batch, kv_heads, slots, head_dim]`."""
@@ -272,6 +283,13 @@ class Backbone(nn.Module, ABC):
     rotary_positions: ClassVar[bool] = False
     grouped_queries: ClassVar[bool] = False
     """whether there can be fewer key/value heads than query heads"""
+    _tp_plan: ClassVar[dict[str, str]] = {
+        "blocks.*.attention.qkv": "colwise_gather_output",
+        "blocks.*.attention.out": "colwise_gather_output",
+        "blocks.*.mlp.up": "colwise",
+        "blocks.*.mlp.down": "rowwise",
+    }
+    """Transformers' tensor parallelism: the weights are divided, attention itself runs whole in each process"""
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
@@ -379,6 +397,7 @@ class LlamaBackbone(Backbone):
     bias = False
     rotary_positions = True
     grouped_queries = True
+    _tp_plan = Backbone._tp_plan | {"blocks.*.mlp.gate": "colwise"}
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__(config)

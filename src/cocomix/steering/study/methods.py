@@ -175,7 +175,7 @@ class OwnConcept(GeneratingMethod):
 
     def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
         subject = context.subject("student")
-        n_concepts = concept_head(subject.model).proj.out_features
+        n_concepts = concept_head(subject.model).num_concepts
         if n_concepts != context.sae.n_latents:
             raise CocomixError(
                 f"the student predicts {n_concepts} concepts and the SAE has {context.sae.n_latents} latents; use the"
