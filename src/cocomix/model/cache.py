@@ -95,7 +95,8 @@ def slot_cache(cache: Cache | None, slots: Sequence[int]) -> Cache:
 
 def _become_slot_cache(cache: DynamicCache, slots: Sequence[int]) -> None:
     tokens = cache.get_seq_length()
-    if tokens and [layer.get_seq_length() for layer in cache.layers] != [tokens * each for each in slots]:
+    lengths = [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
+    if tokens and lengths != [tokens * each for each in slots]:
         raise ConfigError(
             f"the cache of {tokens} tokens was not filled by a model of this shape; pass the cache that this model"
             " returned, or none"

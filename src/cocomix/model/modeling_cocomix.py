@@ -420,7 +420,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         return sum((loss for loss in (channel_loss, weighted) if loss is not None), lm_loss)
 
 
-def _list_if(requested: bool | None, default: bool) -> list[torch.Tensor] | None:
+def _list_if(requested: bool | None, default: bool | None) -> list[torch.Tensor] | None:
     """A list to collect tensors in, or None where they are not asked for."""
     return [] if (default if requested is None else requested) else None
 

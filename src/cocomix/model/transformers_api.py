@@ -78,7 +78,8 @@ class CoCoMixGenerationMixin(GenerationMixin):
         kind = generation_config.cache_implementation
         if generation_config.use_cache is not False and kind not in (None, "dynamic", "dynamic_full", "offloaded"):
             refuse_cache({"quantized": "QuantizedCache"}.get(kind, "StaticCache"))
-        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)
+        prepare: Any = super()._prepare_cache_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+        return prepare(generation_config, *args, **kwargs)
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -135,7 +136,7 @@ class _Forward:
 
         signature = inspect.signature(forward)
         parameters = [value for name, value in signature.parameters.items() if name not in names]
-        shown.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        shown.__dict__["__signature__"] = signature.replace(parameters=parameters)
         self.forward, self.shown = forward, shown
         self.__doc__ = forward.__doc__
 
