@@ -100,9 +100,5 @@ def _own(test: Any) -> Any:
     return run
 
 
-TestOneSlot = _case(
-    "TestOneSlot", EXPECTED_TO_FAIL, backbone="gpt2", mixer="add", tie_word_embeddings=False
-)
-TestInterleaved = _case(
-    "TestInterleaved", EXPECTED_TO_FAIL | TIED, backbone="llama", num_key_value_heads=2
-)
+TestOneSlot = _case("TestOneSlot", EXPECTED_TO_FAIL, backbone="gpt2", mixer="add", tie_word_embeddings=False)
+TestInterleaved = _case("TestInterleaved", EXPECTED_TO_FAIL | TIED, backbone="llama", num_key_value_heads=2)

@@ -234,14 +234,16 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         """The cache to use: the caller's, a new one with room for every slot, or None."""
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if not self.channel.cacheable or (self.training and self.backbone.blocks[0].gradient_checkpointing):
-            if cache is not None and cache.get_seq_length():
+        if not self.channel.cacheable:
+            if cache is not None:
                 raise ConfigError(
-                    f"a model with the channel {self.config.channel} reads no cache;"
-                    " pass the whole text and leave past_key_values out"
-                    if not self.channel.cacheable
-                    else "gradient checkpointing reads no cache while training; leave past_key_values out"
+                    f"a model with the channel {self.config.channel} has no cache; leave past_key_values out and pass"
+                    " the whole text"
                 )
+            return None
+        if self.training and self.backbone.blocks[0].gradient_checkpointing:
+            if cache is not None and cache.get_seq_length():
+                raise ConfigError("no cache is read while training with gradient checkpointing; leave it out")
             return None
         if cache is None and not use_cache:
             return None

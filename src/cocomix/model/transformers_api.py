@@ -53,6 +53,18 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
         self.backbone.embed_tokens = value  # pyright: ignore
 
 
+NEEDS_CACHE = {
+    "assistant_early_exit",
+    "assistant_model",
+    "cache",
+    "inputs_embeds",
+    "past_key_values",
+    "prefill_chunk_size",
+    "prompt_lookup_num_tokens",
+}
+"""Arguments of `generate` with which Transformers reads a cache, whatever `use_cache` says."""
+
+
 class CoCoMixGenerationMixin(GenerationMixin):
     """Transformers' `generate`, for a model whose upper blocks may have more than one slot a token."""
 
@@ -71,13 +83,20 @@ class CoCoMixGenerationMixin(GenerationMixin):
         inputs = prompts.pop("inputs")
         kwargs |= {name: ids for name, ids in prompts.items() if ids is not None}
         if not self.channel.cacheable:  # pyright: ignore[reportAttributeAccessIssue]
+            for name in NEEDS_CACHE & {name for name, value in kwargs.items() if value is not None}:
+                raise ConfigError(f"{name} needs a cache, and a model with this channel has none; leave {name} out")
             kwargs["use_cache"] = False
         return super().generate(inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _prepare_cache_for_generation(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
         kind = generation_config.cache_implementation
-        if generation_config.use_cache is not False and kind not in (None, "dynamic", "dynamic_full", "offloaded"):
+        if generation_config.use_cache is not False and kind not in (None, "dynamic", "offloaded"):
             refuse_cache({"quantized": "QuantizedCache"}.get(kind, "StaticCache"))
+        if kind == "offloaded" and self.device.type == "cpu":  # pyright: ignore[reportAttributeAccessIssue]
+            raise ConfigError(
+                "cache_implementation offloaded moves a cache from a GPU to main memory, where this model's is already;"
+                " leave cache_implementation unset"
+            )
         prepare: Any = super()._prepare_cache_for_generation  # pyright: ignore[reportAttributeAccessIssue]
         return prepare(generation_config, *args, **kwargs)
 
