@@ -76,8 +76,9 @@ def test_the_callers_cache_is_the_one_that_is_filled(model: CoCoMixForCausalLM) 
     assert torch.equal(more, greedy(model, ids))
 
 
-def test_other_ways_of_decoding_agree(model: CoCoMixForCausalLM) -> None:
-    ids = tokens(2, 6)
+@pytest.mark.parametrize("name", ["interleave", "every", "drop_tokens", "ncp"])
+def test_other_ways_of_decoding_agree(name: str) -> None:
+    model, ids = model_named(name), tokens(2, 6)
     expected = greedy(model, ids)
     assert torch.equal(greedy(model, ids, use_cache=False), expected)
     beams = [model.generate(ids, max_new_tokens=NEW, num_beams=3, use_cache=flag) for flag in (True, False)]
