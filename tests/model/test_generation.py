@@ -133,6 +133,7 @@ def test_a_cache_of_another_kind_or_model_is_refused() -> None:
         ({"attention_mask": torch.ones(1, 1, 6, 6)}, r"\[1, 1, 6, 6\] where \[1, 6\] fits"),
         ({"attention_mask": torch.ones(1, 5)}, r"\[1, 5\] where \[1, 6\] fits"),
         ({"inputs_embeds": torch.zeros(1, 6, 16).double()}, "exactly one of them"),
+        ({"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}, "give each text a row of its own"),
         ({"labels": tokens(1, 6), "logits_to_keep": 1}, "leave logits_to_keep or the labels out"),
     ],
 )

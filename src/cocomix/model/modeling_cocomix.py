@@ -457,7 +457,13 @@ def _positions(
 ) -> torch.Tensor:
     """Positions of the new tokens, `[batch or 1, new]`: as given, else counting unpadded tokens, else counting all."""
     if given is not None:
-        return given[:, -new:]
+        given = given[:, -new:]
+        if attention_mask is None and not torch.compiler.is_compiling() and bool((given.diff() < 0).any()):
+            raise ConfigError(
+                "position_ids start again inside a row, as where several texts are packed into one, and attention would"
+                " cross them; give each text a row of its own (TRL: packing and padding_free off)"
+            )
+        return given
     if attention_mask is None:
         return torch.arange(past, past + new, device=device)[None]
     return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -new:]
