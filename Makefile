@@ -16,8 +16,10 @@ demo: $(TO_RUN)
 test: $(TO_TEST)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
-# The suite, then a sample of the fault harness: stages killed, files spoilt, disks full (about ten minutes; as root).
+# The suite, all of Transformers' own model tests (the suite has a quick selection; a few minutes), then a sample of the
+# fault harness: stages killed, files spoilt, disks full (about ten minutes; as root).
 test-all: test
+	$(BIN)/python -m tools.transformers_tests
 	$(BIN)/python -m benchmarks.faults --faults 40 -o build/faults
 
 lint: $(TO_TEST)
@@ -51,6 +53,7 @@ $(TO_RUN): pyproject.toml constraints.txt
 
 $(TO_TEST): $(TO_RUN)
 	$(PIP) -c constraints.txt -e '.[dev,hub,eval,track,interop,docs,audit]'
+	$(BIN)/python -m tools.transformers_tests --fetch
 	@touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """The CoCoMix student and the concept model, on the Transformers API."""
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from cocomix.model.build import (
     MixConfig,
@@ -28,7 +28,7 @@ from cocomix.model.interventions import (
 )
 from cocomix.model.loading import load_causal_lm, model_config
 from cocomix.model.mixers import MIXERS, Mixer, register_mixer
-from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, CoCoMixOutput, concept_loss
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, CoCoMixModel, CoCoMixOutput, concept_loss
 from cocomix.model.predictors import (
     PREDICTORS,
     ConceptHead,
@@ -40,6 +40,7 @@ from cocomix.model.teacher import hidden_at
 from cocomix.model.transformer import BACKBONES, Backbone, register_backbone
 
 AutoConfig.register("cocomix", CoCoMixConfig, exist_ok=True)
+AutoModel.register(CoCoMixConfig, CoCoMixModel, exist_ok=True)
 AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM, exist_ok=True)
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Clamp",
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
+    "CoCoMixModel",
     "CoCoMixOutput",
     "ConceptHead",
     "ConceptPrediction",

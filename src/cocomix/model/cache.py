@@ -1,7 +1,7 @@
 """KV cache of a model whose upper blocks hold more than one slot per token."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import Cache, DynamicCache
@@ -79,14 +79,44 @@ class SlotCache(DynamicCache):
 
 
 def slot_cache(cache: Cache | None, slots: Sequence[int]) -> Cache:
-    """`cache` if it holds tokens already, otherwise a new `SlotCache`.
+    """`cache`, made a `SlotCache` in place so that the caller's object is the one that is filled, or a new one.
 
     Raises:
-        ConfigError: the cache has a fixed size, without room for the extra slots.
+        ConfigError: the cache has a fixed size, without room for the extra slots, or was filled by another model.
     """
-    if cache is not None and not isinstance(cache, DynamicCache):
+    if cache is None:
+        return SlotCache(slots)
+    if not isinstance(cache, SlotCache):
+        if type(cache) is not DynamicCache:
+            refuse_cache(type(cache).__name__)
+        _become_slot_cache(cache, slots)
+    return cache
+
+
+def _become_slot_cache(cache: DynamicCache, slots: Sequence[int]) -> None:
+    tokens = cache.get_seq_length()
+    lengths = [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
+    if tokens and lengths != [tokens * each for each in slots]:
         raise ConfigError(
-            f"a CoCoMix model cannot use a {type(cache).__name__}, which has one slot per token;"
-            " leave cache_implementation unset"
+            f"the cache of {tokens} tokens was not filled by a model of this shape; pass the cache that this model"
+            " returned, or none"
         )
-    return cache if cache is not None and cache.get_seq_length() else SlotCache(slots)
+    cache.__class__ = SlotCache
+    assert isinstance(cache, SlotCache)
+    cache.slots = tuple(slots)
+    if not cache.offloading:  # an offloaded layer must not keep a buffer
+        cache.layer_class_to_replicate = GrowingLayer
+        if not tokens:
+            cache.layers = []
+
+
+def refuse_cache(kind: str) -> NoReturn:
+    """Refuse a cache of the class `kind`.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        f"a CoCoMix model cannot use a {kind}, which has one slot per token; leave cache_implementation unset, or use"
+        " dynamic or offloaded"
+    )

@@ -40,7 +40,18 @@ class CoCoMixConfig(PretrainedConfig):
     """
 
     model_type = "cocomix"
-    keys_to_ignore_at_inference = ["past_key_values", "cache"]
+    # What Trainer does not gather: predictions are the next-token logits.
+    keys_to_ignore_at_inference = [
+        "lm_loss",
+        "concept_loss",
+        "concept_logits",
+        "predicted_hidden",
+        "channel_loss",
+        "hidden_states",
+        "attentions",
+        "past_key_values",
+        "cache",
+    ]
 
     def __init__(
         self,

@@ -1,36 +1,75 @@
-"""The CoCoMix causal language model: "LLM Pretraining with Continuous Concepts" (Tack et al.), on the Transformers API.
+"""The CoCoMix language model: "LLM Pretraining with Continuous Concepts" (Tack et al.), on the Transformers API.
 
-`forward` is the method, top to bottom: the blocks below concept_layer, the concepts predicted from their hidden state,
-the TopK of these projected to one continuous vector, the vector mixed into the remaining blocks, the losses. A
-predictor says what is predicted and how it becomes a vector (`predictors.py`), a mixer how the vector joins the hidden
-states (`mixers.py`); the blocks are in `transformer.py`.
+`CoCoMixModel.forward` is the method, top to bottom: the blocks below concept_layer, the concepts predicted from their
+hidden state, the TopK of these projected to one continuous vector, the vector mixed into the remaining blocks.
+`CoCoMixForCausalLM` adds the LM head and the losses. A predictor says what is predicted and how it becomes a vector
+(`predictors.py`), a mixer how the vector joins the hidden states (`mixers.py`); the blocks are in `transformer.py`.
 
 Choices:
-- Everything a Transformers user expects works: `generate` with a cache and beams, padding on either side, gradient
-  checkpointing, autocast, `torch.compile`, `output_hidden_states`, a tied or resized vocabulary.
+- Everything a Transformers user expects works: `Trainer`, `generate` with a cache and beams, padding on either side,
+  gradient checkpointing, autocast, `torch.compile`, `output_hidden_states`, a tied or resized vocabulary. What this
+  takes besides the method is in `transformers_api.py`; docs/reference/transformers.md lists it.
 - `skip_logits` computes losses without ever holding the logits of all positions (`kernels/linear_cross_entropy.py`).
 - `model.channel` is the predictor: the attribute, and with it the weights' names in saved models, keeps its first name.
+- The weights of a `CoCoMixForCausalLM` are registered under their first names (`backbone`, `mixer`, `channel`), too;
+  its base model, `model`, is a `CoCoMixModel` of the same modules.
 """
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers import Cache
 from transformers.utils.generic import ModelOutput
 
-from cocomix.kernels.linear_cross_entropy import linear_losses
+from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses
 from cocomix.kernels.plain_linear import apply_linear, plain_linear
 from cocomix.model.cache import slot_cache
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.interventions import Steering, steered
-from cocomix.model.mixers import MIXERS
-from cocomix.model.predictors import PREDICTORS, Prediction
-from cocomix.model.transformer import BACKBONES, BlockRunner, ParameterModule
+from cocomix.model.mixers import MIXERS, Mixer
+from cocomix.model.predictors import PREDICTORS, Predictor
+from cocomix.model.transformer import BACKBONES, Backbone, BlockRunner
+from cocomix.model.transformers_api import (
+    CoCoMixGenerationMixin,
+    CoCoMixPreTrainedModel,
+    check_attention_mask,
+    hidden_from_trainer,
+)
 from cocomix.utils.errors import ConfigError
+
+
+@dataclass
+class CoCoMixModelOutput(ModelOutput):
+    """Output of `CoCoMixModel`.
+
+    Attributes:
+        last_hidden_state: input of the LM head, after the final norm, `[batch, seq, d_model]`.
+        cache: keys and values; layers from concept_layer on hold every slot, two a token when interleaving.
+        hidden_states: as in `CoCoMixOutput`.
+        attentions: as in `CoCoMixOutput`.
+        concept_logits: as in `CoCoMixOutput`.
+        predicted_hidden: as in `CoCoMixOutput`.
+        channel_loss: as in `CoCoMixOutput`.
+        concept_losses: cross entropies of the concept labels, where they stand for the logits.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    cache: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    concept_logits: torch.Tensor | None = None
+    predicted_hidden: torch.Tensor | None = None
+    channel_loss: torch.Tensor | None = None
+    concept_losses: LinearLosses | None = None
+
+    @property
+    def past_key_values(self) -> Cache | None:
+        """The name Transformers used for `cache` before 5.20."""
+        return self.cache
 
 
 @dataclass
@@ -39,26 +78,29 @@ class CoCoMixOutput(ModelOutput):
 
     Attributes:
         loss: lm_loss + concept_loss_weight * concept_loss + channel_loss, of those there are labels for; a scalar.
+        logits: next-token logits, `[batch, seq, vocab]`.
         lm_loss: mean next-token cross entropy over the targets; a scalar.
         concept_loss: mean cross entropy of the concept logits over all labels; a scalar.
-        logits: next-token logits, `[batch, seq, vocab]`.
         concept_logits: predicted concepts z, `[batch, seq, C]`, of a model whose channel is `concepts`.
         predicted_hidden: the teacher's normalised hidden state as predicted, `[batch, seq, target_size]`, of a model
             whose channel is `hidden`.
         channel_loss: the training loss of a channel that learns from itself (`ncp`), a scalar; only while training.
         hidden_states: after the embedding and after each block, `[batch, seq, d_model]`, from concept_layer on
-            `[batch, slots, d_model]`; only if asked for.
+            `[batch, slots, d_model]`; only if asked for. The final norm is not applied to the last.
+        attentions: attention weights of each block, `[batch, heads, slots, past and present slots]`; one slot a token
+            below concept_layer; only if asked for.
         cache: keys and values; layers from concept_layer on hold every slot, two a token when interleaving.
     """
 
     loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     lm_loss: torch.Tensor | None = None
     concept_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     concept_logits: torch.Tensor | None = None
     predicted_hidden: torch.Tensor | None = None
     channel_loss: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     cache: Cache | None = None
 
     @property
@@ -86,30 +128,33 @@ def concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (losses * used).sum() / used.sum().clamp_min(1)
 
 
-class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
-    """A language model that predicts concepts mid-stack and mixes them back in (the paper's equations 4 to 6)."""
+class Parts(NamedTuple):
+    """The modules of a model below its LM head."""
 
-    config_class = CoCoMixConfig
-    base_model_prefix = "backbone"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss is a mean; Transformers' Trainer divides it by its accumulation steps
-    _no_split_modules = ["Block"]
-    _supports_sdpa = True
-    _skip_keys_device_placement = ["past_key_values", "cache"]
-    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
-    _tp_plan = {"backbone.embed_tokens": "embedding_rowwise", "lm_head": "colwise_gather_output"}
+    backbone: Backbone
+    mixer: Mixer
+    channel: Predictor
 
-    def __init__(self, config: CoCoMixConfig) -> None:
+
+def _build_parts(config: CoCoMixConfig) -> Parts:
+    backbone = BACKBONES[config.backbone](config)
+    mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
+    channel = PREDICTORS[config.channel](config, backbone, mixer.uses_vector, **config.channel_options)
+    return Parts(backbone, mixer, channel)
+
+
+class CoCoMixModel(CoCoMixPreTrainedModel):
+    """The model below the LM head: predicts concepts mid-stack and mixes them back in (the paper's equations 4 to 6).
+
+    Args:
+        parts: modules to use; those of a `CoCoMixForCausalLM`, which are then initialised by it. None: new ones.
+    """
+
+    def __init__(self, config: CoCoMixConfig, parts: Parts | None = None) -> None:
         super().__init__(config)
-        self.backbone = BACKBONES[config.backbone](config)
-        self.mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
-        self.channel = PREDICTORS[config.channel](
-            config, self.backbone, self.mixer.uses_vector, **config.channel_options
-        )
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-        if not self.channel.cacheable and self.generation_config is not None:
-            self.generation_config.use_cache = False
+        self.backbone, self.mixer, self.channel = parts or _build_parts(config)
+        if parts is None:
+            self.post_init()
 
     def forward(
         self,
@@ -118,73 +163,47 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        concept_labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        skip_logits: bool = False,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         cache: Cache | None = None,
+        fused_labels: torch.Tensor | None = None,
         **_: Any,
-    ) -> CoCoMixOutput | tuple[Any, ...]:
-        """One pass over `seq` tokens.
+    ) -> CoCoMixModelOutput | tuple[Any, ...]:
+        """One pass over `seq` tokens; arguments as in `CoCoMixForCausalLM.forward`.
 
         Args:
-            input_ids: int64 `[batch, seq]`; or `inputs_embeds` `[batch, seq, d_model]`.
-            attention_mask: 1 for tokens, 0 for padding on either side, `[batch, past + seq]`.
-            position_ids: `[batch, seq]`; without them unpadded tokens are counted.
-            past_key_values: cache to read and extend (`cache` is its newer name).
-            labels: int64 `[batch, seq]`, shifted inside; -100 and padding are ignored.
-            concept_labels: int64 `[batch, seq, K_attr]`, concepts of each position, not shifted; -100 is ignored.
-            use_cache: return a cache; not while training with gradient checkpointing.
-            logits_to_keep: compute next-token logits for the last so many positions only, or for these; 0 is all.
-            skip_logits: with `labels`, compute losses only: neither next-token logits nor, where `concept_labels` are
-                given, concept logits are returned or ever held whole.
-            output_hidden_states: return the hidden states after the embedding and after each block.
-            return_dict: False returns a plain tuple of what is not None.
-
-        Raises:
-            ConfigError: more tokens than the model has positions.
+            fused_labels: int64 `[batch, seq, K_attr]`: compute the losses of these concepts, and not all logits.
         """
-        embedded = self.backbone.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        embedded = self._embedded(input_ids, inputs_embeds)
         cache = self._cache(cache if cache is not None else past_key_values, use_cache)
         past = cache.get_seq_length() if cache is not None else 0
         self._check_length(past + embedded.shape[1])
+        check_attention_mask(attention_mask, len(embedded), past + embedded.shape[1])
         positions = _positions(position_ids, attention_mask, past, embedded.shape[1], embedded.device)
-        padding = _padding(attention_mask)
-        if padding is not None:
-            labels, concept_labels = _unpadded(labels, concept_labels, padding)
-        skip_logits = skip_logits and labels is not None and plain_linear(self.lm_head)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        hidden_states: list[torch.Tensor] | None = [] if output_hidden_states else None
+        padding = shown_padding(attention_mask)
+        hidden_states = _list_if(output_hidden_states, self.config.output_hidden_states)
+        attentions = _list_if(output_attentions, self.config.output_attentions)
 
-        blocks = BlockRunner(self.backbone.blocks, self.backbone, positions, padding, past, cache, hidden_states)
+        blocks = BlockRunner(
+            self.backbone.blocks, self.backbone, positions, padding, past, cache, hidden_states, attentions
+        )
         hidden = self._lower_blocks(embedded, blocks)
         # Concept logits, their TopK, and the continuous vector these project to (equations 4 and 5).
-        prediction = self.channel(hidden, positions, padding, concept_labels if skip_logits else None)
+        prediction = self.channel(hidden, positions, padding, fused_labels)
         # The vector joins the hidden states for the blocks that are left (equation 6: interleaved).
         hidden = self.mixer(hidden, prediction.vector, blocks)
 
-        logits = None
-        if skip_logits and labels is not None:
-            lm_loss = self._fused_lm_loss(self.backbone.final_norm(hidden[:, :-1]), labels)
-        else:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = apply_linear(self.lm_head, self.backbone.final_norm(hidden[:, kept]))
-            lm_loss = None if labels is None else _lm_loss(logits, labels)
-        concepts_loss = None if concept_labels is None else self._concept_loss(prediction, concept_labels)
-        output = CoCoMixOutput(
-            loss=self._total_loss(lm_loss, concepts_loss, prediction.loss),
-            lm_loss=lm_loss,
-            concept_loss=concepts_loss,
-            logits=logits,
+        output = CoCoMixModelOutput(
+            last_hidden_state=self.backbone.final_norm(hidden),
+            cache=cache,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
+            attentions=None if attentions is None else tuple(attentions),
             concept_logits=prediction.concept_logits,
             predicted_hidden=prediction.hidden,
             channel_loss=prediction.loss,
-            hidden_states=None if hidden_states is None else tuple(hidden_states),
-            cache=cache,
+            concept_losses=prediction.concept_losses,
         )
         keep_dict = self.config.return_dict if return_dict is None else return_dict
         return output if keep_dict else output.to_tuple()
@@ -206,6 +225,163 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         hidden = self._lower_blocks(self.backbone.embed_tokens(input_ids), blocks)
         return self.mixer(hidden, self.channel(hidden, positions, None).vector, blocks) if top else hidden
 
+    def _embedded(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ConfigError("a model reads either input_ids or inputs_embeds; pass exactly one of them")
+        return self.backbone.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache to use: the caller's, a new one with room for every slot, or None."""
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if not self.channel.cacheable:
+            if cache is not None:
+                raise ConfigError(
+                    f"a model with the channel {self.config.channel} has no cache; leave past_key_values out and pass"
+                    " the whole text"
+                )
+            return None
+        if self.training and self.backbone.blocks[0].gradient_checkpointing:
+            if cache is not None and cache.get_seq_length():
+                raise ConfigError("no cache is read while training with gradient checkpointing; leave it out")
+            return None
+        if cache is None and not use_cache:
+            return None
+        lower = self.config.concept_layer
+        return slot_cache(cache, [1] * lower + self.mixer.cached_slots(len(self.backbone.blocks) - lower))
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.config.max_position_embeddings:
+            raise ConfigError(
+                f"{tokens} tokens are more than the model's {self.config.max_position_embeddings} positions;"
+                " shorten the input or generate fewer tokens"
+            )
+
+
+class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
+    """A language model that predicts concepts mid-stack and mixes them back in: `CoCoMixModel`, LM head and losses."""
+
+    accepts_loss_kwargs = True  # num_items_in_batch: Trainer's losses over accumulated micro-batches add up
+    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
+    _tp_plan = {"backbone.embed_tokens": "embedding_rowwise", "lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        self.backbone, self.mixer, self.channel = parts = _build_parts(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._model = (CoCoMixModel(config, parts),)  # in a tuple: its weights are registered here, not once more
+        self.post_init()
+        if not self.channel.cacheable and self.generation_config is not None:
+            self.generation_config.use_cache = False
+
+    @property
+    def model(self) -> CoCoMixModel:
+        """The base model, of the modules `backbone`, `mixer` and `channel` of this one."""
+        return self._model[0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in Parts._fields and "_model" in self.__dict__:
+            setattr(self.model, name, value)  # a module that was wrapped or replaced is so in the base model
+
+    def train(self, mode: bool = True) -> "CoCoMixForCausalLM":
+        self.model.training = mode
+        return super().train(mode)
+
+    @hidden_from_trainer("concept_labels")
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        concept_labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        cache: Cache | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CoCoMixOutput | tuple[Any, ...]:
+        """One pass over `seq` tokens.
+
+        Args:
+            input_ids: int64 `[batch, seq]`; or `inputs_embeds` `[batch, seq, d_model]`.
+            attention_mask: 1 for tokens, 0 for padding on either side, `[batch, past + seq]`.
+            position_ids: `[batch, seq]`; without them unpadded tokens are counted.
+            past_key_values: cache to read and extend (`cache` is its newer name).
+            labels: int64 `[batch, seq]`, shifted inside; -100 and padding are ignored.
+            concept_labels: int64 `[batch, seq, K_attr]`, concepts of each position, not shifted; -100 is ignored.
+            use_cache: return a cache; not while training with gradient checkpointing.
+            logits_to_keep: compute next-token logits for the last so many positions only, or for these; 0 is all.
+            skip_logits: with `labels`, compute losses only: neither next-token logits nor, where `concept_labels` are
+                given, concept logits are returned or ever held whole.
+            output_hidden_states: return the hidden states after the embedding and after each block.
+            output_attentions: return the attention weights of each block.
+            return_dict: False returns a plain tuple of what is not None.
+            num_items_in_batch: targets of all micro-batches of a step; `loss` is then this pass's part of their mean,
+                by its share of the targets.
+            kwargs: `shift_labels`: next-token labels `[batch, seq]` that are shifted already, instead of `labels`.
+
+        Raises:
+            ConfigError: more tokens than the model has positions, or an argument that cannot be used.
+        """
+        padding = shown_padding(attention_mask)
+        targets = _targets(labels, kwargs.pop("shift_labels", None), padding)
+        if concept_labels is not None and padding is not None:
+            concept_labels = concept_labels.masked_fill(~padding.bool().unsqueeze(-1), -100)
+        skip_logits = skip_logits and targets is not None and plain_linear(self.lm_head)
+        logits_to_keep = kwargs.pop("num_logits_to_keep", logits_to_keep)  # its first name
+
+        output = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+            cache=cache,
+            fused_labels=concept_labels if skip_logits else None,
+            **kwargs,
+        )
+        logits = None
+        if skip_logits and targets is not None:
+            lm_loss = self._fused_lm_loss(output.last_hidden_state, targets)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = apply_linear(self.lm_head, output.last_hidden_state[:, kept])
+            lm_loss = None if targets is None else _lm_loss(logits, targets)
+        concepts_loss = None if concept_labels is None else self._concept_loss(output, concept_labels)
+        loss = self._total_loss(lm_loss, concepts_loss, output.channel_loss)
+        if num_items_in_batch is not None and loss is not None and targets is not None:
+            loss = loss * (targets != -100).sum() / num_items_in_batch
+        causal = CoCoMixOutput(
+            loss=loss,
+            logits=logits,
+            lm_loss=lm_loss,
+            concept_loss=concepts_loss,
+            concept_logits=output.concept_logits,
+            predicted_hidden=output.predicted_hidden,
+            channel_loss=output.channel_loss,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            cache=output.cache,
+        )
+        keep_dict = self.config.return_dict if return_dict is None else return_dict
+        return causal if keep_dict else causal.to_tuple()
+
+    def hidden_state(self, input_ids: torch.Tensor, *, top: bool) -> torch.Tensor:
+        """`CoCoMixModel.hidden_state`."""
+        return self.model.hidden_state(input_ids, top=top)
+
     def steer(self, steering: Steering) -> AbstractContextManager[None]:
         """A context in which forward passes and generation have their predicted concepts changed.
 
@@ -217,88 +393,25 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         """
         return steered(self, steering)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            scale = getattr(module, "init_scale", 1.0)  # set on what writes to the residual stream
-            nn.init.normal_(module.weight, std=std * scale)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
-        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            nn.init.ones_(module.weight)
-            if isinstance(module, nn.LayerNorm):
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, ParameterModule):
-            module.reset_parameters(std)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
-
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
-        """The cache to use: the caller's, a new one with room for every slot, or None."""
-        if self.training and self.backbone.blocks[0].gradient_checkpointing:
-            return None
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        if not self.channel.cacheable or (cache is None and not use_cache):
-            return None
-        lower = self.config.concept_layer
-        return slot_cache(cache, [1] * lower + self.mixer.cached_slots(self.config.num_hidden_layers - lower))
-
-    def _check_length(self, tokens: int) -> None:
-        if tokens > self.config.max_position_embeddings:
-            raise ConfigError(
-                f"{tokens} tokens are more than the model's {self.config.max_position_embeddings} positions;"
-                " shorten the input or generate fewer tokens"
-            )
-
-    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Transformers' `generate`; prompts padded on the right are moved to the right end of their row first.
-
-        Where a vector depends on more than its own position (`Predictor.cacheable`), no cache is used.
-        """
-        ids, mask = kwargs.get("input_ids", inputs), kwargs.get("attention_mask")
-        if ids is not None and mask is not None and mask.shape == ids.shape and not bool(mask[:, -1].all()):
-            order = mask.long().argsort(dim=1, stable=True)
-            ids, kwargs["attention_mask"] = ids.gather(1, order), mask.gather(1, order)
-        if not self.channel.cacheable:
-            kwargs["use_cache"] = False
-        if "input_ids" in kwargs:
-            kwargs["input_ids"] = ids
-        else:
-            inputs = ids
-        return super().generate(inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ):
-        """The next step reads the cache this one returned, under whichever name this Transformers version gives it."""
-        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-        return updated | {name: outputs.cache for name in ("cache", "past_key_values") if name in updated}
-
-    def _fused_lm_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean next-token cross entropy from normed hidden states `[batch, seq - 1, d_model]`, without their logits."""
+    def _fused_lm_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean next-token cross entropy from normed hidden states `[batch, seq, d_model]`, without their logits."""
         weight: Any = self.lm_head.weight  # a module of another type would not have come here
         bias: Any = self.lm_head.bias
-        return linear_losses(hidden.flatten(0, 1), weight, bias, labels[:, 1:].reshape(-1, 1)).mean
+        hidden = hidden[:, : targets.shape[1]].flatten(0, 1)
+        return linear_losses(hidden, weight, bias, targets.reshape(-1, 1)).mean
 
-    def _concept_loss(self, prediction: Prediction, labels: torch.Tensor) -> torch.Tensor:
-        if prediction.concept_losses is not None:
-            return prediction.concept_losses.mean
-        if prediction.concept_logits is None:
+    def _concept_loss(self, output: CoCoMixModelOutput, labels: torch.Tensor) -> torch.Tensor:
+        if output.concept_losses is not None:
+            return output.concept_losses.mean
+        if output.concept_logits is None:
             raise ConfigError(f"the channel {self.config.channel} predicts no concepts; leave concept_labels out")
-        return concept_loss(prediction.concept_logits, labels)
+        return concept_loss(output.concept_logits, labels)
 
     def _total_loss(
         self, lm_loss: torch.Tensor | None, concepts_loss: torch.Tensor | None, channel_loss: torch.Tensor | None
@@ -310,12 +423,34 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):
         return sum((loss for loss in (channel_loss, weighted) if loss is not None), lm_loss)
 
 
-def _lm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of logits `[batch, seq, vocab]` and the labels after them, in float32 or better."""
-    wide = logits[:, :-1].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-    targets = labels[:, 1:].flatten()
-    summed = F.cross_entropy(wide, targets, ignore_index=-100, reduction="sum")
-    return summed / (targets != -100).sum().clamp_min(1)
+def _list_if(requested: bool | None, default: bool | None) -> list[torch.Tensor] | None:
+    """A list to collect tensors in, or None where they are not asked for."""
+    return [] if (default if requested is None else requested) else None
+
+
+def _targets(
+    labels: torch.Tensor | None, shift_labels: torch.Tensor | None, padding: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Next-token targets of the first positions, `[batch, seq - 1 or seq]`.
+
+    -100 wherever the target or the position that predicts it is padding.
+    """
+    if labels is None or shift_labels is not None:
+        return shift_labels
+    if padding is not None:
+        real = padding.bool()
+        labels = labels.masked_fill(~torch.cat([real[:, :1], real[:, 1:] & real[:, :-1]], dim=1), -100)
+    return labels[:, 1:]
+
+
+def _lm_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of logits `[batch, seq, vocab]` and the targets of the first of them, in float32 or better."""
+    if logits.shape[1] < targets.shape[1]:
+        raise ConfigError("a loss needs the logits of all positions; leave logits_to_keep or the labels out")
+    wide = logits[:, : targets.shape[1]].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    flat = targets.flatten()
+    summed = F.cross_entropy(wide, flat, ignore_index=-100, reduction="sum")
+    return summed / (flat != -100).sum().clamp_min(1)
 
 
 def _positions(
@@ -323,26 +458,19 @@ def _positions(
 ) -> torch.Tensor:
     """Positions of the new tokens, `[batch or 1, new]`: as given, else counting unpadded tokens, else counting all."""
     if given is not None:
-        return given[:, -new:]
+        given = given[:, -new:]
+        if attention_mask is None and not torch.compiler.is_compiling() and bool((given.diff() < 0).any()):
+            raise ConfigError(
+                "position_ids start again inside a row, as where several texts are packed into one, and attention would"
+                " cross them; give each text a row of its own (TRL: packing and padding_free off)"
+            )
+        return given
     if attention_mask is None:
         return torch.arange(past, past + new, device=device)[None]
     return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -new:]
 
 
-def _unpadded(
-    labels: torch.Tensor | None, concept_labels: torch.Tensor | None, padding: torch.Tensor
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Labels with -100 wherever the label or the position that predicts it is padding."""
-    real = padding.bool()
-    if labels is not None:
-        predicted = torch.cat([real[:, :1], real[:, 1:] & real[:, :-1]], dim=1)
-        labels = labels.masked_fill(~predicted, -100)
-    if concept_labels is not None:
-        concept_labels = concept_labels.masked_fill(~real.unsqueeze(-1), -100)
-    return labels, concept_labels
-
-
-def _padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+def shown_padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     """The mask, or None where it hides nothing; a compiled graph does not look and keeps it."""
     if attention_mask is None or torch.compiler.is_compiling():
         return attention_mask

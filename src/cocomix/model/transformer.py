@@ -46,6 +46,8 @@ class AttentionLayout(NamedTuple):
     """bool `[batch or 1, 1, queries, keys]`, True where seen; None: no mask beyond `causal`"""
     causal: bool
     """whether SDPA's own causal flag is used"""
+    weights: list[torch.Tensor] | None = None
+    """where each block appends its attention weights, `[batch, heads, queries, keys]`; None: they are not computed"""
 
     def for_slots(self, query_slots: slice, slots: int, device: torch.device) -> "AttentionLayout":
         """The layout of only the queries `query_slots`, out of `slots` slots."""
@@ -147,15 +149,18 @@ class Attention(nn.Module):
             value = torch.stack((value, extra_values), dim=3).flatten(2, 3)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=layout.mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=layout.causal,
-            enable_gqa=self.heads != self.kv_heads,
-        )
+        if layout.weights is not None:
+            mixed = self._attend_with_weights(query, key, value, layout)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=layout.mask,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=layout.causal,
+                enable_gqa=self.heads != self.kv_heads,
+            )
         joined = mixed.transpose(1, 2).flatten(2)
         return F.dropout(apply_linear(self.out, joined), self.dropout, self.training)
 
@@ -186,6 +191,21 @@ class Attention(nn.Module):
                 " gather its output: ColwiseParallel(output_layouts=Replicate()), or tp_plan's colwise_gather_output"
             )
         return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _attend_with_weights(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: AttentionLayout
+    ) -> torch.Tensor:
+        """SDPA step by step, since it returns no weights; these are appended to `layout.weights`."""
+        assert layout.weights is not None
+        key, value = (states.repeat_interleave(self.heads // self.kv_heads, dim=1) for states in (key, value))
+        scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim)
+        mask = layout.for_slots(slice(None), query.shape[2], query.device).mask
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+        weights = F.dropout(weights, self.dropout, self.training)
+        layout.weights.append(weights)
+        return weights @ value
 
     def _keys_values(self, extra_kv: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of vectors at the positions of the slots, each `[batch, kv_heads, slots, head_dim]`."""
@@ -458,6 +478,7 @@ class BlockRunner:
         past: number of tokens in the cache.
         cache: keys and values to read and extend, or None.
         hidden_states: a list to which the output of each block is appended, or None.
+        attentions: a list to which the attention weights of each block are appended, or None.
     """
 
     def __init__(
@@ -469,10 +490,11 @@ class BlockRunner:
         past: int = 0,
         cache: Cache | None = None,
         hidden_states: list[torch.Tensor] | None = None,
+        attentions: list[torch.Tensor] | None = None,
     ) -> None:
         self._blocks, self._backbone = list(blocks), backbone
         self.positions, self.padding, self.past, self.cache = positions, padding, past, cache
-        self.hidden_states = hidden_states
+        self.hidden_states, self.attentions = hidden_states, attentions
 
     @property
     def unmasked(self) -> bool:
@@ -528,10 +550,12 @@ class BlockRunner:
         query_slots: slice | None,
     ) -> torch.Tensor:
         blocks, self._blocks = self._blocks[:count], self._blocks[len(self._blocks[:count]) :]
+        layout = layout._replace(weights=self.attentions)
+        collects = self.hidden_states is not None or self.attentions is not None
         for block in blocks:
             arguments = {"layout": layout, "rotary": rotary, "cache": self.cache, "extra_kv": extra_kv}
-            # A caller that collects hidden states gets all slots of every block, the last one included.
-            if query_slots is not None and block is blocks[-1] and self.hidden_states is None:
+            # A caller that collects hidden states or weights gets all slots of every block, the last one included.
+            if query_slots is not None and block is blocks[-1] and not collects:
                 fewer = layout.for_slots(query_slots, hidden.shape[1], hidden.device)
                 return block(hidden, **arguments | {"layout": fewer, "query_slots": query_slots})
             hidden = block(hidden, **arguments)
