@@ -86,7 +86,7 @@ class TokensStage(Stage):
         corpus = Corpus(self.corpus.folder / "text")
         if is_main():
             self._drop_parts_of_another_corpus(folder, corpus)
-            self._make_tokenizer(folder, corpus)
+            self._make_tokenizer(folder, corpus, progress)
         barrier()
         tokenizer: Any = load_tokenizer(str(folder / "tokenizer"))
         tokenizer_spec = TokenizerSpec(folder / "tokenizer", len(tokenizer), int(tokenizer.eos_token_id))
@@ -137,7 +137,7 @@ class TokensStage(Stage):
         (folder / PARTS).mkdir()
         write_sealed(folder / MADE_OF, {"corpus": corpus.fingerprint})
 
-    def _make_tokenizer(self, folder: Path, corpus: Corpus) -> None:
+    def _make_tokenizer(self, folder: Path, corpus: Corpus, progress: Any) -> None:
         made_of = _made_of(folder)
         if (folder / "tokenizer").exists() and made_of.get("tokenizer") == _sums(folder / "tokenizer"):
             return
@@ -147,7 +147,12 @@ class TokensStage(Stage):
         if self.config.tokenizer is None:
             every = max(1, corpus.count("train", "chars") // (self.config.train_chars or 1 << 62))
             texts = (text.text for number, text in enumerate(corpus.documents("train")) if number % every == 0)
-            train_tokenizer(texts, self.config.vocab_size, temporary)
+            n_chars = corpus.count("train", "chars") // every
+
+            def report(chars: int) -> None:
+                progress(min(chars, n_chars), None, {"tokenizer: characters": chars, "of about": n_chars})
+
+            train_tokenizer(texts, self.config.vocab_size, temporary, report)
         else:
             load_tokenizer(self.config.tokenizer).save_pretrained(temporary)
         sums = _sums(temporary)
