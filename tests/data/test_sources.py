@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cocomix.data import SOURCES, Document, Skipped, open_source
-from cocomix.data import sources as jsonl
+from cocomix.data.sources import records as jsonl
 from cocomix.utils.errors import CocomixError
 from tests.helpers.made_corpora import write_jsonl, write_parquet
 

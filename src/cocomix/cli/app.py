@@ -27,7 +27,7 @@ from cocomix.cli.options import (
     recipe_file,
 )
 from cocomix.cli.sharing import doctor, push
-from cocomix.utils.console import console, errors, wait_for_main_to_report, world_size
+from cocomix.utils.console import console, errors, use_any_encoding, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import in_words
 
@@ -250,6 +250,7 @@ def _session() -> AbstractContextManager[None]:
 
 def main() -> None:
     """Entry point of the `cocomix` command."""
+    use_any_encoding()
     try:
         with _session():
             app(standalone_mode=True)
@@ -262,6 +263,14 @@ def main() -> None:
         sys.exit(0)
     except OSError as error:
         errors.print(f"cocomix: {in_words(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        errors.print(
+            f"cocomix: a text or name contains {error.object[error.start]!r}, which is no character, because it was not"
+            " given in UTF-8; give it in UTF-8, or rename the folder",
+            style="red",
+            soft_wrap=True,
+        )
         sys.exit(2)
     except Interrupted as stop:
         errors.print(str(stop), highlight=False, markup=False, soft_wrap=True)
