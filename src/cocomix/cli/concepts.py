@@ -30,7 +30,8 @@ def name_command(
     from cocomix.pipeline.concept_stages import edit_run, name_run, print_names
 
     quiet_libraries()
-    print_names(edit_run(run, edit) if edit else name_run(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds))
+    names = edit_run(run, edit) if edit else name_run(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds)
+    print_names(names, run)
 
 
 def inspect_command(

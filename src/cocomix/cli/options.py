@@ -45,8 +45,11 @@ def open_run(run: Path, config: Path | None, overrides: list[str] | None, seeds:
     quiet_libraries()
     extra = [*(overrides or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
     if config is None and (run / CONFIG).exists():
-        return load_run(run, extra)
+        opened = load_run(run, extra)
+        opened.advise(extra)
+        return opened
     opened = Run(run, load_config(config or recipe_file("demo"), extra))
+    opened.advise([*(["--config", str(config)] if config else []), *extra])
     if config is None:
         # A command killed just after its stage was done leaves no config.yaml either; its stage then fits the demo's.
         for stage in opened.stages.values():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.data.sources import Document, Skipped, Tally, TextSource
+from cocomix.utils.advice import delete, for_folder
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import (
     FileSeries,
@@ -101,16 +102,18 @@ class Corpus:
         except PermissionError:
             raise
         except FileNotFoundError:
-            raise CocomixError(f"{folder} holds no corpus; run `cocomix corpus`") from None
+            raise CocomixError(f"{folder} holds no corpus; run {for_folder('cocomix corpus', self.folder)}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CocomixError(
-                f"{self.folder / MANIFEST} is damaged ({error}); delete {folder} and run `cocomix corpus` again"
+                f"{self.folder / MANIFEST} is damaged ({error}); {_redo_hint(self.folder / 'train' / MANIFEST)}"
             ) from None
 
     def files(self, split: str) -> list[dict[str, Any]]:
         """Entries of the files of `split`, in order."""
         if split not in self.splits:
-            raise CocomixError(f"{self.folder} holds no corpus with a {split} split; run `cocomix corpus`")
+            raise CocomixError(
+                f"{self.folder} holds no corpus with a {split} split; run {for_folder('cocomix corpus', self.folder)}"
+            )
         return self.splits[split]
 
     def count(self, split: str, what: str) -> int:
@@ -173,7 +176,8 @@ def _document(row: Any) -> Document:
 
 
 def _redo_hint(path: Path) -> str:
-    return f"delete {path.parent.parent} and run `cocomix corpus` again"
+    folder = path.parent.parent
+    return f"{delete(folder)} and run {for_folder('cocomix corpus', folder)} again"
 
 
 def check_file(path: Path, checksum: str) -> None:

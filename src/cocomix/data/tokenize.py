@@ -34,6 +34,7 @@ from cocomix.data.corpus import read_file
 from cocomix.data.cuts import pieces
 from cocomix.data.shards import MANIFEST, SHARD, TokenShards, finish_shards
 from cocomix.data.sources import Document
+from cocomix.utils.advice import for_folder
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import FileSeries, read_sealed, sha256, write_sealed
 from cocomix.utils.interrupt import interruptible
@@ -419,7 +420,7 @@ def _refuse_damaged(parts: Sequence[Path]) -> None:
     if damaged:
         raise CocomixError(
             f"{damaged[0].parent} lost tokens of {len(damaged)} files before they were joined;"
-            " run `cocomix tokenize` again to redo them"
+            f" run {for_folder('cocomix tokenize', damaged[0])} again to redo them"
         )
 
 

@@ -70,6 +70,11 @@ class Run:
         logits = self.logits.get(student.stored_teacher_tokens or 0)
         return StudentStage(self.folder, name, seed, self.config, self.sae, labels, logits)
 
+    def advise(self, options: Sequence[str]) -> None:
+        """Let messages name commands with these options, --config and overrides, which made the run's settings."""
+        for stage in self.stages.values():
+            stage.user_options = list(options)
+
     def shared(self) -> list[Stage]:
         """The stages all students share, in the order of the data flow."""
         return list(self._shared)
