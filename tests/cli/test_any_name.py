@@ -12,7 +12,8 @@ from rich.text import Text
 from cocomix.utils.console import UNPRINTABLE, Terminal
 from tests.helpers.shell import Shell
 
-NASTY = "r[/b][red] \x1b[31m\u202e'é" + os.fsdecode(b"\xff")
+NASTY = "r[/b][red] \x1b[31m\u202e'é"
+NO_UTF_8 = os.fsdecode(b"run \xff")
 TITLE = 'title="A [/b] [red]x :smile: \\e[2J\\u2028"'
 ROOT = Path(__file__).parents[2]
 
@@ -31,14 +32,15 @@ def test_commands_take_any_run_name_and_title(tmp_path: Path, monkeypatch: pytes
         (0, ["generate", "the [/i] \x1b[1m", "-r", NASTY, "--max-new-tokens", "4"]),
         (0, ["export-sae", "-r", NASTY, "-o", "sae[/b]"]),
         (0, ["push", "-r", NASTY, "--student", "ntp", "--dry-run", "-o", "out[red]"]),
-        (None, ["doctor", "-r", NASTY]),
         (2, ["train", "nobody[/b]\x1b[1m", "-r", NASTY]),
         (2, ["corpus", "-r", "new[/b]", "corpus.source=folder", "corpus.options={path: 'no[/x]where'}"]),
         (2, ["generate", "half \udc80", "-r", NASTY]),
+        (2, ["corpus", "-r", NO_UTF_8]),
+        (2, ["report", "-r", NO_UTF_8]),
     ]
     for number, (expected, words) in enumerate(commands):
         code, output, error = shell.run(words, "ascii" if number % 2 else "utf-8")
-        assert expected in (None, code), (words, output, error)
+        assert code == expected, (words, output, error)
         printed += output + error
     assert not UNPRINTABLE.search(printed), ascii(printed)
     flat = "".join(printed.split())

@@ -37,10 +37,9 @@ class Reader:
             (path,) = shlex.split(deleted[1])
             assert Path(path).exists(), refusal
             shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
-        again = self.refusal(*shlex.split(line[1])[1:])
-        if again:
-            self.paste(again)
         self.pasted.append(line[1])
+        assert len(self.pasted) < 30, self.pasted
+        self.until_done(*shlex.split(line[1])[1:])
 
     def until_done(self, *words: str) -> None:
         for _ in range(12):

@@ -14,5 +14,6 @@ def test_no_encoding_ends_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "ünï ±✓" / "corpus" / "stage.json").exists()
     code, _, error = shell.run(["label", "-r", "nowhere ␣", "-c", "my settings.yaml"], encoding)
     assert code == 2 and "nowhere" in error
-    assert shell.run(["doctor"], encoding)[0] in (0, 1)  # 1: something about this machine is to be fixed
+    if encoding == "ascii":  # it takes seconds
+        assert shell.run(["doctor"], encoding)[0] in (0, 1)  # 1: something about this machine is to be fixed
     assert shell.run(["--help"], encoding)[0] == 0

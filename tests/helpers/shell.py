@@ -1,4 +1,4 @@
-"""Commands in this process, with standard output and error in any encoding; and the smallest settings of a whole run."""
+"""Commands in this process, with output in any encoding; and the smallest settings of a whole run."""
 
 import io
 import sys

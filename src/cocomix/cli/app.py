@@ -22,6 +22,7 @@ from cocomix.cli.options import (
     PathOption,
     RunDir,
     Seeds,
+    check_text,
     open_run,
     quiet_libraries,
     recipe_file,
@@ -214,6 +215,7 @@ def generate(
     from cocomix.steering.generate import continue_text, locate
 
     quiet_libraries()
+    check_text(prompt)
     source = model or str(locate(run, student, seed))
     text = continue_text(
         source, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=sample_seed, steer=steer
