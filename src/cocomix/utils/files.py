@@ -54,12 +54,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """`parse_json` of a file in UTF-8, with a byte-order mark or without.
+    """`parse_json` of a file in UTF-8.
 
     Raises:
         OSError: it cannot be read. ValueError: as `parse_json`.
     """
-    return parse_json(path.read_text(encoding="utf-8-sig"))
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
