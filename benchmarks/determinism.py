@@ -28,6 +28,7 @@ import torch
 from benchmarks.faults.processes import launcher
 from benchmarks.provenance import provenance
 from benchmarks.same_bits import CLOCK_OF_NEW_RUN, contents
+from cocomix.utils.console import use_any_encoding
 
 STAGES = ("corpus", "tokens", "teacher", "sae", "labels", "students", "evaluation")
 NOT_FIGURES = ("second", "wait_share", "machine", "created", "command", "commits", "reused")
@@ -229,4 +230,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_any_encoding()
     main()

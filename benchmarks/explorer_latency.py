@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.provenance import provenance
+from cocomix.utils.console import use_any_encoding
 
 ROUNDS = 9
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -160,4 +161,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_any_encoding()
     main()

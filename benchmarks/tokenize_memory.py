@@ -25,6 +25,7 @@ import psutil
 
 from benchmarks.provenance import provenance
 from cocomix.data import SOURCES, Skipped
+from cocomix.utils.console import use_any_encoding
 from cocomix.utils.files import write_json
 
 TEXTS = ["/usr/share/doc/linux-doc-6.1", "/usr/share/doc/anarchism"]
@@ -199,4 +200,5 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
+    use_any_encoding()
     main()

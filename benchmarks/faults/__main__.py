@@ -34,6 +34,7 @@ from benchmarks.faults.kill_plan import TARGETS
 from benchmarks.faults.processes import Command
 from benchmarks.faults.run_copies import RunCopies, stage_records
 from benchmarks.provenance import provenance
+from cocomix.utils.console import use_any_encoding
 
 STUDENTS = {"ntp": "student", "cocomix": "student"}
 MAX_ATTEMPTS = 6
@@ -214,4 +215,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_any_encoding()
     main()

@@ -27,6 +27,7 @@ from benchmarks.faults.kill_plan import CASES, TARGETS, TRAINING, Case, Target, 
 from benchmarks.faults.processes import KILL_METHODS, POLL_SECONDS, Command, Watch
 from benchmarks.provenance import provenance
 from benchmarks.same_bits import contents, differences
+from cocomix.utils.console import use_any_encoding
 
 MAX_DRAWS = 20
 
@@ -293,4 +294,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_any_encoding()
     main()

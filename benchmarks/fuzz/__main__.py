@@ -38,6 +38,7 @@ from benchmarks.fuzz.mutations import PATH_CHANGES, mutated
 from benchmarks.fuzz.reader import PathOutside, Reader
 from benchmarks.fuzz.watched_reading import MAX_GROWTH, TIMEOUT, Task, read_watched
 from benchmarks.provenance import provenance
+from cocomix.utils.console import use_any_encoding
 
 OUTCOMES = ("read", "refused", "crashed", "hung", "memory", "escaped")
 WRONG = OUTCOMES[2:]
@@ -255,4 +256,5 @@ def _repeat(reader: Reader, number: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    use_any_encoding()
     main()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.options import PathOption, quiet_libraries
-from cocomix.utils.console import console, errors
+from cocomix.utils.console import console, errors, use_any_encoding
 from cocomix.utils.errors import CocomixError
 
 
@@ -43,4 +43,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_any_encoding()
     main()

@@ -28,6 +28,7 @@ from cocomix.model.cache import GrowingLayer
 from cocomix.model.mixers import CONCEPTS
 from cocomix.model.transformer import BlockRunner, GPT2Backbone
 from cocomix.sae import TopKSAE
+from cocomix.utils.console import use_any_encoding
 from cocomix.utils.files import write_json
 
 N, D, V, C, K, K_ATTR = 2048, 512, 50257, 32768, 32, 4
@@ -249,4 +250,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_any_encoding()
     main()

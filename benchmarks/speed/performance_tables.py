@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.speed.keys import KEYS
+from cocomix.utils.console import use_any_encoding
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "docs/performance.md",)
@@ -115,4 +116,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_any_encoding()
     main()

@@ -219,7 +219,7 @@ def check_run(folder: Path, run: Path | None) -> Iterator[Finding]:
 
 def check_stage(stage: "Stage", run: Path) -> Finding:
     """The state of one stage."""
-    command = f"`{stage.command} --run {run}`"
+    command = stage.command_line
     try:
         finished = stage.record() is not None
         if finished:

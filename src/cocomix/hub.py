@@ -30,7 +30,7 @@ def lineage(run: Run, student: StudentStage) -> dict[str, Rows]:
     """
     record = student.record()
     if record is None:
-        raise CocomixError(f"{student.title} is not trained; run `{student.command} --run {run.folder}` first")
+        raise CocomixError(f"{student.title} is not trained; run {student.command_line} first")
     student.check()  # refuses damaged files
     sections = {
         "Model": _model(student, record),

@@ -1,14 +1,18 @@
 """Every source: what is bad is reported with its place, and from every place it goes on as if never stopped."""
 
+import bz2
 import gzip
 import json
+import lzma
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cocomix.data import SOURCES, Document, Skipped, open_source
-from cocomix.data import sources as jsonl
+from cocomix.data.sources import records as jsonl
+from cocomix.data.sources.files import Stream
 from cocomix.utils.errors import CocomixError
 from tests.helpers.made_corpora import write_jsonl, write_parquet
 
@@ -49,7 +53,62 @@ def a_hub_folder(home: Path) -> dict[str, Any]:
     return {"path": str(home)}
 
 
+def packed_texts(home: Path) -> dict[str, Any]:
+    home.mkdir(parents=True)
+    for number, pack in enumerate((gzip.compress, bz2.compress, lzma.compress, pyarrow_zstd, bytes)):
+        (home / f"{number}.txt{ENDINGS[number]}").write_bytes(pack(f"packed {number}".encode()))
+        (home / f"plain name {number}.txt").write_bytes(pack(f"hidden {number}".encode("utf-8-sig")))
+    return {"path": home}
+
+
+ENDINGS = (".gz", ".bz2", ".xz", ".zst", "")
+
+
+def pyarrow_zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
+
+
+def json_arrays(home: Path) -> dict[str, Any]:
+    home.mkdir(parents=True)
+    rows = [{"meta": {"body": f'row {i} "}}{{[,' + "\\" * i}, "n": [1, {"x": "]"}]} for i in range(6)]
+    (home / "a.json").write_text(json.dumps(rows))
+    (home / "b.json.bz2").write_bytes(bz2.compress(json.dumps(rows[::-1], indent=2).encode("utf-8-sig")))
+    (home / "c.json").write_text(
+        "\n\n".join(json.dumps(row | {"meta": {"body": f"c {row}"}}, indent=1) for row in rows)
+    )
+    (home / "d.json").write_text("".join(json.dumps({"meta.body": f"line {i}"}) + "\n" for i in range(3)))
+    (home / "e.jsonl.xz").write_bytes(
+        lzma.compress(b'[{"meta": {"body": "in an array"}},\n7, "text", {"meta": 1}, {"x": }]')
+    )
+    return {"path": home, "field": "meta.body"}
+
+
+def nested_parquet(home: Path) -> dict[str, Any]:
+    home.mkdir(parents=True)
+    rows = [{"body": f"row {i}", "n": i} if i % 4 else None for i in range(9)]
+    parquet.write_table(pyarrow.table({"meta": rows}), home / "a.parquet", row_group_size=4)
+    return {"path": home, "field": "meta.body"}
+
+
+def saved_dataset(home: Path) -> dict[str, Any]:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"meta": [{"body": f"row {i}"} for i in range(7)]})
+    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(home)
+    return {"path": str(home), "field": "meta.body"}
+
+
+def hub_data_files(home: Path) -> dict[str, Any]:
+    write_jsonl(home / "1.jsonl", [f"one {i}" for i in range(4)])
+    write_jsonl(home / "2.jsonl", [f"two {i}" for i in range(3)])
+    return {"path": "json", "data_files": str(home / "*.jsonl")}
+
+
 SHAPES = {
+    "packed": ("folder", packed_texts),
+    "arrays": ("jsonl", json_arrays),
+    "nested": ("parquet", nested_parquet),
+    "saved": ("hf", saved_dataset),
+    "data_files": ("hf", hub_data_files),
     "sotu": ("sotu", lambda home: {}),
     "folder": ("folder", a_folder),
     "jsonl": ("jsonl", a_jsonl_folder),
@@ -204,3 +263,81 @@ def test_a_source_without_text_says_what_it_skipped(tmp_path: Path) -> None:
     words = r"holds no text \(3 records skipped, the first, a\.jsonl:1: no 'text' in it, but 'id', 'content'\); check"
     with pytest.raises(CocomixError, match=words):
         list(SOURCES["jsonl"](path=tmp_path / "a.jsonl"))
+
+
+def test_packed_files_are_known_by_their_content(tmp_path: Path) -> None:
+    texts = {document.text for document in SOURCES["folder"](**packed_texts(tmp_path / "p"))}
+    assert texts == {f"{kind} {number}" for kind in ("packed", "hidden") for number in range(5)}
+
+
+def test_arrays_and_nested_fields(tmp_path: Path) -> None:
+    records = list(SOURCES["jsonl"](**json_arrays(tmp_path / "a")).records())
+    rows = [f'row {i} "}}{{[,' + "\\" * i for i in range(6)]
+    texts = {file: [r.text for r in records if isinstance(r, Document) and r.id.startswith(file)] for file in "abcde"}
+    assert texts["a"] == texts["b"][::-1] == rows and len(texts["c"]) == 6
+    assert texts["d"] == [f"line {i}" for i in range(3)] and texts["e"] == ["in an array"]
+    skipped = [record for record in records if isinstance(record, Skipped)]
+    assert [record.place for record in skipped] == [f"e.jsonl.xz:{number}" for number in (2, 3, 4, 5)]
+    assert skipped[2].reason == "no 'meta.body' in it, but 'meta'" and skipped[3].reason.startswith("not JSON")
+    found = [r.text for r in SOURCES["parquet"](**nested_parquet(tmp_path / "p")).records() if isinstance(r, Document)]
+    assert found == [f"row {i}" for i in range(9) if i % 4]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1 << 16])
+def test_elements_do_not_depend_on_where_blocks_end(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = json_arrays(tmp_path / "a")
+    whole = list(SOURCES["jsonl"](**options).records())
+    read = Stream.read
+    monkeypatch.setattr(Stream, "read", lambda stream, most: read(stream, min(most, size)))
+    assert list(SOURCES["jsonl"](**options).records()) == whole
+
+
+def test_an_element_too_long_is_skipped_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "LONGEST", 100)
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "x" * n} for n in (5, 88, 89, 5000, 3)]))
+    records = list(SOURCES["jsonl"](path=tmp_path / "a.json").records())
+    assert [r.place if isinstance(r, Skipped) else len(r.text) for r in records] == [5, 88, "a.json:3", "a.json:4", 3]
+
+
+def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path) -> None:
+    home = tmp_path / "texts"
+    for name in ("a.txt", "b.rst", "c.rst", "old/d.txt"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("text")
+    (home / "e.txt").write_text(" \n")
+    (home / "lost.txt").symlink_to(home / "nowhere")
+    (home / "loop").symlink_to(home)
+    source = SOURCES["folder"](path=home, skip="old")
+    assert [record.id for record in source.records() if isinstance(record, Document)] == ["a.txt"]
+    assert source.left_out.entries == {
+        "its name does not match *.txt|*.md": {"count": 2, "example": "b.rst"},
+        "there is no text in it": {"count": 1, "example": "e.txt"},
+        "a link back to a folder above it": {"count": 1, "example": "loop"},
+        "no file, or a link that leads nowhere": {"count": 1, "example": "lost.txt"},
+        "in a folder that corpus.options.skip names": {"count": 1, "example": "old/d.txt"},
+    }
+    for name, ending in (("jsonl", ".jsonl"), ("parquet", ".parquet")):
+        with pytest.raises(
+            CocomixError, match=rf"7 files were left out, the first, .*: its name does not end in {ending}"
+        ):
+            list(SOURCES[name](path=home))
+    (home / "x.jsonl").write_text('{"text": "x"}\n')
+    everywhere = SOURCES["jsonl"](path=home / "**/*.jsonl")
+    assert [record.id for record in everywhere.records() if isinstance(record, Document)] == ["x.jsonl:1"]
+
+
+def test_utf_16_is_called_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Fellow citizens".encode("utf-16"))
+    assert bad("folder", {"path": tmp_path}) == {"a.txt": "it is in UTF-16, not UTF-8"}
+
+
+def test_a_stamp_changes_with_size_and_time(tmp_path: Path) -> None:
+    for name, make in ((name, make) for name, make in SHAPES.values() if make.__name__ != "<lambda>"):
+        home = tmp_path / make.__name__
+        options = make(home) if not home.exists() else None
+        if options is None:
+            continue
+        stamps = [SOURCES[name](**options).stamp() for _ in range(2)]
+        file = next(path for path in sorted(home.rglob("*")) if path.is_file())
+        os.utime(file, ns=(1, 1))
+        assert stamps[0] == stamps[1] != SOURCES[name](**options).stamp(), make

@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cocomix.analysis.token_statistics import ITSELF, NEXT, Occurrences, agreement, best_tokens, contrast_scores
 from cocomix.data.shards import TokenShards
+from cocomix.utils.advice import command_line, delete
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import read_json, write_json, write_text
 
@@ -110,7 +111,9 @@ def read_names(folder: Path, sae: str) -> Names:
         try:
             found = FoundNames.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:
-            raise CocomixError(f"{path} is damaged; delete it and run `cocomix name` again") from error
+            raise CocomixError(
+                f"{path} is damaged; {delete(path)} and run {command_line('cocomix name', folder)} again"
+            ) from error
     return with_edits(folder, sae, found if found is not None and found.sae == sae else None)
 
 

@@ -22,12 +22,13 @@ from cocomix.cli.options import (
     PathOption,
     RunDir,
     Seeds,
+    check_text,
     open_run,
     quiet_libraries,
     recipe_file,
 )
 from cocomix.cli.sharing import doctor, push
-from cocomix.utils.console import console, errors, wait_for_main_to_report, world_size
+from cocomix.utils.console import console, errors, use_any_encoding, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import in_words
 
@@ -214,6 +215,7 @@ def generate(
     from cocomix.steering.generate import continue_text, locate
 
     quiet_libraries()
+    check_text(prompt)
     source = model or str(locate(run, student, seed))
     text = continue_text(
         source, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=sample_seed, steer=steer
@@ -250,6 +252,7 @@ def _session() -> AbstractContextManager[None]:
 
 def main() -> None:
     """Entry point of the `cocomix` command."""
+    use_any_encoding()
     try:
         with _session():
             app(standalone_mode=True)
@@ -262,6 +265,14 @@ def main() -> None:
         sys.exit(0)
     except OSError as error:
         errors.print(f"cocomix: {in_words(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        errors.print(
+            f"cocomix: a text or name contains {error.object[error.start]!r}, which is no character, because it was not"
+            " given in UTF-8; give it in UTF-8, or rename the folder",
+            style="red",
+            soft_wrap=True,
+        )
         sys.exit(2)
     except Interrupted as stop:
         errors.print(str(stop), highlight=False, markup=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import DEFAULT_RUN, PathArgument, PathOption, RunDir, quiet_libraries
+from cocomix.cli.options import DEFAULT_RUN, PathArgument, PathOption, RunDir, check_text, quiet_libraries
 from cocomix.utils.console import console
 from cocomix.utils.errors import CocomixError
 
@@ -30,7 +30,8 @@ def name_command(
     from cocomix.pipeline.concept_stages import edit_run, name_run, print_names
 
     quiet_libraries()
-    print_names(edit_run(run, edit) if edit else name_run(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds))
+    names = edit_run(run, edit) if edit else name_run(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds)
+    print_names(names, run)
 
 
 def inspect_command(
@@ -52,6 +53,7 @@ def inspect_command(
     from cocomix.pipeline.trained import inspect_text
 
     quiet_libraries()
+    check_text(text)
     reading = inspect_text(run, text, student=student, seed=seed, top=top, concept=concept)
     if as_json:
         console.print_json(reading.model_dump_json())

@@ -50,7 +50,7 @@ def evaluate(
     """
     if tasks is None and not snapshots:
         if model is not None:
-            raise CocomixError("with --model give --tasks, or use `cocomix perplexity`")
+            raise CocomixError("with --model give --tasks; the perplexity of a text is another command, perplexity")
         opened = open_run(run, config, overrides, seeds)
         for stage in opened.evaluation_stages():
             opened.run_stage(stage)

@@ -43,10 +43,15 @@ def open_run(run: Path, config: Path | None, overrides: list[str] | None, seeds:
     from cocomix.pipeline.stage import RECORD
 
     quiet_libraries()
+    if not is_text(str(run)):
+        raise CocomixError(f"the name of {run} is not in UTF-8, so no tokenizer can be saved there; give another --run")
     extra = [*(overrides or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
     if config is None and (run / CONFIG).exists():
-        return load_run(run, extra)
+        opened = load_run(run, extra)
+        opened.advise(extra)
+        return opened
     opened = Run(run, load_config(config or recipe_file("demo"), extra))
+    opened.advise([*(["--config", str(config)] if config else []), *extra])
     if config is None:
         # A command killed just after its stage was done leaves no config.yaml either; its stage then fits the demo's.
         for stage in opened.stages.values():
@@ -56,6 +61,25 @@ def open_run(run: Path, config: Path | None, overrides: list[str] | None, seeds:
                     " config.yaml, or give the settings the run was made with as --config"
                 )
     return opened
+
+
+def check_text(text: str) -> None:
+    """Refuse a text of the command line that tokenizers cannot read.
+
+    Raises:
+        CocomixError: it was not given in UTF-8.
+    """
+    if not is_text(text):
+        raise CocomixError(f"the text {text!r} was not given in UTF-8; set the terminal's encoding, or LC_ALL=C.UTF-8")
+
+
+def is_text(name: str) -> bool:
+    """Whether an argument was given in UTF-8; Python shows other bytes as halves of surrogate pairs."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def quiet_libraries() -> None:

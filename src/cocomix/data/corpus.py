@@ -4,20 +4,34 @@
   `train.jsonl` lies beside the manifest and is read as a split of one file.
 - `Splitter` holds out whole documents, spread over the source's order (for dated sources: over the eras).
 - `CorpusWriter` resumes after a kill from its last commit, to the same bytes: the length of the files, the place in
-  the source and the state of the splitter are committed together.
+  the source and the state of the splitters are committed together. A source that changed meanwhile is read again up to
+  that place, and refused if its texts are others.
 """
 
 import hashlib
 import json
 import operator
+import shlex
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cocomix.data.sources import Document, Skipped, TextSource
+from cocomix.data.sources import Document, Skipped, Tally, TextSource
+from cocomix.utils.advice import delete, for_folder
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import FileSeries, combined, parse_json, read_sealed, sha256, write_sealed, write_text
+from cocomix.utils.files import (
+    FileSeries,
+    combined,
+    parse_json,
+    read_json,
+    read_sealed,
+    sha256,
+    write_sealed,
+    write_text,
+)
 from cocomix.utils.integrity import is_inside
 
 SPLITS = ("train", "val", "test")
@@ -88,16 +102,18 @@ class Corpus:
         except PermissionError:
             raise
         except FileNotFoundError:
-            raise CocomixError(f"{folder} holds no corpus; run `cocomix corpus`") from None
+            raise CocomixError(f"{folder} holds no corpus; run {for_folder('cocomix corpus', self.folder)}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CocomixError(
-                f"{self.folder / MANIFEST} is damaged ({error}); delete {folder} and run `cocomix corpus` again"
+                f"{self.folder / MANIFEST} is damaged ({error}); {_redo_hint(self.folder / 'train' / MANIFEST)}"
             ) from None
 
     def files(self, split: str) -> list[dict[str, Any]]:
         """Entries of the files of `split`, in order."""
         if split not in self.splits:
-            raise CocomixError(f"{self.folder} holds no corpus with a {split} split; run `cocomix corpus`")
+            raise CocomixError(
+                f"{self.folder} holds no corpus with a {split} split; run {for_folder('cocomix corpus', self.folder)}"
+            )
         return self.splits[split]
 
     def count(self, split: str, what: str) -> int:
@@ -160,7 +176,8 @@ def _document(row: Any) -> Document:
 
 
 def _redo_hint(path: Path) -> str:
-    return f"delete {path.parent.parent} and run `cocomix corpus` again"
+    folder = path.parent.parent
+    return f"{delete(folder)} and run {for_folder('cocomix corpus', folder)} again"
 
 
 def check_file(path: Path, checksum: str) -> None:
@@ -178,7 +195,7 @@ def check_file(path: Path, checksum: str) -> None:
         raise CocomixError(f"the corpus file {path} was altered; {hint}")
 
 
-SKIPPED = "skipped.jsonl"
+SKIPPED, REASONS = "skipped.jsonl", "skipped-reasons.json"
 STATE = "corpus-so-far.json"
 REPORTED = 100
 """Bad records that are listed one by one; all are counted."""
@@ -187,8 +204,66 @@ REPORT_SECONDS = 0.5
 Progress = Callable[[int, int | None, dict[str, Any]], None]
 
 
+class _Part:
+    """What came from one source of a mixture, or from the only source; JSON-able as `state`."""
+
+    def __init__(self, val_fraction: float, test_fraction: float, state: Mapping[str, Any] | None = None) -> None:
+        state = state or {}
+        self.seen, self.skipped = state.get("seen", 0), state.get("skipped", 0)
+        self.documents, self.chars = state.get("documents", 0), state.get("chars", 0)
+        self.splitter = Splitter(val_fraction, test_fraction, state.get("owed"))
+
+    def counts(self) -> dict[str, int]:
+        counts = {"documents": self.documents, "chars": self.chars}
+        return counts | ({"skipped": self.skipped} if self.skipped else {})
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": self.seen, "skipped": self.skipped, **self.counts(), "owed": self.splitter.owed}
+
+
+class _ReadSoFar:
+    """Tells whether a source still gives the records it gave: how many, their checksum, and the source's own stamp."""
+
+    def __init__(self, state: Mapping[str, Any] | None) -> None:
+        state = state or {}
+        self.stamp: str | None = state.get("stamp")
+        self.records, self.checksum = state.get("records", 0), state.get("checksum", "")
+
+    def add(self, record: Document | Skipped) -> None:
+        self.records += 1
+        content = (record.id, record.text) if isinstance(record, Document) else (record.place, record.reason)
+        text = "\0".join((self.checksum, *content))
+        self.checksum = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        return {"stamp": self.stamp, "records": self.records, "checksum": self.checksum}
+
+    def check(self, source: TextSource, folder: Path) -> None:
+        """Compare `source` with what was read of it, if it changed since; all of that is read again then.
+
+        Raises:
+            CocomixError: its records are others.
+        """
+        before, self.stamp = self.stamp, source.stamp()
+        if before in (None, self.stamp):
+            return
+        again = _ReadSoFar(None)
+        for record in islice(source.records(), self.records):
+            again.add(record)
+        if (again.records, again.checksum) != (self.records, self.checksum):
+            raise CocomixError(
+                f"{source} changed since the stopped command read {self.records} records of it, and the two would be"
+                f" mixed; put it back as it was, or start over: rm -r {shlex.quote(str(folder))}"
+            )
+        warnings.warn(
+            f"{source} changed since the stopped command, but not in what that had read; resuming", stacklevel=2
+        )
+
+
 class CorpusWriter:
     """Writes `text/{train,val,test}/*.jsonl`, `text/corpus.json` and, for bad records, `skipped.jsonl`.
+
+    `skipped-reasons.json` counts bad records, and what the source left out, by reason with an example of each.
 
     Args:
         folder: where to write; the state of a killed writer there is resumed.
@@ -215,7 +290,12 @@ class CorpusWriter:
         self.seen: int = state.get("seen", 0)
         self.skipped: int = state.get("skipped", 0)
         self._reports: list[dict[str, str]] = state.get("reports", [])
-        self._splitter = Splitter(val_fraction, test_fraction, state.get("owed"))
+        self._reasons = Tally(state.get("reasons"))
+        self._left_out: dict[str, dict[str, Any]] = state.get("left_out", {})
+        self._read_so_far = _ReadSoFar(state.get("read"))
+        self._fractions = val_fraction, test_fraction
+        parts = state.get("parts", {"": state} if state else {})  # an earlier version kept one part's at the top
+        self._parts = {name: _Part(*self._fractions, part) for name, part in parts.items()}
         self._open: dict[str, dict[str, int]] = state.get("open", {name: _nothing() for name in SPLITS})
         self._totals: dict[str, dict[str, int]] = state.get("totals", {name: _nothing() for name in SPLITS})
         commits = state.get("series", {})
@@ -225,7 +305,8 @@ class CorpusWriter:
         """Read `source` to its end and finish the corpus.
 
         Returns:
-            `{"splits": {name: {documents, chars, sha256}}}`, and `skipped`, the number of bad records, if any.
+            `{"splits": {name: {documents, chars, sha256}}}`, `skipped`, the number of bad records, if any, and of a
+            mixture what each source contributed, `{"mix": {name: {share, documents, chars}}}`.
 
         Raises:
             CocomixError: the source cannot be read, holds nothing, or too little for every split.
@@ -242,15 +323,18 @@ class CorpusWriter:
         except CocomixError:
             (self.folder / STATE).unlink(missing_ok=True)  # texts added to the source may come before its end
             raise
-        figures = self._finish()
+        figures = self._finish(source)
         (self.folder / STATE).unlink(missing_ok=True)
         return figures
 
     def _read(self, source: TextSource, progress: Progress) -> None:
+        self._read_so_far.check(source, self.folder)
+        source.left_out = Tally(self._left_out)
         started = committed = reported = time.monotonic()
         before = self.seen
         for record in source.records(self._place):
-            finished = self._add(record)
+            self._read_so_far.add(record)
+            finished = self._add(record, source.part)
             now = time.monotonic()
             if finished or now - committed > self.commit_seconds:
                 committed = now
@@ -265,18 +349,29 @@ class CorpusWriter:
                 progress(self.seen, None, note | ({"skipped": self.skipped} if self.skipped else {}))
         for name in SPLITS:
             self._cut(name)
+        if source.stamp() != self._read_so_far.stamp:
+            warnings.warn(
+                f"{source} changed while it was read; delete the corpus and run the command again for all of it",
+                stacklevel=2,
+            )
 
-    def _add(self, record: Document | Skipped) -> bool:
+    def _add(self, record: Document | Skipped, part_name: str) -> bool:
         """Take one record; whether a file was finished with it."""
+        part = self._parts.setdefault(part_name, _Part(*self._fractions))
         if isinstance(record, Skipped):
             self.skipped += record.count
+            part.skipped += record.count
+            self._reasons.add(record.reason, record.place, record.count)
             if len(self._reports) < REPORTED:
                 self._reports.append({"place": record.place, "reason": record.reason})
             return False
         self.seen += 1
-        if (self.seen - 1) % self.every:
+        part.seen += 1
+        if (part.seen - 1) % self.every:
             return False
-        name = self._splitter.take()
+        name = part.splitter.take()  # each source's own: in a regular mixture every n-th document may be one source's
+        part.documents += 1
+        part.chars += len(record.text)
         series = self._series[name]
         content = {"id": record.id, "text": record.text, "meta": record.meta}
         line = (json.dumps(content, ensure_ascii=False) + "\n").encode()
@@ -303,7 +398,10 @@ class CorpusWriter:
             "seen": self.seen,
             "skipped": self.skipped,
             "reports": self._reports,
-            "owed": self._splitter.owed,
+            "reasons": self._reasons.entries,
+            "left_out": self._left_out,
+            "read": self._read_so_far.state(),
+            "parts": {name: part.state() for name, part in self._parts.items()},
         }
         write_sealed(self.folder / STATE, state)
 
@@ -314,7 +412,7 @@ class CorpusWriter:
             return {}
         return state if state.get("settings") == self._settings else {}
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self, source: TextSource) -> dict[str, Any]:
         splits = {
             name: {**self._totals[name], "sha256": combined([entry["sha256"] for entry in series.files])}
             for name, series in self._series.items()
@@ -327,9 +425,28 @@ class CorpusWriter:
         if self._reports:
             lines = (json.dumps(report) + "\n" for report in self._reports)
             write_text(self.folder / SKIPPED, "".join(lines))
+        (self.folder / REASONS).unlink(missing_ok=True)
+        if self._reasons.count or self._left_out:
+            reasons = {"skipped": self._reasons.entries, "left_out": self._left_out}
+            write_text(self.folder / REASONS, json.dumps(reasons, indent=1))
         manifest = {"format": 2, "splits": {name: counts | files[name] for name, counts in splits.items()}}
         write_sealed(self.folder / "text" / MANIFEST, manifest)
-        return {"splits": splits} | ({"skipped": self.skipped} if self.skipped else {})
+        figures = {"splits": splits} | ({"skipped": self.skipped} if self.skipped else {})
+        if source.shares():
+            nothing = _Part(*self._fractions)
+            mix = {name: {"share": share} for name, share in source.shares().items()}
+            figures["mix"] = {name: part | self._parts.get(name, nothing).counts() for name, part in mix.items()}
+        return figures
+
+
+def passed_over(folder: Path) -> dict[str, Tally]:
+    """What a finished corpus `skipped` and `left_out`, by reason; of an earlier version, nothing is known."""
+    try:
+        reasons = read_json(folder / REASONS)
+        tallies = {name: Tally(reasons[name]) for name in ("skipped", "left_out")}
+        return {name: tally for name, tally in tallies.items() if tally.count}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 def _nothing() -> dict[str, int]:

@@ -16,16 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from cocomix.utils.advice import delete, for_folder
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import FileSeries, read_sealed, sha256, write_sealed
 from cocomix.utils.integrity import check_files
 
 MANIFEST = "manifest.json"
 BOUNDARIES = "doc-boundaries.npy"
-FIX = "restore it, or delete the folder and run `cocomix tokenize` again"
 SHARD = "shard-{:05d}.bin"
 MOST_OPEN = 128
 """Shards mapped at a time; each keeps a file open, of which a process may have about a thousand."""
+
+
+def _redo_hint(folder: Path) -> str:
+    return f"{delete(folder)} and run {for_folder('cocomix tokenize', folder)} again"
 
 
 class TokenShards:
@@ -63,14 +67,14 @@ class TokenShards:
             manifest = read_sealed(folder / MANIFEST)
             files = [*manifest["shards"], manifest["boundaries"]]
             _check_numbers(manifest)
-            check_files(folder, files, what="token file", hint=FIX, verify=verify)
+            check_files(folder, files, what="token file", hint=f"restore it, or {_redo_hint(folder)}", verify=verify)
             return cls(folder, manifest)
         except FileNotFoundError:
-            raise CocomixError(f"{folder} holds no finished token shards; run `cocomix tokenize`") from None
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CocomixError(
-                f"the manifest of {folder} is damaged ({error}); delete the folder and run `cocomix tokenize` again"
-            ) from error
+                f"{folder} holds no finished token shards; run {for_folder('cocomix tokenize', folder)}"
+            ) from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CocomixError(f"the manifest of {folder} is damaged ({error}); {_redo_hint(folder)}") from error
 
     def n_windows(self, seq_len: int) -> int:
         """Number of whole windows of `seq_len` tokens."""

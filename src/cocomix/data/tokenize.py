@@ -17,7 +17,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import re
 import signal
 import threading
 from array import array
@@ -32,12 +31,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cocomix.data.corpus import read_file
+from cocomix.data.cuts import pieces
 from cocomix.data.shards import MANIFEST, SHARD, TokenShards, finish_shards
 from cocomix.data.sources import Document
+from cocomix.utils.advice import for_folder
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import FileSeries, read_sealed, sha256, write_sealed
-
-_PLACE = re.compile(r"\S(?=[ \n\r\t])")
+from cocomix.utils.interrupt import interruptible
 
 
 def may_cut(tokenizer: Tokenizer) -> bool:
@@ -57,15 +57,6 @@ def may_cut(tokenizer: Tokenizer) -> bool:
 
 def _sees_blanks(token: dict[str, Any]) -> bool:
     return token["lstrip"] or token["rstrip"] or token["single_word"] or any(map(str.isspace, token["content"]))
-
-
-def pieces(text: str, at_least: int) -> Iterator[str]:
-    """Parts of `text`, each but the last of `at_least` characters up to the next place to cut."""
-    start = 0
-    while len(text) - start > at_least and (place := _PLACE.search(text, start + at_least - 1)) is not None:
-        yield text[start : place.end()]
-        start = place.end()
-    yield text[start:]
 
 
 BATCH_CHARS, BATCH_DOCUMENTS = 1 << 18, 256
@@ -101,7 +92,12 @@ class RustEncoder:
         return not self._may_cut
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        def encode() -> list[Any]:
+            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+
+        # A document that may not be cut can keep the library busy for minutes.
+        uncut = sum(map(len, texts)) > 2 * BATCH_CHARS
+        return [encoding.ids for encoding in (interruptible(encode) if uncut else encode())]
 
 
 class PythonEncoder:
@@ -424,7 +420,7 @@ def _refuse_damaged(parts: Sequence[Path]) -> None:
     if damaged:
         raise CocomixError(
             f"{damaged[0].parent} lost tokens of {len(damaged)} files before they were joined;"
-            " run `cocomix tokenize` again to redo them"
+            f" run {for_folder('cocomix tokenize', damaged[0])} again to redo them"
         )
 
 

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 
 from cocomix.data.shards import TokenShards
 from cocomix.data.sources import open_source
+from cocomix.data.sources.files import unpacked_name
+from cocomix.data.sources.records import JSON_FILE, JSON_LINES
 from cocomix.data.tokenizer import load_tokenizer, tokenize_corpus
 from cocomix.model.loading import load_causal_lm
 from cocomix.utils.console import rank, world_size
@@ -214,9 +216,9 @@ def _source(text: Path, field: str) -> tuple[str, dict[str, Any]]:
     """Name and options of the text source that reads `text`."""
     if text.is_dir():
         return "folder", {"path": text}
-    if text.name.removesuffix(".gz").endswith((".jsonl", ".json")):
+    if unpacked_name(text.name).endswith((*JSON_LINES, JSON_FILE)):
         return "jsonl", {"path": text, "field": field}
-    return "folder", {"path": text.parent, "pattern": _literal(text.name.removesuffix(".gz"))}
+    return "folder", {"path": text.parent, "pattern": _literal(unpacked_name(text.name))}
 
 
 def _literal(name: str) -> str:

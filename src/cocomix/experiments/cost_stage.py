@@ -5,6 +5,7 @@ say little about which is faster. Here each takes turns with the baseline, step 
 slows the machine slows both, and the ratio of the medians is what counts.
 """
 
+import shlex
 import time
 from pathlib import Path
 from statistics import median
@@ -28,7 +29,8 @@ class TimingStage(Stage):
     """
 
     def __init__(self, run_dir: Path, students: list[StudentStage], baseline: str, steps: int) -> None:
-        super().__init__(run_dir, "timing", "cocomix experiment RECIPE", students)
+        command = f"cocomix experiment {shlex.quote(str(run_dir.parent / 'experiment.yaml'))}"
+        super().__init__(run_dir, "timing", command, students)
         self.user_folder = self.run_dir.parent
         self.students = {stage.student: stage for stage in students}
         self.baseline, self.steps = baseline, steps

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from rich.text import Text
 
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.grid import Grid, collect
@@ -174,7 +175,7 @@ def run_experiment(
 
 def _run(grid: Grid, *, jobs: int, processes: int) -> CocomixError | None:
     """Run what is not done yet. A failure ends only the rounds that need it; the first one is returned."""
-    console.print(f"[bold]{grid.config.title}[/] in {grid.folder}", highlight=False)
+    console.print(Text(grid.config.title, style="bold"), f"in {grid.folder}", soft_wrap=True)
     # Processes read this copy, so that editing the recipe meanwhile does not mix two experiments.
     recipe = grid.folder / "experiment.yaml"
     grid.folder.mkdir(parents=True, exist_ok=True)

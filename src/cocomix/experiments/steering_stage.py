@@ -5,6 +5,7 @@ It is a small steering study (`cocomix.steering.study`): the methods `concept` a
 """
 
 import math
+import shlex
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -41,7 +42,8 @@ class SteeringStage(Stage):
 
     def __init__(self, student: StudentStage, config: SteeringConfig) -> None:
         name = student.name.replace("students/", "steering/", 1)
-        super().__init__(student.run_dir, name, "cocomix experiment RECIPE", [student, student.sae])
+        command = f"cocomix experiment {shlex.quote(str(student.run_dir.parent / 'experiment.yaml'))}"
+        super().__init__(student.run_dir, name, command, [student, student.sae])
         self.user_folder = self.run_dir.parent
         self.student, self.config = student, config
         self.seq_len = student.run_config.seq_len

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
+from rich.text import Text
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -58,7 +59,7 @@ def explore(folders: Sequence[Path], *, host: str, port: int, token: str | None,
         catalog = ModelCatalog(folders)
         prepare(catalog)
         address = f"http://{url_host(host)}:{port}/" + (f"?token={policy.token}" if policy.token else "")
-        console.print(f"\nExplore: [bold]{address}[/]   (Ctrl-C stops it)", highlight=False, soft_wrap=True)
+        console.print(Text.assemble("\nExplore: ", (address, "bold"), "   (Ctrl-C stops it)"), soft_wrap=True)
         if browser and _has_screen():
             webbrowser.open(address)
         config = uvicorn.Config(

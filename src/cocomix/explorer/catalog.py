@@ -18,6 +18,7 @@ from cocomix.model.mixers import MIXERS
 from cocomix.model.predictors import PREDICTORS, ConceptPredictor
 from cocomix.pipeline.evaluation_stages import snapshots_of, step_of
 from cocomix.pipeline.student_stages import StudentStage
+from cocomix.utils.advice import command_line
 from cocomix.utils.errors import CocomixError
 
 MAX_LOADED = 6
@@ -65,7 +66,9 @@ class ModelCatalog:
         self.entries = {entry.info.key: entry for run in self.runs for entry in _entries(run, len(folders) > 1)}
         if not self.entries:
             listed = ", ".join(str(folder) for folder in folders)
-            raise CocomixError(f"no student of {listed} is finished; run `cocomix demo --run {folders[0]}` first")
+            raise CocomixError(
+                f"no student of {listed} is finished; run {command_line('cocomix demo', folders[0])} first"
+            )
         self.examples = self.runs[0].examples()
         self._sessions: OrderedDict[str, ModelSession] = OrderedDict()
         self._lock = threading.Lock()

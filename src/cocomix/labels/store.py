@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cocomix.utils.advice import delete, for_folder
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import read_sealed, write_sealed
 from cocomix.utils.integrity import FileEntry, check_files, note_verified
@@ -158,7 +159,7 @@ class StoreLayout:
         Raises:
             CocomixError: it is damaged or was written by another version.
         """
-        again = "delete its folder and run `cocomix label` again"
+        again = _redo_hint(path.parent)
         if content.get("format") != FORMAT:
             raise CocomixError(f"{path} was written by another version of cocomix; {again}")
         missing = [name for name in cls.__dataclass_fields__ if name not in content]
@@ -182,6 +183,10 @@ class StoreLayout:
         )
 
 
+def _redo_hint(folder: Path) -> str:
+    return f"{delete(folder)} and run {for_folder('cocomix label', folder)} again"
+
+
 def read_description(path: Path, missing: str) -> dict[str, Any]:
     """Read the JSON object in `path`; `missing` is the error message if there is no such file."""
     try:
@@ -191,7 +196,7 @@ def read_description(path: Path, missing: str) -> dict[str, Any]:
     except PermissionError:
         raise
     except (OSError, ValueError):
-        raise CocomixError(f"{path} is damaged; delete its folder and run `cocomix label` again") from None
+        raise CocomixError(f"{path} is damaged; {_redo_hint(path.parent)}") from None
 
 
 MARKS = "marks"
@@ -279,7 +284,7 @@ class LabelWriter:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        missing = f"{self.folder} holds no labels yet; run `cocomix label`"
+        missing = f"{self.folder} holds no labels yet; run {for_folder('cocomix label', self.folder)}"
         path = self.folder / PENDING
         self.layout = StoreLayout.from_json(read_description(path, missing), path)
         self._marks = MarkWriter(self.folder)
@@ -362,7 +367,7 @@ class LabelWriter:
         if not marked.all():
             raise CocomixError(
                 f"{int((~marked).sum())} of {len(marked)} windows in {self.folder} have no labels yet;"
-                " run `cocomix label`"
+                f" run {for_folder('cocomix label', self.folder)}"
             )
         files = [entry for shard in range(self.layout.n_shards) for entry in summaries[shard].files]
         labelled = sum(summary.labelled for summary in summaries.values())
@@ -494,8 +499,9 @@ class LabelStore(LabelReader):
             CocomixError: the store is unfinished, truncated, altered, or of another lineage.
         """
         folder = Path(folder)
-        again = f"delete {folder} and run `cocomix label` again"
-        manifest = read_description(folder / MANIFEST, f"the labels in {folder} are not finished; run `cocomix label`")
+        again = _redo_hint(folder)
+        missing = f"the labels in {folder} are not finished; run {for_folder('cocomix label', folder)}"
+        manifest = read_description(folder / MANIFEST, missing)
         layout = StoreLayout.from_json(manifest, folder / MANIFEST)
         for name, value in (expect or {}).items():
             if layout.lineage.get(name) != value:

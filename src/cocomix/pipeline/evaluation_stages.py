@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -148,7 +149,7 @@ class HarnessStage(Stage):
             snapshot,
         )
         base = student.name.replace("students/", "harness/", 1) + (f"/{snapshot}" if snapshot else "")
-        super().__init__(student.run_dir, f"{base}/{task}", f"cocomix evaluate --tasks {task}", [student])
+        super().__init__(student.run_dir, f"{base}/{task}", f"cocomix evaluate --tasks {shlex.quote(task)}", [student])
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
 from cocomix.pipeline.label_stages import LabelSet, LabelStage, LogitsStage, label_set
@@ -68,6 +70,11 @@ class Run:
         logits = self.logits.get(student.stored_teacher_tokens or 0)
         return StudentStage(self.folder, name, seed, self.config, self.sae, labels, logits)
 
+    def advise(self, options: Sequence[str]) -> None:
+        """Let messages name commands with these options, --config and overrides, which made the run's settings."""
+        for stage in self.stages.values():
+            stage.user_options = list(options)
+
     def shared(self) -> list[Stage]:
         """The stages all students share, in the order of the data flow."""
         return list(self._shared)
@@ -79,7 +86,7 @@ class Run:
     def run_all(self) -> None:
         """Do every stage the students need, then write the report."""
         if is_main():
-            console.print(f"[bold]{self.config.title}[/] in {self.folder}", highlight=False)
+            console.print(Text(self.config.title, style="bold"), f"in {self.folder}", soft_wrap=True)
         for number, name in enumerate(self._all):
             self.do(self.stages[name], f"[{number + 1}/{len(self._all)}] {name}")
         self.write_report()
@@ -88,7 +95,7 @@ class Run:
         """Do `stage` unless it is done, and print a line under `title`. Returns its figures."""
         reused = stage.record() is not None
         self._reused[stage.name] = reused
-        with StageProgress(console, title.replace("[", r"\["), quiet=not is_main()) as progress:
+        with StageProgress(console, title, quiet=not is_main()) as progress:
             figures = stage.run(progress)
         if is_main():
             # Only now, so that a command that fails leaves the run with the settings of its finished stages.

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from cocomix.utils.advice import command_line, delete
 from cocomix.utils.console import Stopwatch, is_main
 from cocomix.utils.distributed import barrier
 from cocomix.utils.env import git_commit, machine
@@ -40,6 +41,7 @@ class Stage(ABC):
     Attributes:
         run_dir: the run's folder.
         user_folder: what a user gives as --run.
+        user_options: what else a user gives for these settings: --config and overrides.
         name: path of the stage below the run folder, e.g. `labels/exact-helpful`.
         command: what a user types to run it alone, for error messages.
         inputs: stages this one reads; they must be finished first.
@@ -52,6 +54,7 @@ class Stage(ABC):
     def __init__(self, run_dir: Path, name: str, command: str, inputs: Sequence["Stage"] = ()) -> None:
         self.run_dir = run_dir
         self.user_folder = run_dir
+        self.user_options: list[str] = []
         self.name = name
         self.command = command
         self.inputs = list(inputs)
@@ -93,7 +96,12 @@ class Stage(ABC):
     @property
     def redo_hint(self) -> str:
         """How to redo a damaged stage, as part of an error message."""
-        return f"delete {self.folder} and run `{self.command} --run {self.user_folder}`"
+        return f"{delete(self.folder)} and run {self.command_line}"
+
+    @property
+    def command_line(self) -> str:
+        """What a user pastes to run it alone, for error messages."""
+        return command_line(self.command, self.user_folder, self.user_options)
 
     @property
     def fingerprint(self) -> str:
@@ -163,7 +171,7 @@ class Stage(ABC):
         if record is None:
             raise CocomixError(
                 f"{self.title} of {self.run_dir} is not done yet, or was made with other settings;"
-                f" run `{self.command} --run {self.user_folder}` first"
+                f" run {self.command_line} first"
             )
         return record["figures"]
 

@@ -14,6 +14,7 @@ from cocomix.pipeline.run import Run, load_run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.formats import FORMATS
 from cocomix.sae.sae import TopKSAE
+from cocomix.utils.advice import command_line
 from cocomix.utils.errors import CocomixError
 
 
@@ -24,7 +25,9 @@ def existing_run(folder: Path, *, announce: bool = True) -> Run:
         CocomixError: there is none.
     """
     if not (folder / CONFIG).exists():
-        raise CocomixError(f"there is no run in {folder}; run `cocomix demo` first or give another --run")
+        raise CocomixError(
+            f"there is no run in {folder}; run {command_line('cocomix demo', folder)} first or give another --run"
+        )
     return load_run(folder, announce=announce)
 
 

@@ -9,6 +9,7 @@ from cocomix.data.tokenizer import load_tokenizer
 from cocomix.model.interventions import steered
 from cocomix.model.loading import load_causal_lm
 from cocomix.steering.serialization import parse_steering
+from cocomix.utils.advice import command_line
 from cocomix.utils.errors import CocomixError
 
 
@@ -26,7 +27,7 @@ def locate(run_dir: Path, student: str, seed: int) -> Path:
         trained = ", ".join(sorted(str(p.relative_to(root / "students")) for p in (root / "students").glob("*/seed*")))
         raise CocomixError(
             f"{run_dir} has no trained {student!r} of seed {seed}"
-            + (f"; it has: {trained}" if trained else "; run `cocomix demo` first")
+            + (f"; it has: {trained}" if trained else f"; run {command_line('cocomix demo', run_dir)} first")
         )
     return folder
 

@@ -1,5 +1,7 @@
 """What a run shows its user: consoles, progress, durations, and which process speaks.
 
+- `Terminal` shows what it is given: no text is parsed as markup, and nothing unprintable reaches the terminal.
+- `use_any_encoding` keeps a character that standard output cannot encode from ending a command.
 - `rank`, `world_size` and `is_main` read what torchrun sets in the environment, without loading torch.
 - `StageProgress` is a live bar with an estimated time on a terminal, and plain lines elsewhere. The estimate is the
   remaining steps times the mean step time of the stage so far, which is right for stages whose steps cost the same, as
@@ -9,18 +11,77 @@
 
 import math
 import os
+import re
+import sys
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
+from rich.text import Text
 
 from cocomix.utils.files import read_json, write_json
 
-console = Console()
-errors = Console(stderr=True)
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What commands a terminal, reorders text, or is no character: names and texts may contain all of it."""
+
+
+def printable(text: str) -> str:
+    """`text` with escapes in place of what is not for a terminal; tabs and line breaks stay."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class Terminal(Console):
+    """A Rich console on which text is text: a folder called `[red]` or one with an escape sequence is shown as it is.
+
+    Styles are given as `style=` or by `rich.text.Text`, never inside a string.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**({"markup": False, "emoji": False, "highlight": False} | options))
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string in a table or a line."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """All that is printed passes here, inner parts first."""
+        if isinstance(renderable, Text):
+            renderable = _printable_text(renderable)
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    def print_json(self, json: str | None = None, **options: Any) -> None:
+        """ASCII alone, so that what a program reads from it does not depend on the encoding of standard output."""
+        super().print_json(json, **({"ensure_ascii": True} | options))
+
+
+def _printable_text(text: Text) -> Text:
+    """`printable` of a text with styles."""
+    places = [place for match in UNPRINTABLE.finditer(text.plain) for place in match.span()]
+    if not places:
+        return text
+    parts = Text(justify=text.justify, overflow=text.overflow, no_wrap=text.no_wrap, end=text.end)
+    for part in text.divide(sorted(set(places))):
+        if UNPRINTABLE.match(part.plain):
+            part.plain = printable(part.plain)
+        parts.append_text(part)
+    return parts
+
+
+console = Terminal()
+errors = Terminal(stderr=True)
+
+
+def use_any_encoding() -> None:
+    """Let standard output and error write `?` where their encoding lacks a character; for the entry of a program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def rank() -> int:
@@ -64,11 +125,11 @@ class StageProgress(AbstractContextManager["StageProgress"]):
         self._bar: Progress | None = None
         if console.is_terminal and not quiet:
             self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
                 transient=True,
             )
@@ -96,7 +157,7 @@ class StageProgress(AbstractContextManager["StageProgress"]):
         elif now - self._last_line >= self._every:
             self._last_line = now
             steps = "" if total is None else f"{step}/{total}  "
-            self._console.print(f"  {self._title}: {steps}{note}", highlight=False)
+            self._console.print(f"  {self._title}: {steps}{note}", highlight=False, markup=False)
 
     def _note(self, now: float, step: int, total: int | None, metrics: dict[str, Any]) -> str:
         assert self._first is not None

@@ -8,10 +8,12 @@ import sys
 from lm_eval.__main__ import cli_evaluate
 
 import cocomix.evaluation.harness  # noqa: F401
+from cocomix.utils.console import use_any_encoding
 from cocomix.utils.distributed import distributed_session
 from cocomix.utils.errors import CocomixError
 
 if __name__ == "__main__":
+    use_any_encoding()
     try:
         with distributed_session():
             cli_evaluate()

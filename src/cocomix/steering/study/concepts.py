@@ -137,7 +137,7 @@ def choose_named_concepts(
     if len(usable) < 2:
         raise CocomixError(
             f"only {len(usable)} concepts have distinguishing tokens and are neither too rare nor too frequent to"
-            " measure; run `cocomix name` with more --tokens, or use an SAE with more latents"
+            " measure; name concepts from more text (the option --tokens), or use an SAE with more latents"
         )
     return [
         _concept(number, activity)._replace(

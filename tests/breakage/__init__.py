@@ -1,0 +1,1 @@
+"""What a hostile reviewer broke, one case a file: it must end well now."""
