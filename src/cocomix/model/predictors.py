@@ -128,17 +128,19 @@ class ConceptHead(ParameterModule):
         """
         top_k = self.top_k if top_k is None else top_k
         normed, mean, std = normalise(hidden)
-        centred = normed - self.pre_bias
+        # A copy: FSDP2 and offloading may take the parameter away after this call, and the vector reads it later.
+        pre_bias = self.pre_bias.clone()
+        centred = normed - pre_bias
         if labels is None or not plain_linear(self.proj):
             logits = apply_linear(self.proj, centred)
             values, ids = largest(logits, top_k) if top_k else _nothing(logits)
-            return ConceptPrediction(logits, values, ids, mean, std, self.pre_bias)
+            return ConceptPrediction(logits, values, ids, mean, std, pre_bias)
         weights = self.proj.weight, self.proj.bias
         losses = linear_losses(centred.flatten(0, 1), *weights, labels.flatten(0, 1), top_k=top_k)
         if losses.values is None or losses.ids is None:
-            return ConceptPrediction(None, *_nothing(centred), mean, std, self.pre_bias, losses)
+            return ConceptPrediction(None, *_nothing(centred), mean, std, pre_bias, losses)
         values, ids = (tensor.view(*hidden.shape[:-1], -1) for tensor in (losses.values, losses.ids))
-        return ConceptPrediction(None, values, ids, mean, std, self.pre_bias, losses)
+        return ConceptPrediction(None, values, ids, mean, std, pre_bias, losses)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The concept logits z only, `[batch, seq, C]`."""
