@@ -128,7 +128,7 @@ class ConceptHead(ParameterModule):
         """
         top_k = self.top_k if top_k is None else top_k
         normed, mean, std = normalise(hidden)
-        # A copy: where FSDP2 gathers this module alone, it frees the parameter after the call; the vector reads it later.
+        # A copy: where FSDP2 gathers this module alone, it frees the parameter after the call, before the vector's use.
         pre_bias = self.pre_bias.clone()
         centred = normed - pre_bias
         if labels is None or not plain_linear(self.proj):
