@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, 
 
 from cocomix.data.shards import TokenShards, write_shards
 from cocomix.data.sources import Document
+from cocomix.data.special_tokens import SpecialTokens
 from cocomix.utils.errors import CocomixError, reason
 from cocomix.utils.files import check_source, read_json
 
@@ -112,20 +113,26 @@ def tokenize_corpus(
     *,
     shard_tokens: int = 100_000_000,
     batch_documents: int = 64,
+    special: SpecialTokens | None = None,
 ) -> TokenShards:
-    """Encode documents in batches (in parallel, in Rust) and write them as shards."""
+    """Encode documents in batches (in parallel, in Rust) and write them as shards.
+
+    Args:
+        special: where special tokens stand; None: BOS where the tokenizer puts it by default.
+    """
+    special = special or SpecialTokens.of_tokenizer(tokenizer)
 
     def ids() -> Iterator[list[int]]:
         for batch in _batches(documents, batch_documents):
-            texts = [document.text for document in batch]
-            yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            yield from special.texts(tokenizer, [document.text for document in batch])
 
     return write_shards(
         folder,
         ids(),
         vocab_size=len(tokenizer),
-        eos_id=int(tokenizer.eos_token_id),  # pyright: ignore[reportArgumentType]
+        eos_id=special.eos_id,
         shard_tokens=shard_tokens,
+        special=special,
     )
 
 
