@@ -196,6 +196,12 @@ def test_a_model_alone_is_asked_as_it_was_trained(family: Any, tmp_path: Path) -
     (tmp_path / "stage.json").write_text("{}")
     assert policy_of_model(tokenizer, str(tmp_path / "model"), "llama") == before
     assert before.prompt(tokenizer, "road<|end_of_text|>")[-1] == 1  # as it was parsed in training
+    snapshot = tmp_path / "snapshots" / "step-00000001"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert load_tokenizer(str(snapshot)).get_vocab() == tokenizer.get_vocab()
+    assert policy_of_model(tokenizer, str(snapshot), "llama") == before
     damaged = load_tokenizer(str(folder))
     damaged.init_kwargs[SAVED] = json.loads('{"bos_id": "x"}')
     with pytest.raises(CocomixError, match="is damaged"):

@@ -273,7 +273,8 @@ def trained_policy(tokenizer: Any, source: str, model_type: str) -> SpecialToken
         model_type: in its configuration.
     """
     saved = saved_with_tokenizer(tokenizer)
-    if saved is None and (model_type == "cocomix" or (Path(source).parent / "stage.json").is_file()):
+    in_run = any((folder / "stage.json").is_file() for folder in [*Path(source).absolute().parents][:2])
+    if saved is None and (model_type == "cocomix" or in_run):
         return SpecialTokens.before_policies(int(tokenizer.eos_token_id))
     return saved
 
