@@ -92,7 +92,8 @@ class Sizes(NamedTuple):
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> SpecialIds:
     """The ids with which a model's `generate` stops, pads and starts: with what training had before a text."""
-    return SpecialIds(bos_token_id=special.start_id, eos_token_id=special.eos_id, pad_token_id=tokenizer.pad_token_id)
+    pad: Any = tokenizer.pad_token_id
+    return SpecialIds(bos_token_id=special.start_id, eos_token_id=special.eos_id, pad_token_id=pad)
 
 
 def build_plain(
