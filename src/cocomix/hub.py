@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from cocomix.data.special_tokens import SAVED
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import RECORD
@@ -118,6 +119,9 @@ def _text(run: Run, student: StudentStage) -> Rows:
     trained = "byte-level BPE trained on the train split"
     source = run.config.tokens.tokenizer
     rows.append(("tokenizer", f"{trained if source is None else public(source)}, vocabulary {tokens['vocab_size']:,}"))
+    tokenizer = student.tokens.tokenizer()
+    special = student.tokens.special.describe(lambda number: str(tokenizer.convert_ids_to_tokens(number)))
+    rows.append(("special tokens", f"`{special}`" if "<" in special else special))
     rows.append(("training tokens", f"fingerprint {student.tokens.shards('train').fingerprint}"))
     return rows
 
@@ -299,6 +303,8 @@ def stage_folder(run: Run, student: StudentStage, folder: Path, repo: str, licen
     for pattern in PATTERNS:
         for path in sorted(model.glob(pattern)):
             shutil.copy2(path, folder / path.name)
+    if SAVED not in (model / "tokenizer_config.json").read_text(encoding="utf-8"):  # trained before it was saved there
+        student.tokens.tokenizer().save_pretrained(folder)
     own = f'"model_type": "{CoCoMixConfig.model_type}"' in (model / "config.json").read_text(encoding="utf-8")
     card = model_card(
         repo=repo,

@@ -78,9 +78,12 @@ def test_only_where_it_is_safe_a_document_is_cut(tokenizer_folder: Path) -> None
     assert not changed(lambda t: t.add_tokens(["two words"]))
 
 
+AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}
+
+
 def slow(folder: Path, texts: list[str]) -> list[list[int]]:
     tokenizer = load_tokenizer(str(folder))
-    return [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    return [[*tokenizer(text, **AS_TEXT)["input_ids"], tokenizer.eos_token_id] for text in texts]
 
 
 @pytest.mark.parametrize(("chars", "documents"), [(1 << 18, 256), (50, 3), (1, 1), (400, 256)])
@@ -158,7 +161,7 @@ def test_parts_joined_are_the_shards_of_one_writer(
     assert len(jobs) > 5
     tokens: list[int] = []
     encode_parts(jobs, TokenizerSpec(tokenizer_folder, 500, 0), count, lambda record: tokens.append(record["tokens"]))
-    shards = join_parts([job.part for job in jobs], tmp_path / "train", **OPTIONS)  # type: ignore
+    shards = join_parts([job.part for job in jobs], tmp_path / "train", special=twin.special, **OPTIONS)  # type: ignore
     assert shards.fingerprint == twin.fingerprint and shards.n_tokens == twin.n_tokens == sum(tokens)
     assert content(tmp_path / "train") == content(tmp_path / "twin")
     assert np.load(tmp_path / "train" / "doc-boundaries.npy").tolist() == twin.documents.tolist()
@@ -244,11 +247,11 @@ def test_gpt2s_own_files_and_bare_tokenizer_files(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "g").iterdir()} == {"vocab.json", "merges.txt"}
     loaded = load_tokenizer(str(tmp_path / "g"))
     assert loaded.eos_token == "<|endoftext|>" and len(loaded) == 400
-    ids = [loaded(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    ids = [loaded(text, **AS_TEXT)["input_ids"] for text in TEXTS]
     assert loaded.decode(ids[3]) == TEXTS[3]
     (tmp_path / "g" / "config.json").write_text('{"model_type": "gpt2"}')
     described = load_tokenizer(str(tmp_path / "g"))
-    assert [described(text, add_special_tokens=False)["input_ids"] for text in TEXTS] == ids
+    assert [described(text, **AS_TEXT)["input_ids"] for text in TEXTS] == ids
     loaded.save_pretrained(tmp_path / "saved")
     fast = load_encoder(tmp_path / "saved", len(loaded), int(loaded.eos_token_id))  # type: ignore
     assert isinstance(fast, RustEncoder) and not fast.uncut()
@@ -257,7 +260,7 @@ def test_gpt2s_own_files_and_bare_tokenizer_files(tmp_path: Path) -> None:
     bare = tmp_path / "bare.json"
     bare.write_bytes((tmp_path / "saved" / "tokenizer.json").read_bytes())
     assert load_tokenizer(str(bare)).eos_token == "<|endoftext|>"
-    assert load_tokenizer(str(bare))(TEXTS[3], add_special_tokens=False)["input_ids"] == ids[3]
+    assert load_tokenizer(str(bare))(TEXTS[3], **AS_TEXT)["input_ids"] == ids[3]
     assert load_tokenizer(str(tmp_path / "saved" / "tokenizer.json")).eos_token == "<|endoftext|>"
 
 

@@ -104,7 +104,8 @@ def test_tokenizer_round_trips_any_text(tmp_path: Path) -> None:
     shards = tokenize_corpus(
         loaded, [Document(str(i), t) for i, t in enumerate(TEXTS)], tmp_path / "s", batch_documents=3
     )
-    whole = [i for text in TEXTS for i in [*loaded(text, add_special_tokens=False)["input_ids"], 0]]
+    as_text = {"add_special_tokens": False, "split_special_tokens": True}
+    whole = [i for text in TEXTS for i in [*loaded(text, **as_text)["input_ids"], 0]]
     assert shards.windows([0], len(whole)).tolist() == [whole]
     with pytest.raises(CocomixError, match="no such folder"):
         load_tokenizer(str(tmp_path / "nowhere"))

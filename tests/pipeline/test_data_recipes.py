@@ -41,6 +41,7 @@ def test_they_run_on_a_folder_in_the_hubs_layout(tmp_path: Path, name: str, stre
         run.run_stage(stage)
     assert run.corpus.figures["skipped"] == 1
     tokenizer = load_tokenizer(str(tmp_path / "gpt2"))
-    wanted = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in TEXTS if text.strip())
+    as_text = {"add_special_tokens": False, "split_special_tokens": True}
+    wanted = sum(len(tokenizer(text, **as_text)["input_ids"]) + 1 for text in TEXTS if text.strip())
     assert sum(run.tokens.figures["tokens"].values()) == wanted
     assert run.tokens.figures["vocab_size"] == 400

@@ -4,6 +4,7 @@ from cocomix.data.corpus import SPLITS, Corpus, CorpusWriter, read_file
 from cocomix.data.sampler import batch_order
 from cocomix.data.shards import TokenShards, write_shards
 from cocomix.data.sources import SOURCES, Document, Skipped, TextSource, open_source, register_source
+from cocomix.data.special_tokens import SpecialTokens
 from cocomix.data.tokenizer import load_tokenizer, tokenize_corpus, train_tokenizer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CorpusWriter",
     "Document",
     "Skipped",
+    "SpecialTokens",
     "TextSource",
     "TokenShards",
     "batch_order",

@@ -4,9 +4,13 @@ Every document is followed by the end-of-text token. Ids take two bytes where th
 The manifest is written last, so a folder without one is unfinished. Windows are cut at fixed places of the
 stream; a window may cross a document boundary, as in GPT-2's packing, and no token but the last partial window
 is lost.
+
+Where the policy has a beginning-of-text token, every window begins with it and holds one token less of the stream. A
+window that begins with a document has it already; it then ends with the first token of the next window.
 """
 
 import hashlib
+import json
 import shutil
 from array import array
 from collections import OrderedDict
@@ -16,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from cocomix.data.special_tokens import SpecialTokens
 from cocomix.utils.advice import delete, for_folder
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import FileSeries, read_sealed, sha256, write_sealed
@@ -38,7 +43,9 @@ class TokenShards:
     Attributes:
         n_tokens: length of the stream.
         vocab_size: ids are below it.
-        fingerprint: sha256 over all shards' checksums, 64 hex digits.
+        special: where special tokens stand in the stream and in windows.
+        fingerprint: sha256 over all shards' checksums, and the policy if windows begin with a token of it, 64 hex
+            digits.
         documents: start offset of each document in the stream, int64 `[n_documents]`.
     """
 
@@ -46,6 +53,7 @@ class TokenShards:
         self.folder = folder
         self.n_tokens: int = manifest["n_tokens"]
         self.vocab_size: int = manifest["vocab_size"]
+        self.special = _policy(manifest)
         self.fingerprint: str = manifest["fingerprint"]
         self._dtype = token_dtype(self.vocab_size)
         self._files = [folder / shard["file"] for shard in manifest["shards"]]
@@ -78,10 +86,19 @@ class TokenShards:
 
     def n_windows(self, seq_len: int) -> int:
         """Number of whole windows of `seq_len` tokens."""
-        return self.n_tokens // seq_len
+        if self.special.bos_id is None:
+            return self.n_tokens // seq_len
+        return max(0, self.n_tokens - 1) // (seq_len - 1) if seq_len > 1 else 0
+
+    def labelled_tokens(self, seq_len: int) -> int:
+        """Length of a stream whose slices are the windows of `seq_len` tokens; labels are aligned with it."""
+        return self.n_tokens if self.special.bos_id is None else self.n_windows(seq_len) * seq_len
 
     def windows(self, indices: np.ndarray | Sequence[int], seq_len: int) -> np.ndarray:
-        """Windows `indices` (window i is tokens i * seq_len to (i + 1) * seq_len), int64 `[len, seq_len]`.
+        """Windows `indices`, int64 `[len, seq_len]`.
+
+        Window i is tokens i * seq_len to (i + 1) * seq_len of the stream; with BOS it is BOS and the tokens
+        i * (seq_len - 1) to (i + 1) * (seq_len - 1).
 
         Raises:
             IndexError: an index outside the whole windows.
@@ -89,8 +106,14 @@ class TokenShards:
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= self.n_windows(seq_len)):
             raise IndexError(f"window indices must be in 0..{self.n_windows(seq_len) - 1} (seq_len {seq_len})")
-        positions = (indices[:, None] * seq_len + np.arange(seq_len)).ravel()
-        return self._read(positions).reshape(len(indices), seq_len)
+        bos = self.special.bos_id
+        step = seq_len if bos is None else seq_len - 1
+        positions = (indices[:, None] * step + np.arange(seq_len)).ravel()
+        windows = self._read(positions).reshape(len(indices), seq_len)
+        if bos is None:
+            return windows
+        first = np.full((len(indices), 1), bos, dtype=np.int64)
+        return np.where(windows[:, :1] == bos, windows, np.concatenate([first, windows[:, :-1]], axis=1))
 
     def span(self, begin: int, end: int) -> np.ndarray:
         """Tokens `begin` to `end` - 1 of the stream, int64 `[end - begin]`.
@@ -136,6 +159,21 @@ def _check_numbers(manifest: dict[str, Any]) -> None:
         raise ValueError(f"its files do not hold {promised} tokens")
     if manifest["boundaries"]["file"] != BOUNDARIES:
         raise ValueError(f"it does not list {BOUNDARIES}")
+    special = _policy(manifest)
+    if max(special.eos_id, special.bos_id or 0) >= size:
+        raise ValueError("its special tokens are outside its vocabulary")
+
+
+def _policy(manifest: dict[str, Any]) -> SpecialTokens:
+    """The policy the tokens were made with; tokens made before there were policies have none saved.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    saved = manifest.get("special_tokens")
+    if saved is None:
+        return SpecialTokens.before_policies(manifest["eos_id"])
+    return SpecialTokens.from_json(saved)
 
 
 def _starts(path: Path) -> np.ndarray:
@@ -162,10 +200,14 @@ def write_shards(
     vocab_size: int,
     eos_id: int,
     shard_tokens: int = 100_000_000,
+    special: SpecialTokens | None = None,
 ) -> TokenShards:
     """Write documents' token ids as shards of `shard_tokens` tokens, each document followed by `eos_id`.
 
     One document is in memory, and eight bytes for each before it.
+
+    Args:
+        special: saved with the tokens; a document begins as it says.
 
     Raises:
         CocomixError: an id outside the vocabulary, no document at all, or a folder that is already finished.
@@ -176,9 +218,10 @@ def write_shards(
     dtype = token_dtype(vocab_size)
     series = FileSeries(folder, SHARD, durable=False)
     starts, total = array("q"), 0
+    before = np.array([] if special is None else special.before_document, dtype=np.int64)
     try:
         for document in documents:
-            ids = np.append(np.asarray(document, dtype=np.int64), eos_id)
+            ids = np.concatenate([before, np.asarray(document, dtype=np.int64), [eos_id]])
             if ids.min() < 0 or ids.max() >= vocab_size:
                 raise CocomixError(
                     f"document {len(starts)} has token id {ids.max() if ids.min() >= 0 else ids.min()} outside the"
@@ -201,6 +244,7 @@ def write_shards(
         vocab_size=vocab_size,
         eos_id=eos_id,
         dtype=dtype.str,
+        special=special,
     )
 
 
@@ -219,6 +263,7 @@ def finish_shards(
     vocab_size: int,
     eos_id: int,
     dtype: str,
+    special: SpecialTokens | None = None,
 ) -> TokenShards:
     """Write the document boundaries and the manifest for complete shard files.
 
@@ -238,6 +283,9 @@ def finish_shards(
         for part in starts:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, stream)
+    checksums = "".join(shard["sha256"] for shard in shards)
+    if special is not None and special.bos_id is not None:  # windows of the same stream differ without it
+        checksums += json.dumps(special.to_json(), sort_keys=True)
     manifest = {
         "format": 1,
         "dtype": dtype,
@@ -247,8 +295,8 @@ def finish_shards(
         "n_documents": n_documents,
         "shards": shards,
         "boundaries": {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)},
-        "fingerprint": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
-    }
+        "fingerprint": hashlib.sha256(checksums.encode()).hexdigest(),
+    } | ({} if special is None else {"special_tokens": special.to_json()})
     write_sealed(folder / MANIFEST, manifest)
     for part in starts:
         part.unlink()

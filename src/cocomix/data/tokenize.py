@@ -29,11 +29,13 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
 from cocomix.data.corpus import read_file
 from cocomix.data.cuts import pieces
 from cocomix.data.shards import MANIFEST, SHARD, TokenShards, finish_shards
 from cocomix.data.sources import Document
+from cocomix.data.special_tokens import SpecialTokens, TextReader
 from cocomix.utils.advice import for_folder
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import FileSeries, read_sealed, sha256, write_sealed
@@ -67,7 +69,7 @@ class Encoder(Protocol):
     """Turns a batch of texts into token ids without adding special tokens."""
 
     vocab_size: int
-    eos_id: int
+    special: SpecialTokens
 
     def uncut(self) -> bool:
         """Whether long texts must not be cut."""
@@ -81,12 +83,19 @@ class Encoder(Protocol):
 class RustEncoder:
     """A Tokenizers file alone: the ids Transformers makes with it, without the offsets, masks and lists beside them."""
 
-    def __init__(self, folder: Path, vocab_size: int, eos_id: int) -> None:
+    def __init__(self, folder: Path, vocab_size: int, eos_id: int, special: SpecialTokens | None = None) -> None:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.vocab_size, self.eos_id = vocab_size, eos_id
+        self.vocab_size = vocab_size
+        self.special = special or SpecialTokens.of_backend(self._tokenizer, eos_id)
+        self._tokenizer.encode_special_tokens = self.special.text_is_text
         self._may_cut = may_cut(self._tokenizer)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._reader = TextReader(
+            self._tokenizer, self.special, [number for number, token in added.items() if token.special]
+        )
+        self._unknown = _unknown_id(self._tokenizer)
 
     def uncut(self) -> bool:
         return not self._may_cut
@@ -97,40 +106,51 @@ class RustEncoder:
 
         # A document that may not be cut can keep the library busy for minutes.
         uncut = sum(map(len, texts)) > 2 * BATCH_CHARS
-        return [encoding.ids for encoding in (interruptible(encode) if uncut else encode())]
+        ids = [encoding.ids for encoding in (interruptible(encode) if uncut else encode())]
+        return self._reader.checked(texts, ids, self._unknown) if self.special.text_is_text else ids
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Id of the model's unknown token, if it has one."""
+    model: Any = tokenizer.model
+    if isinstance(model, Unigram):
+        return json.loads(tokenizer.to_str())["model"]["unk_id"]
+    name = getattr(model, "unk_token", None)
+    return None if name is None else tokenizer.token_to_id(name)
 
 
 class PythonEncoder:
     """Any tokenizer of Transformers that has no Tokenizers file."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, special: SpecialTokens | None = None) -> None:
         self._tokenizer = tokenizer
-        self.vocab_size, self.eos_id = len(tokenizer), int(tokenizer.eos_token_id)
+        self.vocab_size, self.special = len(tokenizer), special or SpecialTokens.of_tokenizer(tokenizer)
 
     def uncut(self) -> bool:
         return True
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.special.texts(self._tokenizer, texts)
 
 
-def load_encoder(folder: Path, vocab_size: int, eos_id: int) -> Encoder:
-    """The encoder of a tokenizer folder."""
+def load_encoder(folder: Path, vocab_size: int, eos_id: int, special: SpecialTokens | None = None) -> Encoder:
+    """The encoder of a tokenizer folder; without `special` it puts first what the tokenizer does by default."""
     if (folder / "tokenizer.json").is_file():
-        return RustEncoder(folder, vocab_size, eos_id)
+        return RustEncoder(folder, vocab_size, eos_id, special)
     from cocomix.data.tokenizer import load_tokenizer  # loads Transformers, which few tokenizers need
 
-    return PythonEncoder(load_tokenizer(str(folder)))
+    return PythonEncoder(load_tokenizer(str(folder)), special)
 
 
 def encode_documents(encoder: Encoder, documents: Iterable[Document]) -> Iterator[np.ndarray]:
-    """Token ids of each document with the end-of-text token behind, int64, in order.
+    """Token ids of each document between the policy's special tokens, int64, in order.
 
     Raises:
         CocomixError: an id outside the vocabulary.
     """
+    before = np.array(encoder.special.before_document, dtype=np.int64)
     for ids in _joined(encoder, _batches(_cut(encoder, documents))):
-        document = np.append(ids, encoder.eos_id)
+        document = np.concatenate([before, ids, [encoder.special.eos_id]])
         if document.min() < 0 or document.max() >= encoder.vocab_size:
             raise CocomixError(
                 f"a document has token id {document.max()} outside the vocabulary of {encoder.vocab_size};"
@@ -255,16 +275,18 @@ WORTH = 16_000_000
 
 
 class TokenizerSpec(NamedTuple):
-    """A tokenizer folder and its sizes, from which a process loads its encoder."""
+    """A tokenizer folder with its size and policy, from which a process loads its encoder."""
 
     folder: Path
     """the tokenizer's folder"""
     vocab_size: int
     eos_id: int
+    special: SpecialTokens | None = None
+    """None: as the tokenizer does by default"""
 
     def load(self) -> Encoder:
         """Read the tokenizer."""
-        return load_encoder(self.folder, self.vocab_size, self.eos_id)
+        return load_encoder(self.folder, self.vocab_size, self.eos_id, self.special)
 
 
 def cores() -> int:
@@ -366,11 +388,18 @@ BLOCK = 1 << 23
 
 
 def join_parts(
-    parts: Sequence[Path], folder: Path, *, vocab_size: int, eos_id: int, shard_tokens: int, dtype: str
+    parts: Sequence[Path],
+    folder: Path,
+    *,
+    vocab_size: int,
+    eos_id: int,
+    shard_tokens: int,
+    dtype: str,
+    special: SpecialTokens | None = None,
 ) -> TokenShards:
     """Write `folder` from the records in `parts`; after a kill, it resumes behind the last part it joined.
 
-    Its state is kept beside the parts.
+    Its state is kept beside the parts. `special`, with which the parts were made, is saved with the tokens.
 
     Raises:
         CocomixError: no document at all, or a part is not as it was written; its record is deleted, so that it is
@@ -410,6 +439,7 @@ def join_parts(
         vocab_size=vocab_size,
         eos_id=eos_id,
         dtype=dtype,
+        special=special,
     )
 
 

@@ -10,11 +10,13 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, 
 from cocomix.data.cuts import bounded_pieces
 from cocomix.data.shards import TokenShards, write_shards
 from cocomix.data.sources import Document
+from cocomix.data.special_tokens import SpecialTokens
 from cocomix.utils.errors import CocomixError, reason
 from cocomix.utils.files import check_source, read_json
 from cocomix.utils.interrupt import interruptible
 
 END_OF_TEXT = "<|endoftext|>"
+CONFIG = "tokenizer_config.json"
 MOST_GAPS = 1_000_000
 """Most unused ids below the largest id of a vocabulary."""
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
@@ -81,12 +83,16 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
     Args:
         source: a tokenizer folder, a hub id, a Tokenizers file (`tokenizer.json`; beside a `tokenizer_config.json` its
-            folder is loaded), or a folder with GPT-2's `vocab.json` and `merges.txt` alone.
+            folder is loaded), a folder with GPT-2's `vocab.json` and `merges.txt` alone, or a student's snapshot, which
+            has none of its own and gets the student's.
 
     Raises:
         CocomixError: nothing loadable there, or it has no end-of-text token.
     """
     check_source(source, "the tokenizer")
+    of_student = Path(source).absolute().parent.parent / "model"
+    if Path(source).absolute().parent.name == "snapshots" and (of_student / CONFIG).is_file():
+        source = str(of_student)
     try:
         _check_ids(Path(source))
         tokenizer = _load(Path(source), source)
@@ -129,12 +135,12 @@ def _check_ids(path: Path) -> None:
 
 
 def _load(path: Path, source: str) -> PreTrainedTokenizerBase:
-    if path.is_file() and not (path.parent / "tokenizer_config.json").is_file():
+    if path.is_file() and not (path.parent / CONFIG).is_file():
         backend = Tokenizer.from_file(str(path))
         end = next((token for token in ENDS if backend.token_to_id(token) is not None), None)
         return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end)
     inside = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    described = inside & {"tokenizer.json", "tokenizer_config.json", "config.json"}
+    described = inside & {"tokenizer.json", CONFIG, "config.json"}
     if {"vocab.json", "merges.txt"} <= inside and not described:
         return GPT2Tokenizer.from_pretrained(source)
     return AutoTokenizer.from_pretrained(str(path.parent) if path.is_file() else source, trust_remote_code=False)
@@ -147,20 +153,27 @@ def tokenize_corpus(
     *,
     shard_tokens: int = 100_000_000,
     batch_documents: int = 64,
+    special: SpecialTokens | None = None,
 ) -> TokenShards:
-    """Encode documents in batches (in parallel, in Rust) and write them as shards."""
+    """Encode documents in batches (in parallel, in Rust) and write them as shards.
+
+    Args:
+        special: where special tokens stand; None: BOS where the tokenizer puts it by default.
+    """
+    special = special or SpecialTokens.of_tokenizer(tokenizer)
 
     def ids() -> Iterator[list[int]]:
         for batch in _batches(documents, batch_documents):
             texts = [document.text for document in batch]
-            yield from interruptible(lambda t=texts: tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"])
+            yield from interruptible(lambda t=texts: special.texts(tokenizer, t))
 
     return write_shards(
         folder,
         ids(),
         vocab_size=len(tokenizer),
-        eos_id=int(tokenizer.eos_token_id),  # pyright: ignore[reportArgumentType]
+        eos_id=special.eos_id,
         shard_tokens=shard_tokens,
+        special=special,
     )
 
 

@@ -4,6 +4,7 @@
   window have almost none.
 - `strided_perplexity`: a sliding window. Every token but the first is scored once, with at least `seq_len - stride`
   tokens of context, at `seq_len / stride` times the cost.
+- Every window of either begins with the beginning-of-text token where the tokens' policy has one.
 - `measure_perplexity`: the command `cocomix perplexity`, on token shards or on text.
 
 `window_subset` and `sharded_batches` choose the windows of a measurement and divide them among processes; other
@@ -25,6 +26,7 @@ from cocomix.data.shards import TokenShards
 from cocomix.data.sources import open_source
 from cocomix.data.sources.files import unpacked_name
 from cocomix.data.sources.records import JSON_FILE, JSON_LINES
+from cocomix.data.special_tokens import policy_of_model
 from cocomix.data.tokenizer import load_tokenizer, tokenize_corpus
 from cocomix.model.loading import load_causal_lm
 from cocomix.utils.console import rank, world_size
@@ -120,21 +122,26 @@ def strided_perplexity(
     Raises:
         CocomixError: the stride leaves no context, or there are fewer than two tokens.
     """
-    if not 1 <= stride < seq_len:
-        raise CocomixError(f"a stride of {stride} does not fit windows of {seq_len}; choose 1 to {seq_len - 1}")
+    most = seq_len - 1 - shards.special.first_position
+    if not 1 <= stride <= most:
+        raise CocomixError(f"a stride of {stride} does not fit windows of {seq_len}; choose 1 to {most}")
     if shards.n_tokens < 2:
         raise CocomixError(f"{shards.folder} holds fewer than two tokens, so there is nothing to score; add text")
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64)
-    windows = _sliding_windows(shards.n_tokens, seq_len, stride)
+    bos = shards.special.bos_id
+    windows = _sliding_windows(shards.n_tokens, seq_len if bos is None else seq_len - 1, stride)
     for start in range(0, len(windows), batch_size):
         batch = windows[start : start + batch_size]
-        width = max(end - begin for begin, _, end in batch)
+        texts = [shards.span(begin, end) for begin, _, end in batch]
+        if bos is not None:
+            texts = [text if text[0] == bos else np.concatenate([[bos], text]) for text in texts]
+        width = max(map(len, texts))
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         scored = torch.zeros(len(batch), width - 1, dtype=torch.bool)
-        for row, (begin, first, end) in enumerate(batch):
-            ids[row, : end - begin] = torch.from_numpy(shards.span(begin, end))
-            scored[row, first - begin - 1 : end - begin - 1] = True
+        for row, (text, (_, first, end)) in enumerate(zip(texts, batch, strict=True)):
+            ids[row, : len(text)] = torch.from_numpy(text)
+            scored[row, len(text) - (end - first) - 1 : len(text) - 1] = True
         ids, scored = ids.to(device), scored.to(device)
         with autocast(device, precision):  # shorter rows are padded on the right, where causal models do not look
             logits = model(input_ids=ids, use_cache=False).logits
@@ -184,7 +191,7 @@ def measure_perplexity(
     length = seq_len or positions
     if length > positions:
         raise CocomixError(f"the model {source} has {positions} positions, fewer than --seq-len {length}; lower it")
-    with _tokens(text, source, field) as shards:
+    with _tokens(text, source, field, model.config.model_type) as shards:
         if shards.vocab_size > model.config.vocab_size:
             raise CocomixError(
                 f"{text} was tokenised with a vocabulary of {shards.vocab_size}, the model {source} has"
@@ -199,17 +206,35 @@ def measure_perplexity(
 
 
 @contextmanager
-def _tokens(text: Path, source: str, field: str) -> Iterator[TokenShards]:
-    """Opens token shards, or tokenises text into a temporary folder."""
+def _tokens(text: Path, source: str, field: str, model_type: str) -> Iterator[TokenShards]:
+    """Opens token shards, or tokenises text into a temporary folder by the model's policy."""
     if (text / MANIFEST).exists():
-        yield TokenShards.open(text)
+        shards = TokenShards.open(text)
+        _check_bos(text, shards, source, model_type)
+        yield shards
         return
     if not text.exists():
         raise CocomixError(f"there is no {text}; give a folder of token shards, a text file or a .jsonl file")
     name, options = _source(text, field)
     with tempfile.TemporaryDirectory(prefix="cocomix-") as folder:
         documents = open_source(name, options)
-        yield tokenize_corpus(load_tokenizer(source), documents, Path(folder) / "tokens")
+        tokenizer = load_tokenizer(source)
+        special = policy_of_model(tokenizer, source, model_type)
+        yield tokenize_corpus(tokenizer, documents, Path(folder) / "tokens", special=special)
+
+
+def _check_bos(text: Path, shards: TokenShards, source: str, model_type: str) -> None:
+    """Refuse tokens whose windows begin otherwise than those the model was trained on; a model alone is not checked."""
+    try:
+        special = policy_of_model(load_tokenizer(source), source, model_type)
+    except CocomixError:
+        return  # no tokenizer beside the weights
+    if special.bos_id != shards.special.bos_id:
+        begin = ["without" if bos is None else "with" for bos in (shards.special.bos_id, special.bos_id)]
+        raise CocomixError(
+            f"windows of {text} begin {begin[0]} a beginning-of-text token and the model {source} reads texts"
+            f" {begin[1]} one; give the text instead"
+        )
 
 
 def _source(text: Path, field: str) -> tuple[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cocomix.analysis.concept_index import ConceptIndex, Listing
 from cocomix.analysis.dashboards import Dashboard, Dashboards
 from cocomix.analysis.inspect import Reading, check_length, read_text
 from cocomix.analysis.naming import EDITED, FOUND, ConceptName, Names, edit_name, read_names, with_edits
+from cocomix.data.special_tokens import SpecialTokens
 from cocomix.evaluation.perplexity import window_subset
 from cocomix.explorer.paired_generation import CachedModel, StreamingJudge, generate_pair
 from cocomix.explorer.schemas import NotFound, StreamEvent
@@ -183,8 +185,17 @@ class RunSession:
         seq_len = self.run.config.seq_len
         chosen = window_subset(shards.n_windows(seq_len), EXAMPLES)
         length = min(EXAMPLE_TOKENS, seq_len // 2)  # leaves room to continue the text
-        texts = [str(tokenizer.decode(ids[:length].tolist())).strip() for ids in shards.windows(chosen, seq_len)]
+        begins = [_longest_text(ids[:length].tolist(), shards.special) for ids in shards.windows(chosen, seq_len)]
+        texts = [str(tokenizer.decode(ids)).strip() for ids in begins]
         return [text.rsplit(maxsplit=1)[0] if text else text for text in texts]
+
+
+def _longest_text(ids: list[int], special: SpecialTokens) -> list[int]:
+    """The longest part of `ids` between special tokens; all of it where their spelling is encoded as them again."""
+    if not special.text_is_text:
+        return ids
+    ends = [-1, *(place for place, token in enumerate(ids) if token in (special.bos_id, special.eos_id)), len(ids)]
+    return max((ids[start + 1 : end] for start, end in pairwise(ends)), key=len)
 
 
 class ModelSession:
@@ -207,7 +218,7 @@ class ModelSession:
         self.run, self.stage, self.folder, self.predicts_concepts = run, stage, folder, predicts_concepts
         model = load_causal_lm(folder, f"the student {stage.student}", stage.redo_hint)
         self.model: Any = model.to(device())  # pyright: ignore[reportArgumentType]
-        self.tokenizer = stage.tokens.tokenizer()
+        self.tokenizer, self.special = stage.tokens.tokenizer(), stage.tokens.special
         self.lock = threading.RLock()
         self._concept_list: tuple[Names, ConceptIndex] | None = None
 
@@ -223,7 +234,7 @@ class ModelSession:
             CocomixError: it has no words, or more tokens than the student has positions.
         """
         with self.lock:
-            ids = self.tokenizer.encode(text) if text.strip() else []
+            ids = self.special.prompt(self.tokenizer, text) if text.strip() else []
         check_length(ids, self.model.config.max_position_embeddings)
         return ids
 

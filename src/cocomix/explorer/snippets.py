@@ -66,7 +66,7 @@ def _python(entry: CatalogEntry, request: SteerRequest, setting: Setting) -> str
         f"folder = {str(entry.folder.absolute())!r}",
         f"tokenizer = AutoTokenizer.from_pretrained({_tokenizer(entry)})",
         "model = AutoModelForCausalLM.from_pretrained(folder).eval()",
-        f"ids = tokenizer({request.prompt!r}, return_tensors='pt').input_ids",
+        f"ids = tokenizer({request.prompt!r}, return_tensors='pt', {_as_trained(entry)}).input_ids",
         f"torch.manual_seed({request.seed})",
         f"with model.steer({{{items}}}):",
         f"    text = model.generate(ids, max_new_tokens={request.tokens}, {sampling})",
@@ -78,6 +78,12 @@ def _python(entry: CatalogEntry, request: SteerRequest, setting: Setting) -> str
 def _tokenizer(entry: CatalogEntry) -> str:
     """Where the tokenizer is, as Python; a snapshot has none of its own."""
     return "folder" if entry.is_finished else repr(str((entry.stage.folder / "model").absolute()))
+
+
+def _as_trained(entry: CatalogEntry) -> str:
+    """The argument with which the tokenizer encodes a text as the student's training had it."""
+    special = entry.stage.tokens.special
+    return "split_special_tokens=True" if special.text_is_text else "add_special_tokens=False"
 
 
 def _call(intervention: Intervention) -> str:

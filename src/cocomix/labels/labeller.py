@@ -84,6 +84,7 @@ class ConceptLabeller(Labeller):
         sae: autoencoder of the teacher's residual stream after block `layer` (0-based).
         rule, signs: see `cocomix.labels.attribution`.
         k: labels per position K_attr.
+        first_position: positions of a window before it get no labels: that of a beginning-of-text token.
     """
 
     def __init__(
@@ -97,12 +98,15 @@ class ConceptLabeller(Labeller):
         k: int,
         batch_size: int = 16,
         precision: str = "fp32",
+        first_position: int = 0,
     ) -> None:
         super().__init__(teacher, n_labels=k, n_ids=sae.n_latents, batch_size=batch_size, precision=precision)
         self.sae, self.layer, self.rule, self.names = sae, layer, rule, signs
+        self.first_position = first_position
 
     def make(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
         signed = attribute_active(self.teacher, self.sae, ids, layer=self.layer, rule=self.rule, sign="signed")
+        signed.valid[:, : self.first_position] = False
         return {sign: select_active(with_sign(signed, self.rule, sign), self.n_labels) for sign in self.names}
 
 
@@ -160,7 +164,7 @@ def label_split(
         for name in unfinished:
             LabelStore.create(
                 folder / name,
-                n_tokens=shards.n_tokens,
+                n_tokens=shards.labelled_tokens(seq_len),
                 seq_len=seq_len,
                 n_labels=labeller.n_labels,
                 n_latents=labeller.n_ids,

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cocomix.data.special_tokens import SpecialTokens
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
@@ -85,11 +86,14 @@ class Sizes(NamedTuple):
     special: SpecialIds = NO_IDS
     label_flops: float = 0.0
     """FLOPs per training token of computing its labels, if they are computed during training"""
+    first_position: int = 0
+    """first position of a window at which hidden states are targets; 1 after a beginning-of-text token"""
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
-    """The tokenizer's special ids, with which a model's `generate` starts, stops and pads."""
-    return SpecialIds(**{name: getattr(tokenizer, name) for name in NO_IDS})
+def special_ids(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> SpecialIds:
+    """The ids with which a model's `generate` stops, pads and starts: with what training had before a text."""
+    pad: Any = tokenizer.pad_token_id
+    return SpecialIds(bos_token_id=special.start_id, eos_token_id=special.eos_id, pad_token_id=pad)
 
 
 def build_plain(

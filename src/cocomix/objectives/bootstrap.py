@@ -70,6 +70,7 @@ class BootstrapStudent(StudentSettings):
             decay=self.decay,
             labels_per_position=self.labels_per_position,
             warmup=self.warmup,
+            first_position=sizes.first_position,
         )
 
     def summary(self) -> str:
@@ -104,6 +105,8 @@ class BootstrapObjective(Objective):
             over all steps.
         labels_per_position: K_attr.
         warmup: share of the training before the concept loss begins.
+        first_position: positions of a window before it have no labels and train no autoencoder: that of a
+            beginning-of-text token.
     """
 
     def __init__(
@@ -116,8 +119,10 @@ class BootstrapObjective(Objective):
         labels_per_position: int,
         warmup: float,
         dead_after_tokens: int = 100_000,
+        first_position: int = 0,
     ) -> None:
         super().__init__()
+        self.first_position = first_position
         self.all = Bootstrap(model, sae, dead_after_tokens)
         self.top, self.decay, self.k, self.warmup = top, decay, labels_per_position, warmup
 
@@ -128,11 +133,12 @@ class BootstrapObjective(Objective):
             latents = sae.encode(hidden)
             top = latents.values.topk(self.k, dim=-1)
             labels = latents.ids.gather(-1, top.indices).masked_fill(top.values <= 0, -100)
+            labels[:, : self.first_position] = -100
         output = self.all.student(input_ids=ids, labels=ids, use_cache=False)
         begun = (batch["progress"] >= self.warmup).to(output.lm_loss.dtype)
         weight = begun * self.all.student.config.concept_loss_weight
         with torch.autocast(ids.device.type, enabled=False):
-            reconstruction = self.all.sae_training(hidden.flatten(0, 1))
+            reconstruction = self.all.sae_training(hidden[:, self.first_position :].flatten(0, 1))
         return output.lm_loss + weight * concept_loss(output.concept_logits, labels) + reconstruction
 
     def trainable(self) -> Bootstrap:

@@ -57,7 +57,14 @@ class HiddenStudent(StudentSettings):
         return build_mixed(self.model, self.mix, sizes, channel="hidden", channel_options=options)
 
     def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
-        return HiddenObjective(model, teacher(), layer=sizes.sae_layer, distance=self.distance, weight=self.loss_weight)
+        return HiddenObjective(
+            model,
+            teacher(),
+            layer=sizes.sae_layer,
+            distance=self.distance,
+            weight=self.loss_weight,
+            first_position=sizes.first_position,
+        )
 
     def summary(self) -> str:
         return (
@@ -75,13 +82,21 @@ class HiddenObjective(NtpObjective):
         layer: the teacher's block (0-based) whose output is predicted.
         distance: a key of `DISTANCES`.
         weight: weight of the distance.
+        first_position: positions of a window before it have no distance: that of a beginning-of-text token.
     """
 
     def __init__(
-        self, model: CoCoMixForCausalLM, teacher: PreTrainedModel, *, layer: int, distance: str, weight: float
+        self,
+        model: CoCoMixForCausalLM,
+        teacher: PreTrainedModel,
+        *,
+        layer: int,
+        distance: str,
+        weight: float,
+        first_position: int = 0,
     ) -> None:
         super().__init__(model)
-        self._teacher, self.layer, self.weight = (teacher,), layer, weight
+        self._teacher, self.layer, self.weight, self.first_position = (teacher,), layer, weight, first_position
         self.distance = DISTANCES[distance]
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -90,7 +105,9 @@ class HiddenObjective(NtpObjective):
             target = hidden_at(self._teacher[0], ids, self.layer)
             target, _, _ = normalise(target.to(torch.promote_types(target.dtype, torch.float32)))
         output = self.model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True)
-        return output.lm_loss + self.weight * self.distance(output.predicted_hidden.to(target.dtype), target)
+        predicted = output.predicted_hidden.to(target.dtype)
+        distance = self.distance(predicted[:, self.first_position :], target[:, self.first_position :])
+        return output.lm_loss + self.weight * distance
 
     def flops_per_token(self, seq_len: int) -> float:
         teacher = hidden_flops(self._teacher[0].config, seq_len, self.layer + 1)

@@ -5,6 +5,7 @@ gradients of dead ones would lose precision.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ class SaeObjective(Objective):
         teacher: the concept model; it gets no gradients and is not part of this module's state.
         layer: block (0-based) whose output is reconstructed.
         aux_k, aux_coefficient, dead_after_tokens: see `SaeTraining`.
+        first_position: positions of a window before it are left out: that of a beginning-of-text token.
+        about: saved with the autoencoder.
     """
 
     def __init__(
@@ -36,23 +39,28 @@ class SaeObjective(Objective):
         aux_k: int = 64,
         aux_coefficient: float = 1 / 32,
         dead_after_tokens: int = 100_000,
+        first_position: int = 0,
+        about: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.training_module = SaeTraining(
             sae, aux_k=aux_k, aux_coefficient=aux_coefficient, dead_after_tokens=dead_after_tokens
         )
-        self.layer = layer
+        self.layer, self.first_position, self.about = layer, first_position, about or {}
         # In a tuple nn.Module does not see the teacher: DDP must not broadcast it, checkpoints must not contain it.
         self._teacher = (teacher,)
 
     def initialise(self, input_ids: torch.Tensor) -> None:
         """Initialise pre_bias from the hidden states of `input_ids` int64 `[batch, seq]`."""
         with torch.no_grad():
-            self.training_module.sae.init_from_data(hidden_at(self._teacher[0], input_ids, self.layer).flatten(0, 1))
+            self.training_module.sae.init_from_data(self._hidden(input_ids).flatten(0, 1))
+
+    def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return hidden_at(self._teacher[0], input_ids, self.layer)[:, self.first_position :]
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
-            hidden = hidden_at(self._teacher[0], batch["input_ids"], self.layer)
+            hidden = self._hidden(batch["input_ids"])
         with torch.autocast(hidden.device.type, enabled=False):
             return self.training_module(hidden.flatten(0, 1).float())
 
@@ -60,7 +68,7 @@ class SaeObjective(Objective):
         return self.training_module
 
     def save(self, folder: Path) -> None:
-        self.training_module.sae.save_pretrained(folder, layer=self.layer)
+        self.training_module.sae.save_pretrained(folder, layer=self.layer, **self.about)
 
     def flops_per_token(self, seq_len: int) -> float:
         sae = self.training_module.sae

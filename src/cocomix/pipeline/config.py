@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from cocomix.data.sources import SOURCES
+from cocomix.data.special_tokens import Bos
 from cocomix.labels.attribution import RULES, SIGNS, check_sign
 from cocomix.model.build import ModelShape
 from cocomix.objectives.base import StudentSettings
@@ -85,6 +86,12 @@ class TokensConfig(Section):
     vocab_size: int = Field(default=4096, ge=257, description="vocabulary of the trained tokenizer")
     train_chars: int | None = Field(
         default=None, ge=1, description="characters, about, the tokenizer is trained on, evenly spread; empty: all"
+    )
+    bos: Bos = Field(
+        default="auto",
+        description="whether every document, window and prompt begins with the tokenizer's beginning-of-text token"
+        " (with its end-of-text token, if it has no other); auto: as the tokenizer does by default, and without one for"
+        " a tokenizer trained here",
     )
     shard_tokens: int = Field(default=1_000_000, ge=1, description="tokens per shard file")
     workers: int | None = Field(

@@ -9,6 +9,7 @@ from typing import Any
 from cocomix.data.corpus import SKIPPED, SPLITS, Corpus, CorpusWriter, passed_over
 from cocomix.data.shards import TokenShards, token_dtype
 from cocomix.data.sources import TextSource, open_mix, open_source
+from cocomix.data.special_tokens import SpecialTokens, saved_with_tokenizer, with_policy
 from cocomix.data.tokenize import Job, TokenizerSpec, encode_parts, finished_part, join_parts
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
 from cocomix.pipeline.config import RunConfig
@@ -87,6 +88,8 @@ class TokensStage(Stage):
         settings = self.config.model_dump(mode="json", exclude={"workers"})  # tokens are the same for any number
         if settings["train_chars"] is None:
             del settings["train_chars"]  # as in runs made before there was such a key
+        if settings["bos"] == "auto":
+            del settings["bos"]  # likewise
         return settings | {"tokenizer": stable_name(self.external_inputs, self.config.tokenizer)}
 
     def outputs(self) -> list[str]:
@@ -97,7 +100,9 @@ class TokensStage(Stage):
             self.shards(split)
 
     def describe(self, figures: dict[str, Any]) -> str:
-        return ", ".join(f"{split} {count:,} tokens" for split, count in figures["tokens"].items())
+        counts = ", ".join(f"{split} {count:,} tokens" for split, count in figures["tokens"].items())
+        bos = self.special.bos_id
+        return counts + ("" if bos is None else f"; every document, window and prompt begins with token {bos}")
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         corpus = Corpus(self.corpus.folder / "text")
@@ -106,7 +111,9 @@ class TokensStage(Stage):
             self._make_tokenizer(folder, corpus, progress)
         barrier()
         tokenizer: Any = load_tokenizer(str(folder / "tokenizer"))
-        tokenizer_spec = TokenizerSpec(folder / "tokenizer", len(tokenizer), int(tokenizer.eos_token_id))
+        special = saved_with_tokenizer(tokenizer)
+        assert special is not None, "it was saved with the tokenizer"
+        tokenizer_spec = TokenizerSpec(folder / "tokenizer", len(tokenizer), special.eos_id, special)
         dtype = token_dtype(tokenizer_spec.vocab_size).str
         parts = {split: _parts(folder, corpus, split) for split in SPLITS}
         jobs = [
@@ -125,7 +132,8 @@ class TokensStage(Stage):
                 parts[split],
                 folder / split,
                 vocab_size=tokenizer_spec.vocab_size,
-                eos_id=tokenizer_spec.eos_id,
+                eos_id=special.eos_id,
+                special=special,
                 shard_tokens=self.config.shard_tokens,
                 dtype=dtype,
             )
@@ -143,7 +151,8 @@ class TokensStage(Stage):
     def _drop_parts_of_another_corpus(self, folder: Path, corpus: Corpus) -> None:
         """Delete the parts of a stopped attempt if its texts have been replaced since, under the same settings."""
         try:
-            same = _made_of(folder)["corpus"] == corpus.fingerprint
+            made_of = _made_of(folder)
+            same = made_of["corpus"] == corpus.fingerprint and made_of["version"] == PARTS_VERSION
         except (OSError, ValueError, KeyError, TypeError):
             same = False
         if same:
@@ -152,7 +161,7 @@ class TokensStage(Stage):
             if path.name != SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         (folder / PARTS).mkdir()
-        write_sealed(folder / MADE_OF, {"corpus": corpus.fingerprint})
+        write_sealed(folder / MADE_OF, {"corpus": corpus.fingerprint, "version": PARTS_VERSION})
 
     def _make_tokenizer(self, folder: Path, corpus: Corpus, progress: Any) -> None:
         made_of = _made_of(folder)
@@ -169,9 +178,10 @@ class TokensStage(Stage):
             def report(chars: int) -> None:
                 progress(min(chars, n_chars), None, {"tokenizer: characters": chars, "of about": n_chars})
 
-            train_tokenizer(texts, self.config.vocab_size, temporary, report)
+            tokenizer: Any = train_tokenizer(texts, self.config.vocab_size, temporary, report)
         else:
-            load_tokenizer(self.config.tokenizer).save_pretrained(temporary)
+            tokenizer = load_tokenizer(self.config.tokenizer)
+        with_policy(tokenizer, SpecialTokens.of_tokenizer(tokenizer, self.config.bos)).save_pretrained(temporary)
         sums = _sums(temporary)
         os.replace(temporary, folder / "tokenizer")
         # The tokenizer of a stopped attempt may be damaged before the next one uses it.
@@ -193,12 +203,20 @@ class TokensStage(Stage):
         return TokenShards.open(self.folder / split)
 
     def tokenizer(self) -> Any:
-        """The run's tokenizer."""
+        """The run's tokenizer; by default it does what the tokens' policy says."""
         self.check()
-        return load_tokenizer(str(self.folder / "tokenizer"))
+        return with_policy(load_tokenizer(str(self.folder / "tokenizer")), self.special)
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Where special tokens stand in the finished tokens."""
+        _ = self.figures
+        return TokenShards.open(self.folder / "train", verify=False).special
 
 
 PARTS, MADE_OF = "parts", "made-of.json"
+PARTS_VERSION = 2
+"""Version of the parts of a stopped attempt; 2: text that spells a special token is text."""
 
 
 def _made_of(folder: Path) -> dict[str, Any]:

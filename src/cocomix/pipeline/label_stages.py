@@ -71,6 +71,7 @@ class LabelSet(ABC):
             k=config.k,
             batch_size=config.batch_size,
             precision=config.precision,
+            first_position=self.teacher.tokens.special.first_position,
         )
 
     def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:

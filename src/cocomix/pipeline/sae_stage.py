@@ -66,6 +66,11 @@ class SaeStage(ModelStage):
         return (
             f"explained variance {figures['explained_variance']:.4f}{spliced}, L0 {figures['l0']:.2f},"
             f" dead latents {figures['dead_share']:.1%}"
+            + (
+                f"; trained on windows of {figures['context_size']} tokens, so it never saw a position above"
+                if figures.get("context_size", self.seq_len) < self.seq_len
+                else ""
+            )
         )
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
@@ -106,6 +111,8 @@ class SaeStage(ModelStage):
             aux_k=config.aux_k,
             aux_coefficient=config.aux_coefficient,
             dead_after_tokens=config.dead_after_tokens,
+            first_position=shards.special.first_position,
+            about={"prepend_bos": shards.special.bos_id is not None, "context_size": self.seq_len},
         )
         first = shards.windows(window_subset(shards.n_windows(self.seq_len), 16), self.seq_len)
         objective.to(device()).initialise(torch.from_numpy(first).to(device()))
@@ -117,7 +124,10 @@ class SaeStage(ModelStage):
 
         def copy() -> dict[str, Any]:
             loaded = load_sae(source, layer=self.config.layer, d_model=width, k=self.config.k)
-            details = {"format": loaded.format, "hook": loaded.hook}
+            self._check_bos(source, loaded.prepend_bos)
+            details: dict[str, Any] = {"format": loaded.format, "hook": loaded.hook}
+            windows = {"prepend_bos": loaded.prepend_bos, "context_size": loaded.context_size}
+            details |= {fact: value for fact, value in windows.items() if value is not None}
             name = stable_name(self.external_inputs, source)
             origin = {"source": name, "model": loaded.model, "layer": self.config.layer}
             loaded.sae.save_pretrained(folder / "model", **details, **origin)
@@ -126,16 +136,29 @@ class SaeStage(ModelStage):
         details = on_main(copy)
         return TopKSAE.from_pretrained(folder / "model"), details
 
+    def _check_bos(self, source: str, prepend_bos: bool | None) -> None:
+        """Refuse an autoencoder of hidden states that this run's windows do not have."""
+        has_bos = self.tokens.special.bos_id is not None
+        if prepend_bos is None or prepend_bos == has_bos:
+            return
+        trained, here = ("with", "without") if prepend_bos else ("without", "with")
+        raise CocomixError(
+            f"the SAE {source} was trained on windows {trained} a beginning-of-text token first (prepend_bos) and the"
+            f" windows of this run are {here} one; set tokens.bos={str(prepend_bos).lower()}"
+        )
+
     def _quality(self, sae: TopKSAE, teacher: PreTrainedModel) -> dict[str, Any]:
         """Figures on evenly spread validation windows; splicing takes fewer, because it runs the model four times."""
         n_windows = self.evaluation.sae_windows
-        reconstruction = Reconstruction(sae)
+        reconstruction, first = Reconstruction(sae), self.tokens.special.first_position
         with torch.no_grad():
             for ids in self._validation(n_windows):
-                reconstruction.add(hidden_at(teacher, ids, self.config.layer).flatten(0, 1))
+                reconstruction.add(hidden_at(teacher, ids, self.config.layer)[:, first:].flatten(0, 1))
         figures = reconstruction.figures()
         spliced = self._validation(min(n_windows, MOST_SPLICED_WINDOWS))
-        return figures | spliced_losses(teacher, sae, spliced, layer=self.config.layer, mean=reconstruction.mean)
+        return figures | spliced_losses(
+            teacher, sae, spliced, layer=self.config.layer, mean=reconstruction.mean, first_position=first
+        )
 
     def _validation(self, n_windows: int) -> Iterator[torch.Tensor]:
         """Token ids of `n_windows` evenly spread validation windows, int64 `[batch, seq]`, on the device."""

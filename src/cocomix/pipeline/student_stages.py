@@ -117,8 +117,9 @@ class StudentStage(ModelStage):
             top_k=top_k,
             teacher_width=self.sae.teacher.width if "teacher" in reads else 0,
             sae_layer=self.run_config.sae.layer,
-            special=special_ids(self.tokens.tokenizer()),
+            special=special_ids(self.tokens.tokenizer(), self.tokens.special),
             label_flops=0.0 if labels is None else labels.live_flops(self.train.batch_size),
+            first_position=self.tokens.special.first_position,
         )
 
     def _concepts(self) -> tuple[int, int]:

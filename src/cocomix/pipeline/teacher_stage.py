@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from cocomix.data.special_tokens import trained_policy
 from cocomix.model.build import build_plain, special_ids
 from cocomix.model.loading import load_causal_lm, model_config
 from cocomix.objectives.ntp import NtpObjective
@@ -57,7 +58,7 @@ class TeacherStage(ModelStage):
         assert train is not None, "the config asks for pretrained or train"
         vocab_size = self.tokens.figures["vocab_size"]
         torch.manual_seed(train.seed)
-        special = special_ids(self.tokens.tokenizer())
+        special = special_ids(self.tokens.tokenizer(), self.tokens.special)
         model = build_plain(self.config.model, vocab_size=vocab_size, seq_len=self.seq_len, special=special)
         validate = validation_curve(self.tokens.shards("val"), self.seq_len, self.evaluation, train.precision)
         data = BatchSource(self.tokens.shards("train"), self.seq_len)
@@ -95,6 +96,13 @@ class TeacherStage(ModelStage):
         if published.get_vocab() != tokenizer.get_vocab():
             raise CocomixError(
                 f"the concept model {source} numbers its tokens differently from the students' tokenizer; {hint}"
+            )
+        special, here = trained_policy(published, source, model.config.model_type), self.tokens.special
+        if special is not None and special.bos_id != here.bos_id:
+            begin = ["with" if policy.bos_id is not None else "without" for policy in (special, here)]
+            raise CocomixError(
+                f"the concept model {source} was trained {begin[0]} a beginning-of-text token first and the tokens of"
+                f" this run are {begin[1]} one; set tokens.bos={str(special.bos_id is not None).lower()}"
             )
 
     def model(self) -> PreTrainedModel:

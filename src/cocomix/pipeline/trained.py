@@ -69,7 +69,7 @@ def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, 
     run = existing_run(folder)
     stage = student_stage(run, student, seed)
     model, tokenizer = with_concepts(run, stage), stage.tokens.tokenizer()
-    ids = tokenizer.encode(text)
+    ids = stage.tokens.special.prompt(tokenizer, text)
     if not text.strip():
         raise CocomixError("the text is empty; give some words")
     uses_sae = stage.config.uses_sae_concepts and stage.sae.done()  # bootstrapped concepts are the student's own
@@ -108,6 +108,7 @@ def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae
     config = stage.labels.config
     tokens = torch.tensor([ids], device=sae.encoder_weight.device)
     active = attribute_active(teacher, sae, tokens, layer=stage.sae.config.layer, rule=config.rule, sign=stage.sign)
+    active.valid[:, : stage.tokens.special.first_position] = False
     return select_active(active, config.k)
 
 
@@ -121,6 +122,11 @@ def export_sae(run: Run, name: str, folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CocomixError(f"{folder} is not empty; give a new folder")
     teacher = run.config.teacher.pretrained
-    metadata = {"layer": run.sae.config.layer, "model": teacher or f"{run.config.title} (trained by cocomix)"}
+    metadata = {
+        "layer": run.sae.config.layer,
+        "model": teacher or f"{run.config.title} (trained by cocomix)",
+        "prepend_bos": run.tokens.special.bos_id is not None,
+        "context_size": run.sae.figures.get("context_size", run.config.seq_len),
+    }
     format.write(run.sae.model().cpu(), folder, metadata)
     return folder

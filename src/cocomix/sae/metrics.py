@@ -103,13 +103,20 @@ def sae_quality(sae: TopKSAE, batches: Iterable[torch.Tensor]) -> dict[str, Any]
 
 @torch.no_grad()
 def spliced_losses(
-    model: PreTrainedModel, sae: TopKSAE, batches: Iterable[torch.Tensor], *, layer: int, mean: torch.Tensor
+    model: PreTrainedModel,
+    sae: TopKSAE,
+    batches: Iterable[torch.Tensor],
+    *,
+    layer: int,
+    mean: torch.Tensor,
+    first_position: int = 0,
 ) -> dict[str, Any]:
     """Next-token losses of the model with the output of block `layer` replaced at every position.
 
     Args:
         batches: token ids, int64 `[batch, seq]`, on the model's device.
         mean: the mean hidden state, `[d_model]`.
+        first_position: positions before it, that of a beginning-of-text token, keep their hidden states.
 
     Returns:
         `loss_plain`, `loss_sae` (reconstruction spliced in), `loss_zero`, `loss_mean` (zeros or the mean hidden state
@@ -126,6 +133,8 @@ def spliced_losses(
             "mean": mean.to(hidden).expand_as(hidden),
         }
         for name, replaced in spliced.items():
+            if first_position:
+                replaced = torch.cat([hidden[:, :first_position], replaced[:, first_position:]], dim=1)
             with resumed_at(model, layer, replaced):
                 logits = model(**model_inputs(model, ids, None)).logits
             totals[name] += float(next_token_losses(logits, ids).double().sum())

@@ -94,6 +94,14 @@ def optional_text(value: Any, name: str, where: Any) -> str | None:
     return value
 
 
+def window_metadata(metadata: Mapping[str, Any], where: Any) -> tuple[bool | None, int | None]:
+    """`prepend_bos` and `context_size` of the training windows, None where the JSON does not say."""
+    prepend_bos, context_size = metadata.get("prepend_bos"), metadata.get("context_size")
+    if prepend_bos is not None and not isinstance(prepend_bos, bool):
+        raise CocomixError(f"{where}: prepend_bos is {prepend_bos!r}, not true or false; use an intact file")
+    return prepend_bos, None if context_size is None else positive_int(context_size, "context_size", where)
+
+
 def check_size(stated: Any, actual: int, name: str, where: Any) -> None:
     """Refuse a size stated in JSON that contradicts the weights; None is accepted."""
     if stated is not None and stated != actual:

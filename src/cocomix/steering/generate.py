@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from cocomix.data.special_tokens import policy_of_model
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.model.interventions import steered
 from cocomix.model.loading import load_causal_lm
@@ -46,7 +47,8 @@ def continue_text(
     setting = parse_steering(steer) if steer else {}  # fails before the model is loaded, which takes a while
     tokenizer = load_tokenizer(source)
     model = load_causal_lm(source, "the model")
-    ids = torch.tensor([tokenizer.encode(prompt) or [tokenizer.bos_token_id]])
+    special = policy_of_model(tokenizer, source, model.config.model_type)
+    ids = torch.tensor([special.prompt(tokenizer, prompt) or [special.start_id]])
     room = model.config.max_position_embeddings - ids.shape[1]
     if room < 1:
         raise CocomixError(

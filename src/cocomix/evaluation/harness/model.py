@@ -6,7 +6,11 @@ Scoring, windows, batches and generation are the harness's. These things differ:
 - processes: documents are divided among all processes of a torch.distributed group, also on CPUs; the harness does so
   only for several GPUs of one machine;
 - `model_sha`: a checksum of local weights; the harness asks the hub for a commit, which a folder does not have;
-- the default length of generated text is at most half of the model's positions, which leaves room for a prompt.
+- the default length of generated text is at most half of the model's positions, which leaves room for a prompt;
+- special tokens: a text is encoded as the model's training had it (`cocomix.data.special_tokens`). Every row begins
+  with the beginning-of-text token exactly once where the policy has one, in rolling windows and cut prompts, too; an
+  empty context is what training had before a document. Text that spells a special token is text, except one leading
+  prefix token, with which the harness marks a start, and chat templates, which are made of special tokens.
 
 Padding needs no change. The harness pads scored rows on the right without a mask, where causal models do not look, and
 prompts on the left with a mask, which a CoCoMix model's cache takes into account.
@@ -25,6 +29,7 @@ from lm_eval.models.utils_hf import get_dtype
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import cocomix
+from cocomix.data.special_tokens import SpecialTokens, policy_of_model, with_bos
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.model.loading import load_causal_lm
 from cocomix.utils.console import rank, world_size
@@ -62,6 +67,7 @@ class CoCoMixLM(HFLM):
 
     Attributes:
         progress: called with the rows done and the rows expected.
+        special: where special tokens stand; `add_bos_token` overrides what the model was trained with.
 
     Raises:
         CocomixError: the model cannot be loaded, or an option is unknown.
@@ -89,7 +95,13 @@ class CoCoMixLM(HFLM):
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer = load_tokenizer(str(tokenizer or self._source))
         loaded.to(_device(device))  # pyright: ignore[reportArgumentType]
+        self.special: SpecialTokens = policy_of_model(tokenizer, self._source, loaded.config.model_type)
+        if options.get("add_bos_token") is not None:
+            self.special = with_bos(self.special, tokenizer, bool(options["add_bos_token"]))
+        self._template, self._rolling, self._room = False, False, 0
         options = {"backend": "causal", "batch_size": 1 if batch_size is None else batch_size} | options
+        if options.get("prefix_token_id") is None:
+            options["prefix_token_id"] = self.special.start_id
         harness_log.addFilter(_is_unexpected)
         try:
             super().__init__(pretrained=loaded, tokenizer=tokenizer, **options)
@@ -107,7 +119,79 @@ class CoCoMixLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
         self._expect(sum(-(-len(self.tok_encode(request.args[0])) // self.max_length) for request in requests))
-        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        self._rolling, self._room = True, self.special.first_position
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._rolling, self._room = False, 0
+
+    def _loglikelihood_tokens(self, requests: list[Any], *arguments: Any, **options: Any) -> Any:
+        self._room = 0  # windows have been cut by now
+        rows = [(text, self._from_bos(context, continuation), continuation) for text, context, continuation in requests]
+        return super()._loglikelihood_tokens(rows, *arguments, **options)
+
+    def _from_bos(self, context: list[int], continuation: list[int]) -> list[int]:
+        """`context` with BOS first, cut on the left so that BOS stays when the row is cut to the model's positions."""
+        bos = self.special.bos_id
+        if bos is None:
+            return context
+        room = max(0, self.max_length - len(continuation))  # the row's last token is not read
+        rest = context[1:] if context[:1] == [bos] else context
+        return [bos, *rest[max(0, len(rest) - room) :]]
+
+    @property
+    def max_length(self) -> int:
+        return super().max_length - self._room
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **_: Any,
+    ) -> list[int]:
+        """Ids of a text; `add_special_tokens=False` and rolling windows are without BOS, which is put first there."""
+        start, text = self._start(string)
+        if self._template:
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            ids = self.special.texts(self.tokenizer, [text])[0]
+        bos = self.special.bos_id
+        if self._rolling:
+            start = None
+        elif start is None and bos is not None and add_special_tokens is not False and ids[:1] != [bos]:
+            start = bos
+        ids = ids if start is None else [start, *ids]
+        if not left_truncate_len or len(ids) <= left_truncate_len:
+            return ids
+        kept = ids[-left_truncate_len:]
+        return [bos, *kept[1:]] if bos is not None and ids[0] == bos else kept
+
+    def _start(self, string: str) -> tuple[int | None, str]:
+        """The prefix token if the text begins with its spelling, and the rest of the text."""
+        prefix = str(self.tokenizer.decode(self.prefix_token_id))
+        if self._template or not prefix or not string.startswith(prefix):
+            return None, string
+        return self.prefix_token_id, string[len(prefix) :]
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
+        if truncation:
+            rows = [row[: self.tokenizer.model_max_length] for row in rows]
+        padded = self.tokenizer.pad(
+            {"input_ids": rows}, padding="longest", padding_side=padding_side, return_tensors="pt"
+        )
+        return padded["input_ids"], padded["attention_mask"]
+
+    def apply_chat_template(self, *arguments: Any, **options: Any) -> str:
+        self._template = True
+        return super().apply_chat_template(*arguments, **options)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
         self._expect(len(requests))

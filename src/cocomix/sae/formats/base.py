@@ -121,6 +121,10 @@ class LoadedSae(NamedTuple):
     """the model it was trained on; None if they do not say"""
     k_from_files: bool
     """whether the files state K; otherwise it is the caller's"""
+    prepend_bos: bool | None = None
+    """whether its training windows began with a beginning-of-text token; None if they do not say"""
+    context_size: int | None = None
+    """length of its training windows; None if they do not say"""
 
 
 class SaeFormat(ABC):
@@ -155,7 +159,11 @@ class SaeFormat(ABC):
         return None
 
     def write(self, sae: TopKSAE, folder: Path, metadata: Mapping[str, Any]) -> None:
-        """Write `sae` to `folder`; `metadata` may hold `layer` (block whose output it reads, 0-based) and `model`.
+        """Write `sae` to `folder`.
+
+        Args:
+            metadata: may hold `layer` (block whose output it reads, 0-based), `model`, and of its training windows
+                `prepend_bos` and `context_size`.
 
         Raises:
             CocomixError: the format cannot represent this autoencoder.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.sae.formats.base import LoadedSae, SaeFormat
-from cocomix.sae.reading import optional_text, peek_json
+from cocomix.sae.reading import optional_text, peek_json, window_metadata
 from cocomix.sae.sae import SETTINGS, TopKSAE
 
 
@@ -21,7 +21,8 @@ class CocomixFormat(SaeFormat):
     def load(self, path: Path, k: int) -> LoadedSae:
         metadata = self._metadata(path)
         model = optional_text(metadata.get("model"), "model", path)
-        return LoadedSae(TopKSAE.from_pretrained(path), self.name, self.hook(path), model, k_from_files=True)
+        sae = TopKSAE.from_pretrained(path)
+        return LoadedSae(sae, self.name, self.hook(path), model, True, *window_metadata(metadata, path))
 
     def hook(self, path: Path) -> str | None:
         metadata = self._metadata(path)

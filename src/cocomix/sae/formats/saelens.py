@@ -25,6 +25,7 @@ from cocomix.sae.reading import (
     positive_int,
     read_json,
     read_tensors,
+    window_metadata,
 )
 from cocomix.sae.sae import Activation, JumpReLU, ReLU, TopKSAE
 from cocomix.utils.errors import CocomixError
@@ -99,7 +100,8 @@ class SaeLensFormat(SaeFormat):
         if threshold is not None:
             named["activation.threshold"] = threshold.to(named["latent_bias"].dtype).expand(n_latents)
         model = optional_text(_metadata(config).get("model_name"), "model_name", path)
-        return LoadedSae(with_weights(sae, named), self.name, self.hook(path), model, k_from_files)
+        windows = window_metadata(_model_facts(config), path)
+        return LoadedSae(with_weights(sae, named), self.name, self.hook(path), model, k_from_files, *windows)
 
     def write(self, sae: TopKSAE, folder: Path, metadata: Mapping[str, Any]) -> None:
         saelens_names = {ours: name for name, ours in NORMALISATION.items() if name != "expected_average_only_in"}
@@ -115,8 +117,10 @@ class SaeLensFormat(SaeFormat):
             "model_name": metadata.get("model"),
             "hook_name": None if layer is None else f"blocks.{layer}.hook_resid_post",
             "hook_head_index": None,
-            "prepend_bos": False,
+            "prepend_bos": bool(metadata.get("prepend_bos")),
         }
+        if metadata.get("context_size") is not None:
+            model_metadata["context_size"] = metadata["context_size"]
         config = {
             "architecture": "topk",
             "d_in": sae.d_model,
@@ -171,9 +175,13 @@ def _normalisation(config: dict[str, Any]) -> str:
     return "none" if stated is None else str(stated)
 
 
-def _metadata(config: dict[str, Any]) -> dict[str, Any]:
+def _model_facts(config: dict[str, Any]) -> dict[str, Any]:
     nested = config.get("metadata")
-    source = nested if isinstance(nested, dict) else config
+    return nested if isinstance(nested, dict) else config
+
+
+def _metadata(config: dict[str, Any]) -> dict[str, Any]:
+    source = _model_facts(config)
     return {"hook_name": source.get("hook_name", source.get("hook_point")), "model_name": source.get("model_name")}
 
 

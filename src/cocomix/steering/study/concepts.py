@@ -84,10 +84,11 @@ def concept_activity(
         ids = _read_windows(shards, windows, seq_len)
         latents = sae.encode(hidden_at(teacher, ids.to(teacher.device), layer))
         on = (latents.values > 0).cpu()
+        on[:, : shards.special.first_position] = False
         active, values = latents.ids.cpu()[on], latents.values.cpu()[on].double()
         counts += torch.bincount(active, minlength=sae.n_latents)
         sums += torch.bincount(active, values, minlength=sae.n_latents)
-        positions += ids.numel()
+        positions += on[:, shards.special.first_position :, 0].numel()
         if strongest is not None:
             row, position, _ = on.nonzero(as_tuple=True)
             strongest.add(torch.stack([active, windows[row], position]).numpy(), values.numpy())

@@ -161,4 +161,6 @@ class StudyContext:
         teacher: Any = self.models("teacher")
         for ids in spread_windows(self.train, CONTRAST_WINDOWS, self.seq_len).split(BATCH):
             latents = self.sae.encode(hidden_at(teacher, ids.to(teacher.device), self.layer))
-            yield ids, concept_activations(latents.values, latents.ids, self.concept_ids.tolist()) > 0
+            active = concept_activations(latents.values, latents.ids, self.concept_ids.tolist()) > 0
+            active[:, : self.train.special.first_position] = False
+            yield ids, active
