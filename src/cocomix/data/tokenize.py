@@ -34,7 +34,7 @@ from tokenizers import Tokenizer
 from cocomix.data.corpus import read_file
 from cocomix.data.shards import MANIFEST, SHARD, TokenShards, finish_shards
 from cocomix.data.sources import Document
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, tokenizer_errors
 from cocomix.utils.files import FileSeries, read_sealed, sha256, write_sealed
 
 _PLACE = re.compile(r"\S(?=[ \n\r\t])")
@@ -101,7 +101,8 @@ class RustEncoder:
         return not self._may_cut
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        with tokenizer_errors("of this run"):
+            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class PythonEncoder:

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from cocomix.data.shards import TokenShards
 from cocomix.data.sources import open_source
 from cocomix.data.tokenizer import load_tokenizer, tokenize_corpus
-from cocomix.model.loading import load_causal_lm
+from cocomix.model.loading import as_run, load_causal_lm
+from cocomix.model.text_config import text_shape
 from cocomix.utils.console import rank, world_size
 from cocomix.utils.distributed import device, sum_over_processes
 from cocomix.utils.env import autocast, fast_precision
@@ -167,7 +168,7 @@ def measure_perplexity(
     """Perplexity of the model `source` on `text`; with a `stride`, from a sliding window.
 
     Returns:
-        What `perplexity` or `strided_perplexity` returns, with `seq_len`, `stride` and `precision`.
+        What `perplexity` or `strided_perplexity` returns, with `seq_len`, `stride`, `precision`, and `as_run`.
 
     Raises:
         CocomixError: the model or the text cannot be read, or the text or an option does not fit the model.
@@ -177,23 +178,26 @@ def measure_perplexity(
     if stride is not None and max_windows is not None:
         raise CocomixError("--stride scores every token, so it cannot be used with --max-windows; leave one out")
     precision = fast_precision() if precision == "auto" else precision
-    model: Any = load_causal_lm(source, "the model").to(device())  # pyright: ignore[reportArgumentType]
-    positions = model.config.max_position_embeddings
+    model: Any = load_causal_lm(source, "the model", precision=precision)
+    model = model.to(device())  # pyright: ignore[reportArgumentType]
+    rows, positions = (shape := text_shape(model.config)).vocab_size, shape.positions
     length = seq_len or positions
-    if length > positions:
+    if length is None:
+        raise CocomixError(f"the model {source} states no number of positions; give --seq-len")
+    if positions is not None and length > positions:
         raise CocomixError(f"the model {source} has {positions} positions, fewer than --seq-len {length}; lower it")
     with _tokens(text, source, field) as shards:
-        if shards.vocab_size > model.config.vocab_size:
+        if shards.vocab_size > rows and shards.largest_id() >= rows:
             raise CocomixError(
-                f"{text} was tokenised with a vocabulary of {shards.vocab_size}, the model {source} has"
-                f" {model.config.vocab_size}; give the text instead"
+                f"{text} has tokens of a vocabulary of {shards.vocab_size}, the model {source} has rows for {rows};"
+                " give the text instead, without tokens that the model does not know"
             )
         common = {"seq_len": length, "batch_size": batch_size, "precision": precision}
         if stride is None:
             figures = perplexity(model, shards, max_windows=max_windows, **common)
         else:
             figures = strided_perplexity(model, shards, stride=stride, **common)
-    return figures | {"seq_len": length, "stride": stride, "precision": precision}
+    return figures | {"seq_len": length, "stride": stride, "precision": precision} | as_run(model)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from cocomix.pipeline.run import Run, load_run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.formats import FORMATS
 from cocomix.sae.sae import TopKSAE
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, tokenizer_errors
 
 
 def existing_run(folder: Path, *, announce: bool = True) -> Run:
@@ -66,7 +66,8 @@ def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, 
     run = existing_run(folder)
     stage = student_stage(run, student, seed)
     model, tokenizer = with_concepts(run, stage), stage.tokens.tokenizer()
-    ids = tokenizer.encode(text)
+    with tokenizer_errors("of this run"):
+        ids = tokenizer.encode(text)
     if not text.strip():
         raise CocomixError("the text is empty; give some words")
     uses_sae = stage.config.uses_sae_concepts and stage.sae.done()  # bootstrapped concepts are the student's own
