@@ -14,6 +14,7 @@ the names that configurations have for them. Weights are random. A trial runs in
 
 import argparse
 import multiprocessing
+import sys
 import time
 import traceback
 import warnings
@@ -214,9 +215,9 @@ def reference_twin(model: PreTrainedModel, sae: TopKSAE, ids: torch.Tensor) -> t
     caught: list[torch.Tensor] = []
 
     def leaf(_module: Any, _inputs: Any, output: Any) -> Any:
-        hidden = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
+        hidden = (output[0] if isinstance(output, tuple | list) else output).detach().requires_grad_()
         caught.append(hidden)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
     handle = blocks(model)[0].register_forward_hook(leaf)
     try:
@@ -239,7 +240,7 @@ def exact_twin(model: PreTrainedModel, sae: TopKSAE, ids: torch.Tensor) -> torch
         patched = torch.cat([hidden[:, :t], patch[:, None], hidden[:, t + 1 :]], dim=1)
 
         def replace(_module: Any, _inputs: Any, output: Any, patched: torch.Tensor = patched) -> Any:
-            return (patched, *output[1:]) if isinstance(output, tuple) else patched
+            return (patched, *output[1:]) if isinstance(output, tuple | list) else patched
 
         handle = blocks(model)[0].register_forward_hook(replace)
         logits = model(**model_inputs(model, ids, None)).logits
@@ -252,10 +253,13 @@ def exact_twin(model: PreTrainedModel, sae: TopKSAE, ids: torch.Tensor) -> torch
 def trial(family: str) -> Outcome:
     """Try a family in this process: in float64, or in float32 if its code has parts that do not take float64."""
     try:
-        model = toy_model(family)
+        with torch.no_grad():
+            toy_model(family)(toy_tokens())
     except Exception as error:
         return Outcome(UNTRIED, f"no toy model: {' '.join(str(error).split())[:160]}")
-    outcome = _trial(model.double(), 1e-4)  # some families compute their softmax in float32 whatever the model's dtype
+    outcome = _trial(
+        toy_model(family).double(), 1e-4
+    )  # some families compute their softmax in float32 whatever the model's dtype
     return outcome if outcome.status != REFUSED else _trial(toy_model(family).float(), 1e-2)
 
 
@@ -327,8 +331,8 @@ HEAD = f"""# Families that work as a teacher
 
 Written by `python -m benchmarks.teacher_families`: each of the {{count}} model types that Transformers {{version}}
 registers as a causal language model, tried at toy size with random weights. *{WORKS}*: hidden states, the rules
-`reference`, `activation` and `exact`, each compared with a slow twin. *{GENERAL}*: `reference` and `activation` are right,
-and `exact` is refused in one sentence. *{REFUSED}*: `cocomix train teacher` says so before anything is computed.
+`reference`, `activation` and `exact`, each compared with a slow twin. *{GENERAL}*: `reference` and `activation` are
+right, and `exact` is refused in one sentence. *{REFUSED}*: a sentence says so before anything is computed.
 *{UNTRIED}*: no toy model could be made, so nothing is known. A multimodal model is tried on text alone.
 
 """

@@ -309,7 +309,7 @@ def observe(
         windows = chosen[start : start + BATCH]
         ids = shards.windows(windows, seq_len)
         latents = sae.encode(hidden_at(teacher, torch.from_numpy(ids).to(device), layer))
-        seen.add(windows, ids, latents.ids.cpu().numpy(), latents.values.double().cpu().numpy())
+        seen.add(windows, ids, latents.ids.cpu().numpy(), latents.values.cpu().double().numpy())
         if progress is not None:
             progress(seen.windows, len(chosen), {})
     return seen

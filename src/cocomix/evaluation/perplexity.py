@@ -28,7 +28,7 @@ from cocomix.model.loading import as_run, load_causal_lm
 from cocomix.model.text_config import text_shape
 from cocomix.utils.console import rank, world_size
 from cocomix.utils.distributed import device, sum_over_processes
-from cocomix.utils.env import autocast, fast_precision
+from cocomix.utils.env import as_float64, autocast, fast_precision
 from cocomix.utils.errors import CocomixError
 
 MANIFEST = "manifest.json"
@@ -90,7 +90,7 @@ def perplexity(
         with autocast(device, precision):
             logits = model(input_ids=ids, use_cache=False).logits
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-        total += float(losses.double().sum()) * counts
+        total += float(as_float64(losses).sum()) * counts
         count += losses.numel() * counts
     if sharded:
         total, count = sum_over_processes(torch.tensor([total, count], dtype=torch.float64)).tolist()
@@ -138,7 +138,7 @@ def strided_perplexity(
         with autocast(device, precision):  # shorter rows are padded on the right, where causal models do not look
             logits = model(input_ids=ids, use_cache=False).logits
         losses = F.cross_entropy(logits[:, :-1][scored].float(), ids[:, 1:][scored], reduction="none")
-        total += losses.double().sum().cpu()
+        total += as_float64(losses).sum().cpu()
     count = shards.n_tokens - 1
     loss = float(total) / count
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": count}

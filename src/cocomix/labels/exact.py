@@ -308,7 +308,12 @@ def _attention(
     query, key, value = in_autocast_dtype(query), in_autocast_dtype(key), in_autocast_dtype(value)
     if streams.recording:
         streams.store(layer, key, value)
-    plain_kv = streams.plain_kv[layer]  # while stream A runs, just stored
+    if layer not in streams.plain_kv:  # while stream A runs, it has just been stored
+        raise CocomixError(
+            f"{type(module).__name__} of the concept model is not the only attention of its block, which the exact rule"
+            " does not support; use the reference rule or another concept model"
+        )
+    plain_kv = streams.plain_kv[layer]
     causal = softcap is None and any(attention_mask is mask for mask in streams.causal)
     if causal and streams.recording:
         output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)

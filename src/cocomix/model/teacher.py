@@ -134,12 +134,12 @@ def hidden_at(
     finally:
         for handle in handles:
             handle.remove()
-    hidden = caught[0] if caught else None
-    if not isinstance(hidden, torch.Tensor) or hidden.shape[:-1] != input_ids.shape:
+    hidden, width = caught[0] if caught else None, text_shape(model.config).hidden_size
+    if not isinstance(hidden, torch.Tensor) or hidden.shape != (*input_ids.shape, width):
         shape = f" but {list(hidden.shape)}" if isinstance(hidden, torch.Tensor) else ""
         raise CocomixError(
             f"block {layer} of {type(model).__name__} does not give one hidden state a position"
-            f" ({list(input_ids.shape)} tokens{shape}), so it cannot be a concept model; use another model"
+            f" ({[*input_ids.shape, width]}{shape}), so it cannot be a concept model; use another model"
         )
     return hidden
 

@@ -173,6 +173,7 @@ def _is_unexpected(record: logging.LogRecord) -> bool:
 
 def _device(requested: str | torch.device | None) -> torch.device:
     """The requested device, if there is one; the harness's command line requests "cuda" by default."""
-    if requested is None or (str(requested).startswith("cuda") and not torch.cuda.is_available()):
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if requested is None or not there.get(str(requested).split(":")[0], lambda: True)():
         return process_device()
     return torch.device(requested)
