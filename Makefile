@@ -16,8 +16,10 @@ demo: $(TO_RUN)
 test: $(TO_TEST)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
-# The suite, then a sample of the fault harness: stages killed, files spoilt, disks full (about ten minutes; as root).
+# The suite, then every family of teachers at toy size, which writes docs/reference/teachers.md, then a sample of the
+# fault harness: stages killed, files spoilt, disks full (about ten minutes; as root).
 test-all: test
+	$(BIN)/python -m benchmarks.teacher_families
 	$(BIN)/python -m benchmarks.faults --faults 40 -o build/faults
 
 lint: $(TO_TEST)

@@ -28,7 +28,7 @@ from torch.nn.modules.module import (
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from cocomix.model.text_config import text_config, text_shape
-from cocomix.utils.errors import CocomixError, reason
+from cocomix.utils.errors import CocomixError, ConfigError, reason
 from cocomix.utils.files import check_readable, check_source, read_json
 from cocomix.utils.integrity import is_inside
 
@@ -136,16 +136,21 @@ def load_causal_lm(
     try:
         stated = _stated_config(source)
         _check_weight_index(Path(source) / INDEX)
+        local = {"local_files_only": Path(source).is_dir()}
+        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False, **local)
+        # Set here and not by an argument, over which `_attn_implementation` in the file would win. None is sdpa, or eager
+        # where a family has no sdpa; "sdpa" itself would then be an error.
+        config._attn_implementation = None if attention == "sdpa" else attention
+        config._experts_implementation = None
         with limit_to_checkpoint_size(Path(source)):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
+                config=config,
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
-                local_files_only=Path(source).is_dir(),
                 dtype=_weights_dtype(stated, precision),
-                # None is sdpa, or eager where a family has no sdpa; "sdpa" itself would then be an error.
-                attn_implementation=None if attention == "sdpa" else attention,
+                **local,
             )
         model, info = loaded
         if missing := sorted(info["missing_keys"]):  # Transformers has initialised them at random
@@ -162,13 +167,13 @@ def check_attention(attention: str) -> None:
     Transformers would fetch a kernel from the hub in place of a missing package.
 
     Raises:
-        CocomixError: it is such a one.
+        ConfigError: it is such a one.
     """
     if attention not in ATTENTION:
-        raise CocomixError(f"there is no attention implementation {attention!r}; choose one of {', '.join(ATTENTION)}")
+        raise ConfigError(f"there is no attention implementation {attention!r}; choose one of {', '.join(ATTENTION)}")
     package = ATTENTION[attention]
     if package is not None and find_spec(package) is None:
-        raise CocomixError(
+        raise ConfigError(
             f"the attention implementation {attention} needs the package {package}, which is not installed; install it,"
             " or use sdpa"
         )
