@@ -254,7 +254,8 @@ def trial(family: str) -> Outcome:
     """Try a family in this process: in float64, or in float32 if its code has parts that do not take float64."""
     try:
         with torch.no_grad():
-            toy_model(family)(toy_tokens())
+            model = toy_model(family)
+            model(**model_inputs(model, toy_tokens(), None))
     except Exception as error:
         return Outcome(UNTRIED, f"no toy model: {' '.join(str(error).split())[:160]}")
     outcome = _trial(
@@ -331,9 +332,11 @@ HEAD = f"""# Families that work as a teacher
 
 Written by `python -m benchmarks.teacher_families`: each of the {{count}} model types that Transformers {{version}}
 registers as a causal language model, tried at toy size with random weights. *{WORKS}*: hidden states, the rules
-`reference`, `activation` and `exact`, each compared with a slow twin. *{GENERAL}*: `reference` and `activation` are
-right, and `exact` is refused in one sentence. *{REFUSED}*: a sentence says so before anything is computed.
-*{UNTRIED}*: no toy model could be made, so nothing is known. A multimodal model is tried on text alone.
+`reference`, `activation` and `exact`, each compared with a slow twin. *{GENERAL}*:
+`reference` and `activation` are right, and `exact` is refused in one sentence. *{REFUSED}*: a sentence says so
+before anything is computed.
+*{UNTRIED}*: no toy model could be made, so nothing is known. A multimodal model is tried on text alone, and BERT and its
+kind with `is_decoder` set, without which they see later tokens and are refused.
 
 """
 

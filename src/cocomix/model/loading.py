@@ -138,8 +138,8 @@ def load_causal_lm(
         _check_weight_index(Path(source) / INDEX)
         local = {"local_files_only": Path(source).is_dir()}
         config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False, **local)
-        # Set here and not by an argument, over which `_attn_implementation` in the file would win. None is sdpa, or eager
-        # where a family has no sdpa; "sdpa" itself would then be an error.
+        # Set here and not by an argument, over which `_attn_implementation` in the file would win. None is sdpa, or
+        # eager where a family has no sdpa; "sdpa" itself would then be an error.
         config._attn_implementation = None if attention == "sdpa" else attention
         config._experts_implementation = None
         with limit_to_checkpoint_size(Path(source)):
