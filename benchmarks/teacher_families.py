@@ -331,12 +331,15 @@ def trial_apart(family: str, seconds: float = SECONDS) -> Outcome:
 HEAD = f"""# Families that work as a teacher
 
 Written by `python -m benchmarks.teacher_families`: each of the {{count}} model types that Transformers {{version}}
-registers as a causal language model, tried at toy size with random weights. *{WORKS}*: hidden states, the rules
-`reference`, `activation` and `exact`, each compared with a slow twin. *{GENERAL}*:
-`reference` and `activation` are right, and `exact` is refused in one sentence. *{REFUSED}*: a sentence says so
-before anything is computed.
-*{UNTRIED}*: no toy model could be made, so nothing is known. A multimodal model is tried on text alone, and BERT and its
-kind with `is_decoder` set, without which they see later tokens and are refused.
+registers as a causal language model, tried at toy size with random weights.
+
+- *{WORKS}*: hidden states, the rules `reference`, `activation` and `exact`; each was compared with a slow twin.
+- *{GENERAL}*: `reference` and `activation` are right, and `exact` is refused in one sentence.
+- *{REFUSED}*: a sentence says so before anything is computed.
+- *{UNTRIED}*: no toy model could be made, so nothing is known.
+
+A multimodal model is tried on text alone, and BERT and its kind with `is_decoder` set, without which they see later
+tokens and are refused.
 
 """
 
