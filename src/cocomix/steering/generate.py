@@ -62,8 +62,9 @@ def continue_text(
             f" {source} has no row; leave it out"
         )
     room = max_new_tokens if shape.positions is None else min(max_new_tokens, shape.positions - ids.shape[1])
+    end: Any = tokenizer.eos_token_id
     ends: Any = as_run(model)["eos_token_id"]
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
+    ends = {end, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     with torch.inference_mode(), steered(model, setting) if setting else nullcontext():
