@@ -16,10 +16,12 @@ demo: $(TO_RUN)
 test: $(TO_TEST)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
-# The suite, all of Transformers' own model tests (the suite has a quick selection; a few minutes), then a sample of the
-# fault harness: stages killed, files spoilt, disks full (about ten minutes; as root).
+# The suite, then all of Transformers' own model tests (the suite has a quick selection; a few minutes), every family of
+# teachers at toy size, which writes docs/reference/teachers.md, and a sample of the fault harness: stages killed, files
+# spoilt, disks full (about ten minutes; as root).
 test-all: test
 	$(BIN)/python -m tools.transformers_tests
+	$(BIN)/python -m benchmarks.teacher_families
 	$(BIN)/python -m benchmarks.faults --faults 40 -o build/faults
 
 lint: $(TO_TEST)

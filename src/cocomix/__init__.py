@@ -5,6 +5,8 @@ use of these two names from here. `import cocomix` alone loads neither torch nor
 line's help fast.
 """
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from cocomix.utils.errors import CocomixError
@@ -12,6 +14,11 @@ from cocomix.utils.errors import CocomixError
 if TYPE_CHECKING:
     from cocomix.model.configuration_cocomix import CoCoMixConfig
     from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+
+# Both are read once, when torch and Transformers are imported; someone who wants it otherwise has set them.
+os.environ.setdefault("USE_HUB_KERNELS", "NO")  # Transformers fetches code for some families where `kernels` is there
+if sys.platform == "darwin":
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what an Apple GPU cannot compute, the processor does
 
 __version__ = "0.1.0"
 __all__ = ["CoCoMixConfig", "CoCoMixForCausalLM", "CocomixError", "__version__"]

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "results.md": "tables of reports",
     "decisions.md": "a log",
     "architecture.md": "pictures",
+    "reference/teachers.md": "tests/labels/test_teacher_families.py tries a sample",
 }
 """Pages whose blocks are parsed here and not run."""
 KINDS = {"sh", "python", "bash", "yaml", "text", ""}

@@ -309,7 +309,7 @@ def observe(
         windows = chosen[start : start + BATCH]
         ids = shards.windows(windows, seq_len)
         latents = sae.encode(hidden_at(teacher, torch.from_numpy(ids).to(device), layer))
-        values = latents.values.double().cpu().numpy()
+        values = latents.values.cpu().double().numpy()
         values[:, : shards.special.first_position] = 0
         seen.add(windows, ids, latents.ids.cpu().numpy(), values)
         if progress is not None:

@@ -125,6 +125,10 @@ class TokenShards:
             raise IndexError(f"tokens {begin} to {end} are outside the stream of {self.n_tokens}")
         return self._read(np.arange(begin, end))
 
+    def largest_id(self) -> int:
+        """The largest token id in the shards; reads all of them."""
+        return max(int(self._map(number).max()) for number in range(len(self._files)))
+
     def _read(self, positions: np.ndarray) -> np.ndarray:
         owners = np.searchsorted(self._starts, positions, side="right") - 1
         out = np.empty(positions.shape, dtype=np.int64)

@@ -37,7 +37,7 @@ from cocomix.data.shards import MANIFEST, SHARD, TokenShards, finish_shards
 from cocomix.data.sources import Document
 from cocomix.data.special_tokens import SpecialTokens, TextReader
 from cocomix.utils.advice import for_folder
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, tokenizer_errors
 from cocomix.utils.files import FileSeries, read_sealed, sha256, write_sealed
 from cocomix.utils.interrupt import interruptible
 
@@ -106,7 +106,8 @@ class RustEncoder:
 
         # A document that may not be cut can keep the library busy for minutes.
         uncut = sum(map(len, texts)) > 2 * BATCH_CHARS
-        ids = [encoding.ids for encoding in (interruptible(encode) if uncut else encode())]
+        with tokenizer_errors("of this run"):
+            ids = [encoding.ids for encoding in (interruptible(encode) if uncut else encode())]
         return self._reader.checked(texts, ids, self._unknown) if self.special.text_is_text else ids
 
 

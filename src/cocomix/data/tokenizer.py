@@ -1,8 +1,10 @@
 """Train and load tokenizers, and tokenize documents into shards."""
 
+import base64
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -11,7 +13,7 @@ from cocomix.data.cuts import bounded_pieces
 from cocomix.data.shards import TokenShards, write_shards
 from cocomix.data.sources import Document
 from cocomix.data.special_tokens import SpecialTokens
-from cocomix.utils.errors import CocomixError, reason
+from cocomix.utils.errors import CocomixError, reason, tokenizer_errors
 from cocomix.utils.files import check_source, read_json
 from cocomix.utils.interrupt import interruptible
 
@@ -95,6 +97,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         source = str(of_student)
     try:
         _check_ids(Path(source))
+        _check_growth(Path(source))
         tokenizer = _load(Path(source), source)
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -109,6 +112,71 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_growth(path: Path) -> None:
+    """Refuse a tokenizer that makes much more text, or many more tokens, than it is given.
+
+    Raises:
+        OSError, ValueError: it does, or a file is damaged.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        return
+    content = read_json(file)
+    if not isinstance(content, dict):
+        return
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        if (times := _growth(content.get(part), 0)) > MOST_GROWTH:
+            raise ValueError(f"its {part} can make a text {times:,} times as long")
+    padding = content.get("padding")
+    if isinstance(padding, dict):
+        strategy, multiple = padding.get("strategy"), padding.get("pad_to_multiple_of")
+        fixed = strategy.get("Fixed") if isinstance(strategy, dict) else None
+        if any(isinstance(size, int) and size > MOST_PADDING for size in (fixed, multiple)):
+            raise ValueError(f"it pads every text to more than {MOST_PADDING:,} tokens")
+
+
+MOST_GROWTH = 100
+"""Most characters that a part of a tokenizer may make of one; published ones make at most 18 (NFKC of one ligature)."""
+MOST_PADDING = 1 << 20
+"""Most tokens that a tokenizer may pad a text to."""
+DEEPEST = 50
+
+
+def _growth(part: Any, depth: int) -> int:
+    """Upper bound of how many characters a normaliser, pre-tokeniser or decoder makes of one."""
+    if not isinstance(part, dict):
+        return 1
+    if depth > DEEPEST:
+        raise ValueError("its parts are nested too deeply")
+    children = next((part[name] for name in ("normalizers", "pretokenizers", "decoders") if name in part), None)
+    if isinstance(children, list):
+        times = 1
+        for child in children:
+            times = min(times * _growth(child, depth + 1), 10**12)
+        return times
+    kind = part.get("type")
+    if kind == "Replace":
+        pattern = part.get("pattern")
+        text = pattern.get("String") if isinstance(pattern, dict) else None
+        # A regular expression may match a single character, or the empty text beside each.
+        taken = len(text) if isinstance(text, str) and text else 1
+        return max(1, -(-len(str(part.get("content", ""))) // taken) + (text is None))
+    if kind == "Prepend":
+        return 1 + len(str(part.get("prepend", "")))
+    if kind == "Precompiled":
+        return _longest_replacement(part.get("precompiled_charsmap"))
+    return 1
+
+
+def _longest_replacement(charsmap: Any) -> int:
+    """Longest text in SentencePiece's table of replacements: the size of a trie, the trie, texts ended by zeros."""
+    if not isinstance(charsmap, str):
+        return 1
+    table = base64.b64decode(charsmap)
+    texts = table[4 + int.from_bytes(table[:4], "little") :]
+    return max((len(text.decode("utf-8", "replace")) for text in texts.split(b"\0")), default=1)
 
 
 def _check_ids(path: Path) -> None:
@@ -165,7 +233,9 @@ def tokenize_corpus(
     def ids() -> Iterator[list[int]]:
         for batch in _batches(documents, batch_documents):
             texts = [document.text for document in batch]
-            yield from interruptible(lambda t=texts: special.texts(tokenizer, t))
+            with tokenizer_errors(tokenizer.name_or_path):
+                encoded = interruptible(lambda t=texts: special.texts(tokenizer, t))
+            yield from encoded
 
     return write_shards(
         folder,

@@ -28,10 +28,11 @@ from cocomix.data.sources.files import unpacked_name
 from cocomix.data.sources.records import JSON_FILE, JSON_LINES
 from cocomix.data.special_tokens import policy_of_model
 from cocomix.data.tokenizer import load_tokenizer, tokenize_corpus
-from cocomix.model.loading import load_causal_lm
+from cocomix.model.loading import as_run, load_causal_lm
+from cocomix.model.text_config import text_shape
 from cocomix.utils.console import rank, world_size
 from cocomix.utils.distributed import device, sum_over_processes
-from cocomix.utils.env import autocast, fast_precision
+from cocomix.utils.env import as_float64, autocast, fast_precision
 from cocomix.utils.errors import CocomixError
 
 MANIFEST = "manifest.json"
@@ -93,7 +94,7 @@ def perplexity(
         with autocast(device, precision):
             logits = model(input_ids=ids, use_cache=False).logits
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-        total += float(losses.double().sum()) * counts
+        total += float(as_float64(losses).sum()) * counts
         count += losses.numel() * counts
     if sharded:
         total, count = sum_over_processes(torch.tensor([total, count], dtype=torch.float64)).tolist()
@@ -146,7 +147,7 @@ def strided_perplexity(
         with autocast(device, precision):  # shorter rows are padded on the right, where causal models do not look
             logits = model(input_ids=ids, use_cache=False).logits
         losses = F.cross_entropy(logits[:, :-1][scored].float(), ids[:, 1:][scored], reduction="none")
-        total += losses.double().sum().cpu()
+        total += as_float64(losses).sum().cpu()
     count = shards.n_tokens - 1
     loss = float(total) / count
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": count}
@@ -176,7 +177,7 @@ def measure_perplexity(
     """Perplexity of the model `source` on `text`; with a `stride`, from a sliding window.
 
     Returns:
-        What `perplexity` or `strided_perplexity` returns, with `seq_len`, `stride` and `precision`.
+        What `perplexity` or `strided_perplexity` returns, with `seq_len`, `stride`, `precision`, and `as_run`.
 
     Raises:
         CocomixError: the model or the text cannot be read, or the text or an option does not fit the model.
@@ -186,23 +187,26 @@ def measure_perplexity(
     if stride is not None and max_windows is not None:
         raise CocomixError("--stride scores every token, so it cannot be used with --max-windows; leave one out")
     precision = fast_precision() if precision == "auto" else precision
-    model: Any = load_causal_lm(source, "the model").to(device())  # pyright: ignore[reportArgumentType]
-    positions = model.config.max_position_embeddings
+    model: Any = load_causal_lm(source, "the model", precision=precision)
+    model = model.to(device())  # pyright: ignore[reportArgumentType]
+    rows, positions = (shape := text_shape(model.config)).vocab_size, shape.positions
     length = seq_len or positions
-    if length > positions:
+    if length is None:
+        raise CocomixError(f"the model {source} states no number of positions; give --seq-len")
+    if positions is not None and length > positions:
         raise CocomixError(f"the model {source} has {positions} positions, fewer than --seq-len {length}; lower it")
     with _tokens(text, source, field, model.config.model_type) as shards:
-        if shards.vocab_size > model.config.vocab_size:
+        if shards.vocab_size > rows and shards.largest_id() >= rows:
             raise CocomixError(
-                f"{text} was tokenised with a vocabulary of {shards.vocab_size}, the model {source} has"
-                f" {model.config.vocab_size}; give the text instead"
+                f"{text} has tokens of a vocabulary of {shards.vocab_size}, the model {source} has rows for {rows};"
+                " give the text instead, without tokens that the model does not know"
             )
         common = {"seq_len": length, "batch_size": batch_size, "precision": precision}
         if stride is None:
             figures = perplexity(model, shards, max_windows=max_windows, **common)
         else:
             figures = strided_perplexity(model, shards, stride=stride, **common)
-    return figures | {"seq_len": length, "stride": stride, "precision": precision}
+    return figures | {"seq_len": length, "stride": stride, "precision": precision} | as_run(model)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from cocomix.experiments.plan_memory import (
 )
 from cocomix.model.build import Sizes, build_plain
 from cocomix.model.flops import model_flops, sae_training_flops
+from cocomix.model.text_config import text_shape
 from cocomix.objectives.base import Objective
 from cocomix.objectives.registry import build_student
 from cocomix.pipeline.config import RunConfig
@@ -82,7 +83,7 @@ class PlanInputs:
     def sizes(self, reads: frozenset[str]) -> Sizes:
         """What a student that reads `reads` takes from the run, as its stage will."""
         n_concepts, k = (self.n_concepts, self.k) if "sae" in reads else (0, 0)
-        width = self.teacher.config.hidden_size if "teacher" in reads and self.teacher is not None else 0
+        width = text_shape(self.teacher.config).hidden_size if "teacher" in reads and self.teacher is not None else 0
         return Sizes(self.vocab_size, self.config.seq_len, n_concepts, k, width, self.config.sae.layer)
 
     @cached_property
@@ -96,7 +97,8 @@ class PlanInputs:
                 shape = self.config.teacher.model
                 return build_plain(shape, vocab_size=self.vocab_size, seq_len=self.config.seq_len)
             if (Path(source) / "config.json").is_file():
-                return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, trust_remote_code=False))
+                shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
+                return AutoModelForCausalLM.from_config(shape, attn_implementation=None)  # not one its file names
             known = GPT2_SHAPES.get(Path(source).name)
             if known is not None:
                 width, layers, heads = known
@@ -378,7 +380,7 @@ def _variant(inputs: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib:
     memory = training_memory(objective, inputs.teacher if live else None, stage.train, seq_len, gpus)
     if labels is not None:
         with torch.device("meta"):
-            autoencoder = TopKSAE(_given(inputs.teacher).config.hidden_size, inputs.n_concepts, inputs.k)
+            autoencoder = TopKSAE(text_shape(_given(inputs.teacher).config).hidden_size, inputs.n_concepts, inputs.k)
         memory = memory._replace(kept=memory.kept + KEPT * sum(parameters(autoencoder)))
         inputs.notes.append(f"{stage.student}: the activations of its live labels' passes are not in its memory")
     gib = {"ddp_gib": memory.total() / GIB, "sharded_gib": memory.total(gpus) / GIB}

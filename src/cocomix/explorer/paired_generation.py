@@ -60,7 +60,7 @@ class CachedModel:
                     output = self._forward(ids)
         name = "cache" if "cache" in output else "past_key_values"  # the newer name and the older
         self._past = {name: output[name]}
-        return output.logits[:, -1].double().cpu()
+        return output.logits[:, -1].cpu().double()
 
     def _forward(self, ids: torch.Tensor) -> Any:
         return self.model(input_ids=ids, use_cache=True, **self._past)

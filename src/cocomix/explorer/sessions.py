@@ -33,7 +33,7 @@ from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.distributed import device
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, tokenizer_errors
 from cocomix.utils.files import sha256
 
 EXAMPLES, EXAMPLE_TOKENS = 3, 48
@@ -233,7 +233,7 @@ class ModelSession:
         Raises:
             CocomixError: it has no words, or more tokens than the student has positions.
         """
-        with self.lock:
+        with self.lock, tokenizer_errors("of this run"):
             ids = self.special.prompt(self.tokenizer, text) if text.strip() else []
         check_length(ids, self.model.config.max_position_embeddings)
         return ids

@@ -22,9 +22,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.labels.exact import fused_gelu, two_streams
+from cocomix.labels.exact import check_two_streams, fused_gelu, two_streams
 from cocomix.model.flops import ModelParts, model_parts
 from cocomix.model.teacher import NextTokenLoss, blocks, check_layer, frozen, has_next_token, hidden_at, resumed_at
+from cocomix.model.text_config import text_shape
 from cocomix.sae.sae import SparseLatents, TopKSAE
 from cocomix.utils.errors import CocomixError, ConfigError
 from cocomix.utils.registry import Registry
@@ -101,6 +102,7 @@ class ExactRule(Rule):
     name = "exact"
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
+        check_two_streams(model, layer)
         loss = NextTokenLoss(model, input_ids, attention_mask)
         with two_streams(model, len(blocks(model)) - layer - 1) as streams:
             with torch.no_grad(), resumed_at(model, layer, hidden):
@@ -203,10 +205,11 @@ def attribute_active(
     RULES.choose(rule)
     check_sign(sign)
     check_layer(concept_model, layer)
-    if sae.d_model != concept_model.config.hidden_size:
+    width = text_shape(concept_model.config).hidden_size
+    if sae.d_model != width:
         raise CocomixError(
-            f"the SAE reads hidden states {sae.d_model} wide and the concept model's are"
-            f" {concept_model.config.hidden_size} wide; use an SAE trained on this model"
+            f"the SAE reads hidden states {sae.d_model} wide and the concept model's are {width} wide; use an SAE"
+            " trained on this model"
         )
     with frozen(concept_model), fused_gelu(concept_model), torch.no_grad():
         hidden = hidden_at(concept_model, input_ids, layer, attention_mask)
@@ -234,7 +237,8 @@ def check_sign(sign: str) -> None:
 def labelling_flops(config: PretrainedConfig, *, n_latents: int, k: int, layer: int, rule: str, seq_len: int) -> float:
     """FLOPs per token of labelling: the teacher up to the SAE's layer, the SAE's encoder, and the rule."""
     parts = model_parts(config, seq_len)
-    encode, sparse = 2 * n_latents * config.hidden_size, 2 * k * config.hidden_size
+    width = text_shape(config).hidden_size
+    encode, sparse = 2 * n_latents * width, 2 * k * width
     above = RULES[rule].flops_above(parts, parts.layers - layer - 1, sparse)
     return (layer + 1) * parts.block + encode + above
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.activations import AccurateGELUActivation, FastGELUActivation, NewGELUActivation
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from cocomix.model.teacher import in_autocast_dtype
+from cocomix.model.teacher import blocks, hidden_at, in_autocast_dtype, model_inputs, resumed_at
+from cocomix.model.text_config import text_shape
 from cocomix.utils.errors import CocomixError
 
 UNFUSED_GELUS = (NewGELUActivation, FastGELUActivation, AccurateGELUActivation)
@@ -249,15 +251,24 @@ _streams: ContextVar[Streams | None] = ContextVar("cocomix_streams", default=Non
 @contextmanager
 def two_streams(model: PreTrainedModel, layers: int) -> Iterator[Streams]:
     """Context in which `streams.record` runs stream A through `layers` blocks, and later passes are stream B."""
-    previous = model.config._attn_implementation
     streams = Streams(model, layers)
+    # A multimodal model's text blocks have a configuration of their own. The private attribute, because the public one
+    # would also set the implementation of parts that are not run.
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    previous = {key: config._attn_implementation_internal for key, config in configs.items() if _is_set(config)}
     token = _streams.set(streams)
-    model.config._attn_implementation = NAME
     try:
+        for key in previous:
+            configs[key]._attn_implementation_internal = NAME  # pyright: ignore[reportAttributeAccessIssue]
         yield streams
     finally:
-        model.config._attn_implementation = previous
+        for key, implementation in previous.items():
+            configs[key]._attn_implementation_internal = implementation  # pyright: ignore[reportAttributeAccessIssue]
         _streams.reset(token)
+
+
+def _is_set(config: Any) -> bool:
+    return hasattr(config, "_attn_implementation_internal")
 
 
 def _attention(
@@ -279,15 +290,30 @@ def _attention(
             "the concept model's attention has sinks, which the exact rule does not support;"
             " use the reference rule or another concept model"
         )
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        raise CocomixError(
+            f"{type(module).__name__} of the concept model adds a bias of its own to the attention scores, which the"
+            " exact rule does not support; use the reference rule or another concept model"
+        )
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise CocomixError(
+            f"{type(module).__name__} of the concept model does not know the number of its block (layer_idx), which the"
+            " exact rule needs; use the reference rule or another concept model"
+        )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     query, key, value = in_autocast_dtype(query), in_autocast_dtype(key), in_autocast_dtype(value)
     if streams.recording:
         streams.store(layer, key, value)
-    plain_kv = streams.plain_kv[layer]  # while stream A runs, just stored
+    if layer not in streams.plain_kv:  # while stream A runs, it has just been stored
+        raise CocomixError(
+            f"{type(module).__name__} of the concept model is not the only attention of its block, which the exact rule"
+            " does not support; use the reference rule or another concept model"
+        )
+    plain_kv = streams.plain_kv[layer]
     causal = softcap is None and any(attention_mask is mask for mask in streams.causal)
     if causal and streams.recording:
         output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
@@ -315,6 +341,53 @@ def _mask(*arguments: Any, **options: Any) -> torch.Tensor:
     if streams is not None:
         streams.causal.append(causal)
     return causal
+
+
+_checked: WeakKeyDictionary[PreTrainedModel, set[int]] = WeakKeyDictionary()
+"""Layers of each model from which its blocks have been checked."""
+_TRIAL = 6
+"""Tokens of a check."""
+
+
+@torch.no_grad()
+def check_two_streams(model: PreTrainedModel, layer: int) -> None:
+    """Refuse a model whose blocks above `layer` combine positions elsewhere than in the attention function.
+
+    A state-space model or a convolution beside the attention (Falcon-H1) and attention that is called more than once a
+    block (DiffLlama) would be computed without a word and wrong. Both passes over a few tokens are compared, once for
+    each model and layer.
+
+    Raises:
+        CocomixError: two streams do not give what separate patched passes give.
+    """
+    if layer in _checked.setdefault(model, set()):
+        return
+    ids = torch.arange(1, _TRIAL + 1, device=model.device)[None] % text_shape(model.config).vocab_size
+    inputs = model_inputs(model, ids, torch.ones_like(ids))
+    rows = model_inputs(model, ids.expand(_TRIAL, -1), torch.ones_like(ids).expand(_TRIAL, -1))
+    with torch.autocast(model.device.type, enabled=False):
+        hidden = hidden_at(model, ids, layer)
+        patched = hidden.roll(1, -1)
+        place = torch.arange(_TRIAL, device=ids.device)
+        separate = hidden.repeat(_TRIAL, 1, 1)
+        separate[place, place] = patched[0]
+        with resumed_at(model, layer, hidden):
+            plain = model(**inputs).logits[0]
+        with resumed_at(model, layer, separate):
+            expected = model(**rows).logits[place, place]
+        with two_streams(model, len(blocks(model)) - layer - 1) as streams:
+            with resumed_at(model, layer, hidden):
+                streams.record(lambda: model.base_model(**inputs))
+            with resumed_at(model, layer, patched):
+                actual = model(**inputs).logits[0]
+    error, effect = (actual - expected).abs().max(), (expected - plain).abs().max()
+    if not error <= (0.02 if model.dtype.itemsize >= 4 else 0.25) * effect:
+        raise CocomixError(
+            f"the blocks of {type(model).__name__} combine positions elsewhere than in Transformers' attention"
+            " interface, so the exact rule would be wrong; use the reference or activation rule, or another concept"
+            " model"
+        )
+    _checked[model].add(layer)
 
 
 AttentionInterface.register(NAME, _attention)

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from cocomix.model.mixers import MIXERS, BlockCost
 from cocomix.model.predictors import PREDICTORS
+from cocomix.model.text_config import first_set, text_config, text_shape
 
 
 class Flops(NamedTuple):
@@ -71,22 +72,30 @@ def has_gated_mlp(config: Any) -> bool:
 
 
 def model_parts(config: Any, seq_len: int) -> ModelParts:
-    """Forward FLOPs per token of the parts of a causal LM at context length `seq_len`."""
-    d, heads = config.hidden_size, config.num_attention_heads
+    """Forward FLOPs per token of the parts of a causal LM at context length `seq_len`.
+
+    An estimate for families that are no plain transformers: a mixture of experts counts the experts that a token uses,
+    a block without attention (Mamba, RWKV) four square projections and its MLP, and all blocks count like the first.
+    """
+    shape, config = text_shape(config), text_config(config)
+    d, heads = shape.hidden_size, first_set(config, "heads")
     gated = has_gated_mlp(config)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or d // heads
-    sizes = (getattr(config, name, None) for name in ("intermediate_size", "n_inner", "ffn_dim"))
-    inner = next((size for size in sizes if size), 4 * d)
+    kv_heads = first_set(config, "kv_heads") or heads or 1
+    head_dim = first_set(config, "head_dim") or d // (heads or 1)
+    inner = first_set(config, "inner") or 4 * d
+    if experts := first_set(config, "experts_per_token"):
+        inner = experts * (first_set(config, "expert_inner") or inner)
+    if heads is None:
+        seq_len, heads = 0, 1
     projections = 2 * d * head_dim * (2 * heads + 2 * kv_heads)
     mlp = (3 if gated else 2) * 2 * d * inner
     attention = 2 * 2 * seq_len * heads * head_dim
     keys_values = 2 * d * head_dim * 2 * kv_heads
-    head = 2 * d * config.vocab_size
-    return ModelParts(projections + mlp + attention, attention, keys_values, head, config.num_hidden_layers)
+    head = 2 * d * shape.vocab_size
+    return ModelParts(projections + mlp + attention, attention, keys_values, head, shape.layers)
 
 
 def sae_training_flops(config: PretrainedConfig, n_latents: int, k: int, layer: int, seq_len: int) -> float:
     """FLOPs per token of SAE training: the model's forward pass up to `layer`, and three forward passes of the SAE."""
-    parts = model_parts(config, seq_len)
-    return (layer + 1) * parts.block + 3 * (2 * n_latents * config.hidden_size + 2 * k * config.hidden_size)
+    parts, d = model_parts(config, seq_len), text_shape(config).hidden_size
+    return (layer + 1) * parts.block + 3 * (2 * n_latents * d + 2 * k * d)

@@ -9,7 +9,7 @@ Choices:
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,10 +21,18 @@ from transformers import PreTrainedModel
 
 from cocomix.kernels.linear_cross_entropy import linear_losses
 from cocomix.kernels.plain_linear import is_wrapped, plain_linear
-from cocomix.utils.errors import CocomixError
+from cocomix.model.text_config import text_shape
+from cocomix.utils.errors import CocomixError, reason
 
-BLOCK_PATHS = ("transformer.h", "model.layers", "gpt_neox.layers", "model.decoder.layers", "transformer.blocks")
-"""Attribute paths of the list of blocks, by model family."""
+BLOCK_PATHS = (
+    "transformer.h",
+    "model.layers",
+    "gpt_neox.layers",
+    "model.decoder.layers",
+    "transformer.blocks",
+    "model.language_model.layers",
+)
+"""Attribute paths of the list of blocks that are tried first; elsewhere it is found by its length."""
 _extra_outputs: dict[type[nn.Module], int] = {}
 """Number of outputs besides the hidden states, by class of blocks (Bloom, Falcon: attention weights); set when seen."""
 
@@ -34,10 +42,11 @@ class _Stop(Exception):
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's list of blocks.
+    """The model's list of blocks: at one of the `BLOCK_PATHS`, or the outermost list of as many modules as the text
+    configuration states blocks.
 
     Raises:
-        CocomixError: the blocks are at none of the `BLOCK_PATHS`.
+        CocomixError: there is none.
     """
     for path in BLOCK_PATHS:
         module: Any = model
@@ -45,9 +54,16 @@ def blocks(model: nn.Module) -> nn.ModuleList:
             module = getattr(module, name, None)
         if isinstance(module, nn.ModuleList):
             return module
+    count = text_shape(model.config).layers  # pyright: ignore[reportArgumentType]
+    # Asked for its decoder first, a multimodal model does not offer the blocks of its image or audio encoder.
+    for root in (getattr(model, "get_decoder", lambda: model)(), model):
+        lists = [(name, module) for name, module in root.named_modules() if isinstance(module, nn.ModuleList)]
+        matches = [(name.count("."), module) for name, module in lists if len(module) == count]
+        if matches:
+            return min(matches, key=lambda match: match[0])[1]
     raise CocomixError(
-        f"the blocks of {type(model).__name__} are at none of the known paths ({', '.join(BLOCK_PATHS)});"
-        " use a GPT-2, GPT-NeoX, OPT, Llama-, Qwen- or Gemma-style model"
+        f"{type(model).__name__} has no list of {count} blocks that cocomix can find (looked at"
+        f" {', '.join(BLOCK_PATHS)}, and for a list of that length); use another model"
     )
 
 
@@ -70,10 +86,13 @@ def model_inputs(model: nn.Module, input_ids: torch.Tensor, attention_mask: torc
 
     A model whose forward pass takes no positions (Bloom, MPT: attention is biased by distance) gets none.
     """
-    inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+    parameters = inspect.signature(model.forward).parameters
+    inputs: dict[str, Any] = {"input_ids": input_ids}
+    if "use_cache" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        inputs["use_cache"] = False
     if attention_mask is not None:
         inputs["attention_mask"] = attention_mask
-        if "position_ids" in inspect.signature(model.forward).parameters:
+        if "position_ids" in parameters:
             inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
     return inputs
 
@@ -89,46 +108,63 @@ def in_autocast_dtype(x: torch.Tensor) -> torch.Tensor:
 def hidden_at(
     model: PreTrainedModel, input_ids: torch.Tensor, layer: int, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Residual stream after block `layer` (0-based), `[batch, seq, d_model]`; no block above it runs."""
-    caught: list[torch.Tensor] = []
+    """Residual stream after block `layer` (0-based), `[batch, seq, d_model]`; no block above it runs.
 
-    def stop(block: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, tuple):
+    Raises:
+        CocomixError: there is no such block, or its output is no hidden state of each position.
+    """
+    check_layer(model, layer)
+    caught: list[Any] = []
+
+    def note(block: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, tuple | list):
             _extra_outputs[type(block)] = len(output) - 1
-            output = output[0]
-        caught.append(output)
+
+    def stop(_block: nn.Module, _inputs: Any, output: Any) -> None:
+        caught.append(output[0] if isinstance(output, tuple | list) else output)
         raise _Stop
 
-    handle = check_layer(model, layer).register_forward_hook(stop)
+    stack = blocks(model)
+    handles = [block.register_forward_hook(note) for block in stack[: layer + 1]]
+    handles.append(stack[layer].register_forward_hook(stop))
     try:
         model(**model_inputs(model, input_ids, attention_mask))
     except _Stop:
         pass
     finally:
-        handle.remove()
-    return caught[0]
+        for handle in handles:
+            handle.remove()
+    hidden, width = caught[0] if caught else None, text_shape(model.config).hidden_size
+    if not isinstance(hidden, torch.Tensor) or hidden.shape != (*input_ids.shape, width):
+        shape = f" but {list(hidden.shape)}" if isinstance(hidden, torch.Tensor) else ""
+        raise CocomixError(
+            f"block {layer} of {type(model).__name__} does not give one hidden state a position"
+            f" ({[*input_ids.shape, width]}{shape}), so it cannot be a concept model; use another model"
+        )
+    return hidden
 
 
 @contextmanager
 def resumed_at(model: PreTrainedModel, layer: int, hidden: torch.Tensor) -> Iterator[None]:
     """Context in which forward passes skip blocks 0 to `layer` and use `hidden` `[batch, seq, d_model]` instead.
 
-    `hidden_at` must have run on this class of blocks before: it notes how many outputs they have.
+    `hidden_at` must have run on these classes of blocks before: it notes how many outputs they have.
     """
     skipped = list(blocks(model))[: layer + 1]
-    n_extra = _extra_outputs.get(type(skipped[0]))
 
-    def replacement(*_args: Any, **_kwargs: Any) -> Any:
-        return hidden if n_extra is None else (hidden, *[None] * n_extra)
+    def replacement(block: nn.Module) -> Callable[..., Any]:
+        n_extra = _extra_outputs.get(type(block))
+        output = hidden if n_extra is None else (hidden, *[None] * n_extra)
+        return lambda *_args, **_kwargs: output
 
     wrapped = [block.__dict__.get("forward") for block in skipped]  # e.g. by Accelerate's hooks
     try:
         for block in skipped:
-            block.forward = replacement  # pyright: ignore[reportAttributeAccessIssue]
+            block.forward = replacement(block)  # pyright: ignore[reportAttributeAccessIssue]
         yield
     finally:
         for block, previous in zip(skipped, wrapped, strict=True):
-            del block.__dict__["forward"]
+            block.__dict__.pop("forward", None)
             if previous is not None:
                 block.forward = previous  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -147,6 +183,63 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
         for parameter in trainable:
             parameter.requires_grad_(True)
         model.train(training)
+
+
+_TRIAL = 6
+"""Tokens of a trial pass."""
+
+
+@torch.no_grad()
+def check_teacher(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot be a concept model, after a few passes over a few tokens.
+
+    Labels are only right if the blocks hand one hidden state a position from one to the next and nothing else that a
+    replaced hidden state would have to change, and if no position sees later tokens.
+
+    Raises:
+        CocomixError: it does not work like that; the message says what is different.
+    """
+    name, rows = type(model).__name__, text_shape(model.config).vocab_size
+    ids = torch.arange(1, _TRIAL + 1, device=model.device)[None] % rows
+    inputs = model_inputs(model, ids, None)
+    with frozen(model), torch.autocast(model.device.type, enabled=False):
+        try:
+            logits = model(**inputs).logits
+            other = model(**{**inputs, "input_ids": ids.clone().index_fill_(1, ids.new_tensor([_TRIAL - 1]), 0)}).logits
+            hidden = hidden_at(model, ids, 0)
+            with resumed_at(model, 0, hidden):
+                resumed = model(**inputs).logits
+            with resumed_at(model, 0, hidden.roll(1, -1)):  # a constant would vanish in the norms
+                changed = model(**inputs).logits
+        except CocomixError:
+            raise
+        except Exception as error:  # a model of any family may fail in any way on text alone
+            raise CocomixError(
+                f"{name} cannot be run on text alone, one block after the other ({type(error).__name__}:"
+                f" {reason(error)}), so it cannot be a concept model; use another model"
+            ) from error
+    if logits.shape[:2] != ids.shape or not torch.isfinite(logits).all():
+        raise CocomixError(
+            f"{name} gives no finite next-token logits for each position (shape {list(logits.shape)});"
+            " use intact weights, or another model"
+        )
+    if not _close(logits[:, :-1], other[:, :-1]):
+        raise CocomixError(
+            f"{name} lets positions see later tokens, so it does not predict the next one (BERT and its kind do so"
+            " unless is_decoder is set in config.json); use a causal model"
+        )
+    if not _close(logits, resumed) or _close(logits, changed):
+        raise CocomixError(
+            f"the blocks of {name} do not pass on all they compute through one residual stream, so it cannot be changed"
+            " after a block; use another model"
+        )
+
+
+def _close(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of logits are the same up to rounding in the model's precision."""
+    first, second = first.float(), second.float()
+    # The spread, because a logit may be anything from 0.001 to 1000, and half precision rounds to 3 digits.
+    return bool((first - second).abs().max() <= 0.02 * first.std())
 
 
 _heads: WeakKeyDictionary[nn.Module, tuple[nn.Module, bool]] = WeakKeyDictionary()
@@ -206,7 +299,8 @@ def _logits_are_linear(model: PreTrainedModel, head: nn.Linear) -> bool:
         inputs = model_inputs(model, ids, torch.ones_like(ids))  # without a mask GPT-2 warns that ids look like padding
         hidden = getattr(model.base_model(**inputs), "last_hidden_state", None)
         logits = model(**inputs).logits
-        return hidden is not None and torch.equal(head(hidden), logits)
+        # RemBERT has a layer between, of another width.
+        return hidden is not None and hidden.shape[-1] == head.in_features and torch.equal(head(hidden), logits)
 
 
 def has_next_token(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -75,8 +75,10 @@ class LiveTeacher(TeacherDistribution):
     def divergence(self, log_probs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
             logits = self.teacher(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
-            # A published teacher may have spare rows beyond the tokenizer's vocabulary, which are not tokens.
+            # A published teacher may have spare rows beyond the tokenizer's vocabulary, which are not tokens, or lack
+            # rows for tokens that no text has, whose probability is 0.
             teacher_log_probs = logits[..., : log_probs.shape[-1]].to(log_probs.dtype).log_softmax(-1)
+            log_probs = log_probs[..., : teacher_log_probs.shape[-1]]
         return F.kl_div(log_probs, teacher_log_probs, log_target=True, reduction="none").sum(-1)
 
     def flops_per_token(self, seq_len: int) -> float:

@@ -15,6 +15,7 @@ from cocomix.data.sources import SOURCES
 from cocomix.data.special_tokens import Bos
 from cocomix.labels.attribution import RULES, SIGNS, check_sign
 from cocomix.model.build import ModelShape
+from cocomix.model.loading import ATTENTION, check_attention
 from cocomix.objectives.base import StudentSettings
 from cocomix.objectives.cocomix import ConceptConfig
 from cocomix.objectives.registry import StudentConfig
@@ -112,6 +113,17 @@ class TeacherConfig(Section):
     )
     model: ModelShape = Field(default_factory=lambda: ModelShape(width=192, layers=6, heads=6))
     train: TrainConfig | None = Field(default=None, description="its training; needed unless pretrained")
+    attention: str = Field(
+        default="sdpa",
+        description=f"attention implementation that it is run with: {', '.join(ATTENTION)}; families without sdpa run"
+        " eager in its place",
+    )
+
+    @field_validator("attention")
+    @classmethod
+    def _is_known(cls, attention: str) -> str:
+        check_attention(attention)
+        return attention
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
@@ -124,7 +136,7 @@ class SaeConfig(Section):
 
     pretrained: str | None = Field(
         default=None,
-        description="SAE folder of cocomix, SAELens or sparsify, OpenAI .pt file, or hub id; empty: train one here",
+        description="SAE folder or file of a format that cocomix reads, or hub id; empty: train one here",
     )
     layer: int = Field(default=3, ge=0, description="teacher block (0-based) whose output the SAE reads")
     n_latents: int = Field(default=2048, ge=1, description="number of concepts C")

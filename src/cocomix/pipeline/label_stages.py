@@ -17,7 +17,7 @@ from cocomix.labels.attribution import labelling_flops
 from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
 from cocomix.labels.store import LabelReader, LabelStore
 from cocomix.model.flops import model_flops
-from cocomix.model.loading import model_config
+from cocomix.model.loading import as_run, model_config
 from cocomix.pipeline.config import LabelConfig, RunConfig
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
@@ -63,7 +63,7 @@ class LabelSet(ABC):
         """What makes the labels, with the finished teacher and SAE."""
         config = self.config
         return ConceptLabeller(
-            self.teacher.model(),
+            self.teacher.model(config.precision),
             self.sae.model(),
             layer=self.sae.config.layer,
             rule=config.rule,
@@ -164,7 +164,7 @@ class LabelStage(Stage, LabelSet):
             for split in self.splits
         }
         per_token = self.flops_per_token(labeller.teacher.config, labeller.sae.n_latents, labeller.sae.k)
-        return figures | {"flops": per_token * figures["train"]["tokens"]}
+        return figures | {"flops": per_token * figures["train"]["tokens"], "teacher": as_run(labeller.teacher)}
 
     def lineage(self, split: str) -> dict[str, Any]:
         """What these labels depend on, by content."""
@@ -220,7 +220,7 @@ class LogitsStage(Stage):
         return f"{self.k} tokens a position; {figures['tokens_per_second']:,.0f} tokens/s"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        teacher, shards = self.teacher.model(), self.tokens.shards("train")
+        teacher, shards = self.teacher.model(self.precision), self.tokens.shards("train")
         if self.k > shards.vocab_size:
             raise CocomixError(f"teacher_top_k {self.k} is more than the vocabulary of {shards.vocab_size}; lower it")
         figures = label_split(
@@ -239,7 +239,8 @@ class LogitsStage(Stage):
             shard_tokens=self.shard_tokens,
             progress=progress,
         )
-        return figures | {"flops": model_flops(teacher.config, self.seq_len).forward * figures["tokens"]}
+        flops = model_flops(teacher.config, self.seq_len).forward * figures["tokens"]
+        return figures | {"flops": flops, "teacher": as_run(teacher)}
 
     def lineage(self) -> dict[str, Any]:
         """What these logits depend on, by content."""

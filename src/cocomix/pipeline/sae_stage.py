@@ -8,7 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from cocomix.evaluation.perplexity import window_subset
-from cocomix.model.teacher import hidden_at
+from cocomix.model.loading import as_run
+from cocomix.model.teacher import blocks, hidden_at
+from cocomix.model.text_config import text_shape
 from cocomix.objectives.sae import SaeObjective
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import TokensStage
@@ -75,7 +77,7 @@ class SaeStage(ModelStage):
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         teacher = self.teacher.model()
-        width, n_layers = teacher.config.hidden_size, teacher.config.num_hidden_layers
+        width, n_layers = text_shape(teacher.config).hidden_size, len(blocks(teacher))
         if self.config.layer >= n_layers:
             raise CocomixError(
                 f"sae.layer {self.config.layer} is outside the concept model's {n_layers} blocks;"
@@ -93,7 +95,16 @@ class SaeStage(ModelStage):
                 f" block {self.config.layer} with {sae.k} latents kept; it belongs to another layer or model, or needs"
                 " more of them, so check sae.layer and sae.k"
             )
-        figures = extra | quality | {"n_latents": sae.n_latents, "k": sae.k, "layer": self.config.layer}
+        figures = (
+            extra
+            | quality
+            | {
+                "n_latents": sae.n_latents,
+                "k": sae.k,
+                "layer": self.config.layer,
+                "teacher": as_run(teacher),
+            }
+        )
         if is_main():
             write_sae_page(figures, folder / "quality.html")
         return figures
@@ -102,7 +113,7 @@ class SaeStage(ModelStage):
         config, train = self.config, self.config.train
         assert train is not None, "the config asks for pretrained or train"
         torch.manual_seed(train.seed)
-        sae = TopKSAE(teacher.config.hidden_size, config.n_latents, config.k)
+        sae = TopKSAE(text_shape(teacher.config).hidden_size, config.n_latents, config.k)
         shards = self.tokens.shards("train")
         objective = SaeObjective(
             sae,

@@ -98,7 +98,8 @@ class StudentStage(ModelStage):
         """The student, freshly initialised, and what it is trained on."""
         torch.manual_seed(self.seed)
         model = build_student(self.run_config.students, self.student, self._sizes)
-        return self.config.make_objective(model, self._sizes(self.student), self.sae.teacher.model)
+        precision = self.train.precision
+        return self.config.make_objective(model, self._sizes(self.student), lambda: self.sae.teacher.model(precision))
 
     def batches(self) -> BatchSource:
         """Its training data: tokens, and labels or logits if it reads any."""

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.data.special_tokens import trained_policy
+from cocomix.data.tokenizer import load_tokenizer
 from cocomix.model.build import build_plain, special_ids
 from cocomix.model.loading import load_causal_lm, model_config
+from cocomix.model.teacher import check_teacher
+from cocomix.model.text_config import text_shape
 from cocomix.objectives.ntp import NtpObjective
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import TokensStage
@@ -43,9 +46,12 @@ class TeacherStage(ModelStage):
         self.tokens = tokens
 
     def settings(self) -> dict[str, Any]:
+        attention = {} if self.config.attention == "sdpa" else {"attention": self.config.attention}
         if self.config.pretrained is not None:
-            return {"pretrained": stable_name(self.external_inputs, self.config.pretrained), "seq_len": self.seq_len}
-        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
+            name = stable_name(self.external_inputs, self.config.pretrained)
+            return {"pretrained": name, "seq_len": self.seq_len} | attention
+        own = self.config.model_dump(mode="json", exclude={"attention"}) | attention
+        return own | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['description']}{describe_curve(figures)}"
@@ -68,9 +74,9 @@ class TeacherStage(ModelStage):
         return training_figures(result) | {"parameters": model.num_parameters(), "description": _describe(model)}
 
     def _load(self, folder: Path, source: str) -> dict[str, Any]:
-        model = load_causal_lm(source, "the concept model")
+        model = load_causal_lm(source, "the concept model", precision="saved")
         self._check_vocabulary(model, source)
-        positions = getattr(model.config, "max_position_embeddings", None)  # Bloom has no limit
+        positions = text_shape(model.config).positions
         if positions is not None and positions < self.seq_len:
             raise CocomixError(
                 f"the concept model {source} has {positions} positions,"
@@ -78,26 +84,41 @@ class TeacherStage(ModelStage):
             )
         if is_main():
             model.save_pretrained(folder / "model")
-        return {"parameters": model.num_parameters(), "description": f"{source}: {_describe(model)}"}
+        saved = str(model.dtype).removeprefix("torch.")
+        check_teacher(model.float())
+        description = f"{source}: {_describe(model)}"
+        return {"parameters": model.num_parameters(), "description": description, "saved_dtype": saved}
 
     def _check_vocabulary(self, model: PreTrainedModel, source: str) -> None:
+        """Refuse a model whose tokens are others than those of the shards.
+
+        Raises:
+            CocomixError: the tokenizers differ, or the text has a token for which the model has no row.
+        """
         tokenizer = self.tokens.tokenizer()
-        size = model.config.vocab_size
+        rows = text_shape(model.config).vocab_size
         hint = "set tokens.tokenizer to the concept model's own tokenizer"
-        if not len(tokenizer) <= size <= len(tokenizer) + SPARE_IDS:
-            raise CocomixError(
-                f"the concept model {source} has a vocabulary of {size} and the students' tokenizer {len(tokenizer)};"
-                f" {hint}"
-            )
-        try:
-            published = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except Exception:  # the Tokenizers library raises nothing narrower
-            return  # no valid tokenizer beside the weights: only sizes can be compared
-        if published.get_vocab() != tokenizer.get_vocab():
+        published = _published_tokenizer(source)
+        if published is not None and published.get_vocab() != tokenizer.get_vocab():
             raise CocomixError(
                 f"the concept model {source} numbers its tokens differently from the students' tokenizer; {hint}"
             )
-        special, here = trained_policy(published, source, model.config.model_type), self.tokens.special
+        # With a tokenizer of its own, however many rows it has were meant: some models have thousands to spare.
+        if published is None and rows > len(tokenizer) + SPARE_IDS:
+            raise CocomixError(
+                f"the concept model {source} has a vocabulary of {rows} and the students' tokenizer {len(tokenizer)};"
+                f" {hint}"
+            )
+        if rows < len(tokenizer):  # Gemma 3's tokenizer has a token for images, for which the text model has no row
+            largest = max(self.tokens.shards(split).largest_id() for split in self.tokens.figures["tokens"])
+            if largest >= rows:
+                text = tokenizer.convert_ids_to_tokens(largest)
+                raise CocomixError(
+                    f"the concept model {source} has {rows} rows for tokens and the text has the token {largest}"
+                    f" ({text!r}), for which it has none; remove it from the text, or {hint}"
+                )
+        special = None if published is None else trained_policy(published, source, model.config.model_type)
+        here = self.tokens.special
         if special is not None and special.bos_id != here.bos_id:
             begin = ["with" if policy.bos_id is not None else "without" for policy in (special, here)]
             raise CocomixError(
@@ -105,19 +126,33 @@ class TeacherStage(ModelStage):
                 f" this run are {begin[1]} one; set tokens.bos={str(special.bos_id is not None).lower()}"
             )
 
-    def model(self) -> PreTrainedModel:
-        """The finished concept model, in evaluation mode, taking no gradients."""
+    def model(self, precision: str = "fp32") -> PreTrainedModel:
+        """The finished concept model for passes in `precision`, in evaluation mode, taking no gradients."""
         self.check()
-        model = load_causal_lm(self.folder / "model", "the concept model", self.redo_hint)
+        model = load_causal_lm(
+            self.folder / "model",
+            "the concept model",
+            self.redo_hint,
+            precision=precision,
+            attention=self.config.attention,
+        )
         return model.requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
 
     @property
     def width(self) -> int:
         """Width of the finished concept model's hidden states."""
         _ = self.figures
-        return model_config(self.folder / "model", self.redo_hint).hidden_size
+        return text_shape(model_config(self.folder / "model", self.redo_hint)).hidden_size
+
+
+def _published_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a model's weights; None: there is no valid one."""
+    try:
+        return load_tokenizer(source)
+    except CocomixError:
+        return None
 
 
 def _describe(model: PreTrainedModel) -> str:
-    config = model.config
-    return f"{config.model_type}, {config.num_hidden_layers} layers, width {config.hidden_size}"
+    shape = text_shape(model.config)
+    return f"{model.config.model_type}, {shape.layers} layers, width {shape.hidden_size}"

@@ -15,7 +15,7 @@ from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.formats import FORMATS
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.advice import command_line
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, tokenizer_errors
 
 
 def existing_run(folder: Path, *, announce: bool = True) -> Run:
@@ -69,7 +69,8 @@ def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, 
     run = existing_run(folder)
     stage = student_stage(run, student, seed)
     model, tokenizer = with_concepts(run, stage), stage.tokens.tokenizer()
-    ids = stage.tokens.special.prompt(tokenizer, text)
+    with tokenizer_errors("of this run"):
+        ids = stage.tokens.special.prompt(tokenizer, text)
     if not text.strip():
         raise CocomixError("the text is empty; give some words")
     uses_sae = stage.config.uses_sae_concepts and stage.sae.done()  # bootstrapped concepts are the student's own

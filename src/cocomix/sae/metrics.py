@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from cocomix.model.teacher import hidden_at, model_inputs, next_token_losses, resumed_at
 from cocomix.sae.sae import TopKSAE
+from cocomix.utils.env import as_float64
 from cocomix.utils.errors import CocomixError
 
 LOWEST_LOG, BIN = -7.0, 0.25
@@ -34,8 +35,8 @@ class Reconstruction:
     def add(self, x: torch.Tensor) -> None:
         """Add hidden states `x` `[n, d_model]`."""
         latents = self.sae.encode(x)
-        active, wide = latents.values > 0, x.double()
-        self._error += float((self.sae.decode(latents) - x).double().square().sum())
+        active, wide = latents.values > 0, as_float64(x)
+        self._error += float(as_float64(self.sae.decode(latents) - x).square().sum())
         self._active += int(active.sum())
         self.fired += torch.bincount(latents.ids[active], minlength=self.sae.n_latents).cpu()
         self._total += wide.sum(0).cpu()
@@ -130,14 +131,14 @@ def spliced_losses(
             "plain": hidden,
             "sae": sae(hidden).to(hidden.dtype),
             "zero": torch.zeros_like(hidden),
-            "mean": mean.to(hidden).expand_as(hidden),
+            "mean": mean.to(hidden.dtype).to(hidden.device).expand_as(hidden),
         }
         for name, replaced in spliced.items():
             if first_position:
                 replaced = torch.cat([hidden[:, :first_position], replaced[:, first_position:]], dim=1)
             with resumed_at(model, layer, replaced):
                 logits = model(**model_inputs(model, ids, None)).logits
-            totals[name] += float(next_token_losses(logits, ids).double().sum())
+            totals[name] += float(as_float64(next_token_losses(logits, ids)).sum())
         tokens += ids.shape[0] * (ids.shape[1] - 1)
     if not tokens:
         raise CocomixError("there are no tokens to splice the autoencoder into; the validation split is too short")

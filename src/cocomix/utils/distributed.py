@@ -17,9 +17,11 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from cocomix.utils.console import is_main, rank, world_size
-from cocomix.utils.errors import Interrupted
+from cocomix.utils.errors import CocomixError, Interrupted
 
 __all__ = [
+    "DEVICE",
+    "DEVICES",
     "Interrupted",
     "StopRequest",
     "anywhere",
@@ -45,11 +47,37 @@ def barrier() -> None:
         dist.barrier()
 
 
+DEVICE = "COCOMIX_DEVICE"
+"""Environment variable that chooses the device: one of `DEVICES`. No setting of a run, which may go on elsewhere."""
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
 def device() -> torch.device:
-    """This process's device."""
-    if torch.cuda.is_available():
+    """This process's device: what `COCOMIX_DEVICE` names, or with "auto", the default, a CUDA GPU where there is one.
+
+    An Apple GPU (mps) is only used when it is named: nobody has run cocomix on one yet.
+
+    Raises:
+        CocomixError: it names another device, or one that is not there.
+    """
+    chosen = os.environ.get(DEVICE) or "auto"
+    if chosen not in DEVICES:
+        raise CocomixError(f"{DEVICE} is {chosen!r}; set it to one of {', '.join(DEVICES)}")
+    if chosen == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    if chosen == "cuda":
+        if not torch.cuda.is_available():
+            raise CocomixError(f"{DEVICE} is cuda and torch finds no such GPU; set it to cpu or auto")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    if chosen == "mps":
+        if not torch.backends.mps.is_available():
+            raise CocomixError(f"{DEVICE} is mps and torch finds no Apple GPU; set it to cpu or auto")
+        if world_size() > 1:
+            raise CocomixError(
+                f"{DEVICE} is mps, and an Apple GPU cannot be shared by {world_size()} processes; start one process, or"
+                " set it to cpu"
+            )
+    return torch.device(chosen)
 
 
 Value = TypeVar("Value")
@@ -124,11 +152,12 @@ def distributed_session() -> Iterator[None]:
     if world_size() == 1 or dist.is_initialized():
         yield
         return
-    if torch.cuda.is_available():
+    on_gpu = device().type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(device())
     store, _, _ = next(rendezvous("env://", timeout=LONGEST_WAIT))
     dist.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
+        "nccl" if on_gpu else "gloo",
         # A launcher that starts its processes again gives them the same store, with the dead ones' addresses in it.
         store=dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),  # pyright: ignore[reportPrivateImportUsage]
         rank=rank(),

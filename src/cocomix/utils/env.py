@@ -20,10 +20,13 @@ import torch
 import transformers
 from pydantic import AfterValidator
 
+from cocomix.utils.distributed import device
+
 
 def machine() -> dict[str, Any]:
     """The machine as records keep it: processor, memory, versions."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    chosen = device()
+    names = {"cuda": torch.cuda.get_device_name, "mps": lambda: f"mps ({_cpu_name()})", "cpu": lambda: "cpu"}
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -32,7 +35,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device": gpu or "cpu",
+        "device": names[chosen.type](),
         "threads": torch.get_num_threads(),
     }
 
@@ -126,6 +129,8 @@ def measured_flops(device: str, precision: str) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def memory_used(device: torch.device | str = "cpu") -> int:
@@ -133,13 +138,21 @@ def memory_used(device: torch.device | str = "cpu") -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":  # it keeps no peak
+        return torch.mps.driver_allocated_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def fast_precision() -> Literal["fp32", "bf16"]:
-    """bf16 where this machine multiplies in it (a GPU that supports it, or a CPU with bf16 instructions), else fp32."""
-    if torch.cuda.is_available():
+    """bf16 where this machine multiplies in it (a GPU that supports it, or a CPU with bf16 instructions), else fp32.
+
+    fp32 on an Apple GPU: only some of them multiply in bf16, and torch does not say which.
+    """
+    chosen = device().type
+    if chosen == "mps":
+        return "fp32"
+    if chosen == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
@@ -150,6 +163,11 @@ def fast_precision() -> Literal["fp32", "bf16"]:
 
 def _resolved(precision: str) -> str:
     return fast_precision() if precision == "auto" else precision
+
+
+def as_float64(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float64, on its device or, if that has no float64 (an Apple GPU), on the CPU."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
 Precision = Annotated[Literal["auto", "fp32", "bf16"], AfterValidator(_resolved)]

@@ -4,6 +4,10 @@ Raise `CocomixError` with one sentence that names the cause and the fix; the com
 traceback and exits with code 2.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 LONGEST = 900
 """Characters of a message."""
 _HEAD, _TAIL = 550, 320
@@ -40,6 +44,26 @@ def reason(error: BaseException) -> str:
     """First line of an error's message, or its type if the message is empty."""
     message = str(error).strip()
     return message.splitlines()[0] if message else type(error).__name__
+
+
+@contextmanager
+def tokenizer_errors(source: Any) -> Iterator[None]:
+    """Context in which a failure inside the Tokenizers library is one sentence about the tokenizer `source`.
+
+    Its Rust code panics, for instance, where a regular expression of the tokenizer takes too many steps on a text. A
+    panic is not an `Exception`: it would end any program with a traceback.
+
+    Raises:
+        CocomixError: the library panicked.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CocomixError(
+            f"the tokenizer {source} failed on a text ({reason(error)}); use another tokenizer, or shorten the text"
+        ) from None
 
 
 def _printable(message: str) -> str:

@@ -61,7 +61,7 @@ class CoCoMixLM(HFLM):
         pretrained: folder, hub id, or a loaded model (then `tokenizer` is needed).
         tokenizer: folder, hub id or loaded tokenizer; default: the one in the model's folder.
         device: e.g. "cuda:1"; default, and if there is no such device: this process's device.
-        dtype: of the weights, e.g. "bfloat16"; default: as saved.
+        dtype: of the weights, e.g. "bfloat16"; "auto": as saved. The report has it as `model_dtype`.
         batch_size: rows of a forward pass, or "auto" (starts with 64 rows of full length, halves when out of memory).
         options: see `OPTIONS`; the harness's documentation explains them.
 
@@ -78,7 +78,7 @@ class CoCoMixLM(HFLM):
         pretrained: str | Path | PreTrainedModel,
         tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
         device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "auto",
+        dtype: str | torch.dtype = "float32",
         batch_size: int | str | None = 1,
         **options: Any,
     ) -> None:
@@ -89,12 +89,14 @@ class CoCoMixLM(HFLM):
                 f" batch_size, {', '.join(sorted(OPTIONS))}"
             )
         self._source = str(pretrained if isinstance(pretrained, str | Path) else pretrained.name_or_path)
-        loaded = load_causal_lm(pretrained, "the model") if isinstance(pretrained, str | Path) else pretrained
+        loaded: Any = pretrained
+        if isinstance(pretrained, str | Path):
+            loaded = load_causal_lm(pretrained, "the model", precision="saved" if dtype == "auto" else "fp32")
         if dtype != "auto":
-            loaded = loaded.to(get_dtype(dtype))  # pyright: ignore[reportArgumentType]
+            loaded = loaded.to(get_dtype(dtype))
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer = load_tokenizer(str(tokenizer or self._source))
-        loaded.to(_device(device))  # pyright: ignore[reportArgumentType]
+        loaded.to(_device(device))
         self.special: SpecialTokens = policy_of_model(tokenizer, self._source, loaded.config.model_type)
         if options.get("add_bos_token") is not None:
             self.special = with_bos(self.special, tokenizer, bool(options["add_bos_token"]))
@@ -255,6 +257,7 @@ def _is_unexpected(record: logging.LogRecord) -> bool:
 
 def _device(requested: str | torch.device | None) -> torch.device:
     """The requested device, if there is one; the harness's command line requests "cuda" by default."""
-    if requested is None or (str(requested).startswith("cuda") and not torch.cuda.is_available()):
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if requested is None or not there.get(str(requested).split(":")[0], lambda: True)():
         return process_device()
     return torch.device(requested)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from cocomix.sae.formats.base import LoadedSae, SaeFormat, block_before, check_hook, fetch, is_hub_id
 from cocomix.sae.formats.cocomix import CocomixFormat
+from cocomix.sae.formats.dictionary_learning import DictionaryLearningFormat
+from cocomix.sae.formats.gemma_scope import GemmaScopeFormat
 from cocomix.sae.formats.openai import OpenAiFormat
 from cocomix.sae.formats.saelens import SaeLensFormat
 from cocomix.sae.formats.sparsify import SparsifyFormat
@@ -17,7 +19,8 @@ from cocomix.utils.registry import Registry
 __all__ = ["FORMATS", "LoadedSae", "SaeFormat", "load_sae", "register_format"]
 
 FORMATS: Registry[type[SaeFormat]] = Registry(
-    "SAE format", [CocomixFormat, SaeLensFormat, SparsifyFormat, OpenAiFormat]
+    "SAE format",
+    [CocomixFormat, SaeLensFormat, SparsifyFormat, DictionaryLearningFormat, GemmaScopeFormat, OpenAiFormat],
 )
 """Formats by name; a path has the first format that detects it."""
 
@@ -49,11 +52,11 @@ def load_sae(source: str | Path, *, layer: int, d_model: int, k: int) -> LoadedS
     if Path(source).exists():
         path = _choose(Path(source), layer)
     elif is_hub_id(text):
-        path = fetch(text, lambda folder: _choose(folder, layer))
+        weights = [cls.weights_file for cls in FORMATS.values() if cls.weights_file is not None]
+        path = fetch(text, lambda folder: _choose(folder, layer), weights)
     else:
         raise CocomixError(
-            f"there is no SAE at {source}; give a folder of cocomix, SAELens or sparsify, one of OpenAI's .pt files,"
-            " or a hub id"
+            f"there is no SAE at {source}; give a folder or file of one of the formats {FORMATS.names}, or a hub id"
         )
     loaded = _format(path).load(path, k)
     check_hook(loaded.hook, layer, text)
@@ -70,7 +73,7 @@ def _format(path: Path) -> SaeFormat:
     if sae_format is None:
         raise CocomixError(
             f"{path} is not an autoencoder of a known format; give a folder of cocomix (sae.json), SAELens or sparsify"
-            " (cfg.json), or one of OpenAI's .pt files"
+            " (cfg.json), dictionary_learning (ae.pt) or Gemma Scope (params.npz), or one of OpenAI's .pt files"
         )
     return sae_format
 
@@ -84,7 +87,10 @@ def _choose(path: Path, layer: int) -> Path:
         if (path / name).is_file():
             read_json(path / name)  # raises an error that says so if the file is damaged
             _format(path)
-    below = sorted({file.parent for name in metadata_files for file in path.rglob(name)})
+    weights_files = {cls.weights_file for cls in FORMATS.values() if cls.weights_file is not None}
+    # dictionary_learning's JSON has a name that others use, too, so it counts only where it is one of an autoencoder.
+    marks = [*metadata_files, *weights_files, "config.json"]
+    below = sorted({file.parent for name in marks for file in path.rglob(name) if format_of(file.parent) is not None})
     hooks = {folder: _hook(folder) for folder in below}
     matches = [folder for folder, hook in hooks.items() if hook is not None and block_before(hook) == layer]
     if len(matches) == 1:

@@ -2,14 +2,15 @@
 
 - `block_before` maps the hook point names of TransformerLens, Transformers and sparsify to the block whose output they
   are.
-- A hub id is `owner/name` or `owner/name/folder/or/file.pt`. Only JSON, safetensors and the one `.pt` file it names are
-  ever downloaded. A repository often holds one autoencoder per layer, so its JSON files are fetched first; they tell
-  which folder is needed, and only that folder's weights follow.
+- A hub id is `owner/name` or `owner/name/folder/or/file.pt`. Only JSON, safetensors, the one `.pt` or `.npz` file it
+  names, and the one `ae.pt` or `params.npz` of the folder it names are ever downloaded. A repository often holds one
+  autoencoder per layer, so its JSON files are fetched first; they tell which folder is needed, and only that folder's
+  weights follow.
 """
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -68,11 +69,12 @@ def is_hub_id(source: str) -> bool:
     return bool(ID.fullmatch(source)) and not source.startswith(".") and ".." not in source and not Path(first).is_dir()
 
 
-def fetch(source: str, choose: Callable[[Path], Path]) -> Path:
+def fetch(source: str, choose: Callable[[Path], Path], weights_files: Sequence[str] = ()) -> Path:
     """Download an autoencoder from the hub and return its path in the local cache.
 
     Args:
         source: a hub id, see the module docstring.
+        weights_files: names of weights that are fetched from the folder of the autoencoder beside safetensors.
         choose: returns the autoencoder's folder at or below a folder in which only the JSON files are present yet.
 
     Raises:
@@ -82,7 +84,10 @@ def fetch(source: str, choose: Callable[[Path], Path]) -> Path:
     repository, inside = f"{owner}/{name}", "/".join(rest)
     prefix = f"{inside}/" if inside else ""
     # The mirror of OpenAI's autoencoders has folders whose names end in .pt.
-    patterns = [f"{prefix}*.json", *([inside] if inside.endswith(".pt") else [])]
+    patterns = [f"{prefix}*.json", *([inside] if inside.endswith((".pt", ".npz")) else [])]
+    if inside:  # a format without JSON is recognised by its weights
+        patterns += [f"{prefix}{name}" for name in weights_files]
+        patterns += [f"{Path(inside).parent.as_posix()}/config.json"] if inside.endswith(".pt") else []
     root = _snapshot(repository, patterns, source)
     path = root / inside
     if path.is_file():
@@ -94,7 +99,8 @@ def fetch(source: str, choose: Callable[[Path], Path]) -> Path:
     chosen = choose(path)
     below = chosen.relative_to(root).as_posix()
     prefix = "" if below == "." else f"{below}/"
-    return _snapshot(repository, [f"{prefix}*.json", f"{prefix}*.safetensors"], source) / below
+    weights = [f"{prefix}{name}" for name in ("*.safetensors", *weights_files)]
+    return _snapshot(repository, [f"{prefix}*.json", *weights], source) / below
 
 
 def _snapshot(repository: str, patterns: list[str], source: str) -> Path:
@@ -134,12 +140,14 @@ class SaeFormat(ABC):
         name: name in `--format`.
         title: name in error messages.
         metadata_file: name of the JSON file beside the weights, if the format has one.
+        weights_file: name of the file with the weights, if the format has no JSON that tells what it is.
         detects_any_file: whether `detect` accepts any file; other formats are tried first.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     metadata_file: ClassVar[str | None] = None
+    weights_file: ClassVar[str | None] = None
     detects_any_file: ClassVar[bool] = False
 
     @abstractmethod

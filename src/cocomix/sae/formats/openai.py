@@ -107,13 +107,21 @@ def load_openai_file(path: Path | str) -> TopKSAE:
     Raises:
         CocomixError: the file does not exist, is not a weights file, or has another layout.
     """
-    path = Path(path)
+    return from_openai(read_state_dict(Path(path)))
+
+
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """The state_dict in a `.pt` file; pickled code is refused.
+
+    Raises:
+        CocomixError: the file does not exist, or is no plain file of weights.
+    """
     check_readable(path)
     try:
         _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CocomixError(f"there is no SAE at {path}; give an SAE folder or one of OpenAI's .pt files") from None
+        raise CocomixError(f"there is no SAE at {path}; give an SAE folder or a .pt file") from None
     except Exception as error:  # a damaged file raises errors of many types
         raise CocomixError(
             f"{path} is not a plain weights file ({type(error).__name__}) and was not loaded; use an intact file"
@@ -123,4 +131,4 @@ def load_openai_file(path: Path | str) -> TopKSAE:
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.numel() * value.element_size() > path.stat().st_size:
             raise CocomixError(f"{path}: {name} is larger than the file, a view of fewer numbers; use an intact file")
-    return from_openai(state)
+    return state

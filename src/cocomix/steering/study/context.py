@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from cocomix.data.shards import TokenShards
 from cocomix.model.teacher import hidden_at
+from cocomix.model.text_config import text_shape
 from cocomix.sae.sae import TopKSAE
 from cocomix.steering.residual import concept_activations
 from cocomix.steering.study.concepts import Concept, spread_windows
@@ -58,7 +59,7 @@ def sample_texts(model: Any, prompts: torch.Tensor, new_tokens: int, noise: Nois
         CocomixError: the texts would be longer than the model can take.
     """
     length = prompts.shape[1] + new_tokens
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = text_shape(model.config).positions
     if positions is not None and length > positions:
         raise CocomixError(
             f"prompt and continuation make {length} tokens and the model has {positions} positions; lower --tokens by"

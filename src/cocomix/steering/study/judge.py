@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from cocomix.model.teacher import hidden_at
 from cocomix.sae.sae import TopKSAE
 from cocomix.steering.study.concepts import Concept
+from cocomix.utils.env import as_float64
 
 ROWS = 64
 """Texts read at a time."""
@@ -44,7 +45,7 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         targets: int64 `[rows, seq]`.
     """
     losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return losses.double().view_as(targets)
+    return as_float64(losses).view_as(targets)
 
 
 def leak(shares: torch.Tensor, unsteered: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:

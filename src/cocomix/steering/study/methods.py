@@ -32,6 +32,7 @@ from cocomix.steering.study.method_result import (
     examples_at,
     unsteered_result,
 )
+from cocomix.utils.env import as_float64
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.registry import Registry
 
@@ -57,7 +58,7 @@ def contrast_vectors(
     total: Any = 0.0
     positions = 0
     for ids, active in text:
-        hidden = hidden_at(model, ids.to(model.device), layer).flatten(0, 1).double()
+        hidden = as_float64(hidden_at(model, ids.to(model.device), layer).flatten(0, 1))
         unit = hidden / hidden.norm(dim=-1, keepdim=True)
         on = active.flatten(0, 1).to(unit)
         inside, counts, total = inside + on.T @ unit, counts + on.sum(0)[:, None], total + unit.sum(0)
