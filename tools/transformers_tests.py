@@ -129,7 +129,7 @@ def run() -> dict[str, tuple[str, str]]:
 
 def main() -> int:
     """The command; 1 if a test failed or none ran."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--fetch", action="store_true", help="only download the tests")
     only_fetch = parser.parse_args().fetch
     problem = fetch()

@@ -86,14 +86,15 @@ def slot_cache(cache: Cache | None, slots: Sequence[int]) -> Cache:
     """
     if cache is None:
         return SlotCache(slots)
-    if not isinstance(cache, SlotCache):
-        if type(cache) is not DynamicCache:
-            refuse_cache(type(cache).__name__)
-        _become_slot_cache(cache, slots)
+    if isinstance(cache, SlotCache) and cache.slots == tuple(slots):
+        return cache
+    if type(cache) not in (DynamicCache, SlotCache):
+        refuse_cache(type(cache).__name__)
+    _become_slot_cache(cache, slots)
     return cache
 
 
-def _become_slot_cache(cache: DynamicCache, slots: Sequence[int]) -> None:
+def _become_slot_cache(cache: Cache, slots: Sequence[int]) -> None:
     tokens = cache.get_seq_length()
     lengths = [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
     if tokens and lengths != [tokens * each for each in slots]:
