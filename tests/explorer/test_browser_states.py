@@ -13,6 +13,7 @@ from tests.helpers.explored_run import COCOMIX, TEXT, served
 from tests.helpers.wide_run import WideCatalog
 
 pytestmark = pytest.mark.slow
+OPEN = access_policy("127.0.0.1", 0, None, no_token=True)
 CHIPS = "#view-read .strip .token"
 MIN_CONTRAST = 4.5
 """WCAG AA for text."""
@@ -82,9 +83,7 @@ def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog
 @pytest.mark.parametrize("n_concepts", [400, 32_768])
 def test_any_number_of_concepts(browser: Any, tmp_path: Path, n_concepts: int) -> None:
     with (
-        served(
-            create_app(WideCatalog(n_concepts, tmp_path), access_policy("127.0.0.1", 0, None, no_token=True))
-        ) as port,  # pyright: ignore[reportArgumentType]
+        served(create_app(WideCatalog(n_concepts, tmp_path), OPEN)) as port,  # pyright: ignore[reportArgumentType]
         monitored_page(browser, f"http://127.0.0.1:{port}/") as monitor,
     ):
         page = monitor.open("#concepts?sort=number")

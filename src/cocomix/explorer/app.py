@@ -27,13 +27,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
-from cocomix.analysis.naming import read_names
+from cocomix.analysis.naming import read_names, write_found
 from cocomix.explorer.api import SERVER_ERROR, Api, Limits
 from cocomix.explorer.catalog import ModelCatalog
 from cocomix.explorer.connections import ExplorerServer
 from cocomix.explorer.schemas import error_response
 from cocomix.explorer.security import AccessPolicy, SecurityMiddleware, access_policy, url_host
-from cocomix.pipeline.concept_stages import name_run
+from cocomix.pipeline.concept_stages import find_names, print_unkept
 from cocomix.utils.console import console
 from cocomix.utils.errors import CocomixError
 
@@ -111,12 +111,16 @@ def _opened(address: str | None) -> Iterator[None]:
 def prepare(catalog: ModelCatalog, *, name_tokens: int = NAME_TOKENS) -> None:
     """Name the concepts of every run, index every finished student, and load what the first request needs.
 
-    Names and indexes are kept in the run. A run that lacks its teacher is explored without them; what cannot be made
-    is printed.
+    Names and indexes are kept in the run, or in memory if it cannot be written. A run that lacks its teacher is
+    explored without them; what cannot be made is printed.
     """
     for run in catalog.runs:
         if run.has_sae and read_names(run.folder, run.run.sae.checksum()).found is None:
-            name_run(run.folder, tokens=name_tokens)
+            run.found_names = find_names(run.run, tokens=name_tokens)
+            try:
+                write_found(run.folder, run.found_names)
+            except OSError as error:
+                print_unkept("the names of concepts", error)
         if run.has_sae:
             run.load()
     for info in reversed(catalog.models()):
