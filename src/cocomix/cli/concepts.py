@@ -7,7 +7,6 @@ import typer
 
 from cocomix.cli.options import DEFAULT_RUN, PathArgument, PathOption, RunDir, check_text, quiet_libraries
 from cocomix.utils.console import console
-from cocomix.utils.errors import CocomixError
 
 
 def name_command(
@@ -90,12 +89,8 @@ def explore(
     The first time, it names the run's concepts and indexes held-out text. The results are kept in the run, if it can be
     written. The token is in the printed address: only who has it can use the explorer.
     """
-    try:
-        from cocomix.explorer.app import explore as serve
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "anyio"):
-            raise
-        raise CocomixError(f"the explorer needs {error.name}; run `pip install starlette uvicorn`") from error
+    from cocomix.explorer.app import explore as serve
+
     quiet_libraries()
     serve(
         [run, *(others or [])],
