@@ -6,7 +6,7 @@ TO_RUN := $(VENV)/.ready-to-run
 TO_TEST := $(VENV)/.ready-to-test
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types docs audit setup clean
+.PHONY: demo test test-all extras lint types docs audit setup clean
 
 demo: $(TO_RUN)
 	$(BIN)/cocomix demo $(ARGS)
@@ -16,13 +16,17 @@ demo: $(TO_RUN)
 test: $(TO_TEST)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
-# The suite, then all of Transformers' own model tests (the suite has a quick selection; a few minutes), every family of
-# teachers at toy size, which writes docs/reference/teachers.md, and a sample of the fault harness: stages killed, files
-# spoilt, disks full (about ten minutes; as root).
-test-all: test
+# The suite, each extra alone, all of Transformers' own model tests (the suite has a quick selection; a few minutes), every
+# family of teachers at toy size, which writes docs/reference/teachers.md, and a sample of the fault harness: stages
+# killed, files spoilt, disks full (about ten minutes; as root).
+test-all: test extras
 	$(BIN)/python -m tools.transformers_tests
 	$(BIN)/python -m benchmarks.teacher_families
 	$(BIN)/python -m benchmarks.faults --faults 40 -o build/faults
+
+# No extra, and each extra alone, in clean environments (a package index is needed; some minutes).
+extras: $(TO_TEST)
+	$(BIN)/python -m tools.extras $(ARGS)
 
 lint: $(TO_TEST)
 	$(BIN)/ruff check .

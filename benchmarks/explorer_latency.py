@@ -56,7 +56,7 @@ def free_port() -> int:
 def serve(run: Path) -> tuple[subprocess.Popen[bytes], str]:
     """Start `cocomix explore RUN` and wait until it answers; return the process and its address."""
     port = free_port()
-    command = [sys.executable, "-m", "cocomix", "explore", str(run), "--port", str(port), "--no-open"]
+    command = [sys.executable, "-m", "cocomix", "explore", str(run), "--port", str(port), "--no-open", "--no-token"]
     process, home = subprocess.Popen(command), f"http://127.0.0.1:{port}/"
     while process.poll() is None:
         try:

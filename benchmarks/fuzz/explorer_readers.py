@@ -55,7 +55,7 @@ class Explorer:
         shutil.copytree(self.run, copy)
         catalog = ModelCatalog([copy])
         prepare(catalog, name_tokens=2000)
-        return create_app(catalog, access_policy("127.0.0.1", 7860, None))
+        return create_app(catalog, access_policy("127.0.0.1", 7860, None, no_token=True))
 
     @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:

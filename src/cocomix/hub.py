@@ -1,14 +1,17 @@
 """`cocomix push`: a student's folder for the hub, with a model card, and the upload.
 
-Every row of the card comes from the run's records. No code and no pickles are uploaded, and of local paths only the
-last part is shown.
+Every row of the card comes from the run's records. Uploaded is what the stage wrote and its record lists, of that no
+code and no pickles, and nothing else that lies in its folder. `public` keeps paths, user names and passwords here.
 """
 
+import json
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -51,7 +54,7 @@ def measured(run: Run, student: StudentStage) -> list[dict[str, Any]]:
         record = evaluation.record() if evaluation.student is student else None
         if record is None:
             continue
-        source = run.corpus.figures["source"]
+        source = public(run.corpus.figures["source"])
         for split in ("val", "test"):
             value = record["figures"][split]["perplexity"]
             metrics.append({"dataset": source, "split": split, "metric": "perplexity", "value": value, "stderr": None})
@@ -110,8 +113,8 @@ def _training(record: dict[str, Any]) -> Rows:
 
 def _text(run: Run, student: StudentStage) -> Rows:
     corpus, tokens = run.corpus.figures, run.tokens.figures
-    options = {name: public(value) for name, value in run.config.corpus.options.items()}
-    rows: Rows = [("source", corpus["source"] + (f" {options}" if options else ""))]
+    options = _public(run.config.corpus.options)
+    rows: Rows = [("source", public(corpus["source"]) + (f" {options}" if options else ""))]
     for split, counts in corpus["splits"].items():
         words = f"{counts['documents']:,} documents, {tokens['tokens'][split]:,} tokens"
         words += f", text sha256 {counts['sha256']}" if "sha256" in counts else ""
@@ -171,11 +174,36 @@ def _made(record: dict[str, Any]) -> Rows:
     ]
 
 
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{6,}")
+DATA_FILE = re.compile(
+    r"\.(bin|bz2|csv|gz|jsonl?|md|model|npz|parquet|pt|safetensors|txt|xz|ya?ml|zst)$", re.IGNORECASE
+)
+
+
 def public(value: Any) -> Any:
-    """A setting for publication: of a path on this machine, only the last part."""
-    if isinstance(value, str | Path) and (Path(value).is_absolute() or str(value).startswith(("~", "."))):
-        return Path(value).name
-    return value
+    """A setting for publication: of a path on this machine the last part, of an address no user, password and query.
+
+    `OWNER/NAME` is taken for an id on the hub unless there is a folder `OWNER` here, or it names a data file.
+    """
+    if not isinstance(value, str | Path):
+        return value
+    text = TOKEN.sub("(a token)", str(value))
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme.lower() != "file":
+        parts = urlsplit(text)
+        return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if separator or _is_path(text):
+        return PurePath(re.split(r"[/\\]", (rest if separator else text).rstrip("/\\"))[-1]).name
+    return re.sub(r"^[^\s/]+@", "", text)
+
+
+def _is_path(text: str) -> bool:
+    if text.startswith(("/", "~", ".", "\\")) or re.match(r"[A-Za-z]:[/\\]", text):
+        return True
+    if text.startswith("$") or "/" not in text:  # a part of another setting's run, or a name
+        return False
+    deep = text.count("/") > 1 or any(sign in text for sign in "*?[\\@")
+    return deep or DATA_FILE.search(text) is not None or Path(text).exists() or Path(text).parent.is_dir()
 
 
 LOADING = """```python
@@ -257,7 +285,18 @@ def _table(headings: tuple[str, ...], rows: Any) -> str:
 
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-"""What goes into the repository of a model's folder: weights, configuration, tokenizer; no code, no pickles."""
+"""Files of a model's folder that may be uploaded: weights, configuration, tokenizer; no code, no pickles."""
+CARD = "README.md"
+
+
+class Upload(NamedTuple):
+    """A file of the repository."""
+
+    name: str
+    bytes: int
+
+
+Show = Callable[[Sequence[Upload]], None]
 
 
 def push_student(
@@ -268,13 +307,17 @@ def push_student(
     repo: str | None,
     private: bool = False,
     licence: str | None = None,
+    dry_run: bool = False,
     only_stage: Path | None = None,
+    show: Show = lambda _: None,
 ) -> str:
     """Upload a student with its model card; returns where it is.
 
     Args:
         repo: USER/NAME on the hub; made if it does not exist.
+        dry_run: upload nothing.
         only_stage: write what would be uploaded into this folder instead, which must be empty or new.
+        show: called with the list of files before anything is uploaded.
 
     Raises:
         CocomixError: no such trained student, or the hub refuses or cannot be reached.
@@ -284,37 +327,74 @@ def push_student(
         choices = ", ".join(f"{stage.student} seed {stage.seed}" for stage in run.students)
         raise CocomixError(f"this run has no student {name!r} of seed {seed}; it has {choices}")
     if only_stage is not None:
-        if only_stage.exists() and any(only_stage.iterdir()):
+        if only_stage.exists() and (not only_stage.is_dir() or any(only_stage.iterdir())):
             raise CocomixError(f"{only_stage} is not empty; give a new folder")
-        stage_folder(run, student, only_stage, repo or f"USER/{name}", licence)
+        show(stage_folder(run, student, only_stage, repo or f"USER/{name}", licence))
         return str(only_stage)
-    if repo is None or repo.count("/") != 1 or not all(repo.split("/")):
+    if not dry_run and (repo is None or repo.count("/") != 1 or not all(repo.split("/"))):
         raise CocomixError(f"{repo!r} is not a repository; give --to USER/NAME")
+    repo = repo or f"USER/{name}"
     with tempfile.TemporaryDirectory(prefix="cocomix-") as folder:
-        stage_folder(run, student, Path(folder), repo, licence)
-        return _upload(Path(folder), repo, private)
+        show(stage_folder(run, student, Path(folder), repo, licence))
+        return repo if dry_run else _upload(Path(folder), repo, private)
 
 
-def stage_folder(run: Run, student: StudentStage, folder: Path, repo: str, licence: str | None) -> None:
-    """Write model, tokenizer and README.md into `folder`."""
+def stage_folder(run: Run, student: StudentStage, folder: Path, repo: str, licence: str | None) -> list[Upload]:
+    """Write model, tokenizer and card into `folder`; returns the files.
+
+    Raises:
+        CocomixError: the student is not trained, is damaged, or its record lists no files.
+    """
     sections = lineage(run, student)
-    folder.mkdir(parents=True, exist_ok=True)
+    names = _files(student)
     model = student.folder / "model"
-    for pattern in PATTERNS:
-        for path in sorted(model.glob(pattern)):
-            shutil.copy2(path, folder / path.name)
-    if SAVED not in (model / "tokenizer_config.json").read_text(encoding="utf-8"):  # trained before it was saved there
-        student.tokens.tokenizer().save_pretrained(folder)
-    own = f'"model_type": "{CoCoMixConfig.model_type}"' in (model / "config.json").read_text(encoding="utf-8")
+    config = (model / "config.json").read_text(encoding="utf-8")
     card = model_card(
         repo=repo,
-        own_architecture=own,
+        own_architecture=f'"model_type": "{CoCoMixConfig.model_type}"' in config,
         sections=sections,
         measured=measured(run, student),
         config=_settings(student),
         licence=licence,
     )
-    write_text(folder / "README.md", card)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(model / name, folder / name)
+    if SAVED not in (model / "tokenizer_config.json").read_text(encoding="utf-8"):  # trained before it was saved there
+        student.tokens.tokenizer().save_pretrained(folder)
+    staged = sorted(folder.iterdir())
+    for path in staged:
+        if path.name.endswith("config.json"):
+            _forget_paths(path)
+    write_text(folder / CARD, card)
+    return [Upload(path.name, path.stat().st_size) for path in (folder / CARD, *staged)]
+
+
+def _files(student: StudentStage) -> list[str]:
+    """Names of the files in the model's folder that the stage wrote, and that may be uploaded."""
+    listed = [PurePath(entry["file"]) for entry in (student.record() or {}).get("files", [])]
+    names = [path.name for path in listed if str(path.parent) == "model" and any(map(path.match, PATTERNS))]
+    if not names:
+        raise CocomixError(
+            f"the record of {student.title} is of an earlier version and lists no files; {student.redo_hint}"
+        )
+    return sorted(names)
+
+
+def _forget_paths(path: Path) -> None:
+    """Leave out of a configuration where Transformers says it was loaded from on this machine."""
+
+    def forgotten(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: forgotten(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [forgotten(item) for item in value]
+        local = isinstance(value, str) and Path(value).is_absolute() and len(Path(value).parts) > 2
+        return public(value) if local else value
+
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if forgotten(config) != config:
+        write_text(path, json.dumps(forgotten(config), indent=2, ensure_ascii=False) + "\n")
 
 
 def _settings(student: StudentStage) -> str:

@@ -26,6 +26,7 @@ WRONG = {
     "name": (("name", "-r", "run"), "there is no run in run"),
     "inspect": (("inspect", "x", "-r", "run"), "there is no run in run"),
     "explore": (("explore", "run", "--port", "0", "--no-open"), "there is no run in run"),
+    "export": (("export", "--student", "ntp", "-r", "run", "-o", "out"), "there is no run in run"),
     "push": (("push", "--student", "ntp", "-r", "run", "--dry-run", "-o", "out"), "run is no run"),
     "bench": (("bench",), "python -m benchmarks.speed"),
     "steer-eval": (("steer-eval", "-r", "run"), "there is no run in run"),

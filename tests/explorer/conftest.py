@@ -47,7 +47,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def home(catalog: ModelCatalog) -> Iterator[str]:
     """Address of a server."""
-    with served(create_app(catalog, access_policy("127.0.0.1", 0, None))) as port:
+    with served(create_app(catalog, access_policy("127.0.0.1", 0, None, no_token=True))) as port:
         yield f"http://127.0.0.1:{port}/"
 
 

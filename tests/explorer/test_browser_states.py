@@ -13,6 +13,7 @@ from tests.helpers.explored_run import COCOMIX, TEXT, served
 from tests.helpers.wide_run import WideCatalog
 
 pytestmark = pytest.mark.slow
+OPEN = access_policy("127.0.0.1", 0, None, no_token=True)
 CHIPS = "#view-read .strip .token"
 MIN_CONTRAST = 4.5
 """WCAG AA for text."""
@@ -37,7 +38,7 @@ def test_what_the_server_refuses_is_said_and_can_be_tried_again(browser: Any, ho
 
 
 def test_a_server_that_is_gone_is_said_and_found_again(browser: Any, catalog: ModelCatalog) -> None:
-    app = create_app(catalog, access_policy("127.0.0.1", 0, None))
+    app = create_app(catalog, access_policy("127.0.0.1", 0, None, no_token=True))
     with served(app) as port:
         home = f"http://127.0.0.1:{port}/"
         context = monitored_page(browser, home)
@@ -82,7 +83,7 @@ def test_a_run_without_concepts_says_what_to_do(browser: Any, home: str, catalog
 @pytest.mark.parametrize("n_concepts", [400, 32_768])
 def test_any_number_of_concepts(browser: Any, tmp_path: Path, n_concepts: int) -> None:
     with (
-        served(create_app(WideCatalog(n_concepts, tmp_path), access_policy("127.0.0.1", 0, None))) as port,  # pyright: ignore[reportArgumentType]
+        served(create_app(WideCatalog(n_concepts, tmp_path), OPEN)) as port,  # pyright: ignore[reportArgumentType]
         monitored_page(browser, f"http://127.0.0.1:{port}/") as monitor,
     ):
         page = monitor.open("#concepts?sort=number")

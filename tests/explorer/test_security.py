@@ -1,5 +1,7 @@
 """Which requests are refused, and the headers of every answer."""
 
+from typing import Any
+
 import pytest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,7 +35,7 @@ def client_of(policy: AccessPolicy, base_url: str = "http://127.0.0.1:7860") -> 
     return TestClient(SecurityMiddleware(app, policy), base_url=base_url)
 
 
-LOOPBACK = client_of(access_policy("127.0.0.1", 7860, None))
+LOOPBACK = client_of(access_policy("127.0.0.1", 7860, None, no_token=True))
 
 
 @pytest.mark.parametrize(
@@ -96,17 +98,32 @@ def test_large_bodies_are_refused_however_they_come() -> None:
     assert [answer.status_code for answer in answers] == [413] * 3 and "1 MiB" in answers[0].json()["error"]
 
 
-def test_beyond_loopback_a_token_is_asked_for_once() -> None:
+def test_a_token_is_asked_for_once() -> None:
     policy = access_policy("0.0.0.0", 7860, None)
     assert policy.token and len(policy.token) > 40 and policy.token != access_policy("0.0.0.0", 7860, None).token
     client = client_of(policy, "http://192.168.0.3:7860")
-    for path in ("/", "/api/x", f"/api/x?token={policy.token}", "/?token=wrong", "/?token="):
+    assert client.get("/").status_code == 200  # the page, which is the same for everybody
+    for path in ("/api/x", f"/api/x?token={policy.token}", "/elsewhere", "/api/session/x"):
         answer = client.get(path)
-        assert answer.status_code == 401 and "?token=" in answer.json()["error"] and not client.cookies
-    welcome = client.get(f"/?token={policy.token}")
+        assert answer.status_code == 401 and "#token=" in answer.json()["error"] and not client.cookies
+    for wrong in (
+        '{"token": "wrong"}',
+        '{"token": 3}',
+        "{}",
+        "[]",
+        "3",
+        "{",
+        '{"token": null}',
+        '{"token": "\\ud83d"}',
+    ):
+        answer = client.post("/api/session", content=wrong, headers=JSON)
+        assert answer.status_code == 401 and "wrong" in answer.json()["error"] and not client.cookies
+    assert client.get("/api/session").status_code == 405
+    welcome = client.post("/api/session", json={"token": policy.token})
     cookie = welcome.headers["Set-Cookie"].lower()
-    assert welcome.status_code == 200 and 'content="0; url=/"' in welcome.text
-    assert "httponly" in cookie and "samesite=strict" in cookie and policy.token.lower() not in cookie
+    assert welcome.status_code == 200 and policy.token not in welcome.text
+    assert "httponly" in cookie and "samesite=strict" in cookie and "secure" not in cookie and "path=/" in cookie
+    assert policy.token.lower() not in cookie
     assert client.get("/").status_code == client.post("/api/x", content="1", headers=JSON).status_code == 200
     assert client.get("/api/x", headers={"Host": "evil.example"}).status_code == 421
     for cookie in (
@@ -122,10 +139,66 @@ def test_beyond_loopback_a_token_is_asked_for_once() -> None:
     assert not other.accepts_cookie(policy.cookie_value) and other.accepts_cookie(other.cookie_value)
 
 
-def test_a_token_of_the_users_is_asked_for_on_loopback_too() -> None:
-    client = client_of(access_policy("localhost", 7860, TOKEN))
-    assert client.get("/").status_code == 401
-    assert client.get(f"/?token={TOKEN}").status_code == 200 == client.get("/api/x").status_code
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_a_token_is_asked_for_on_loopback_too(token: str | None) -> None:
+    policy = access_policy("localhost", 7860, token)
+    client = client_of(policy)
+    assert client.get("/api/x").status_code == 401
+    assert (
+        client.post("/api/session", json={"token": policy.token}).status_code == 200 == client.get("/api/x").status_code
+    )
+
+
+def test_no_other_sites_page_can_sign_anybody_in() -> None:
+    client = client_of(access_policy("127.0.0.1", 7860, TOKEN))
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Content-Type": "text/plain"},
+    ):
+        answer = client.post("/api/session", content=f'{{"token": "{TOKEN}"}}', headers=JSON | headers)
+        assert answer.status_code in (403, 415) and not client.cookies
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "words"),
+    [
+        ("0.0.0.0", {"no_token": True}, "leave --no-token out"),
+        ("127.0.0.1", {"no_token": True, "allow_hosts": ["lab.example"]}, "leave --no-token out"),
+        ("127.0.0.1", {"no_token": True, "token": TOKEN}, "leave one of them out"),
+        ("127.0.0.1", {"allow_hosts": ["http://lab.example"]}, "no host name"),
+        ("127.0.0.1", {"allow_hosts": ["lab.example:80"]}, "no host name"),
+        ("127.0.0.1", {"allow_hosts": ["*"]}, "no host name"),
+        ("127.0.0.1", {"root_path": "cocomix"}, "no path of an address"),
+        ("127.0.0.1", {"root_path": "/a/../b\n"}, "no path of an address"),
+        ("127.0.0.1", {"root_path": "/"}, "no path of an address"),
+    ],
+)
+def test_policies_that_cannot_be(host: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(CocomixError, match=words):
+        access_policy(host, 7860, options.pop("token", None), **options)
+
+
+def test_a_reverse_proxys_name_and_path() -> None:
+    policy = access_policy("127.0.0.1", 7860, TOKEN, allow_hosts=["Lab.Example", "::1"], root_path="/x/cocomix/")
+    client = client_of(policy, "https://lab.example")
+    origin = {"Origin": "https://lab.example"}
+    for prefix in ("", "/x/cocomix"):  # the proxy strips the prefix, or does not
+        assert client.get(f"{prefix}/").status_code == 200 and client.get(f"{prefix}/api/x").status_code == 401
+    bare = client.get("/x/cocomix", follow_redirects=False)
+    assert bare.status_code == 307 and bare.headers["Location"] == "/x/cocomix/"
+    assert client.get("/x/cocomixer/").status_code == 401
+    welcome = client.post("/x/cocomix/api/session", json={"token": TOKEN}, headers=origin)
+    cookie = welcome.headers["Set-Cookie"].lower()
+    assert "path=/x/cocomix/;" in cookie and "; secure" in cookie and "httponly" in cookie
+    assert client.get("/x/cocomix/api/x").status_code == 200
+    for other in ("https://evil.example", "https://lab.example:8443", "http://127.0.0.1:7860"):
+        assert client.get("/x/cocomix/api/x", headers={"Origin": other}).status_code == 403
+    followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert client.get("/x/cocomix/", headers=followed).status_code == 200
+    assert client.get("/x/cocomix/api/x", headers=followed).status_code == 403
+    for host, status in (("lab.example:443", 200), ("evil.example", 421), ("x.lab.example", 421), ("10.0.0.1", 421)):
+        assert client.get("/", headers={"Host": host}).status_code == status
 
 
 @pytest.mark.parametrize("token", ["", "short", "with spaces in between", "ünïcödé-ünïcödé-ünïcödé", "a" * 30 + "\n"])
@@ -149,7 +222,7 @@ def test_tokens_that_cannot_be_used(token: str) -> None:
 )
 def test_names_a_server_answers_to(host: str, loopback: bool, known: str, unknown: str) -> None:
     policy = access_policy(host, 7860, None)
-    assert is_loopback(host) == loopback == (policy.token is None)
+    assert is_loopback(host) == loopback and policy.token is not None
     assert (
         answers_to(policy, known) and answers_to(policy, f"{url_host(host)}:7860") and not answers_to(policy, unknown)
     )

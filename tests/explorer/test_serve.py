@@ -44,7 +44,7 @@ def test_many_clients_at_once_all_get_right_answers(catalog: ModelCatalog) -> No
         body | {"concept": number % 100} if body["model"] == COCOMIX else body for number, body in enumerate(bodies)
     ]
     steered = STEER | {"tokens": 20}
-    with served(create_app(catalog, access_policy("127.0.0.1", 0, None))) as port:
+    with served(create_app(catalog, access_policy("127.0.0.1", 0, None, no_token=True))) as port:
         alone = [posted(port, "/api/read", body)[1][0]["tokens"] for body in bodies]
         expected = posted(port, "/api/steer", steered)[1][1:-1]
         with ThreadPoolExecutor(len(bodies) + 2) as clients:
@@ -67,7 +67,7 @@ def test_a_client_that_leaves_makes_room(catalog: ModelCatalog, monkeypatch: pyt
 
     monkeypatch.setattr("cocomix.explorer.paired_generation.CachedModel._forward", counted)
     limits = Limits(streams=1)
-    with served(create_app(catalog, access_policy("127.0.0.1", 0, None), limits)) as port:
+    with served(create_app(catalog, access_policy("127.0.0.1", 0, None, no_token=True), limits)) as port:
         body = json.dumps(STEER | {"tokens": 60}).encode()
         with socket.create_connection(("127.0.0.1", port)) as client:
             head = ["POST /api/steer HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
@@ -88,7 +88,7 @@ def test_a_client_that_leaves_makes_room(catalog: ModelCatalog, monkeypatch: pyt
 
 
 def test_tokens_are_sent_when_they_are_there(catalog: ModelCatalog) -> None:
-    with served(create_app(catalog, access_policy("127.0.0.1", 0, None))) as port:
+    with served(create_app(catalog, access_policy("127.0.0.1", 0, None, no_token=True))) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("POST", "/api/steer", json.dumps(STEER | {"tokens": 50}), JSON)
         answer = connection.getresponse()
@@ -109,7 +109,7 @@ def test_an_address_that_cannot_be_had() -> None:
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:
     refused(cocomix("explore", "nowhere", "--port", "0", cwd=tmp_path, check=False), "there is no run in nowhere")
-    command = [sys.executable, "-m", "cocomix", "explore", str(folder), "--port", "0", "--no-open"]
+    command = [sys.executable, "-m", "cocomix", "explore", str(folder), "--port", "0", "--no-open", "--no-token"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

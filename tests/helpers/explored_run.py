@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import uvicorn
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from cocomix.explorer.api import Limits
 from cocomix.explorer.app import create_app, listen
 from cocomix.explorer.catalog import ModelCatalog
+from cocomix.explorer.connections import ExplorerServer, LimitedProtocol
 from cocomix.explorer.security import AccessPolicy, access_policy
 
 COCOMIX, NTP = "0/cocomix/0", "0/ntp/0"
@@ -21,15 +21,15 @@ STEERING = [{"concept": 3, "do": "amplify", "amount": 4.0}, {"concept": 7, "do":
 
 def client_of(catalog: ModelCatalog, policy: AccessPolicy | None = None, limits: Limits | None = None) -> TestClient:
     """A client in this process that sends what the page would send."""
-    app = create_app(catalog, policy or access_policy("127.0.0.1", 7860, None), limits)
+    app = create_app(catalog, policy or access_policy("127.0.0.1", 7860, None, no_token=True), limits)
     return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
 
 
 @contextmanager
-def served(app: ASGIApp) -> Iterator[int]:
-    """Serve `app` with uvicorn; gives the port."""
+def served(app: ASGIApp, protocol: type[LimitedProtocol] = LimitedProtocol) -> Iterator[int]:
+    """Serve `app` as `cocomix explore` does; gives the port."""
     with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        server = ExplorerServer(app, protocol)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

@@ -27,7 +27,7 @@ from cocomix.cli.options import (
     quiet_libraries,
     recipe_file,
 )
-from cocomix.cli.sharing import doctor, push
+from cocomix.cli.sharing import doctor, export, push
 from cocomix.utils.console import console, errors, use_any_encoding, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import in_words
@@ -147,12 +147,18 @@ app.command()(perplexity)
 
 @app.command()
 def report(
-    overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, seeds: Seeds = None
+    overrides: Overrides = None,
+    run: RunDir = DEFAULT_RUN,
+    config: ConfigFile = None,
+    seeds: Seeds = None,
+    output: Annotated[
+        Path | None, PathOption("--output", "-o", help="Folder of the report; default: the run's.")
+    ] = None,
 ) -> None:
     """Write report.html and report.json from the finished evaluations, and print the table."""
     opened = open_run(run, config, overrides, seeds)
-    opened.write_report()
-    opened.print_summary()
+    opened.write_report(output)
+    opened.print_summary(output)
 
 
 @app.command()
@@ -227,6 +233,7 @@ app.command("name")(name_command)
 app.command("inspect")(inspect_command)
 app.command()(explore)
 app.command()(push)
+app.command()(export)
 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

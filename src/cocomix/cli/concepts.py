@@ -7,7 +7,6 @@ import typer
 
 from cocomix.cli.options import DEFAULT_RUN, PathArgument, PathOption, RunDir, check_text, quiet_libraries
 from cocomix.utils.console import console
-from cocomix.utils.errors import CocomixError
 
 
 def name_command(
@@ -66,26 +65,40 @@ def explore(
     others: Annotated[
         list[Path] | None, PathOption("--with", help="Another run to compare with; may be repeated.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on. Other machines need a token.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any free port.")] = 7860,
     token: Annotated[
         str | None,
         typer.Option(
             envvar="COCOMIX_TOKEN",
-            help="Token that browsers must present; default: generated if other machines can connect.",
+            help="Token that browsers must present; default: generated. Other users can read a command line, so"
+            " rather set the variable.",
         ),
     ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Ask for no token, though other users of this machine can connect.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Name under which a reverse proxy shows it; may be repeated.")
+    ] = None,
+    root_path: Annotated[str, typer.Option(help="Path below which the proxy shows it, e.g. /cocomix.")] = "",
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
 ) -> None:
     """Explore a run's students in the browser: read texts, look up concepts, steer, compare.
 
-    The first time, it names the run's concepts and indexes held-out text. The results are kept in the run.
+    The first time, it names the run's concepts and indexes held-out text. The results are kept in the run, if it can be
+    written. The token is in the printed address: only who has it can use the explorer.
     """
-    try:
-        from cocomix.explorer.app import explore as serve
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "anyio"):
-            raise
-        raise CocomixError(f"the explorer needs {error.name}; run `pip install starlette uvicorn`") from error
+    from cocomix.explorer.app import explore as serve
+
     quiet_libraries()
-    serve([run, *(others or [])], host=host, port=port, token=token, browser=not no_open)
+    serve(
+        [run, *(others or [])],
+        host=host,
+        port=port,
+        token=token,
+        browser=not no_open,
+        no_token=no_token,
+        allow_hosts=allow_host or [],
+        root_path=root_path,
+    )

@@ -1,13 +1,17 @@
 """Commands beside the stages: publish a trained student, and check machine, packages and runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cocomix.cli.options import DEFAULT_RUN, PathOption, RunDir, open_run
+from cocomix.cli.options import DEFAULT_RUN, PathOption, RunDir, open_run, quiet_libraries
 from cocomix.utils.console import console
 from cocomix.utils.errors import CocomixError
+
+if TYPE_CHECKING:
+    from cocomix.hub import Upload
 
 
 def push(
@@ -17,19 +21,22 @@ def push(
     to: Annotated[str | None, typer.Option(help="USER/NAME on the hub; created if it does not exist.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     licence: Annotated[str | None, typer.Option("--license", help="Licence id of the hub, e.g. mit.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the files to --output instead.")] = False,
-    output: Annotated[Path | None, PathOption("--output", "-o", help="With --dry-run: a new folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Upload nothing; only list what would be.")] = False,
+    output: Annotated[
+        Path | None, PathOption("--output", "-o", help="With --dry-run: also write the files to this new folder.")
+    ] = None,
 ) -> None:
     """Upload a student to the Hugging Face hub, with a model card that documents its lineage.
 
-    Log in with `hf auth login` first. No code is uploaded; the card says how to load the model.
+    Log in with `hf auth login` first. Lists the files, then uploads these and no others: what training wrote, and the
+    card. No code is uploaded; the card says how to load the model, and shows no local paths.
     """
     from cocomix.hub import push_student
 
-    if dry_run and output is None:
-        raise CocomixError("--dry-run needs a folder for what would be uploaded; give -o FOLDER")
+    if not dry_run and output is not None:
+        raise CocomixError("--output is the folder of a dry run; add --dry-run, or leave it out")
     if not dry_run and to is None:
-        raise CocomixError("there is no destination; give --to USER/NAME, or try it first with --dry-run -o FOLDER")
+        raise CocomixError("there is no destination; give --to USER/NAME, or try it first with --dry-run")
     if not (run / "config.yaml").exists():
         raise CocomixError(f"{run} is no run (it has no config.yaml); give --run")
     where = push_student(
@@ -39,9 +46,33 @@ def push(
         repo=to,
         private=private,
         licence=licence,
-        only_stage=output if dry_run else None,
+        dry_run=dry_run,
+        only_stage=output,
+        show=_show,
     )
     console.print(f"{'Would upload' if dry_run else 'Uploaded'}: {where}", highlight=False, soft_wrap=True)
+
+
+def _show(files: "Sequence[Upload]") -> None:
+    for file in files:
+        console.print(f"{file.bytes:>14,} bytes  {file.name}", highlight=False, markup=False, soft_wrap=True)
+
+
+def export(
+    student: Annotated[str, typer.Option(help="Which student; a plain one.")],
+    output: Annotated[Path, PathOption("--output", "-o", help="New folder to write.")],
+    run: RunDir = DEFAULT_RUN,
+    seed: Annotated[int, typer.Option(help="Which of its seeds.")] = 0,
+) -> None:
+    """Write a plain student as a GPT-2 or Llama folder that other programs read, such as GGUF converters.
+
+    A student that predicts concepts has no such form: its upper blocks read what it predicts.
+    """
+    from cocomix.pipeline.trained import existing_run, export_student
+
+    quiet_libraries()
+    folder = export_student(existing_run(run), student, seed, output)
+    console.print(f"{folder}: a Transformers model", highlight=False, markup=False, soft_wrap=True)
 
 
 def doctor(

@@ -4,18 +4,20 @@
 - `prepare` makes what the explorer needs beside the models (names and concept indexes), once for each run.
 - `create_app` is the application: the routes of `api.py`, the page's files, and one JSON form for every error. The
   routes work on a `ModelCatalog` (`catalog.py`), which opens models as `ModelSession`s (`sessions.py`).
-  `SecurityMiddleware` (`security.py`) stands around all of it.
+  `SecurityMiddleware` (`security.py`) stands around all of it, and `ExplorerServer` (`connections.py`) runs it.
 """
 
+import html
 import logging
 import os
 import socket
 import sys
+import tempfile
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import uvicorn
 from rich.text import Text
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,12 +27,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
-from cocomix.analysis.naming import read_names
+from cocomix.analysis.naming import read_names, write_found
 from cocomix.explorer.api import SERVER_ERROR, Api, Limits
 from cocomix.explorer.catalog import ModelCatalog
+from cocomix.explorer.connections import ExplorerServer
 from cocomix.explorer.schemas import error_response
 from cocomix.explorer.security import AccessPolicy, SecurityMiddleware, access_policy, url_host
-from cocomix.pipeline.concept_stages import name_run
+from cocomix.pipeline.concept_stages import find_names, print_unkept
 from cocomix.utils.console import console
 from cocomix.utils.errors import CocomixError
 
@@ -40,14 +43,26 @@ NAME_TOKENS = 250_000
 _log = logging.getLogger(__name__)
 
 
-def explore(folders: Sequence[Path], *, host: str, port: int, token: str | None, browser: bool) -> None:
+def explore(
+    folders: Sequence[Path],
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    browser: bool,
+    no_token: bool = False,
+    allow_hosts: Sequence[str] = (),
+    root_path: str = "",
+) -> None:
     """Prepare runs and serve them until the process is stopped.
 
     Args:
         folders: of the runs.
         host, port: where to listen; port 0 is any free port.
-        token: asked of every browser; generated if not given and other machines can connect.
+        token: asked of every browser; generated if not given.
         browser: open the page.
+        no_token: ask for no token, though other users of this machine can connect.
+        allow_hosts, root_path: where a reverse proxy shows it; see `access_policy`.
 
     Raises:
         CocomixError: no such run, no finished student in it, an unusable token, or an address that is taken.
@@ -55,36 +70,57 @@ def explore(folders: Sequence[Path], *, host: str, port: int, token: str | None,
     listening = listen(host, port)  # first, because preparing takes a while
     with listening:
         port = listening.getsockname()[1]
-        policy = access_policy(host, port, token)
+        policy = access_policy(host, port, token, no_token=no_token, allow_hosts=allow_hosts, root_path=root_path)
         catalog = ModelCatalog(folders)
         prepare(catalog)
-        address = f"http://{url_host(host)}:{port}/" + (f"?token={policy.token}" if policy.token else "")
+        address = f"http://{url_host(host)}:{port}{policy.root_path}/"
+        address += f"#token={policy.token}" if policy.token else ""
         console.print(Text.assemble("\nExplore: ", (address, "bold"), "   (Ctrl-C stops it)"), soft_wrap=True)
-        if browser and _has_screen():
-            webbrowser.open(address)
-        config = uvicorn.Config(
-            create_app(catalog, policy),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=1,
-        )
+        for name in allow_hosts:
+            shown = f"https://{name}{policy.root_path}/" + (f"#token={policy.token}" if policy.token else "")
+            console.print(f"  through the proxy: {shown}", highlight=False, markup=False, soft_wrap=True)
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            with _opened(address if browser and _has_screen() else None):
+                ExplorerServer(create_app(catalog, policy)).run(sockets=[listening])
         except KeyboardInterrupt:
             console.print("stopped", highlight=False)
+
+
+@contextmanager
+def _opened(address: str | None) -> Iterator[None]:
+    """Open an address in the browser.
+
+    By a file that only this user can read and that leads there: the command line of a browser, and with it an address
+    with a token, can be read by every user of the machine.
+    """
+    if address is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="cocomix-") as folder:
+        page = Path(folder) / "explore.html"
+        target = html.escape(address)
+        page.write_text(
+            f'<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer"><title>cocomix</title>'
+            f'<meta http-equiv="refresh" content="0; url={target}"><a href="{target}">cocomix explore</a>',
+            encoding="utf-8",
+        )
+        webbrowser.open(page.as_uri())
+        yield
 
 
 def prepare(catalog: ModelCatalog, *, name_tokens: int = NAME_TOKENS) -> None:
     """Name the concepts of every run, index every finished student, and load what the first request needs.
 
-    Names and indexes are kept in the run. A run that lacks its teacher is explored without them; what cannot be made
-    is printed.
+    Names and indexes are kept in the run, or in memory if it cannot be written. A run that lacks its teacher is
+    explored without them; what cannot be made is printed.
     """
     for run in catalog.runs:
         if run.has_sae and read_names(run.folder, run.run.sae.checksum()).found is None:
-            name_run(run.folder, tokens=name_tokens)
+            run.found_names = find_names(run.run, tokens=name_tokens)
+            try:
+                write_found(run.folder, run.found_names)
+            except OSError as error:
+                print_unkept("the names of concepts", error)
         if run.has_sae:
             run.load()
     for info in reversed(catalog.models()):

@@ -6,8 +6,12 @@ answers only what the explorer's own page sends. In order, it checks:
 1. the Host header, with Starlette's `TrustedHostMiddleware`: no other name may be pointed at this server (421);
 2. Origin and Sec-Fetch-Site: no other site's page may send requests, but a link to / may be followed (403);
 3. Content-Type: bodies must be JSON, which other sites' pages cannot send without asking first (415);
-4. the size of the body (413);
-5. the token, if the server has one: given once in the address, then kept as a cookie (401).
+4. the token, for everything but the page's own files, which are the same for everybody (401);
+5. the size of the body (413).
+
+Anybody who has an account on this machine can connect to it, too, and a loopback address keeps nobody of them out; so
+there is a token by default. It stands in the fragment of the opened address, which browsers send to no server and put
+into no Referer. The page exchanges it for a cookie by a request to `SESSION` and removes it from the address.
 
 Every answer carries headers that forbid browsers to run or embed anything foreign.
 """
@@ -18,22 +22,24 @@ import ipaddress
 import re
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cocomix.explorer.schemas import error_response
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import parse_json
 
 MIN_TOKEN_LENGTH = 16
 """Characters of a token that the user chooses; a generated one has 43."""
 MAX_BODY_BYTES = 1 << 20
+SESSION = "/api/session"
+"""Where the page exchanges the token for the cookie."""
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
         "default-src 'self'; base-uri 'none'; form-action 'none'; object-src 'none'; frame-ancestors 'none'"
@@ -57,12 +63,15 @@ class AccessPolicy:
         any_address: whether it also answers to any bare IP address. No other site's name can be one.
         token: what a browser must present once; None: nothing.
         cookie_name: the cookie that remembers it. Cookies are shared by all ports, so each server needs its own name.
+        root_path: path below which a reverse proxy shows the explorer, `/prefix`; empty: /. The proxy may pass it on
+            or strip it.
     """
 
     hosts: frozenset[str]
     any_address: bool = False
     token: str | None = None
     cookie_name: str = "cocomix"
+    root_path: str = ""
 
     async def accepts_host(self, scope: Scope) -> bool:
         """Whether the Host header names this server; the port may be a tunnel's.
@@ -100,24 +109,54 @@ class AccessPolicy:
         return hashlib.sha256(f"cocomix explore {self.token}".encode()).hexdigest()
 
 
-def access_policy(host: str, port: int, token: str | None) -> AccessPolicy:
-    """The policy of a server bound to `host`: beyond loopback it needs a token, generated unless given.
+def access_policy(
+    host: str,
+    port: int,
+    token: str | None,
+    *,
+    no_token: bool = False,
+    allow_hosts: Sequence[str] = (),
+    root_path: str = "",
+) -> AccessPolicy:
+    """The policy of a server bound to `host`; a token is generated unless one is given.
+
+    Args:
+        no_token: ask for none; only where no other machine can connect.
+        allow_hosts: further names it answers to: those under which a reverse proxy shows it.
+        root_path: as in `AccessPolicy`.
 
     Raises:
-        CocomixError: the token is too short or has characters that an address cannot carry.
+        CocomixError: the token is too short or has characters that an address cannot carry, a name is none, or
+            there must be a token.
     """
     if token is not None and (len(token) < MIN_TOKEN_LENGTH or not re.fullmatch(r"[A-Za-z0-9._~-]+", token)):
         raise CocomixError(
             f"the token must be {MIN_TOKEN_LENGTH} or more letters, digits and . _ ~ -; give another, or leave --token"
             " out"
         )
-    if token is None and not is_loopback(host):
+    for name in allow_hosts:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", name) and _ip_address(name) is None:
+            raise CocomixError(f"{name!r} is no host name; give --allow-host one without http:// and port")
+    if root_path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", root_path):
+        raise CocomixError(f"{root_path!r} is no path of an address; give --root-path one such as /cocomix")
+    if no_token and (not is_loopback(host) or allow_hosts):
+        raise CocomixError("other machines can connect, so there must be a token; leave --no-token out")
+    if no_token and token is not None:
+        raise CocomixError("there is a token and --no-token; leave one of them out")
+    if token is None and not no_token:
         token = secrets.token_urlsafe(32)
     address = _ip_address(host)
     all_addresses = address is not None and address.is_unspecified
     names = {socket.gethostname(), socket.getfqdn()} if all_addresses else {_bracketed(host)}
+    names |= {_bracketed(name) for name in allow_hosts}
     hosts = {"localhost", "127.0.0.1", "[::1]", *(name.lower().rstrip(".") for name in names)}
-    return AccessPolicy(frozenset(hosts), any_address=all_addresses, token=token, cookie_name=f"cocomix-{port}")
+    return AccessPolicy(
+        frozenset(hosts),
+        any_address=all_addresses,
+        token=token,
+        cookie_name=f"cocomix-{port}",
+        root_path=root_path.rstrip("/"),
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -178,6 +217,7 @@ class SecurityMiddleware:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
+        scope = self._below_root(scope)
         refusal = await self._refusal(scope)
         if refusal is not None:
             await refusal(scope, receive, send_with_headers)
@@ -185,8 +225,17 @@ class SecurityMiddleware:
         body = await _read_body(receive)
         if body is None:
             await _too_large()(scope, receive, send_with_headers)
+        elif body[-1]["type"] == "http.disconnect":
+            return  # it left, or was too slow, before the request was complete
+        elif scope["path"] == SESSION:
+            await self._session(scope, body)(scope, receive, send_with_headers)
         else:
             await self.app(scope, _replay(body, receive), send_with_headers)
+
+    def _below_root(self, scope: Scope) -> Scope:
+        """The scope with a path that begins below `root_path`, where a proxy has passed it on."""
+        root, path = self.policy.root_path, scope["path"]
+        return dict(scope, path=path.removeprefix(root)) if root and path.startswith(f"{root}/") else scope
 
     async def _refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that is refused; None for one that may pass."""
@@ -194,19 +243,44 @@ class SecurityMiddleware:
         host = headers.get("host", "")
         if not await self.policy.accepts_host(scope):
             return error_response(421, f"this server is not called {host!r}; open the address that it printed")
+        if self.policy.root_path and scope["path"] == self.policy.root_path:
+            return RedirectResponse(f"{self.policy.root_path}/")
         return (
             _check_origin(scope, headers, host) or _check_body_type(scope, headers) or self._check_token(scope, headers)
         )
 
     def _check_token(self, scope: Scope, headers: Headers) -> Response | None:
-        """Refuses a browser without the token; one that brings it in the address gets the cookie."""
-        policy = self.policy
-        tokens = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
-        if policy.token is not None and scope["path"] == "/" and tokens:
-            return _set_cookie(policy) if policy.accepts_token(tokens[0]) else _token_needed("this token is wrong")
-        if policy.accepts_cookie(_cookie(headers, policy.cookie_name)):
+        """Refuses a browser without the cookie; the page's files need none, because the page asks for it."""
+        path: str = scope["path"]
+        if path in ("/", SESSION) or path.startswith("/page/"):
+            return None
+        if self.policy.accepts_cookie(_cookie(headers, self.policy.cookie_name)):
             return None
         return _token_needed("this server needs a token")
+
+    def _session(self, scope: Scope, body: list[Message]) -> Response:
+        """Exchanges the token for the cookie."""
+        policy, headers = self.policy, Headers(scope=scope)
+        if scope["method"] != "POST":
+            return error_response(405, "the token is exchanged with POST; open the address that the server printed")
+        try:
+            request = parse_json(b"".join(message.get("body", b"") for message in body))
+        except ValueError:
+            request = None
+        token = request.get("token") if isinstance(request, dict) else None
+        if policy.token is not None and not (isinstance(token, str) and policy.accepts_token(token)):
+            return _token_needed("this token is wrong")
+        response = JSONResponse({"signed_in": True})
+        if policy.token is not None:
+            response.set_cookie(
+                policy.cookie_name,
+                policy.cookie_value,
+                httponly=True,
+                samesite="strict",
+                secure=headers.get("origin", "").lower().startswith("https://"),
+                path=f"{policy.root_path}/",
+            )
+        return response
 
 
 def _check_origin(scope: Scope, headers: Headers, host: str) -> Response | None:
@@ -257,18 +331,8 @@ def _replay(messages: list[Message], receive: Receive) -> Receive:
     return replaying
 
 
-def _set_cookie(policy: AccessPolicy) -> Response:
-    """Stores the cookie and leads to the page without the token in the address.
-
-    This is a page, not a redirect: after a link from another site, browsers hold a Strict cookie back from a redirect.
-    """
-    response = HTMLResponse('<!doctype html><title>cocomix</title><meta http-equiv="refresh" content="0; url=/">')
-    response.set_cookie(policy.cookie_name, policy.cookie_value, httponly=True, samesite="strict", path="/")
-    return response
-
-
 def _token_needed(cause: str) -> Response:
-    return error_response(401, f"{cause}; open the whole address that `cocomix explore` printed, with ?token=")
+    return error_response(401, f"{cause}; open the whole address that `cocomix explore` printed, with #token=")
 
 
 def _cookie(headers: Headers, name: str) -> str:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from cocomix.analysis.concept_index import ConceptIndex, Listing
 from cocomix.analysis.dashboards import Dashboard, Dashboards
 from cocomix.analysis.inspect import Reading, check_length, read_text
-from cocomix.analysis.naming import EDITED, FOUND, ConceptName, Names, edit_name, read_names, with_edits
+from cocomix.analysis.naming import EDITED, FOUND, ConceptName, FoundNames, Names, edit_name, read_names, with_edits
 from cocomix.data.special_tokens import SpecialTokens
 from cocomix.evaluation.perplexity import window_subset
 from cocomix.explorer.paired_generation import CachedModel, StreamingJudge, generate_pair
@@ -34,7 +34,7 @@ from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError, tokenizer_errors
-from cocomix.utils.files import sha256
+from cocomix.utils.files import in_words, sha256
 
 EXAMPLES, EXAMPLE_TOKENS = 3, 48
 """Number of example texts, and the most tokens of each."""
@@ -51,10 +51,12 @@ class NameStore:
     Args:
         folder: of the run.
         key: checksum of the weights the concepts belong to.
+        unkept: found names to use where the folder has none, because it cannot be written.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, unkept: FoundNames | None = None) -> None:
         self.folder, self.key = folder, key
+        self._unkept = unkept if unkept is not None and unkept.sae == key else None
         self._lock = threading.Lock()
         self._read: tuple[_FileVersion, _FileVersion, Names] | None = None
 
@@ -71,16 +73,22 @@ class NameStore:
         """Set the name of a concept; an empty name removes the edit. Returns the name that then holds.
 
         Raises:
-            CocomixError: a file is damaged.
+            CocomixError: a file is damaged, or cannot be written.
         """
         with self._lock:
-            edit_name(self.folder, self.key, concept, name)
+            try:
+                edit_name(self.folder, self.key, concept, name)
+            except OSError as error:
+                raise CocomixError(f"the name cannot be kept: {in_words(error)}") from error
             return self._names().of(concept)
 
     def _names(self) -> Names:
         found, edited = _file_version(self.folder / FOUND), _file_version(self.folder / EDITED)
         if self._read is None or self._read[0] != found:
-            self._read = found, edited, read_names(self.folder, self.key)
+            names = read_names(self.folder, self.key)
+            if names.found is None and self._unkept is not None:
+                names = with_edits(self.folder, self.key, self._unkept)
+            self._read = found, edited, names
         elif self._read[1] != edited:
             self._read = found, edited, with_edits(self.folder, self.key, self._read[2].found)
         return self._read[2]
@@ -104,6 +112,7 @@ class RunSession:
 
     Attributes:
         lock: held while the teacher runs.
+        found_names: names that were found now, for a folder in which they could not be kept.
 
     Raises:
         CocomixError: there is no run.
@@ -114,6 +123,7 @@ class RunSession:
         self.name = folder.resolve().name
         self.run = existing_run(folder)
         self.lock = threading.RLock()
+        self.found_names: FoundNames | None = None
         self._name_stores: dict[str, NameStore] = {}
         self._labels: dict[tuple[str, tuple[int, ...]], ConceptLabels | None] = {}
 
@@ -176,7 +186,7 @@ class RunSession:
             if owner not in self._name_stores:
                 weights = sorted((stage.folder / "model").glob("*.safetensors"))
                 key = self.run.sae.checksum() if shared else sha256(*weights)
-                self._name_stores[owner] = NameStore(self.folder, key)
+                self._name_stores[owner] = NameStore(self.folder, key, self.found_names)
             return self._name_stores[owner]
 
     def examples(self) -> list[str]:

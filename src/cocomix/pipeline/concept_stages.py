@@ -26,12 +26,13 @@ from cocomix.analysis.token_statistics import observe
 from cocomix.labels.labeller import LiveLabels
 from cocomix.labels.store import LabelReader
 from cocomix.pipeline.evaluation_stages import snapshot_weights
+from cocomix.pipeline.run import Run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run
 from cocomix.utils.advice import command_line
 from cocomix.utils.console import StageProgress, console, errors
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import combined, sha256
+from cocomix.utils.files import combined, in_words, sha256
 
 NAMING_SPLIT, INDEX_SPLIT = "train", "val"
 SHOWN = 12
@@ -49,6 +50,13 @@ def name_run(folder: Path, *, tokens: int, llm: str | None = None, llm_seconds: 
         CocomixError: no run, or one whose autoencoder is not finished.
     """
     run = existing_run(folder)
+    found = find_names(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds)
+    write_found(folder, found)
+    return read_names(folder, found.sae)
+
+
+def find_names(run: Run, *, tokens: int, llm: str | None = None, llm_seconds: float = 30.0) -> FoundNames:
+    """As `name_run`, but nothing is written."""
     sae, teacher, shards = run.sae.model(), run.teacher.model(), run.tokens.shards(NAMING_SPLIT)
     tokenizer, seq_len = run.tokens.tokenizer(), run.config.seq_len
     checksum = run.sae.checksum()
@@ -62,7 +70,7 @@ def name_run(folder: Path, *, tokens: int, llm: str | None = None, llm_seconds: 
             concepts, problems = name_with(llm, concepts, seconds=llm_seconds, progress=progress)
         for problem in problems:
             errors.print(f"cocomix: {problem}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-    found = FoundNames(
+    return FoundNames(
         sae=checksum,
         tokens=shards.fingerprint,
         split=NAMING_SPLIT,
@@ -70,8 +78,6 @@ def name_run(folder: Path, *, tokens: int, llm: str | None = None, llm_seconds: 
         positions=seen.positions,
         concepts=concepts,
     )
-    write_found(folder, found)
-    return read_names(folder, checksum)
 
 
 def edit_run(folder: Path, edits: list[str]) -> Names:
@@ -132,6 +138,8 @@ def student_statistics(
 ) -> ConceptStatistics:
     """Statistics of a finished student's concepts, from about `tokens` tokens; gathered only if they are not kept yet.
 
+    Where they cannot be kept, because the run may not be written, that is printed.
+
     They are gathered again when the student was trained again, or the text or what its labels depend on changed.
 
     Args:
@@ -158,8 +166,17 @@ def student_statistics(
     model = stage.model() if student is None else student
     with StageProgress(console, f"concept statistics of {stage.student}, seed {stage.seed}") as progress:
         statistics = gather_statistics(model, shards, key, labels=labels, truth=truth, progress=progress)
-    write_statistics(path, statistics)
+    try:
+        write_statistics(path, statistics)
+    except OSError as error:
+        print_unkept(f"the concept statistics of {stage.student}", error)
     return statistics
+
+
+def print_unkept(what: str, error: OSError) -> None:
+    """Say that something will have to be made again, because the run's folder cannot be written."""
+    notice = f"{what} cannot be kept ({in_words(error)}) and will be made again next time"
+    errors.print(f"cocomix: {notice}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def statistics_path(stage: StudentStage, snapshot: str | None = None) -> Path:

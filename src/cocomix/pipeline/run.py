@@ -41,7 +41,7 @@ class Run:
         external_inputs = external_inputs or {}
         self.folder, self.config = folder, config
         self.external_inputs = external_inputs
-        _check_writable(folder)
+        _check_folder(folder)
         self._settings_file = SettingsFile(folder / CONFIG)
         self.corpus = CorpusStage(folder, config)
         self.tokens = TokensStage(folder, config, self.corpus, external_inputs)
@@ -95,11 +95,14 @@ class Run:
         """Do `stage` unless it is done, and print a line under `title`. Returns its figures."""
         reused = stage.record() is not None
         self._reused[stage.name] = reused
+        if not reused and not is_writable(self.folder):
+            raise CocomixError(f"{self.folder} cannot be written; fix its permissions or give another --run")
         with StageProgress(console, title, quiet=not is_main()) as progress:
             figures = stage.run(progress)
         if is_main():
             # Only now, so that a command that fails leaves the run with the settings of its finished stages.
-            self._settings_file.write(self.config.model_dump(mode="json"))
+            if not reused or is_writable(self.folder):
+                self._settings_file.write(self.config.model_dump(mode="json"))
             seconds = (stage.record() or {}).get("seconds", 0.0)
             state = "kept, done before" if reused else duration(seconds)
             summary = stage.describe(figures)
@@ -143,18 +146,24 @@ class Run:
         """Everything the report shows, collected from the finished stages."""
         return collect_results(self, self._reused)
 
-    def write_report(self) -> None:
-        """Write `report.html` and `report.json` into the run's folder."""
+    def write_report(self, output: Path | None = None) -> None:
+        """Write `report.html` and `report.json` into `output`, or else the run's folder if it can be written."""
         if is_main():
-            write_report(self.results(), self.folder)
+            if output is None and not is_writable(self.folder):
+                notice = f"no report is written, because {self.folder} cannot be written; give --output FOLDER"
+                errors.print(f"cocomix: {notice}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+            else:
+                if output is not None:
+                    output.mkdir(parents=True, exist_ok=True)
+                write_report(self.results(), output or self.folder)
         barrier()
 
-    def print_summary(self) -> None:
+    def print_summary(self, output: Path | None = None) -> None:
         """One screen: the table, and where the report is."""
         if not is_main():
             return
         console.print(summary_table(self.results()))
-        page = self.folder / "report.html"
+        page = (output or self.folder) / "report.html"
         if page.exists():
             console.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
 
@@ -199,12 +208,19 @@ def describe_edit(run: Run, overrides: Sequence[str] = ()) -> str:
     return f"{CONFIG} was edited: {listed(edits)}; {consequence}"
 
 
-def _check_writable(folder: Path) -> None:
-    nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+def _check_folder(folder: Path) -> None:
+    nearest = _nearest(folder)
     if not nearest.is_dir():
         raise CocomixError(f"{nearest} is a file, not a folder; give another --run")
-    if not os.access(nearest, os.W_OK):
-        raise CocomixError(f"{nearest} cannot be written; fix its permissions or give another --run")
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in `folder`, or it can be made. A finished run is also read where they cannot."""
+    return os.access(_nearest(folder), os.W_OK | os.X_OK)
+
+
+def _nearest(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.resolve().parents) if path.exists())
 
 
 def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | None = None) -> dict[str, Any]:

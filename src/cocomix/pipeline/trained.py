@@ -1,14 +1,15 @@
-"""A run's finished models and what is done with them: find a student, inspect a text, export the autoencoder."""
+"""A run's finished models and what is done with them: find a student, inspect a text, export it or the autoencoder."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.analysis.inspect import Reading, read_text
 from cocomix.analysis.naming import Names, read_names
 from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.pipeline.config import CONFIG
 from cocomix.pipeline.run import Run, load_run
 from cocomix.pipeline.student_stages import StudentStage
@@ -16,6 +17,7 @@ from cocomix.sae.formats import FORMATS
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.advice import command_line
 from cocomix.utils.errors import CocomixError, tokenizer_errors
+from cocomix.utils.files import read_json, write_json
 
 
 def existing_run(folder: Path, *, announce: bool = True) -> Run:
@@ -120,8 +122,7 @@ def export_sae(run: Run, name: str, folder: Path) -> Path:
         CocomixError: no such format, one that cannot represent this autoencoder, or a folder in use.
     """
     format = FORMATS.choose(name)()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CocomixError(f"{folder} is not empty; give a new folder")
+    _check_new(folder)
     teacher = run.config.teacher.pretrained
     metadata = {
         "layer": run.sae.config.layer,
@@ -131,3 +132,41 @@ def export_sae(run: Run, name: str, folder: Path) -> Path:
     }
     format.write(run.sae.model().cpu(), folder, metadata)
     return folder
+
+
+def export_student(run: Run, student: str, seed: int, folder: Path) -> Path:
+    """Write a plain student, with its tokenizer, as other programs expect a GPT-2 or Llama; returns `folder`.
+
+    Raises:
+        CocomixError: no such finished student, one that is no plain transformer, or a folder in use.
+    """
+    stage = student_stage(run, student, seed)
+    _check_new(folder)
+    model = stage.model()
+    if isinstance(model, CoCoMixForCausalLM):
+        plain = sorted({other.student for other in run.students if other.config.mixing is None})
+        raise CocomixError(
+            f"the student {student} has a predictor ({model.config.channel}) in the middle of its stack, for which"
+            " GPT-2 and Llama have no place, and without it would be another model; export a plain student"
+            f" ({', '.join(plain) or 'train one, such as ntp'})"
+        )
+    write_plain(model.cpu(), stage.tokens.tokenizer(), folder)
+    return folder
+
+
+def write_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a plain causal LM in float32 with the names that converters look for."""
+    if getattr(model.config, "activation_function", None) == "gelu_pytorch_tanh":
+        model.config.activation_function = "gelu_new"  # the same function under GPT-2's own name for it
+    model.float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    vocabulary: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if hasattr(getattr(vocabulary, "model", None), "save"):
+        vocabulary.model.save(str(folder))  # vocab.json and merges.txt, for programs that do not read tokenizer.json
+
+
+def _check_new(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CocomixError(f"{folder} is not empty; give a new folder")

@@ -1,4 +1,5 @@
-// Requests to the server. Every failure is an `ApiError` whose message can be shown.
+// Requests to the server. Every failure is an `ApiError` whose message can be shown. Paths are relative to the page's
+// address, because a reverse proxy may show it below a prefix.
 
 const NO_ANSWER = "The explorer's server does not answer; start it again with `cocomix explore`, then try again.";
 

@@ -83,7 +83,7 @@ export function compareView(app) {
     }
     if (answer === null) setChildren(board, skeleton(4, "Reading with both models"));
     board.setAttribute("aria-busy", "true");
-    requests.run((signal) => post("/api/compare", { left, right, text, top: TOP }, signal), show, failed);
+    requests.run((signal) => post("api/compare", { left, right, text, top: TOP }, signal), show, failed);
   }
 
   function show(comparison) {

@@ -70,7 +70,7 @@ export function conceptsView(app) {
 
   async function fetchRows(offset, limit) {
     const { model, q, sort: by } = state.now;
-    const answer = await get("/api/concepts", { model, q: q.trim(), sort: by, offset, limit });
+    const answer = await get("api/concepts", { model, q: q.trim(), sort: by, offset, limit });
     return { total: answer.total, rows: answer.concepts };
   }
 
@@ -127,7 +127,7 @@ export function conceptsView(app) {
     openQuery = query;
     board.setAttribute("aria-busy", "true");
     if (!board.childElementCount) setChildren(board, el("div", { class: "card" }, skeleton(9, "Loading the concept")));
-    requests.run((signal) => get("/api/concept", { model, id }, signal), show, failed);
+    requests.run((signal) => get("api/concept", { model, id }, signal), show, failed);
   }
 
   function show(answer) {

@@ -1,4 +1,4 @@
-// Starts the page: requests the list of models, creates the views, and shows the one that the address names.
+// Starts the page: signs in, requests the list of models, creates the views, and shows the one that the address names.
 
 import { get } from "./api.js";
 import { compareView } from "./compare.js";
@@ -6,6 +6,7 @@ import { conceptsView } from "./concepts.js";
 import { button, el, errorBox, setChildren, skeleton } from "./dom.js";
 import { helpDialog, listen } from "./keys.js";
 import { readView } from "./read.js";
+import { signIn } from "./session.js";
 import { State } from "./state.js";
 import { steerView } from "./steer.js";
 
@@ -25,7 +26,8 @@ const state = new State();
 async function start() {
   setChildren(main, el("div", { class: "card" }, skeleton(6, "Loading the run")));
   try {
-    build(await get("/api/models"));
+    await signIn();
+    build(await get("api/models"));
   } catch (error) {
     setChildren(main, el("div", { class: "card" }, errorBox(error, start)));
   }

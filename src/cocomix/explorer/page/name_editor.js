@@ -38,7 +38,7 @@ export function nameEditor({ concept: id, about: initial }, model, onname) {
     };
     const save = async () => {
       try {
-        record = await post("/api/name", { model, concept: id, name: box.value.trim() });
+        record = await post("api/name", { model, concept: id, name: box.value.trim() });
         onname(record);
         announce(record.name ? `renamed to ${record.name}` : "name removed");
         close();

@@ -46,7 +46,7 @@ export function conceptPicker({ label, model, onpick }) {
     requests.run(
       (signal) =>
         get(
-          "/api/concepts",
+          "api/concepts",
           { model: model(), q: box.value.trim(), sort: "predicted", offset: 0, limit: SHOWN },
           signal,
         ),
@@ -150,7 +150,7 @@ export function nameCache(model, onload) {
       const key = model();
       try {
         const query = { model: key, q: `c${id}`, sort: "number", offset: 0, limit: 1 };
-        const { concepts } = await get("/api/concepts", query);
+        const { concepts } = await get("api/concepts", query);
         if (key !== model() || concepts[0]?.concept !== id) return;
         names.set(id, concepts[0].name);
         onload();

@@ -51,7 +51,7 @@ export function readView(app) {
     if (!text) return showNoText();
     if (reading === null) setChildren(board, skeleton(4, "Reading"));
     board.setAttribute("aria-busy", "true");
-    requests.run((signal) => post("/api/read", { model, text, concept: chosen, top: TOP }, signal), show, failed);
+    requests.run((signal) => post("api/read", { model, text, concept: chosen, top: TOP }, signal), show, failed);
   }
 
   function show(answer) {

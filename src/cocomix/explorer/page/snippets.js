@@ -23,7 +23,7 @@ export function snippetBox({ setting, apply }) {
 
   const refresh = debounce(120, () => {
     requests.run(
-      (signal) => post("/api/steering", setting(), signal),
+      (signal) => post("api/steering", setting(), signal),
       (answer) => {
         snippets = answer;
         cli.textContent = answer.cli;
@@ -75,7 +75,7 @@ export function snippetBox({ setting, apply }) {
   /** Applies the setting in `text`; false if the server cannot read it. */
   async function use(text, success) {
     try {
-      const { steering } = await post("/api/steering/read", { text });
+      const { steering } = await post("api/steering/read", { text });
       apply(steering);
       refresh();
       showMessage(success);

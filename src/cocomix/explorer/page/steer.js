@@ -122,7 +122,7 @@ export function steerView(app) {
     generation.begin(state.now.tokens);
     announce("running");
     try {
-      for await (const event of lines("/api/steer", request(), controller.signal)) {
+      for await (const event of lines("api/steer", request(), controller.signal)) {
         if (running !== controller) return;
         if (event.event === "error") throw new Error(event.error);
         generation.handle(event);
