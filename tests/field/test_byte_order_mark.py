@@ -16,7 +16,7 @@ ROW = json.dumps({"text": "Fellow citizens"}).encode("utf-8-sig")
     ("source", "name", "content"),
     [
         ("folder", "a.txt", MARKED),
-        ("folder", "a.md.gz", gzip.compress(MARKED)),
+        ("folder", "a.md.gz", gzip.compress(MARKED, mtime=0)),
         ("jsonl", "a.jsonl", ROW),
         ("jsonl", "a.json", ROW),
         ("jsonl", "a.json", b"\xef\xbb\xbf[" + ROW[3:] + b"]"),

@@ -9,6 +9,7 @@
 - `Stopwatch` counts a stage's seconds over interrupted attempts.
 """
 
+import io
 import math
 import os
 import re
@@ -42,7 +43,8 @@ class Terminal(Console):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**({"markup": False, "emoji": False, "highlight": False} | options))
+        plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+        super().__init__(**(plain | options))
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A string in a table or a line."""
@@ -57,7 +59,8 @@ class Terminal(Console):
 
     def print_json(self, json: str | None = None, **options: Any) -> None:
         """ASCII alone, so that what a program reads from it does not depend on the encoding of standard output."""
-        super().print_json(json, **({"ensure_ascii": True} | options))
+        ascii_only: dict[str, Any] = {"ensure_ascii": True}
+        super().print_json(json, **(ascii_only | options))
 
 
 def _printable_text(text: Text) -> Text:
@@ -80,7 +83,7 @@ errors = Terminal(stderr=True)
 def use_any_encoding() -> None:
     """Let standard output and error write `?` where their encoding lacks a character; for the entry of a program."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 

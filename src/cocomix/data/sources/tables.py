@@ -106,8 +106,9 @@ def _column(schema: Any, field: str) -> Any:
     first, *inner = field.split(".")
     column = schema.field(first) if first in schema.names else None
     for name in inner:
-        is_there = column is not None and types.is_struct(column.type) and column.type.get_field_index(name) >= 0
-        column = column.type.field(name) if is_there else None
+        if column is None or not types.is_struct(column.type) or column.type.get_field_index(name) < 0:
+            return None
+        column = column.type.field(name)
     return column
 
 
