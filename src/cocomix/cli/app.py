@@ -26,6 +26,7 @@ from cocomix.cli.options import (
     quiet_libraries,
     recipe_file,
 )
+from cocomix.cli.runs import clean
 from cocomix.cli.sharing import doctor, push
 from cocomix.utils.console import console, errors, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
@@ -40,8 +41,8 @@ app = typer.Typer(
 
 A run is a folder. The first command writes its config.yaml, which lists every setting, and later commands read it. You
 can edit it, or override any setting as KEY.PATH=VALUE after the options, e.g. sae.k=8. Finished stages are kept; a
-changed setting redoes the stages that depend on it. To read input files again whose content changed, delete the
-stage's folder in the run.""",
+changed setting redoes the stages that depend on it, and what they replace is back when its settings are. To read input
+files again whose content changed, delete the stage's folder in the run.""",
 )
 
 
@@ -54,6 +55,10 @@ def demo(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="All stages in under two minutes; the figures are meaningless.")
     ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Do not ask before stages finished with other settings are redone."),
+    ] = False,
 ) -> None:
     """Run every stage on real text and compare the students.
 
@@ -64,6 +69,7 @@ def demo(
         config = recipe_file("tiny")
         run = Path("runs/tiny") if run == DEFAULT_RUN else run
     opened = open_run(run, config, overrides, seeds)
+    opened.check_nothing_replaced(replace)
     opened.run_all()
     opened.print_summary()
 
@@ -236,6 +242,7 @@ def bench() -> None:
 
 
 app.command("steer-eval")(steer_eval_command)
+app.command()(clean)
 app.command()(doctor)
 
 

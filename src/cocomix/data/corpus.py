@@ -190,6 +190,8 @@ Progress = Callable[[int, int | None, dict[str, Any]], None]
 class CorpusWriter:
     """Writes `text/{train,val,test}/*.jsonl`, `text/corpus.json` and, for bad records, `skipped.jsonl`.
 
+    `corpus-so-far.json`, from which a killed writer resumes, stays beside them: delete it once they are safe.
+
     Args:
         folder: where to write; the state of a killed writer there is resumed.
         every: keep every n-th document of the source.
@@ -242,9 +244,7 @@ class CorpusWriter:
         except CocomixError:
             (self.folder / STATE).unlink(missing_ok=True)  # texts added to the source may come before its end
             raise
-        figures = self._finish()
-        (self.folder / STATE).unlink(missing_ok=True)
-        return figures
+        return self._finish()
 
     def _read(self, source: TextSource, progress: Progress) -> None:
         started = committed = reported = time.monotonic()
@@ -305,7 +305,7 @@ class CorpusWriter:
             "reports": self._reports,
             "owed": self._splitter.owed,
         }
-        write_sealed(self.folder / STATE, state)
+        write_sealed(self.folder / STATE, state, durable=True)
 
     def _resumed_state(self) -> dict[str, Any]:
         try:

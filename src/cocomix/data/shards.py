@@ -7,6 +7,7 @@ is lost.
 """
 
 import hashlib
+import os
 import shutil
 from array import array
 from collections import OrderedDict
@@ -234,6 +235,8 @@ def finish_shards(
         for part in starts:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
     manifest = {
         "format": 1,
         "dtype": dtype,
@@ -245,7 +248,7 @@ def finish_shards(
         "boundaries": {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)},
         "fingerprint": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
     }
-    write_sealed(folder / MANIFEST, manifest)
+    write_sealed(folder / MANIFEST, manifest, durable=True)
     for part in starts:
         part.unlink()
     return TokenShards.open(folder, verify=False)

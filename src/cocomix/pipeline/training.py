@@ -24,6 +24,8 @@ from cocomix.utils.files import check_weights, sha256
 class ModelStage(Stage):
     """A stage that leaves a model in its folder `model`."""
 
+    saves_when_stopped = True
+
     def outputs(self) -> list[str]:
         return ["model/config.json"]
 

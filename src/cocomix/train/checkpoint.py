@@ -3,8 +3,8 @@
 Choices:
 - Every process writes its share of the tensors with torch.distributed.checkpoint in the safetensors format, so nothing
   in a checkpoint can be executed.
-- A folder is written under a temporary name, flushed and renamed. Its `meta.json`, with the size and checksum of every
-  file, is written last. A kill at any moment leaves the older checkpoints intact.
+- A folder is written under a temporary name, forced to the disk and renamed. Its `meta.json`, with the size and
+  checksum of every file, is written last. A kill or a power cut at any moment leaves the older checkpoints intact.
 - The newest two are kept. If the newest one is damaged, the one before it is loaded.
 """
 
@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from cocomix.utils.console import is_main, rank, world_size
 from cocomix.utils.distributed import gathered, on_main
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import read_sealed, sha256, write_sealed
+from cocomix.utils.files import make_folder, move, read_sealed, sha256, sync, write_sealed
 from cocomix.utils.integrity import is_inside
 
 KEEP = 2
@@ -58,7 +58,10 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         on_main(lambda: _create_empty(temporary))
         _write_tensors(temporary, tensors)
         names = sorted(path.name for path in temporary.glob("*.safetensors"))
-        entries = gathered({name: _entry(temporary / name) for name in names[rank() :: world_size()]})
+        own = names[rank() :: world_size()]
+        for name in own:
+            sync(temporary / name)
+        entries = gathered({name: _entry(temporary / name) for name in own})
         files = {name: entry for part in entries for name, entry in sorted(part.items())}
         meta = {"format": 2, "step": step, "key": key, "processes": world_size(), "files": files, "about": state}
         on_main(lambda: _publish(temporary, final, meta))
@@ -125,7 +128,8 @@ def _no_space(cause: BaseException) -> bool:
 
 def _create_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_folder(folder.parent)
+    folder.mkdir()
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -134,21 +138,13 @@ def _entry(path: Path) -> dict[str, Any]:
 
 def _publish(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
     write_sealed(temporary / META, meta, durable=True)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    _flush_folder(final.parent)
+    replaced = final.with_name(f".{final.name}.replaced.tmp")
+    if final.exists():  # a damaged one, or of a run that was stopped again at the step it resumed from
+        os.replace(final, replaced)
+    move(temporary, final)
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in sorted(final.parent.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some file systems cannot flush folders
-    finally:
-        os.close(descriptor)
 
 
 def _meta(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from cocomix.utils.errors import Interrupted
 
 __all__ = [
     "Interrupted",
+    "StopNow",
     "StopRequest",
     "anywhere",
     "barrier",
@@ -144,12 +145,14 @@ def distributed_session() -> Iterator[None]:
 class StopRequest:
     """Remembers SIGTERM, SIGUSR1, SIGHUP and SIGINT while active; a second SIGINT interrupts at once."""
 
+    numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        for number in self.numbers:
             if signal.getsignal(number) == signal.SIG_IGN:
                 continue  # ignored on purpose, e.g. by nohup
             try:
@@ -166,3 +169,17 @@ class StopRequest:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+
+
+class StopNow(StopRequest):
+    """Ends the work at once on SIGTERM, SIGUSR1 and SIGHUP while active, for what is saved or quickly done again.
+
+    Raises:
+        Interrupted: one came, and no `StopRequest` inside was active.
+    """
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+    def _remember(self, number: int, _frame: object) -> None:
+        self.received = signal.Signals(number).name
+        raise Interrupted("stopped and saved; rerun the same command to resume")

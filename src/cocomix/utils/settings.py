@@ -15,7 +15,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import check_readable, in_words, read_sealed, sha256_of, write_sealed, write_text
+from cocomix.utils.files import (
+    check_readable,
+    in_words,
+    make_folder,
+    read_sealed,
+    sha256_of,
+    write_sealed,
+    write_text,
+)
 
 
 class Section(BaseModel):
@@ -251,10 +259,17 @@ class SettingsFile:
         if text == self._text and not same:
             # Killed between the two writes, the new file must not be held against the old copy.
             self.copy.unlink(missing_ok=True)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             self._text = yaml.safe_dump(settings, sort_keys=False)
-            write_text(self.path, self._text)
-        write_sealed(self.copy, {"settings": settings})
+            write_text(self.path, self._text, durable=True)
+        if not self._is_copied(settings):
+            write_sealed(self.copy, {"settings": settings}, durable=True)
+
+    def _is_copied(self, settings: dict[str, Any]) -> bool:
+        try:
+            return read_sealed(self.copy)["settings"] == json.loads(json.dumps(settings))
+        except (OSError, ValueError, KeyError):
+            return False
 
     def _current(self) -> str | None:
         try:
