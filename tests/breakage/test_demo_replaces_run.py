@@ -1,4 +1,4 @@
-"""`cocomix demo` with other settings replaced every finished stage of a run without a word; `clean` shows what is kept."""
+"""`cocomix demo` with other settings replaced every finished stage without a word; `clean` shows what is kept."""
 
 import shutil
 from pathlib import Path
