@@ -16,9 +16,11 @@ demo: $(TO_RUN)
 test: $(TO_TEST)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
-# The suite, then a sample of the fault harness: stages killed, files spoilt, disks full (about ten minutes; as root).
+# The suite, then samples of the fault harness: stages killed, files spoilt, disks full (about ten minutes; as root), and
+# 12 file operations of each stage failed in three ways (about ten minutes; without --sample: all of them, in hours).
 test-all: test
 	$(BIN)/python -m benchmarks.faults --faults 40 -o build/faults
+	$(BIN)/python -m benchmarks.faults.operations --sample 12 -o build/faults
 
 lint: $(TO_TEST)
 	$(BIN)/ruff check .

@@ -100,15 +100,19 @@ def train(
     run: RunDir = DEFAULT_RUN,
     config: ConfigFile = None,
     seeds: Seeds = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Refuse to train a student from the start; see below.")
+    ] = False,
 ) -> None:
     """Train the concept model or a student.
 
     The demo's students are ntp, ntp_wide, cocomix and cocomix_act. Works under torchrun, one process per device.
     On SIGTERM or SIGUSR1 it saves and exits with code 0, on Ctrl-C with 130; rerun the same command to resume.
+    With students_train.schedule constant or wsd and more students_train.steps, a finished student goes on where it can.
     """
     opened = open_run(run, config, overrides, seeds)
     for name in opened.training_stages(who):
-        opened.run_stage(name)
+        opened.run_stage(name, extend=extend)
 
 
 @app.command()

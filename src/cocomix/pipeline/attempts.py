@@ -147,8 +147,11 @@ def _kept_folder(run_dir: Path, name: str, key: str) -> Path:
 
 def kept_folders(run_dir: Path, name: str) -> list[Path]:
     """Finished attempts at the stage `name` that are kept, newest first."""
-    folders = (run_dir / KEPT).glob(f"{flat_name(name)}--*")
-    return sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+    found: list[tuple[float, Path]] = []
+    for path in (run_dir / KEPT).glob(f"{flat_name(name)}--*"):
+        with contextlib.suppress(OSError):  # another command has just brought it back
+            found.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 # --- listing and deleting, for `cocomix clean` ---
@@ -186,8 +189,12 @@ class Attempt:
 
 def attempts(run_dir: Path) -> list[Attempt]:
     """All attempts in a run's folder beside its finished stages, by name."""
-    kept = [_attempt(folder, finished=True) for folder in _folders(run_dir / KEPT)]
-    return kept + [_attempt(folder, finished=False) for folder in _folders(run_dir / PARTIAL)]
+    found = []
+    for parent, finished in ((run_dir / KEPT, True), (run_dir / PARTIAL, False)):
+        for folder in _folders(parent):
+            with contextlib.suppress(FileNotFoundError):  # another command has just put it in its place
+                found.append(_attempt(folder, finished=finished))
+    return found
 
 
 def _folders(parent: Path) -> list[Path]:

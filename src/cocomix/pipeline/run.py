@@ -77,9 +77,18 @@ class Run:
         """The stages all students share, in the order of the data flow."""
         return list(self._shared)
 
-    def run_stage(self, name: str) -> dict[str, Any]:
-        """Do one stage, unless it is done; its inputs must be finished. Returns its figures."""
-        return self.do(self.stages[name], name)
+    def run_stage(self, name: str, *, extend: bool = False) -> dict[str, Any]:
+        """Do one stage, unless it is done; its inputs must be finished. Returns its figures.
+
+        Args:
+            extend: of a student, refuse to train it from the start.
+        """
+        stage = self.stages[name]
+        if extend and not isinstance(stage, StudentStage):
+            raise CocomixError(f"{name} cannot be extended, only students can; leave out --extend")
+        if isinstance(stage, StudentStage):
+            stage.must_extend = extend
+        return self.do(stage, name)
 
     def run_all(self) -> None:
         """Do every stage the students need, then write the report."""

@@ -44,9 +44,14 @@ def train_objective(
     folder: Path,
     validate: Callable[[nn.Module], dict[str, float]] | None,
     progress: Any,
+    **options: Any,
 ) -> TrainResult:
-    """Train in `folder`, resuming from its checkpoints, and save the model to `folder/model`."""
-    result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress).run()
+    """Train in `folder`, resuming from its checkpoints, and save the model to `folder/model`.
+
+    Args:
+        options: `keep_state` and `extend` of the `Trainer`.
+    """
+    result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress, **options).run()
     save_model(objective, folder / "model")
     return result
 

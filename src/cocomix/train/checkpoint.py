@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -71,10 +72,24 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         raise
 
 
-def load_checkpoint(folder: Path, key: str, tensors: dict[str, torch.Tensor]) -> Checkpoint | None:
+def save_alone(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], key: str) -> None:
+    """`save_checkpoint` by this process alone, which has all tensors whole; the others do not answer."""
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    _create_empty(temporary)
+    # Not by torch.distributed.checkpoint, which would ask the others.
+    path = temporary / "shard-00001-model-00001-of-00001.safetensors"
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    sync(path)
+    files = {path.name: _entry(path)}
+    meta = {"format": 2, "step": step, "key": key, "processes": 1, "files": files, "about": state}
+    _publish(temporary, final, meta)
+
+
+def load_checkpoint(folder: Path, key: str | None, tensors: dict[str, torch.Tensor]) -> Checkpoint | None:
     """Fill `tensors` from the newest intact checkpoint; None if there is none. All processes must call it.
 
-    The number of processes may differ from that of the run that wrote it.
+    The number of processes may differ from that of the run that wrote it. Without a `key` any settings are accepted.
 
     Raises:
         CocomixError: the checkpoint belongs to other settings.
@@ -83,7 +98,7 @@ def load_checkpoint(folder: Path, key: str, tensors: dict[str, torch.Tensor]) ->
     for path in on_main(lambda: sorted(folder.glob("step-*"), reverse=True)):
         try:
             meta = on_main(lambda path=path: _meta(path))
-            if meta["key"] != key:
+            if key is not None and meta["key"] != key:
                 raise CocomixError(
                     f"the checkpoint {path} was made with other settings; delete {folder} or restore the settings"
                 )

@@ -4,7 +4,7 @@
 - `StageProgress` is a live bar with an estimated time on a terminal, and plain lines elsewhere. The estimate is the
   remaining steps times the mean step time of the stage so far, which is right for stages whose steps cost the same, as
   all of ours do.
-- `Stopwatch` counts a stage's seconds over interrupted attempts.
+- `Stopwatch` counts a stage's seconds over interrupted attempts, but not while the process is stopped.
 """
 
 import math
@@ -17,6 +17,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cocomix.utils.clock import CLOCK
 from cocomix.utils.files import read_json, write_json
 
 console = Console()
@@ -143,21 +144,21 @@ class Stopwatch:
     def __init__(self, path: Path, *, writes: bool = True, every_seconds: float = 5.0) -> None:
         self._path, self._writes, self._every = path, writes, every_seconds
         self._before = self._read()
-        self._begun = self._kept = time.perf_counter()
+        self._begun = self._kept = CLOCK.seconds()
 
     @property
     def seconds(self) -> float:
         """All seconds so far."""
-        return self._before + time.perf_counter() - self._begun
+        return self._before + CLOCK.seconds() - self._begun
 
     def tick(self) -> None:
         """Write the seconds if it is time to."""
-        if time.perf_counter() - self._kept > self._every:
+        if CLOCK.seconds() - self._kept > self._every:
             self.keep()
 
     def keep(self) -> None:
         """Write the seconds; a full disk is reported elsewhere."""
-        self._kept = time.perf_counter()
+        self._kept = CLOCK.seconds()
         if self._writes:
             try:
                 write_json(self._path, {"seconds": self.seconds})

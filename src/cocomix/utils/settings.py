@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cocomix.utils.errors import CocomixError
@@ -251,6 +252,12 @@ class SettingsFile:
         The user's file stays as it is, comments included, where it holds these settings already, or where it was edited
         since this object was made; the edit then counts for the next command.
         """
+        lock = self.path.parent / ".locks" / f"{self.path.name}.lock"
+        make_folder(lock.parent)
+        with FileLock(lock, fallback_to_soft=False):  # stages of one run may end at the same time
+            self._write(settings)
+
+    def _write(self, settings: dict[str, Any]) -> None:
         text = self._current()
         try:
             same = text is not None and not text.startswith(LEGACY_SEAL) and _same(plain_yaml(text), settings)
@@ -259,7 +266,6 @@ class SettingsFile:
         if text == self._text and not same:
             # Killed between the two writes, the new file must not be held against the old copy.
             self.copy.unlink(missing_ok=True)
-            make_folder(self.path.parent)
             self._text = yaml.safe_dump(settings, sort_keys=False)
             write_text(self.path, self._text, durable=True)
         if not self._is_copied(settings):
