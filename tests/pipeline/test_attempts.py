@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from cocomix.pipeline import stage as stage_module
 from cocomix.pipeline.attempts import attempts, delete, exchanging
 from cocomix.pipeline.stage import CHECKPOINTS, Stage
 from cocomix.utils import files
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, Interrupted
 from tests.pipeline.test_stage import Counting, chain
 
 
@@ -206,3 +208,33 @@ def test_temporaries_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == left
     files.remove_temporaries(tmp_path, exclusive=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stop_request_while_a_stage_is_put_in_its_place_waits_until_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_module, "git_commit", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped; a is finished, rerun the same command") as stopped:
+        Training(tmp_path, "a", 1).run(None)
+    assert not stopped.value.by_user
+    again = Training(tmp_path, "a", 1)
+    again.run(None)
+    assert again.worked == 0 and not (tmp_path / "a" / CHECKPOINTS).exists()
+
+
+def test_a_stop_request_after_the_last_step_ends_with_what_is_saved(tmp_path: Path) -> None:
+    class Saving(Training):
+        saves_when_stopped = True
+
+        def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+            figures = super().work(folder, progress)
+            if self.worked:
+                os.kill(os.getpid(), signal.SIGTERM)  # while the quality is measured, say
+                time.sleep(5)
+            return figures
+
+    with pytest.raises(Interrupted, match="stopped and saved"):
+        Saving(tmp_path, "a", 1).run(None)
+    again = Saving(tmp_path, "a", 1)
+    again.run(None)
+    assert again.worked == 0
