@@ -102,7 +102,7 @@ def one_failure(copies: RunCopies, target: Target, kind: str, number: int) -> di
     home = copies.home(target.name, done=False)
     steps = Path(tempfile.gettempdir()) / f"{home.name}.steps"
     first = command(stage_command(target), home, Armed(mode, number, code), steps)
-    said = error_message(first) or ""
+    said, shown = error_message(first) or "", first.output
     problems = []
     if kind != "kill":
         if "Traceback" in first.output or (first.popen.returncode != 0 and not said):
@@ -129,7 +129,8 @@ def one_failure(copies: RunCopies, target: Target, kind: str, number: int) -> di
         file.unlink(missing_ok=True)
     shutil.rmtree(home)
     outcome = "; ".join(problems) or GOOD[refused or bool(said)]
-    return {"stage": target.name, "kind": kind, "number": number, "outcome": outcome, "said": said}
+    entry = {"stage": target.name, "kind": kind, "number": number, "outcome": outcome, "said": said}
+    return entry | ({"output": shown[-2000:]} if problems else {})
 
 
 def operations(copies: RunCopies, target: Target) -> list[str]:
@@ -186,7 +187,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in arguments.stages:
         listed = operations(copies, TARGETS[name])
         report["operations"][name] = len(listed)
-        for number in spread(len(listed), arguments.sample):
+        for number in arguments.numbers or spread(len(listed), arguments.sample):
             for kind in arguments.kinds:
                 entry = one_failure(copies, TARGETS[name], kind, number) | {"operation": listed[number - 1]}
                 report["failures"].append(entry)
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="*", default=list(TARGETS), choices=TARGETS, help="default: all")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS, help="default: all")
     parser.add_argument("--sample", type=int, help="operations of each stage; default: all")
+    parser.add_argument("--numbers", type=int, nargs="*", help="only these operations, to look into a failure")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/faults"), help="folder for the report")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/cocomix-operations"), help="folder for the runs")
     parser.add_argument("--verbose", action="store_true", help="print good outcomes, too")

@@ -39,8 +39,9 @@ from cocomix.pipeline.attempts import only_one as _only_one
 from cocomix.utils.console import Stopwatch, is_main
 from cocomix.utils.distributed import StopNow, StopRequest, anywhere, barrier, on_main
 from cocomix.utils.env import git_commit, machine
-from cocomix.utils.errors import CocomixError, Interrupted
+from cocomix.utils.errors import CocomixError, Interrupted, reason
 from cocomix.utils.files import (
+    disk_failed,
     disk_full,
     make_folder,
     read_json,
@@ -236,6 +237,11 @@ class Stage(ABC):
                 raise CocomixError(
                     f"the disk under {self.run_dir} is full; free some space and rerun the same command,"
                     " finished stages are kept"
+                ) from error
+            if disk_failed(error):
+                raise CocomixError(
+                    f"the disk under {self.run_dir} failed to read or write ({reason(error)}); check it, then rerun the"
+                    " same command, finished stages are kept"
                 ) from error
             if isinstance(error, PermissionError):
                 raise CocomixError(

@@ -271,7 +271,23 @@ def combined(checksums: Sequence[str]) -> str:
 
 def disk_full(error: BaseException) -> bool:
     """Whether an exception means a full disk; safetensors and torch raise types of their own for it."""
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
+    return _means(error, errno.ENOSPC, "No space left on device")
+
+
+def disk_failed(error: BaseException) -> bool:
+    """Whether an exception means that the disk could not read or write; libraries wrap it in types of their own."""
+    return _means(error, errno.EIO, "Input/output error")
+
+
+def _means(error: BaseException | None, number: int, words: str) -> bool:
+    """Whether an error, or one that it was raised for, has the system's `number` or says its `words`."""
+    for _ in range(20):
+        if error is None:
+            return False
+        if (isinstance(error, OSError) and error.errno == number) or words in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def in_words(error: OSError) -> str:
