@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -350,13 +351,21 @@ class Stage(ABC):
         self._remove_scratch()
 
     def _remove_scratch(self) -> None:
-        """Delete it from the finished stage; what a failing disk or another process leaves is deleted the next time."""
-        with contextlib.suppress(OSError):
+        """Delete it from the finished stage, which is safe already; after a failure the next command tries again."""
+        try:
             found = [path for name in self.scratch() if (path := self.folder / name).exists()]
             for path in found:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             if found:
                 sync(self.folder)
+        except FileNotFoundError:
+            return  # another command deletes it
+        except OSError as error:
+            warnings.warn(
+                f"what {self.title} no longer needs could not be deleted ({error.strerror or error}); the next command"
+                " tries again",
+                stacklevel=2,
+            )
 
 
 def _checksums(folder: Path, scratch: frozenset[str]) -> list[FileEntry]:
