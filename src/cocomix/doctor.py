@@ -214,8 +214,8 @@ def check_run(folder: Path, run: Path | None) -> Iterator[Finding]:
     opened = existing_run(run, announce=False)
     edit, _, redone = describe_edit(opened).partition("; ")
     yield Finding(State.NOTE if edit else State.FINE, "config", edit or "config.yaml is valid", redone)
-    fix = f"`cocomix clean --run {run}` lists what is kept" if attempts(run) else ""
-    yield Finding(State.NOTE if fix else State.FINE, "disk use", disk_use(run), fix)
+    if attempts(run):
+        yield Finding(State.NOTE, "disk use", disk_use(run), f"`cocomix clean --run {run}` lists what is kept")
     forget_verified(run)
     for stage in opened.stages.values():
         yield check_stage(stage, run)

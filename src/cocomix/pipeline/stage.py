@@ -227,6 +227,8 @@ class Stage(ABC):
         if on_main(self._is_finished):
             return self.check()
         for stage in self.inputs:
+            if is_main():
+                remove_temporaries(stage.folder)
             stage.check()
         partial = partial_folder(self.run_dir, self.name, self.fingerprint)
         try:
