@@ -17,12 +17,14 @@ test: $(TO_TEST)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 # The suite, each extra alone, all of Transformers' own model tests (the suite has a quick selection; a few minutes), every
-# family of teachers at toy size, which writes docs/reference/teachers.md, and a sample of the fault harness: stages
-# killed, files spoilt, disks full (about ten minutes; as root).
+# family of teachers at toy size, which writes docs/reference/teachers.md, then samples of the fault harness: stages
+# killed, files spoilt, disks full (about ten minutes; as root), and 12 file operations of each stage failed in three ways
+# (about ten minutes; without --sample: all of them, in hours).
 test-all: test extras
 	$(BIN)/python -m tools.transformers_tests
 	$(BIN)/python -m benchmarks.teacher_families
 	$(BIN)/python -m benchmarks.faults --faults 40 -o build/faults
+	$(BIN)/python -m benchmarks.faults.operations --sample 12 -o build/faults
 
 # No extra, and each extra alone, in clean environments (a package index is needed; some minutes).
 extras: $(TO_TEST)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -43,18 +44,26 @@ class RunCopies:
         """Working directory of the finished run."""
         return self.folder / "whole"
 
-    def prepare(self) -> None:
-        """Make the run stage by stage, unless an earlier call made it with the same commit."""
+    def settings(self) -> dict[str, Any]:
+        """Return the config of the run."""
+        return recipe()
+
+    def prepare(self, until: str = "") -> None:
+        """Make the run stage by stage, unless an earlier call made it with the same commit.
+
+        Args:
+            until: the last stage that is needed; empty: all.
+        """
         record_path, commit = self.folder / "made.json", git_commit()
         if record_path.exists():
             record = json.loads(record_path.read_text(encoding="utf-8"))
-            if record["commit"] == commit:
+            if record["commit"] == commit and (until or list(TARGETS)[-1]) in record["seconds"]:
                 self.seconds = record["seconds"]
                 return
         shutil.rmtree(self.folder, ignore_errors=True)
         write_texts(self.folder / "texts", beginning=BEGINNING, copies=0)
         self.finished.mkdir()
-        (self.finished / "recipe.yaml").write_text(yaml.safe_dump(recipe(), sort_keys=False))
+        (self.finished / "recipe.yaml").write_text(yaml.safe_dump(self.settings(), sort_keys=False))
         for target in TARGETS.values():
             watch = Watch(self.finished, target.last, target.first_read)
             command = ForkedCommand(stage_command(target), self.finished)
@@ -65,6 +74,8 @@ class RunCopies:
             command.wait()
             if command.popen.returncode:
                 raise SystemExit(f"{target.name} failed undisturbed:\n{command.output}")
+            if target.name == until:
+                break
         record_path.write_text(json.dumps({"commit": commit, "seconds": self.seconds}))
 
     def home(self, name: str, *, done: bool, within: Path | None = None) -> Path:

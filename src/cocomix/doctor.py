@@ -206,12 +206,16 @@ def check_run(folder: Path, run: Path | None) -> Iterator[Finding]:
     """A run's settings, and each stage: finished or not, and its files against their checksums."""
     if run is None:
         return
+    from cocomix.pipeline.attempts import attempts
+    from cocomix.pipeline.clean import disk_use
     from cocomix.pipeline.run import describe_edit
     from cocomix.pipeline.trained import existing_run
 
     opened = existing_run(run, announce=False)
     edit, _, redone = describe_edit(opened).partition("; ")
     yield Finding(State.NOTE if edit else State.FINE, "config", edit or "config.yaml is valid", redone)
+    if attempts(run):
+        yield Finding(State.NOTE, "disk use", disk_use(run), f"`cocomix clean --run {run}` lists what is kept")
     forget_verified(run)
     for stage in opened.stages.values():
         yield check_stage(stage, run)

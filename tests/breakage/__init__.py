@@ -1,1 +1,1 @@
-"""What a hostile reviewer broke, one case a file: it must end well now."""
+"""What a hostile reviewer did to runs, the explorer and the files they read: a test for each case that once lost."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 from pydantic import BaseModel, Field, ValidationError
 
 from cocomix.analysis.token_statistics import ITSELF, NEXT, Occurrences, agreement, best_tokens, contrast_scores
@@ -29,7 +30,7 @@ from cocomix.utils.advice import command_line, delete
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import read_json, write_json, write_text
 
-FOUND, EDITED = "names.json", "names-edited.json"
+FOUND, EDITED, EDITS_LOCK = "names.json", "names-edited.json", ".locks/names-edited.lock"
 
 
 class TokenScore(BaseModel):
@@ -128,7 +129,7 @@ def with_edits(folder: Path, sae: str, found: FoundNames | None) -> Names:
 
 def write_found(folder: Path, found: FoundNames) -> None:
     """Replace the names found before; edits stay."""
-    write_text(folder / FOUND, found.model_dump_json(indent=1))
+    write_text(folder / FOUND, found.model_dump_json(indent=1), durable=True)
 
 
 def edit_name(folder: Path, sae: str, concept: int, name: str) -> None:
@@ -137,13 +138,16 @@ def edit_name(folder: Path, sae: str, concept: int, name: str) -> None:
     Raises:
         CocomixError: the file of edits is damaged.
     """
-    edits = _edits(folder)
-    names = edits.setdefault(sae, {})
-    if name.strip():
-        names[str(concept)] = name.strip()
-    else:
-        names.pop(str(concept), None)
-    write_json(folder / EDITED, {"format": 1, "edited": edits})
+    lock = folder / EDITS_LOCK
+    lock.parent.mkdir(exist_ok=True)
+    with FileLock(lock, fallback_to_soft=False):  # several explorers and commands may edit at the same time
+        edits = _edits(folder)
+        names = edits.setdefault(sae, {})
+        if name.strip():
+            names[str(concept)] = name.strip()
+        else:
+            names.pop(str(concept), None)
+        write_json(folder / EDITED, {"format": 1, "edited": edits}, durable=True)
 
 
 def _edits(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from cocomix.cli.options import (
     quiet_libraries,
     recipe_file,
 )
+from cocomix.cli.runs import clean
 from cocomix.cli.sharing import doctor, export, push
 from cocomix.utils.console import console, errors, use_any_encoding, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
@@ -41,8 +42,8 @@ app = typer.Typer(
 
 A run is a folder. The first command writes its config.yaml, which lists every setting, and later commands read it. You
 can edit it, or override any setting as KEY.PATH=VALUE after the options, e.g. sae.k=8. Finished stages are kept; a
-changed setting redoes the stages that depend on it. To read input files again whose content changed, delete the
-stage's folder in the run.""",
+changed setting redoes the stages that depend on it, and what they replace is back when its settings are. To read input
+files again whose content changed, delete the stage's folder in the run.""",
 )
 
 
@@ -55,6 +56,10 @@ def demo(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="All stages in under two minutes; the figures are meaningless.")
     ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Do not ask before stages finished with other settings are redone."),
+    ] = False,
 ) -> None:
     """Run every stage on real text and compare the students.
 
@@ -65,6 +70,7 @@ def demo(
         config = recipe_file("tiny")
         run = Path("runs/tiny") if run == DEFAULT_RUN else run
     opened = open_run(run, config, overrides, seeds)
+    opened.check_nothing_replaced(replace)
     opened.run_all()
     opened.print_summary()
 
@@ -95,15 +101,19 @@ def train(
     run: RunDir = DEFAULT_RUN,
     config: ConfigFile = None,
     seeds: Seeds = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Refuse to train a student from the start; see below.")
+    ] = False,
 ) -> None:
     """Train the concept model or a student.
 
     The demo's students are ntp, ntp_wide, cocomix and cocomix_act. Works under torchrun, one process per device.
     On SIGTERM or SIGUSR1 it saves and exits with code 0, on Ctrl-C with 130; rerun the same command to resume.
+    With students_train.schedule constant or wsd and more students_train.steps, a finished student goes on where it can.
     """
     opened = open_run(run, config, overrides, seeds)
     for name in opened.training_stages(who):
-        opened.run_stage(name)
+        opened.run_stage(name, extend=extend)
 
 
 @app.command()
@@ -245,6 +255,7 @@ def bench() -> None:
 
 
 app.command("steer-eval")(steer_eval_command)
+app.command()(clean)
 app.command()(doctor)
 
 

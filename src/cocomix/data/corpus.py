@@ -264,6 +264,7 @@ class CorpusWriter:
     """Writes `text/{train,val,test}/*.jsonl`, `text/corpus.json` and, for bad records, `skipped.jsonl`.
 
     `skipped-reasons.json` counts bad records, and what the source left out, by reason with an example of each.
+    `corpus-so-far.json`, from which a killed writer resumes, stays beside them: delete it once they are safe.
 
     Args:
         folder: where to write; the state of a killed writer there is resumed.
@@ -323,9 +324,7 @@ class CorpusWriter:
         except CocomixError:
             (self.folder / STATE).unlink(missing_ok=True)  # texts added to the source may come before its end
             raise
-        figures = self._finish(source)
-        (self.folder / STATE).unlink(missing_ok=True)
-        return figures
+        return self._finish(source)
 
     def _read(self, source: TextSource, progress: Progress) -> None:
         self._read_so_far.check(source, self.folder)
@@ -403,7 +402,7 @@ class CorpusWriter:
             "read": self._read_so_far.state(),
             "parts": {name: part.state() for name, part in self._parts.items()},
         }
-        write_sealed(self.folder / STATE, state)
+        write_sealed(self.folder / STATE, state, durable=True)
 
     def _resumed_state(self) -> dict[str, Any]:
         try:

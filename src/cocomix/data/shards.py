@@ -11,6 +11,7 @@ window that begins with a document has it already; it then ends with the first t
 
 import hashlib
 import json
+import os
 import shutil
 from array import array
 from collections import OrderedDict
@@ -287,6 +288,8 @@ def finish_shards(
         for part in starts:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
     checksums = "".join(shard["sha256"] for shard in shards)
     if special is not None and special.bos_id is not None:  # windows of the same stream differ without it
         checksums += json.dumps(special.to_json(), sort_keys=True)
@@ -301,7 +304,7 @@ def finish_shards(
         "boundaries": {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)},
         "fingerprint": hashlib.sha256(checksums.encode()).hexdigest(),
     } | ({} if special is None else {"special_tokens": special.to_json()})
-    write_sealed(folder / MANIFEST, manifest)
+    write_sealed(folder / MANIFEST, manifest, durable=True)
     for part in starts:
         part.unlink()
     return TokenShards.open(folder, verify=False)

@@ -237,7 +237,7 @@ def encode_part(encoder: Encoder, job: Job) -> dict[str, Any]:
         stream.write(counts)
     record["documents"] = len(lengths)
     record["sha256"] = [checksum.hexdigest(), hashlib.sha256(counts).hexdigest()]
-    write_sealed(job.part, record)
+    write_sealed(job.part, record, durable=True)
     return record
 
 
@@ -424,7 +424,8 @@ def join_parts(
         starts.write((ends - lengths).astype("<i8").tobytes())
         n_tokens, n_documents = n_tokens + int(lengths.sum()), n_documents + len(lengths)
         state = {"parts": number + 1, "tokens": n_tokens, "documents": n_documents}
-        write_sealed(notes / "state.json", state | {"shards": shards.commit(), "starts": starts.commit()})
+        commits = {"shards": shards.commit(), "starts": starts.commit()}
+        write_sealed(notes / "state.json", state | commits, durable=True)  # the part is deleted next
         for ending in ENDINGS:
             parts[number].with_suffix(ending).unlink()
     shards.cut()

@@ -27,7 +27,15 @@ from transformers import PreTrainedModel
 
 from cocomix.data.shards import TokenShards
 from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active, with_sign
-from cocomix.labels.store import SHARD_TOKENS, LabelReader, LabelStore, LabelWriter, ShardSummary, StoreLayout
+from cocomix.labels.store import (
+    SHARD_TOKENS,
+    LabelReader,
+    LabelStore,
+    LabelWriter,
+    ShardSummary,
+    StoreLayout,
+    remove_marks,
+)
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.console import Stopwatch, is_main, rank, world_size
 from cocomix.utils.distributed import StopRequest, barrier, sum_over_processes
@@ -161,6 +169,8 @@ def label_split(
     unfinished = [name for name in labeller.names if not LabelStore.finished(folder / name)]
     barrier()  # every process has checked before the first one creates a store
     if is_main():
+        for name in set(labeller.names) - set(unfinished):
+            remove_marks(folder / name)
         for name in unfinished:
             LabelStore.create(
                 folder / name,

@@ -259,6 +259,12 @@ def read_marks(folder: Path) -> list[Mark]:
     return marks
 
 
+def remove_marks(folder: Path) -> None:
+    """Remove what a finished store was resumed from."""
+    (folder / PENDING).unlink(missing_ok=True)
+    shutil.rmtree(folder / MARKS, ignore_errors=True)
+
+
 def _check(record: np.ndarray) -> int:
     return zlib.crc32(record["start"].tobytes() + record["count"].tobytes() + record["digest"].tobytes())
 
@@ -374,8 +380,7 @@ class LabelWriter:
         manifest = self.layout.to_json() | {"files": files, "labelled": labelled}
         note_verified(self.folder, files)
         write_sealed(self.folder / MANIFEST, manifest, durable=True)
-        (self.folder / PENDING).unlink()
-        shutil.rmtree(self.folder / MARKS, ignore_errors=True)
+        remove_marks(self.folder)
 
     def finish(self) -> None:
         """Close and publish a store that a single process has written."""

@@ -31,6 +31,11 @@ class Objective(nn.Module, ABC):
     holds_logits: ClassVar[bool] = True
     holds_teacher_logits: ClassVar[bool] = False
 
+    @property
+    def uses_progress(self) -> bool:
+        """Whether its loss depends on the share of training done; a longer training then differs from the start."""
+        return False
+
     @abstractmethod
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean loss of a batch, a scalar.

@@ -126,6 +126,10 @@ class BootstrapObjective(Objective):
         self.all = Bootstrap(model, sae, dead_after_tokens)
         self.top, self.decay, self.k, self.warmup = top, decay, labels_per_position, warmup
 
+    @property
+    def uses_progress(self) -> bool:
+        return self.warmup > 0
+
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         ids, sae = batch["input_ids"], self.all.sae_training.sae
         with torch.no_grad():

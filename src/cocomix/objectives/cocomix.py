@@ -116,6 +116,10 @@ class CoCoMixObjective(NtpObjective):
         super().__init__(model)
         self.until, self.label_flops = until, label_flops
 
+    @property
+    def uses_progress(self) -> bool:
+        return self.until is not None
+
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         output = self.model(
             input_ids=batch["input_ids"],

@@ -103,6 +103,8 @@ class TokensConfig(Section):
 def _check_source(section: "TeacherConfig | SaeConfig") -> None:
     if section.pretrained is None and section.train is None:
         raise ValueError("give either `pretrained` or `train`")
+    if section.train is not None and section.train.init_from is not None:
+        raise ValueError("`train.init_from` is for students_train; use `pretrained` here")
 
 
 class TeacherConfig(Section):

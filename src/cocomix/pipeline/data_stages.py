@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cocomix.data.corpus import SKIPPED, SPLITS, Corpus, CorpusWriter, passed_over
+from cocomix.data.corpus import SKIPPED, SPLITS, STATE, Corpus, CorpusWriter, passed_over
 from cocomix.data.shards import TokenShards, token_dtype
 from cocomix.data.sources import TextSource, open_mix, open_source
 from cocomix.data.special_tokens import SpecialTokens, saved_with_tokenizer, with_policy
 from cocomix.data.tokenize import Job, TokenizerSpec, encode_parts, finished_part, join_parts
 from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
+from cocomix.pipeline.attempts import ATTEMPT
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.stage import SECONDS, ExternalInputs, Stage, external_stages, stable_name
 from cocomix.utils.console import is_main, rank, world_size
@@ -35,6 +36,9 @@ class CorpusStage(Stage):
 
     def outputs(self) -> list[str]:
         return ["text/corpus.json"]
+
+    def scratch(self) -> list[str]:
+        return [*super().scratch(), STATE]
 
     def verify(self) -> None:
         Corpus(self.folder / "text").check()
@@ -95,6 +99,9 @@ class TokensStage(Stage):
     def outputs(self) -> list[str]:
         return ["tokenizer/tokenizer_config.json", *(f"{split}/manifest.json" for split in SPLITS)]
 
+    def scratch(self) -> list[str]:
+        return [*super().scratch(), PARTS, MADE_OF]
+
     def verify(self) -> None:
         for split in SPLITS:
             self.shards(split)
@@ -139,8 +146,6 @@ class TokensStage(Stage):
             )
             counts[split] = shards.n_tokens
         n_bytes = sum((finished_part(part) or {})["text_bytes"] for part in parts["test"])
-        shutil.rmtree(folder / PARTS)
-        (folder / MADE_OF).unlink()
         return {"vocab_size": tokenizer_spec.vocab_size, "tokens": counts, "bytes_per_token": n_bytes / counts["test"]}
 
     def _workers(self) -> int | None:
@@ -158,7 +163,7 @@ class TokensStage(Stage):
         if same:
             return
         for path in folder.iterdir():
-            if path.name != SECONDS:
+            if path.name not in {SECONDS, ATTEMPT}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         (folder / PARTS).mkdir()
         write_sealed(folder / MADE_OF, {"corpus": corpus.fingerprint, "version": PARTS_VERSION})

@@ -1,5 +1,6 @@
 """A run: its folder, its resolved config, and the graph of its stages."""
 
+import json
 import os
 import shlex
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
+from cocomix.pipeline.attempts import KEPT
 from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
 from cocomix.pipeline.label_stages import LabelSet, LabelStage, LogitsStage, label_set
@@ -19,9 +21,10 @@ from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.report.page import write_report
 from cocomix.report.tables import summary_table
-from cocomix.utils.console import StageProgress, console, duration, errors, is_main
+from cocomix.utils.console import StageProgress, console, duration, errors, in_bytes, is_main
 from cocomix.utils.distributed import barrier
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, Interrupted
+from cocomix.utils.files import remove_temporaries
 from cocomix.utils.settings import SettingsFile, changes, last_written, listed, override
 
 SHOWN_STAGES = 12
@@ -79,9 +82,18 @@ class Run:
         """The stages all students share, in the order of the data flow."""
         return list(self._shared)
 
-    def run_stage(self, name: str) -> dict[str, Any]:
-        """Do one stage, unless it is done; its inputs must be finished. Returns its figures."""
-        return self.do(self.stages[name], name)
+    def run_stage(self, name: str, *, extend: bool = False) -> dict[str, Any]:
+        """Do one stage, unless it is done; its inputs must be finished. Returns its figures.
+
+        Args:
+            extend: of a student, refuse to train it from the start.
+        """
+        stage = self.stages[name]
+        if extend and not isinstance(stage, StudentStage):
+            raise CocomixError(f"{name} cannot be extended, only students can; leave out --extend")
+        if isinstance(stage, StudentStage):
+            stage.must_extend = extend
+        return self.do(stage, name)
 
     def run_all(self) -> None:
         """Do every stage the students need, then write the report."""
@@ -93,23 +105,57 @@ class Run:
 
     def do(self, stage: Stage, title: str) -> dict[str, Any]:
         """Do `stage` unless it is done, and print a line under `title`. Returns its figures."""
-        reused = stage.record() is not None
-        self._reused[stage.name] = reused
-        if not reused and not is_writable(self.folder):
+        reused, before = stage.record() is not None, None if stage.record() is not None else stage.kept()
+        self._reused[stage.name] = reused or before is not None
+        writable = is_writable(self.folder)
+        if not reused and not writable:
             raise CocomixError(f"{self.folder} cannot be written; fix its permissions or give another --run")
-        with StageProgress(console, title, quiet=not is_main()) as progress:
-            figures = stage.run(progress)
+        if is_main() and writable:
+            remove_temporaries(self.folder, below=False)
+            for note in [] if reused else notes_on_others(stage):
+                console.print(f"  {title}: {note}", highlight=False, markup=False, soft_wrap=True)
+        try:
+            with StageProgress(console, title, quiet=not is_main()) as progress:
+                figures = stage.run(progress)
+        except Interrupted:
+            if is_main() and stage.done():
+                self._settings_file.write(self.config.model_dump(mode="json"))
+            raise
         if is_main():
             # Only now, so that a command that fails leaves the run with the settings of its finished stages.
-            if not reused or is_writable(self.folder):
+            if writable:
                 self._settings_file.write(self.config.model_dump(mode="json"))
             seconds = (stage.record() or {}).get("seconds", 0.0)
-            state = "kept, done before" if reused else duration(seconds)
+            back = before is not None and "back, done before with these settings"
+            state = "kept, done before" if reused else back or duration(seconds)
             summary = stage.describe(figures)
             console.print(
                 f"  {title}: {state}{summary and '; '}{summary}", highlight=False, markup=False, soft_wrap=True
             )
         return figures
+
+    def check_nothing_replaced(self, replace: bool) -> None:
+        """Ask before doing all stages if finished ones have other settings; `replace` answers yes.
+
+        Raises:
+            CocomixError: there is no terminal to ask on, or the answer is no.
+        """
+        replaced = {stage.name: record for stage in self.stages.values() if (record := stage.replaces()) is not None}
+        if replace or not replaced or not is_main():
+            return
+        seconds = sum(record.get("seconds") or 0.0 for record in replaced.values())
+        said = (
+            f"{self.folder} has finished stages with other settings: {listed(list(replaced), SHOWN_STAGES)}; they took"
+            f" {duration(seconds)}"
+        )
+        if not (console.is_terminal and sys.stdin.isatty()):
+            raise CocomixError(
+                f"{said}; give another --run, or --replace to do them anew (the old ones are kept in"
+                f" {self.folder / KEPT} and come back with their settings)"
+            )
+        question = f"{said}. Keep them in {self.folder / KEPT} and do these stages anew? [y/N] "
+        if console.input(Text(question)).strip().lower() not in ("y", "yes"):
+            raise CocomixError("nothing was changed; give another --run")
 
     def training_stages(self, name: str) -> list[str]:
         """Names of the stages that train `name`: the teacher, or a student with every seed."""
@@ -166,6 +212,35 @@ class Run:
         page = (output or self.folder) / "report.html"
         if page.exists():
             console.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
+
+
+def notes_on_others(stage: Stage) -> list[str]:
+    """What becomes of other attempts at a stage that is about to be done, a sentence each."""
+    notes = []
+    record = stage.replaces()
+    if record is not None:
+        difference = listed(settings_between(record["settings"], stage))
+        notes.append(
+            f"the finished one has other settings ({difference}) and took {duration(record.get('seconds') or 0.0)}; it"
+            f" is kept in {stage.run_dir / KEPT} and comes back with its settings"
+        )
+    unfinished = stage.unfinished()
+    if unfinished:
+        size = sum(attempt.bytes for attempt in unfinished)
+        notes.append(
+            f"{len(unfinished)} unfinished with other settings stay for when those return ({in_bytes(size)});"
+            f" `cocomix clean --run {stage.user_folder}` lists them"
+        )
+    return notes
+
+
+def settings_between(other: Any, stage: Stage) -> list[str]:
+    """What differs between an attempt's settings and the stage's present ones, key by key."""
+    try:
+        present = json.loads(json.dumps(stage.settings()))
+    except CocomixError:  # they depend on an input that is not there
+        return ["not known"]
+    return changes(other, present) or ["those of its inputs"]
 
 
 def load_run(folder: Path, overrides: Sequence[str] = (), *, announce: bool = True) -> Run:

@@ -3,34 +3,61 @@
 A stage's fingerprint hashes its kind, its own settings and the fingerprints of the stages it reads, so a changed
 setting redoes exactly what depends on it. Work happens in a hidden folder beside the final one and is renamed
 into place when complete: a finished stage is never half overwritten, and an interrupted one resumes from its own
-partial folder (checkpoints included). A file lock keeps two commands from working on the same stage.
+partial folder (checkpoints included). A finished stage of other settings is set aside and comes back when its settings
+do (`attempts`). A file lock, held from the start of work until all is in place, keeps two commands from working on the
+same stage.
+
+Publishing: everything is forced to the disk, then the record, which names every file, then the folder gets its final
+name, and only then is deleted what resuming needed (`scratch`). Killed anywhere in between, the next start finds a
+complete record and goes on from there.
 
 `ExternalInput` is a stage of another run whose output this run uses in place of training its own.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from filelock import FileLock, Timeout
-
+from cocomix.pipeline.attempts import (
+    ATTEMPT,
+    RECORD,
+    Attempt,
+    attempts,
+    hash_of,
+    kept_folders,
+    partial_folder,
+    put_in_place,
+    read_record,
+)
+from cocomix.pipeline.attempts import only_one as _only_one
 from cocomix.utils.advice import command_line, delete
 from cocomix.utils.console import Stopwatch, is_main
-from cocomix.utils.distributed import barrier
+from cocomix.utils.distributed import StopNow, StopRequest, anywhere, barrier, on_main
 from cocomix.utils.env import git_commit, machine
-from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import SEAL, disk_full, read_json, seal, sha256, write_sealed
+from cocomix.utils.errors import CocomixError, Interrupted, reason
+from cocomix.utils.files import (
+    disk_failed,
+    disk_full,
+    make_folder,
+    read_json,
+    remove_temporaries,
+    sha256,
+    sync,
+    sync_tree,
+    write_json,
+    write_sealed,
+)
 from cocomix.utils.integrity import LOCK, NOTE, FileEntry, check_files
 
-RECORD, SECONDS, CHECKPOINTS = "stage.json", "seconds.json", "checkpoints"
+SECONDS, CHECKPOINTS = "seconds.json", "checkpoints"
 MANIFESTS = {"manifest.json", "corpus.json"}
 """Lists of files with their checksums, of tokens, labels and the corpus."""
 
@@ -50,6 +77,8 @@ class Stage(ABC):
     version: ClassVar[int] = 1
     distributed: ClassVar[bool] = False
     """Whether every process of a torchrun launch takes part; otherwise the first one works and the rest wait."""
+    saves_when_stopped: ClassVar[bool] = False
+    """Whether SIGTERM ends it as a request to save: with a message and exit code 0, wherever it is."""
 
     def __init__(self, run_dir: Path, name: str, command: str, inputs: Sequence["Stage"] = ()) -> None:
         self.run_dir = run_dir
@@ -70,6 +99,10 @@ class Stage(ABC):
     def outputs(self) -> Sequence[str]:
         """Files below the stage's folder; if one is missing, the stage is done again."""
         return ()
+
+    def scratch(self) -> Sequence[str]:
+        """Files and folders of the stage's folder that only resuming needs; deleted once the stage is in its place."""
+        return (SECONDS, ATTEMPT, CHECKPOINTS)
 
     @property
     def title(self) -> str:
@@ -121,10 +154,8 @@ class Stage(ABC):
             CocomixError: the record is damaged.
         """
         try:
-            record = read_json(self.folder / RECORD)
-            _check_seal(record)
-            current = record["fingerprint"] == self.fingerprint and record["figures"] is not None
-            current = current and record.get("inputs_outcome", self._inputs_outcome()) == self._inputs_outcome()
+            record = read_record(self.folder)
+            current = self._is_current(record)
         except FileNotFoundError:
             return None
         except PermissionError:
@@ -133,8 +164,15 @@ class Stage(ABC):
             raise CocomixError(
                 f"{self.folder / RECORD} cannot be read ({type(error).__name__}: {error}); {self.redo_hint}"
             ) from error
-        complete = all((self.folder / output).exists() for output in self.outputs())
-        return record if current and complete else None
+        return record if current and self._complete(self.folder) else None
+
+    def _is_current(self, record: dict[str, Any]) -> bool:
+        """Whether a record is of the present settings and the present inputs."""
+        current = record["fingerprint"] == self.fingerprint and record["figures"] is not None
+        return current and record.get("inputs_outcome", self._inputs_outcome()) == self._inputs_outcome()
+
+    def _complete(self, folder: Path) -> bool:
+        return all((folder / output).exists() for output in self.outputs())
 
     def done(self) -> bool:
         """Whether there is a `record`; False while an input is missing whose figures its settings need."""
@@ -158,7 +196,7 @@ class Stage(ABC):
             raise
         except (OSError, ValueError, TypeError, KeyError):
             return ""
-        return hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()
+        return hash_of(figures)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -190,35 +228,32 @@ class Stage(ABC):
         return figures
 
     def run(self, progress: Any) -> dict[str, Any]:
-        """Do the stage unless it is already done; returns its figures."""
-        if self.record() is not None:
+        """Do the stage unless it is already done, or was done with these settings before; returns its figures.
+
+        Raises:
+            Interrupted: a signal asked to stop; if it came while the stage was put in its place, it is finished.
+        """
+        if on_main(self._is_finished):
             return self.check()
         for stage in self.inputs:
-            stage.check()
-        partial = self.run_dir / ".partial" / f"{self.name.replace('/', '--')}-{self.fingerprint[:12]}"
-        try:
-            partial.mkdir(parents=True, exist_ok=True)
-            watch = Stopwatch(partial / SECONDS, writes=is_main())
-
-            def report(step: int, total: int | None, metrics: dict[str, Any] | None = None) -> None:
-                watch.tick()
-                progress(step, total, metrics)
-
-            try:
-                with _only_one(partial, self.title):
-                    figures = self.work(partial, report) if self.distributed or is_main() else {}
-            except BaseException:
-                watch.keep()
-                raise
-            barrier()
             if is_main():
-                self._publish(partial, figures, watch.seconds)
-            barrier()
+                remove_temporaries(stage.folder)
+            stage.check()
+        partial = partial_folder(self.run_dir, self.name, self.fingerprint)
+        try:
+            with _only_one(partial, self.title):
+                if not on_main(lambda: self._bring_back(partial)):
+                    self._work(partial, progress)
         except Exception as error:
             if disk_full(error):
                 raise CocomixError(
                     f"the disk under {self.run_dir} is full; free some space and rerun the same command,"
                     " finished stages are kept"
+                ) from error
+            if disk_failed(error):
+                raise CocomixError(
+                    f"the disk under {self.run_dir} failed to read or write ({reason(error)}); check it, then rerun the"
+                    " same command, finished stages are kept"
                 ) from error
             if isinstance(error, PermissionError):
                 raise CocomixError(
@@ -227,15 +262,89 @@ class Stage(ABC):
             raise
         return self.figures
 
-    def _publish(self, partial: Path, figures: dict[str, Any], seconds: float) -> None:
-        (partial / SECONDS).unlink(missing_ok=True)
-        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+    def replaces(self) -> dict[str, Any] | None:
+        """The record of the finished stage that doing this one would set aside, if it has other settings."""
+        try:
+            if self.record() is not None or self.kept() is not None:
+                return None
+            record = read_record(self.folder)
+            return record if record["fingerprint"] != self.fingerprint else None
+        except (OSError, ValueError, KeyError, TypeError, CocomixError):
+            return None
+
+    def kept(self) -> Path | None:
+        """Where the stage lies finished with these settings and inputs, if not in its place."""
+        unpublished = partial_folder(self.run_dir, self.name, self.fingerprint)
+        for folder in (unpublished, *kept_folders(self.run_dir, self.name)):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                record = read_record(folder)
+                if record.get("stage") == self.name and self._is_current(record) and self._complete(folder):
+                    return folder
+        return None
+
+    def unfinished(self) -> list[Attempt]:
+        """Unfinished attempts at this stage with other settings."""
+        found = [attempt for attempt in attempts(self.run_dir) if not attempt.finished and attempt.stage == self.name]
+        own = partial_folder(self.run_dir, self.name, self.fingerprint)
+        return [attempt for attempt in found if attempt.folder != own]
+
+    def _is_finished(self) -> bool:
+        """Whether there is a record; what a kill just after it was put in its place left there is removed."""
+        if self.record() is None:
+            return False
+        if os.access(self.folder, os.W_OK):  # a finished run may also be one that nobody may write to
+            self._remove_scratch()
+            remove_temporaries(self.folder)
+        return True
+
+    def _bring_back(self, partial: Path) -> bool:
+        """Put the stage in its place if it was finished before; whether it was."""
+        folder = self.kept()
+        if folder is not None:
+            self._put_in_place(folder)
+        return folder is not None
+
+    def _work(self, partial: Path, progress: Any) -> None:
+        on_main(lambda: self._begin(partial))
+        watch = Stopwatch(partial / SECONDS, writes=is_main())
+        inputs_outcome = self._inputs_outcome()
+
+        def report(step: int, total: int | None, metrics: dict[str, Any] | None = None) -> None:
+            watch.tick()
+            progress(step, total, metrics)
+
+        try:
+            with StopNow() if self.saves_when_stopped else contextlib.nullcontext():
+                figures = self.work(partial, report) if self.distributed or is_main() else {}
+        except BaseException:
+            watch.keep()
+            raise
+        barrier()
+        with StopRequest() as stop:
+            on_main(lambda: self._publish(partial, figures, watch.seconds, inputs_outcome))
+        if anywhere(stop.received is not None):
+            raise Interrupted(
+                f"stopped; {self.title} is finished, rerun the same command for what comes after it",
+                by_user=stop.received == "SIGINT",
+            )
+
+    def _begin(self, partial: Path) -> None:
+        """Prepare the folder of an attempt, which may be resumed: its lock is held."""
+        make_folder(partial)
+        remove_temporaries(partial, exclusive=True)
+        (partial / RECORD).unlink(missing_ok=True)  # of a publishing that was stopped, and whose files have changed
+        about = {"stage": self.name, "fingerprint": self.fingerprint, "settings": self.settings()}
+        write_json(partial / ATTEMPT, about)
+
+    def _publish(self, partial: Path, figures: dict[str, Any], seconds: float, inputs_outcome: list[str]) -> None:
+        remove_temporaries(partial, exclusive=True)
+        scratch = frozenset(self.scratch())
         record = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
             "settings": self.settings(),
             "inputs": {stage.name: stage.fingerprint for stage in self.inputs},
-            "inputs_outcome": self._inputs_outcome(),
+            "inputs_outcome": inputs_outcome,
             "seconds": seconds,
             "made": {
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -243,55 +352,44 @@ class Stage(ABC):
                 "machine": machine(),
             },
             "figures": figures,
-            "files": _checksums(partial),
+            "files": _checksums(partial, scratch),
         }
-        write_sealed(partial / RECORD, record)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        outdated = partial.with_name(partial.name + ".old")
-        shutil.rmtree(outdated, ignore_errors=True)
-        if self.folder.exists():
-            os.replace(self.folder, outdated)
-        os.replace(partial, self.folder)
-        stem = re.escape(partial.name.rsplit("-", 1)[0])
-        for stale in partial.parent.iterdir():
-            if re.fullmatch(rf"{stem}-[0-9a-f]{{12}}(\.old)?", stale.name):
-                shutil.rmtree(stale, ignore_errors=True)
-            elif re.fullmatch(rf"{stem}-[0-9a-f]{{12}}\.lock", stale.name):
-                stale.unlink(missing_ok=True)
+        sync_tree(partial, leave_out=scratch)
+        write_sealed(partial / RECORD, record, durable=True)
+        self._put_in_place(partial)
+
+    def _put_in_place(self, folder: Path) -> None:
+        put_in_place(self.run_dir, self.name, folder)
+        self._remove_scratch()
+
+    def _remove_scratch(self) -> None:
+        """Delete it from the finished stage, which is safe already; after a failure the next command tries again."""
+        try:
+            found = [path for name in self.scratch() if (path := self.folder / name).exists()]
+            for path in found:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if found:
+                sync(self.folder)
+        except FileNotFoundError:
+            return  # another command deletes it
+        except OSError as error:
+            warnings.warn(
+                f"what {self.title} no longer needs could not be deleted ({error.strerror or error}); the next command"
+                " tries again",
+                stacklevel=2,
+            )
 
 
-def _check_seal(record: dict[str, Any]) -> None:
-    """Refuse a record that was altered; one of an earlier version has no seal."""
-    if ("files" in record or SEAL in record) and record.get(SEAL) != seal(record):
-        raise ValueError("it was altered")
-
-
-def _checksums(folder: Path) -> list[FileEntry]:
+def _checksums(folder: Path, scratch: frozenset[str]) -> list[FileEntry]:
     """Checksums of a stage's files, except those that a manifest beside or above them lists with its own checksums."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in {RECORD, NOTE, LOCK}]
+    inside = [path for path in sorted(folder.rglob("*")) if path.relative_to(folder).parts[0] not in scratch]
+    paths = [path for path in inside if path.is_file() and path.name not in {RECORD, NOTE, LOCK}]
     listed = {path.parent for path in paths if path.name in MANIFESTS}
     unlisted = [path for path in paths if path.name in MANIFESTS or listed.isdisjoint(path.parents)]
     return [
         {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in unlisted
     ]
-
-
-@contextmanager
-def _only_one(partial: Path, title: str) -> Iterator[None]:
-    """Hold the stage's lock, so that no other command works on it; it is released when the process ends in any way."""
-    if not is_main():
-        yield
-        return
-    lock = FileLock(partial.with_name(partial.name + ".lock"), blocking=False, fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise CocomixError(f"another command is working on {title} right now; wait until it is done") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class ExternalInput(NamedTuple):

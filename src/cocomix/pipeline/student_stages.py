@@ -1,5 +1,6 @@
 """Student and evaluation stages, one of each per student and seed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,24 @@ from cocomix.model.build import Sizes, special_ids
 from cocomix.model.loading import load_causal_lm
 from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.registry import build_student
+from cocomix.pipeline.attempts import kept_folders
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.label_stages import LabelSet, LogitsStage
 from cocomix.pipeline.sae_stage import SaeStage
-from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.stage import CHECKPOINTS, Stage
+from cocomix.pipeline.starting_points import (
+    Extension,
+    find_extension,
+    load_weights,
+    weights_checksum,
+    weights_folder,
+)
 from cocomix.pipeline.training import ModelStage, describe_curve, train_objective, training_figures, validation_curve
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
-from cocomix.utils.console import is_main
-from cocomix.utils.distributed import device
+from cocomix.utils.console import console, is_main
+from cocomix.utils.distributed import device, on_main
+from cocomix.utils.errors import CocomixError
 
 
 class StudentStage(ModelStage):
@@ -59,6 +69,7 @@ class StudentStage(ModelStage):
         if matched is not None:  # a student's size may depend on the teacher's width
             needed |= config.students[matched].reads & {"teacher"}
         read = dict.fromkeys(stage for name, stages in available.items() if name in needed for stage in stages)
+        self.must_extend = False
         super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", [sae.tokens, *read])
 
     def settings(self) -> dict[str, Any]:
@@ -69,7 +80,7 @@ class StudentStage(ModelStage):
             "matched": self.run_config.students[matched].model_dump(mode="json") if matched else None,
             "concepts": self._concepts() if "sae" in self.run_config.students[needs].reads else None,
             "sae_layer": self.run_config.sae.layer if "teacher" in self.config.reads else None,
-            "train": self.train.recipe(),
+            "train": self.train.recipe() | self._start(),
             "seq_len": self.run_config.seq_len,
             "curve_windows": self.run_config.evaluation.curve_windows,
         } | ({} if self.labels is None else self.labels.reader_settings())
@@ -77,14 +88,49 @@ class StudentStage(ModelStage):
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['parameters']:,} parameters{describe_curve(figures)}"
 
+    def _start(self) -> dict[str, str]:
+        """The weights it starts from, by their checksum; empty: its own initialisation."""
+        if self.train.init_from is None:
+            return {}
+        return {"init_from": weights_checksum(weights_folder(self.train.init_from, self.run_dir))}
+
+    def extension(self, objective: Objective, n_windows: int) -> Extension:
+        """The finished training that this one extends, if any."""
+        folders = [self.folder, *kept_folders(self.run_dir, self.name)]
+        total = self.train.total_steps(n_windows)
+        settings = json.loads(json.dumps(self.settings()))
+        found = find_extension(folders, settings, self._inputs_outcome(), self.train, total)
+        if found.state is not None and objective.uses_progress:
+            why = "its loss depends on the share of training done"
+            return Extension(None, found.steps, f"the finished {found.steps} steps cannot be extended: {why}")
+        return found
+
+    def _extended(self, objective: Objective, batches: BatchSource, folder: Path) -> Path | None:
+        """The state to go on from, and a line about it.
+
+        Raises:
+            CocomixError: the user asked for an extension, and there is none.
+        """
+        if any((folder / CHECKPOINTS).glob("step-*")):
+            return None  # begun already
+        found = self.extension(objective, batches.n_windows)
+        if self.must_extend and found.state is None:
+            raise CocomixError(f"{self.title}: {found.reason or 'there is no finished training to extend'}")
+        if found.reason and is_main():
+            begins = "" if found.state else "; it is trained from the start"
+            console.print(f"  {self.title}: {found.reason}{begins}", highlight=False, markup=False, soft_wrap=True)
+        return found.state
+
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        objective = self.objective()
+        objective, batches = self.objective(), self.batches()
         labels = (
             self.labels.reader("val", self.sign) if self.config.uses_sae_concepts and self.labels is not None else None
         )
         val, evaluation = self.tokens.shards("val"), self.run_config.evaluation
         validate = validation_curve(val, self.run_config.seq_len, evaluation, self.train.precision, labels)
-        result = train_objective(objective, self.batches(), self.train, folder, validate, progress)
+        extend = on_main(lambda: self._extended(objective, batches, folder))
+        options: dict[str, Any] = {"keep_state": True, "extend": extend}
+        result = train_objective(objective, batches, self.train, folder, validate, progress, **options)
         if is_main():
             self.tokens.tokenizer().save_pretrained(folder / "model")
         model: Any = objective.evaluated()
@@ -98,6 +144,8 @@ class StudentStage(ModelStage):
         """The student, freshly initialised, and what it is trained on."""
         torch.manual_seed(self.seed)
         model = build_student(self.run_config.students, self.student, self._sizes)
+        if self.train.init_from is not None:
+            load_weights(model, weights_folder(self.train.init_from, self.run_dir))
         precision = self.train.precision
         return self.config.make_objective(model, self._sizes(self.student), lambda: self.sae.teacher.model(precision))
 

@@ -24,6 +24,8 @@ from cocomix.utils.files import check_weights, sha256
 class ModelStage(Stage):
     """A stage that leaves a model in its folder `model`."""
 
+    saves_when_stopped = True
+
     def outputs(self) -> list[str]:
         return ["model/config.json"]
 
@@ -42,9 +44,14 @@ def train_objective(
     folder: Path,
     validate: Callable[[nn.Module], dict[str, float]] | None,
     progress: Any,
+    **options: Any,
 ) -> TrainResult:
-    """Train in `folder`, resuming from its checkpoints, and save the model to `folder/model`."""
-    result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress).run()
+    """Train in `folder`, resuming from its checkpoints, and save the model to `folder/model`.
+
+    Args:
+        options: `keep_state` and `extend` of the `Trainer`.
+    """
+    result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress, **options).run()
     save_model(objective, folder / "model")
     return result
 

@@ -3,8 +3,8 @@
 Choices:
 - Every process writes its share of the tensors with torch.distributed.checkpoint in the safetensors format, so nothing
   in a checkpoint can be executed.
-- A folder is written under a temporary name, flushed and renamed. Its `meta.json`, with the size and checksum of every
-  file, is written last. A kill at any moment leaves the older checkpoints intact.
+- A folder is written under a temporary name, forced to the disk and renamed. Its `meta.json`, with the size and
+  checksum of every file, is written last. A kill or a power cut at any moment leaves the older checkpoints intact.
 - The newest two are kept. If the newest one is damaged, the one before it is loaded.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -26,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from cocomix.utils.console import is_main, rank, world_size
 from cocomix.utils.distributed import gathered, on_main
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import read_sealed, sha256, write_sealed
+from cocomix.utils.files import make_folder, move, read_sealed, sha256, sync, write_sealed
 from cocomix.utils.integrity import is_inside
 
 KEEP = 2
@@ -58,7 +59,10 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         on_main(lambda: _create_empty(temporary))
         _write_tensors(temporary, tensors)
         names = sorted(path.name for path in temporary.glob("*.safetensors"))
-        entries = gathered({name: _entry(temporary / name) for name in names[rank() :: world_size()]})
+        own = names[rank() :: world_size()]
+        for name in own:
+            sync(temporary / name)
+        entries = gathered({name: _entry(temporary / name) for name in own})
         files = {name: entry for part in entries for name, entry in sorted(part.items())}
         meta = {"format": 2, "step": step, "key": key, "processes": world_size(), "files": files, "about": state}
         on_main(lambda: _publish(temporary, final, meta))
@@ -68,10 +72,24 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         raise
 
 
-def load_checkpoint(folder: Path, key: str, tensors: dict[str, torch.Tensor]) -> Checkpoint | None:
+def save_alone(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], key: str) -> None:
+    """`save_checkpoint` by this process alone, which has all tensors whole; the others do not answer."""
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    _create_empty(temporary)
+    # Not by torch.distributed.checkpoint, which would ask the others.
+    path = temporary / "shard-00001-model-00001-of-00001.safetensors"
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    sync(path)
+    files = {path.name: _entry(path)}
+    meta = {"format": 2, "step": step, "key": key, "processes": 1, "files": files, "about": state}
+    _publish(temporary, final, meta)
+
+
+def load_checkpoint(folder: Path, key: str | None, tensors: dict[str, torch.Tensor]) -> Checkpoint | None:
     """Fill `tensors` from the newest intact checkpoint; None if there is none. All processes must call it.
 
-    The number of processes may differ from that of the run that wrote it.
+    The number of processes may differ from that of the run that wrote it. Without a `key` any settings are accepted.
 
     Raises:
         CocomixError: the checkpoint belongs to other settings.
@@ -80,7 +98,7 @@ def load_checkpoint(folder: Path, key: str, tensors: dict[str, torch.Tensor]) ->
     for path in on_main(lambda: sorted(folder.glob("step-*"), reverse=True)):
         try:
             meta = on_main(lambda path=path: _meta(path))
-            if meta["key"] != key:
+            if key is not None and meta["key"] != key:
                 raise CocomixError(
                     f"the checkpoint {path} was made with other settings; delete {folder} or restore the settings"
                 )
@@ -125,7 +143,8 @@ def _no_space(cause: BaseException) -> bool:
 
 def _create_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_folder(folder.parent)
+    folder.mkdir()
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -134,21 +153,13 @@ def _entry(path: Path) -> dict[str, Any]:
 
 def _publish(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
     write_sealed(temporary / META, meta, durable=True)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    _flush_folder(final.parent)
+    replaced = final.with_name(f".{final.name}.replaced.tmp")
+    if final.exists():  # a damaged one, or of a run that was stopped again at the step it resumed from
+        os.replace(final, replaced)
+    move(temporary, final)
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in sorted(final.parent.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some file systems cannot flush folders
-    finally:
-        os.close(descriptor)
 
 
 def _meta(path: Path) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Training settings, with the paper's optimiser as defaults."""
 
-import math
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cocomix.train.schedules import SCHEDULES, Schedule
 from cocomix.train.trackers import TRACKERS
 from cocomix.utils.env import Precision
 
@@ -16,8 +16,16 @@ PERFORMANCE_SETTINGS = (
     "checkpoint_seconds",
     "trackers",
     "log_every",
+    "hang_seconds",
+    "keep_state",
 )
 """Settings of how training is computed; they change results in their last bits at most."""
+
+
+LATER_SETTINGS = ("schedule", "warmup_steps", "decay_fraction", "init_from")
+"""Left out of a recipe at their defaults, so that stages finished before they existed stay finished."""
+LENGTH_SETTINGS = ("steps", "epochs", "n_evals", "n_snapshots", "warmup_fraction", "warmup_steps", "decay_fraction")
+"""What may differ between a finished training and one that extends it, if the learning rates so far are the same."""
 
 
 class TrainConfig(BaseModel):
@@ -32,9 +40,18 @@ class TrainConfig(BaseModel):
     epochs: float | None = Field(default=None, gt=0, description="passes over the windows")
     steps: int | None = Field(default=None, ge=1, description="optimiser steps")
     learning_rate: float = Field(default=6e-4, gt=0, allow_inf_nan=False, description="maximum learning rate")
+    schedule: str = Field(default="cosine", description=f"of the learning rate: {SCHEDULES.names}")
     warmup_fraction: float = Field(default=1 / 300, ge=0, le=1, description="share of the steps with linear warm-up")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="steps with linear warm-up, in place of warmup_fraction; kept when extended"
+    )
     final_lr_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="end of the cosine, as a share of the maximum"
+        default=0.1, ge=0, le=1, description="end of cosine and wsd, as a share of the maximum"
+    )
+    decay_fraction: float = Field(default=0.1, gt=0, le=1, description="share of the steps in which wsd falls")
+    init_from: str | None = Field(
+        default=None,
+        description="students_train only: start from these weights, a model folder or a stage of the run (`teacher`)",
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW moment decays")
     eps: float = Field(default=1e-8, gt=0, description="AdamW epsilon")
@@ -63,6 +80,14 @@ class TrainConfig(BaseModel):
         default=0, ge=0, description="whole models kept in `snapshots/step-N`, evenly spaced, the last at the end"
     )
     checkpoint_seconds: float = Field(default=60.0, gt=0, description="at least this long between two checkpoints")
+    keep_state: bool = Field(
+        default=True,
+        description="with constant and wsd: keep the state from which a finished student's training can be extended,"
+        " three times its weights in fp32",
+    )
+    hang_seconds: float = Field(
+        default=600.0, gt=0, description="with several processes: a step waits this long for one that hangs"
+    )
     trackers: tuple[str, ...] = Field(default=(), description=f"where metrics go: {TRACKERS.names}")
     log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics")
     seed: int = Field(default=0, ge=0, description="seed of initialisation and data order")
@@ -73,11 +98,16 @@ class TrainConfig(BaseModel):
             raise ValueError(f"betas {self.betas} must lie between 0 and 1, 1 excluded")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of `epochs` and `steps`")
+        SCHEDULES.choose(self.schedule)
         return self
 
     def recipe(self) -> dict[str, Any]:
         """Settings that determine the result. The others, `PERFORMANCE_SETTINGS`, may change when a run is resumed."""
-        return self.model_dump(mode="json", exclude=set(PERFORMANCE_SETTINGS))
+        recipe = self.model_dump(mode="json", exclude=set(PERFORMANCE_SETTINGS))
+        for name in LATER_SETTINGS:
+            if recipe[name] == type(self).model_fields[name].default:
+                del recipe[name]  # as in runs made before there was such a key
+        return recipe
 
     def total_steps(self, n_windows: int) -> int:
         """Number of optimiser steps over `n_windows` windows, at least one."""
@@ -85,11 +115,15 @@ class TrainConfig(BaseModel):
             return self.steps
         return max(1, int((self.epochs or 0) * n_windows / self.batch_size))
 
+    def schedule_over(self, total: int) -> Schedule:
+        """The learning-rate schedule of `total` steps."""
+        warmup = round(self.warmup_fraction * total) if self.warmup_steps is None else self.warmup_steps
+        return SCHEDULES[self.schedule](total, warmup, self.final_lr_fraction, self.decay_fraction)
+
     def learning_rate_at(self, step: int, total: int) -> float:
-        """Learning rate at 0-based `step`: linear warm-up, then a cosine down to `final_lr_fraction`."""
-        warmup = max(1, round(self.warmup_fraction * total))
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        progress = (step - warmup) / max(1, total - 1 - warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.learning_rate * (self.final_lr_fraction + (1 - self.final_lr_fraction) * cosine)
+        """Learning rate at 0-based `step`: linear warm-up, then as `schedule` says."""
+        return self.schedule_over(total).rate(step, self.learning_rate)
+
+    def state_kept_at(self, total: int) -> int | None:
+        """Number of steps after which the training state is kept with the finished model; None: it is not."""
+        return self.schedule_over(total).extends_from if self.keep_state else None

@@ -8,7 +8,6 @@ Choices:
 """
 
 import contextlib
-import os
 import shutil
 import warnings
 from abc import ABC, abstractmethod
@@ -27,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cocomix.objectives.base import Objective
 from cocomix.utils.console import is_main, world_size
 from cocomix.utils.distributed import device, on_main
+from cocomix.utils.files import move, sync_tree
 
 
 class Parallel(ABC):
@@ -138,5 +138,6 @@ def save_snapshot(objective: Objective, folder: Path, step: int) -> None:
 
 
 def _replace(temporary: Path, final: Path) -> None:
+    sync_tree(temporary)
     shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
+    move(temporary, final)

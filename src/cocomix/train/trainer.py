@@ -8,7 +8,8 @@ Choices:
 - `training_tensors` collects all state that is a tensor, under names that do not depend on the number of processes.
 - `Guard` checks each step before its gradient is used. A step whose loss or gradient is not finite, or whose loss
   spikes, stops the run or is skipped, as `on_fault` says.
-- Seconds count training only, without evaluation and checkpoints.
+- Seconds count training only, without evaluation and checkpoints, and not while a process is stopped.
+- With several processes, one that hangs is named after `hang_seconds`, and the others stop with a checkpoint.
 """
 
 import contextlib
@@ -31,13 +32,22 @@ from torch.distributed.tensor import DTensor
 from cocomix.data.sampler import batch_order
 from cocomix.objectives.base import Objective
 from cocomix.train.batches import BatchSource
-from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
+from cocomix.train.checkpoint import load_checkpoint, save_alone, save_checkpoint
 from cocomix.train.config import TrainConfig
 from cocomix.train.metrics import Metrics
 from cocomix.train.optimizer import adamw
 from cocomix.train.parallel import parallel, save_snapshot
+from cocomix.utils.clock import CLOCK
 from cocomix.utils.console import is_main, rank, world_size
-from cocomix.utils.distributed import StopRequest, anywhere, device, mean_over_processes
+from cocomix.utils.distributed import (
+    StopRequest,
+    device,
+    is_lost_connection,
+    largest_anywhere,
+    living_processes,
+    mean_over_processes,
+    waiting_at_most,
+)
 from cocomix.utils.env import autocast
 from cocomix.utils.errors import CocomixError, Interrupted
 
@@ -72,6 +82,8 @@ def total_norm(norms: list[torch.Tensor]) -> torch.Tensor:
     return full[0] if len(full) == 1 else torch.linalg.vector_norm(torch.stack(full))
 
 
+CHECKPOINTS, STATE = "checkpoints", "state"
+"""Folders of checkpoints: to resume from, and of the step from which a finished training can be extended."""
 SPIKE_WINDOW, MIN_LOSSES = 50, 10
 """Number of recent losses a spike is compared with, and the minimum for a comparison."""
 MAX_SKIPPED_IN_A_ROW = 20
@@ -132,6 +144,8 @@ class Trainer:
         data: source of batches.
         config: training settings.
         folder: folder of checkpoints and snapshots.
+        keep_state: also keep the state from which the training can be extended, in `folder/state`.
+        extend: folder of the state of a shorter training, to go on from; its learning rates were the same so far.
         evaluate: called with the model at evaluation points, in every process; its metrics are added to the curve.
         progress: called as `progress(step, total, metrics)` after each step.
     """
@@ -144,8 +158,12 @@ class Trainer:
         folder: Path,
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
         progress: Callable[[int, int, dict[str, Any]], None] | None = None,
+        *,
+        keep_state: bool = False,
+        extend: Path | None = None,
     ) -> None:
         self.objective, self.data, self.config, self.folder = objective, data, config, folder
+        self._keep_state, self._extend = keep_state, extend
         self.evaluate, self.progress = evaluate, progress
         self.device = device()
         self.total = config.total_steps(data.n_windows)
@@ -164,6 +182,8 @@ class Trainer:
         self.parallel.prepare(objective)
         self.optimizer = adamw(objective.trainable(), config)
         self.step, self.seconds, self.saved_at = 0, 0.0, 0.0
+        self._stopped_before, self._waited_for_stopped = CLOCK.stopped(), 0.0
+        self._buffers: tuple[int, dict[str, torch.Tensor]] = (-1, {})
         self.curve: list[dict[str, Any]] = []
         self.recent: list[float] = []
         self.skipped: list[dict[str, Any]] = []
@@ -188,26 +208,76 @@ class Trainer:
             tokens_per_step=self.config.batch_size * self.data.seq_len,
             device=self.device,
         )
-        with StopRequest() as stop, contextlib.closing(metrics):
-            while self.step < self.total:
-                started = time.perf_counter()
-                loss = self.train_step(loss_fn)
-                self.step += 1
-                self.seconds += time.perf_counter() - started
-                self._log(metrics, loss)
-                if self.step in self.evaluations:
-                    self._evaluate(metrics)
-                if self.step in self.snapshots:
-                    save_snapshot(self.objective, self.folder, self.step)
-                stopping, save_due = self._stop_and_save(stop)
-                if save_due:
-                    self._save()
-                if stopping:
-                    raise Interrupted(
-                        f"stopped at step {self.step} of {self.total} and saved; rerun the same command to resume",
-                        by_user=stop.received == "SIGINT",
-                    )
+        with StopRequest() as stop, contextlib.closing(metrics), waiting_at_most(self.config.hang_seconds):
+            if self._evaluation_missing():
+                self._evaluate(metrics)
+            try:
+                while self.step < self.total:
+                    self._one_step(loss_fn, metrics, stop)
+            except RuntimeError as error:
+                if not is_lost_connection(error):
+                    raise
+                self._stop_without(error)
         return self._result()
+
+    def _one_step(self, loss_fn: nn.Module, metrics: Metrics, stop: StopRequest) -> None:
+        """A step and what is due after it."""
+        started = CLOCK.seconds()
+        self._remember_buffers()
+        loss = self.train_step(loss_fn)
+        self.step += 1
+        self.seconds += CLOCK.seconds() - started
+        self._log(metrics, loss)
+        if self.step in self.evaluations:
+            self._evaluate(metrics)
+        if self.step in self.snapshots:
+            save_snapshot(self.objective, self.folder, self.step)
+        stopping, save_due = self._stop_and_save(stop)
+        if save_due:
+            self._save()
+        if self._keep_state and self.step == self.config.state_kept_at(self.total):
+            self._save(STATE)
+        if stopping:
+            raise Interrupted(
+                f"stopped at step {self.step} of {self.total} and saved; rerun the same command to resume",
+                by_user=stop.received == "SIGINT",
+            )
+
+    def _remember_buffers(self) -> None:
+        """Keep a copy of the buffers that forward passes change, for a checkpoint if the step does not end."""
+        if world_size() > 1:
+            buffers = dict(self.objective.trainable().named_buffers())
+            self._buffers = (self.step, {name: buffer.detach().clone() for name, buffer in buffers.items()})
+
+    def _stop_without(self, error: RuntimeError) -> None:
+        """Name the processes that do not answer, and save what this one has if it is the first of the others.
+
+        With fsdp each process holds a part only, so the last checkpoint has to do.
+
+        Raises:
+            CocomixError: always.
+        """
+        living, names = living_processes(within=min(30.0, max(5.0, self.config.hang_seconds / 20)))
+        lost = [number for number in range(world_size()) if number not in living]
+        tensors = training_tensors(self.objective.trainable(), self.optimizer)
+        whole = not any(isinstance(tensor, DTensor) for tensor in tensors.values())
+        step, buffers = self._buffers
+        saved = ""
+        if whole and lost and self.step:
+            if rank() == min(living, default=rank()):
+                if step == self.step:  # the step did not end
+                    current = dict(self.objective.trainable().named_buffers())
+                    for name, buffer in buffers.items():
+                        current[name].copy_(buffer)
+                save_alone(self.folder / CHECKPOINTS, self.step, tensors, self._state(), self._key)
+            saved = f", and step {self.step} is saved"
+        described = ", ".join(f"process {number} ({names.get(number, 'unknown')})" for number in lost)
+        why = f"{described} did not answer within {self.config.hang_seconds:g} s (hang_seconds) or ended"
+        cause = str(error).splitlines()[0][:200]
+        raise CocomixError(
+            f"{why if lost else f'the connection between the processes failed ({cause})'}; the others have"
+            f" stopped{saved}; end what is left of it and rerun the same command to resume"
+        ) from error
 
     def train_step(self, loss_fn: nn.Module) -> float | None:
         """Take one optimiser step.
@@ -274,9 +344,13 @@ class Trainer:
         # Processes agree every few steps only, because it costs a synchronisation.
         if world_size() > 1 and self.step % 5 and not is_last:
             return False, False
-        stopping = anywhere(stop.received is not None)
-        due = anywhere(time.monotonic() - self.saved_at > self.config.checkpoint_seconds)
-        return stopping, stopping or due or is_last
+        due = time.monotonic() - self.saved_at > self.config.checkpoint_seconds
+        own = CLOCK.stopped() - self._stopped_before
+        stopping, due, stopped = largest_anywhere(float(stop.received is not None), float(due), own)
+        # While another process was stopped, this one only waited for it.
+        self.seconds = max(0.0, self.seconds - (stopped - own - self._waited_for_stopped))
+        self._waited_for_stopped = stopped - own
+        return bool(stopping), bool(stopping or due or is_last)
 
     def _log(self, metrics: Metrics, loss: float | None) -> None:
         """Report a step to the trackers and the progress callback; `loss` is None if it was skipped."""
@@ -333,8 +407,13 @@ class Trainer:
         flops = tokens * self.objective.flops_per_token(self.data.seq_len)
         return {"step": self.step, "tokens": tokens, "flops": flops, "seconds": self.seconds}
 
-    def _save(self) -> None:
-        state = {
+    def _evaluation_missing(self) -> bool:
+        """Whether the process that saved this step ended before it was evaluated."""
+        last = self.curve[-1]["step"] if self.curve else 0
+        return self.step > 0 and self.step in self.evaluations and last < self.step
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "curve": self.curve,
             "recent": self.recent,
             "skipped": self.skipped,
@@ -342,13 +421,17 @@ class Trainer:
             "seconds": self.seconds,
             "waited": self.data.waited,
         }
+
+    def _save(self, folder: str = CHECKPOINTS) -> None:
         tensors = training_tensors(self.objective.trainable(), self.optimizer)
-        save_checkpoint(self.folder / "checkpoints", self.step, tensors, state, self._key)
+        save_checkpoint(self.folder / folder, self.step, tensors, self._state(), self._key)
         self.saved_at = time.monotonic()
 
     def _resume(self) -> None:
         tensors = training_tensors(self.objective.trainable(), self.optimizer)
-        checkpoint = load_checkpoint(self.folder / "checkpoints", self._key, tensors)
+        checkpoint = load_checkpoint(self.folder / CHECKPOINTS, self._key, tensors)
+        if checkpoint is None and self._extend is not None:
+            checkpoint = load_checkpoint(self._extend, None, tensors)
         if checkpoint is None:
             return
         self.step, state = checkpoint

@@ -6,7 +6,7 @@
 - `StageProgress` is a live bar with an estimated time on a terminal, and plain lines elsewhere. The estimate is the
   remaining steps times the mean step time of the stage so far, which is right for stages whose steps cost the same, as
   all of ours do.
-- `Stopwatch` counts a stage's seconds over interrupted attempts.
+- `Stopwatch` counts a stage's seconds over interrupted attempts, but not while the process is stopped.
 """
 
 import io
@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 from rich.text import Text
 
+from cocomix.utils.clock import CLOCK
 from cocomix.utils.files import read_json, write_json
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -185,6 +186,16 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def in_bytes(size: int) -> str:
+    """`1234567` as `1.2 MB`."""
+    amount, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{size} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
 class Stopwatch:
     """Seconds of work so far, including those of interrupted attempts.
 
@@ -197,21 +208,21 @@ class Stopwatch:
     def __init__(self, path: Path, *, writes: bool = True, every_seconds: float = 5.0) -> None:
         self._path, self._writes, self._every = path, writes, every_seconds
         self._before = self._read()
-        self._begun = self._kept = time.perf_counter()
+        self._begun = self._kept = CLOCK.seconds()
 
     @property
     def seconds(self) -> float:
         """All seconds so far."""
-        return self._before + time.perf_counter() - self._begun
+        return self._before + CLOCK.seconds() - self._begun
 
     def tick(self) -> None:
         """Write the seconds if it is time to."""
-        if time.perf_counter() - self._kept > self._every:
+        if CLOCK.seconds() - self._kept > self._every:
             self.keep()
 
     def keep(self) -> None:
         """Write the seconds; a full disk is reported elsewhere."""
-        self._kept = time.perf_counter()
+        self._kept = CLOCK.seconds()
         if self._writes:
             try:
                 write_json(self._path, {"seconds": self.seconds})

@@ -6,11 +6,15 @@ no-op, so the same code runs on a laptop.
 
 import os
 import pickle
+import platform
+import re
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +27,7 @@ __all__ = [
     "DEVICE",
     "DEVICES",
     "Interrupted",
+    "StopNow",
     "StopRequest",
     "anywhere",
     "barrier",
@@ -37,6 +42,8 @@ __all__ = [
     "world_size",
 ]
 
+_session: dict[str, Any] = {}
+"""The store of the launch, while there is one."""
 LONGEST_WAIT = timedelta(hours=6)
 """Some stages are one process's work (tokenizing, evaluating) while the others wait at a barrier."""
 
@@ -139,11 +146,65 @@ def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
 
 def anywhere(flag: bool) -> bool:
     """Whether `flag` is true in any process; all processes get the same answer."""
+    return bool(largest_anywhere(float(flag))[0])
+
+
+def largest_anywhere(*values: float) -> list[float]:
+    """The largest of each value over all processes; all get the same answer."""
     if not dist.is_initialized():
-        return flag
-    largest = torch.tensor([float(flag)], device=device())
+        return list(values)
+    largest = torch.tensor(values, device=device(), dtype=torch.float32)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return bool(largest.item())
+    return largest.tolist()
+
+
+_LOST = re.compile(r"timed? ?out|connection (was )?(closed|reset|refused)|broken pipe|pair closure|peer", re.IGNORECASE)
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because another process did not answer, or is gone."""
+    known = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+    return dist.is_initialized() and (known or _LOST.search(str(error)) is not None)
+
+
+@contextmanager
+def waiting_at_most(seconds: float) -> Iterator[None]:
+    """Context in which a collective operation waits this long for the other processes, not `LONGEST_WAIT`.
+
+    With NCCL its own watchdog then ends the processes that wait.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+    try:
+        yield
+    finally:
+        dist.distributed_c10d._set_pg_timeout(LONGEST_WAIT)
+
+
+def living_processes(within: float) -> tuple[list[int], dict[int, str]]:
+    """Who answers through the launch's store `within` seconds after a collective operation failed, and all names.
+
+    Each process that calls it is seen by the others. Where the store itself does not answer, its keeper, process 0 of a
+    launch without torchrun, is the one that hangs, and only this process is known to live.
+    """
+    found: dict[str, Any] = {"living": [rank()], "names": {}}
+
+    def ask() -> None:
+        store, numbers = _session["store"], range(world_size())
+        store.set(f"lives/{rank()}", "1")
+        found["names"] = {n: store.get(f"name/{n}").decode() for n in numbers if store.check([f"name/{n}"])}
+        until = time.monotonic() + within
+        while time.monotonic() < until and len(found["living"]) < world_size():
+            found["living"] = [number for number in numbers if store.check([f"lives/{number}"])]
+            time.sleep(0.2)
+
+    if "store" in _session:
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(within + 5)
+    return found["living"], found["names"]
 
 
 @contextmanager
@@ -156,10 +217,13 @@ def distributed_session() -> Iterator[None]:
     if on_gpu:
         torch.cuda.set_device(device())
     store, _, _ = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    # A launcher that starts its processes again gives them the same store, with the dead ones' addresses in it.
+    store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # pyright: ignore[reportPrivateImportUsage]
+    store.set(f"name/{rank()}", f"pid {os.getpid()} on {platform.node()}")
+    _session["store"] = store
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        # A launcher that starts its processes again gives them the same store, with the dead ones' addresses in it.
-        store=dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),  # pyright: ignore[reportPrivateImportUsage]
+        store=store,
         rank=rank(),
         world_size=world_size(),
         timeout=LONGEST_WAIT,
@@ -167,18 +231,21 @@ def distributed_session() -> Iterator[None]:
     try:
         yield
     finally:
+        _session.clear()
         dist.destroy_process_group()
 
 
 class StopRequest:
     """Remembers SIGTERM, SIGUSR1, SIGHUP and SIGINT while active; a second SIGINT interrupts at once."""
 
+    numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        for number in self.numbers:
             if signal.getsignal(number) == signal.SIG_IGN:
                 continue  # ignored on purpose, e.g. by nohup
             try:
@@ -195,3 +262,17 @@ class StopRequest:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+
+
+class StopNow(StopRequest):
+    """Ends the work at once on SIGTERM, SIGUSR1 and SIGHUP while active, for what is saved or quickly done again.
+
+    Raises:
+        Interrupted: one came, and no `StopRequest` inside was active.
+    """
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+    def _remember(self, number: int, _frame: object) -> None:
+        self.received = signal.Signals(number).name
+        raise Interrupted("stopped and saved; rerun the same command to resume")

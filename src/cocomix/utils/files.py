@@ -5,12 +5,20 @@
 - `check_source`, `check_readable` and `check_weights` refuse a bad path or file with one clear sentence, before a
   library raises something less clear.
 - `FileSeries` writes numbered files that end up with the same bytes however often the writer is killed.
+- `sync`, `sync_tree` and `move` are for what must survive a power cut: a rename is on the disk only once the folder
+  that holds the name is, and what it names only once it was forced there itself.
+- `remove_temporaries` removes what killed writers left behind.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import platform
+import re
+import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,17 +36,58 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
 
     With `durable` this also holds after a power cut, and the new file is on the disk when this returns.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same file
+    temporary = path.with_name(f"{path.name}.{NODE}-{os.getpid()}.tmp")  # several processes may write the same file
     try:
         temporary.write_bytes(content)
         if durable:
-            _sync(temporary)
+            sync(temporary)
         os.replace(temporary, path)
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that failed once may fail again; the first error is the cause
+            temporary.unlink(missing_ok=True)
         raise
+
+
+NODE = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:20] or "here"
+"""This machine, in names of temporary files: process numbers of another machine on the same disk mean nothing here."""
+_TEMPORARY = re.compile(r"\.(?:(?P<node>[A-Za-z0-9]+)-)?(?P<pid>\d+)\.tmp$")
+_ANY_TEMPORARY = re.compile(r"\.tmp$|^\.tmp[A-Za-z0-9_]{6,}$")
+"""The second kind is what safetensors writes weights to before it renames."""
+STALE_SECONDS = 24 * 3600.0
+
+
+def remove_temporaries(folder: Path, *, exclusive: bool = False, below: bool = True) -> None:
+    """Remove temporary files in `folder` whose writers are dead; an error of the disk leaves them.
+
+    Args:
+        exclusive: nobody else writes there (the caller has a lock), so every temporary file or folder is left over.
+        below: also in the folders below.
+    """
+    with contextlib.suppress(OSError):
+        for path in [*(folder.rglob("*") if below else folder.glob("*"))]:
+            if _ANY_TEMPORARY.search(path.name) and (exclusive or _is_left_over(path)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_left_over(path: Path) -> bool:
+    match = _TEMPORARY.search(path.name)
+    if match is None or not path.is_file():
+        return False
+    if match["node"] == NODE and not _alive(int(match["pid"])):
+        return True
+    return time.time() - path.stat().st_mtime > STALE_SECONDS
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -94,13 +143,62 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return content
 
 
-def _sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk."""
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
+"""What file systems answer that cannot sync a folder; any other error is one of the disk."""
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk.
+
+    Raises:
+        OSError: the disk failed; the content may be lost.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(handle)
+
+
+def sync_tree(folder: Path, leave_out: frozenset[str] = frozenset()) -> None:
+    """Put every file in `folder` and the folders below on the disk, except those called as one in `leave_out`."""
+    for path in folder.iterdir():
+        if path.name in leave_out or path.is_symlink():
+            continue
+        if path.is_dir():
+            sync_tree(path, leave_out)
+        elif path.is_file():
+            sync(path)
+    sync(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents; those that are new survive a power cut."""
+    if not folder.exists():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename `source` to `target` on the same disk, so that a power cut afterwards does not undo it."""
+    make_folder(target.parent)
+    os.replace(source, target)
+    sync(target.parent)
+    if source.parent != target.parent:
+        sync(source.parent)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes that the files in `folder` and below take; files that vanish meanwhile count as nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size if path.is_file() and not path.is_symlink() else 0
+    return total
 
 
 def check_source(source: str | Path, what: str) -> None:
@@ -173,7 +271,23 @@ def combined(checksums: Sequence[str]) -> str:
 
 def disk_full(error: BaseException) -> bool:
     """Whether an exception means a full disk; safetensors and torch raise types of their own for it."""
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
+    return _means(error, errno.ENOSPC, "No space left on device")
+
+
+def disk_failed(error: BaseException) -> bool:
+    """Whether an exception means that the disk could not read or write; libraries wrap it in types of their own."""
+    return _means(error, errno.EIO, "Input/output error")
+
+
+def _means(error: BaseException | None, number: int, words: str) -> bool:
+    """Whether an error, or one that it was raised for, has the system's `number` or says its `words`."""
+    for _ in range(20):
+        if error is None:
+            return False
+        if (isinstance(error, OSError) and error.errno == number) or words in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def in_words(error: OSError) -> str:
@@ -248,6 +362,8 @@ class FileSeries:
         self._stream.close()
         name = part.name.removesuffix(PART)
         os.replace(part, part.with_name(name))
+        if self._durable:
+            sync(self.folder)
         self.files.append({"file": name, "bytes": self.size, "sha256": self._hash.hexdigest(), **details})
         self._hash, self.size = hashlib.sha256(), 0
         self._stream = self._path().open("wb")

@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import check_readable, in_words, read_sealed, sha256_of, write_sealed, write_text
+from cocomix.utils.files import (
+    check_readable,
+    in_words,
+    make_folder,
+    read_sealed,
+    sha256_of,
+    write_sealed,
+    write_text,
+)
 
 
 class Section(BaseModel):
@@ -243,6 +252,12 @@ class SettingsFile:
         The user's file stays as it is, comments included, where it holds these settings already, or where it was edited
         since this object was made; the edit then counts for the next command.
         """
+        lock = self.path.parent / ".locks" / f"{self.path.name}.lock"
+        make_folder(lock.parent)
+        with FileLock(lock, fallback_to_soft=False):  # stages of one run may end at the same time
+            self._write(settings)
+
+    def _write(self, settings: dict[str, Any]) -> None:
         text = self._current()
         try:
             same = text is not None and not text.startswith(LEGACY_SEAL) and _same(plain_yaml(text), settings)
@@ -251,10 +266,16 @@ class SettingsFile:
         if text == self._text and not same:
             # Killed between the two writes, the new file must not be held against the old copy.
             self.copy.unlink(missing_ok=True)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._text = yaml.safe_dump(settings, sort_keys=False)
-            write_text(self.path, self._text)
-        write_sealed(self.copy, {"settings": settings})
+            write_text(self.path, self._text, durable=True)
+        if not self._is_copied(settings):
+            write_sealed(self.copy, {"settings": settings}, durable=True)
+
+    def _is_copied(self, settings: dict[str, Any]) -> bool:
+        try:
+            return read_sealed(self.copy)["settings"] == json.loads(json.dumps(settings))
+        except (OSError, ValueError, KeyError):
+            return False
 
     def _current(self) -> str | None:
         try:

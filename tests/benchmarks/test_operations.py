@@ -1,0 +1,34 @@
+"""A sample of the injector: file operations of one stage killed and failed; `make test-all` tries more."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.operations import GOOD, spread
+
+
+def test_the_sample_is_spread_and_has_both_ends() -> None:
+    assert spread(5, None) == [1, 2, 3, 4, 5] == spread(5, 9)
+    assert spread(100, 3) == [1, 50, 100] and spread(100, 1) == [1]
+
+
+@pytest.mark.slow
+def test_killed_and_failed_operations_of_the_tokens(tmp_path: Path) -> None:
+    if sys.platform != "linux" or shutil.which("cc") is None:
+        pytest.skip("the injector takes a C compiler and Linux")
+    program = [sys.executable, "-m", "benchmarks.faults.operations", "--stages", "tokens", "--sample", "3"]
+    done = subprocess.run(
+        [*program, "-o", str(tmp_path / "report"), "--folder", str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report/operations.json").read_text())
+    assert report["operations"]["tokens"] > 20 and len(report["failures"]) == 9
+    assert {entry["outcome"] for entry in report["failures"]} <= set(GOOD)
+    assert "| tokens |" in (tmp_path / "report/operations.md").read_text()
