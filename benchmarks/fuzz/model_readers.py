@@ -1,5 +1,6 @@
 """Readers of tensors: models, autoencoders, checkpoints, concept statistics, labels."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +24,10 @@ from cocomix.sae.sae import TopKSAE
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
 from cocomix.train.trainer import training_tensors
 from cocomix.utils.files import check_weights
+
+with contextlib.suppress(ImportError):  # what loading a quantised model imports prepares folders of its own
+    import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports]
+    import peft  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 SHAPE = {"width": 16, "layers": 2, "heads": 2}
 KEY = StatisticsKey(student="s", shards="t", labels=None, seq_len=8, tokens=100)

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,7 @@ def _make_corpus(folder: Path) -> None:
     source.unlink()
     for path in (folder / "work" / "text").iterdir():
         path.rename(folder / path.name)
-    for path in [folder / "work" / "text", folder / "work"]:
-        path.rmdir()
+    shutil.rmtree(folder / "work")
 
 
 def _read_corpus(folder: Path) -> None:

@@ -30,6 +30,7 @@ WRONG = {
     "push": (("push", "--student", "ntp", "-r", "run", "--dry-run", "-o", "out"), "run is no run"),
     "bench": (("bench",), "python -m benchmarks.speed"),
     "steer-eval": (("steer-eval", "-r", "run"), "there is no run in run"),
+    "clean": (("clean", "-r", "run"), "there is no run in run"),
     "doctor": (("doctor", "--tapir"), "No such option"),
 }
 

@@ -22,7 +22,7 @@ SNAPSHOT = f"{COCOMIX}/step-00000030"
 
 def test_the_page_and_its_files(client: TestClient) -> None:
     page, script = client.get("/"), client.get("/page/main.js")
-    assert page.headers["content-type"].startswith("text/html") and "/page/main.js" in page.text
+    assert page.headers["content-type"].startswith("text/html") and 'src="page/main.js"' in page.text
     assert "javascript" in script.headers["content-type"] and script.text == (PAGE / "main.js").read_text()
     for answer in (page, script):
         assert answer.headers["Cache-Control"] == "no-cache"

@@ -8,6 +8,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -156,8 +157,8 @@ class _Forward:
         signature = inspect.signature(forward)
         parameters = [value for name, value in signature.parameters.items() if name not in names]
         shown.__dict__["__signature__"] = signature.replace(parameters=parameters)
-        self.forward, self.shown = forward, shown
+        self.function, self.shown = forward, shown
         self.__doc__ = forward.__doc__
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self.shown if instance is None else self.forward.__get__(instance)
+        return self.shown if instance is None else MethodType(self.function, instance)

@@ -123,6 +123,7 @@ def export_sae(run: Run, name: str, folder: Path) -> Path:
     """
     format = FORMATS.choose(name)()
     _check_new(folder)
+    sae = run.sae.model()
     teacher = run.config.teacher.pretrained
     metadata = {
         "layer": run.sae.config.layer,
@@ -130,7 +131,7 @@ def export_sae(run: Run, name: str, folder: Path) -> Path:
         "prepend_bos": run.tokens.special.bos_id is not None,
         "context_size": run.sae.figures.get("context_size", run.config.seq_len),
     }
-    format.write(run.sae.model().cpu(), folder, metadata)
+    format.write(sae.cpu(), folder, metadata)
     return folder
 
 
