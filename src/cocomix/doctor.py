@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cocomix.utils.advice import command_line
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import in_words
 from cocomix.utils.integrity import forget_verified
@@ -215,7 +216,7 @@ def check_run(folder: Path, run: Path | None) -> Iterator[Finding]:
     edit, _, redone = describe_edit(opened).partition("; ")
     yield Finding(State.NOTE if edit else State.FINE, "config", edit or "config.yaml is valid", redone)
     if attempts(run):
-        yield Finding(State.NOTE, "disk use", disk_use(run), f"`cocomix clean --run {run}` lists what is kept")
+        yield Finding(State.NOTE, "disk use", disk_use(run), f"{command_line('cocomix clean', run)} lists what is kept")
     forget_verified(run)
     for stage in opened.stages.values():
         yield check_stage(stage, run)

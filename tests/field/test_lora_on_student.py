@@ -65,7 +65,7 @@ def test_one_layer_alone(target: str, skip_logits: bool) -> None:
 
 def test_dora_and_trained_heads() -> None:
     model = adapted(
-        student(tie_word_embeddings=False), "all-linear", use_dora=True, modules_to_save=["vector", "lm_head"]
+        student(tie_word_embeddings=False), "all-linear", use_dora=True, modules_to_save=["channel.vector", "lm_head"]
     )
     loss(model, skip_logits=True).backward()
     assert without_gradient(model) == []

@@ -21,6 +21,7 @@ from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.report.page import write_report
 from cocomix.report.tables import summary_table
+from cocomix.utils.advice import command_line
 from cocomix.utils.console import StageProgress, console, duration, errors, in_bytes, is_main
 from cocomix.utils.distributed import barrier
 from cocomix.utils.errors import CocomixError, Interrupted
@@ -229,7 +230,7 @@ def notes_on_others(stage: Stage) -> list[str]:
         size = sum(attempt.bytes for attempt in unfinished)
         notes.append(
             f"{len(unfinished)} unfinished with other settings stay for when those return ({in_bytes(size)});"
-            f" `cocomix clean --run {stage.user_folder}` lists them"
+            f" {command_line('cocomix clean', stage.user_folder)} lists them"
         )
     return notes
 
