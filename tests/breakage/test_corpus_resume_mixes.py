@@ -10,7 +10,7 @@ import pytest
 from cocomix.data import CorpusWriter, TextSource
 from cocomix.data.sources import FolderSource, JsonlSource
 from cocomix.utils.errors import CocomixError
-from tests.helpers.made_corpora import content, write_jsonl, write_parquet
+from tests.helpers.made_corpora import content, finished_content, write_jsonl, write_parquet
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
@@ -73,7 +73,7 @@ def test_changed_texts_are_refused_and_nothing_is_lost(tmp_path: Path, make: Cal
         path.write_bytes(text)  # put back, at another time
     with pytest.warns(UserWarning, match="changed since the stopped command, but not in what that had read"):
         assert write(out, source()) == whole
-    assert content(out) == content(tmp_path / "whole")
+    assert finished_content(out) == finished_content(tmp_path / "whole")
 
 
 def test_what_is_added_behind_the_place_is_read(tmp_path: Path) -> None:

@@ -189,12 +189,12 @@ def test_a_join_stopped_anywhere_goes_on(
             encode_part(encoder, job)
         left = stop
 
-        def failing(path: Path, state: object) -> None:
+        def failing(path: Path, state: dict[str, object], *, durable: bool) -> None:
             nonlocal left
             left -= 1
             if left < 0:
                 raise RuntimeError("killed")
-            keep(path, state)
+            keep(path, state, durable=durable)
 
         monkeypatch.setattr(join, "write_sealed", failing)
         with pytest.raises(RuntimeError):

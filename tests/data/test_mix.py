@@ -11,7 +11,7 @@ from cocomix.data.sources import MixPart, MixSource, open_mix
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.data_stages import CorpusStage
 from cocomix.utils.errors import CocomixError
-from tests.helpers.made_corpora import content, write_jsonl
+from tests.helpers.made_corpora import finished_content, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
@@ -97,7 +97,7 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes_and_figures(home: Path, tmp_
             with pytest.raises(RuntimeError, match="cut"):
                 write(folder, cut, every=2, commit_seconds=0.0)
         assert write(folder, mix(home, until=until), every=2) == whole
-        assert content(folder) == content(tmp_path / "whole")
+        assert finished_content(folder) == finished_content(tmp_path / "whole")
 
 
 def test_every_source_is_held_out_in_its_share(tmp_path: Path) -> None:

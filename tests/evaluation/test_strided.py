@@ -107,7 +107,13 @@ def test_text_jsonl_folder_and_shards_agree(model: Path, tmp_path: Path) -> None
 )
 def test_bad_input_is_one_sentence(model: Path, tmp_path: Path, text: str, options: dict, words: str) -> None:
     shards(tmp_path / "s", 40)
-    write_shards(tmp_path / "big", [[1, 2, 3] * 10], vocab_size=999, eos_id=0)
+    write_shards(tmp_path / "big", [[1, 2, 998] * 10], vocab_size=999, eos_id=0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CocomixError, match=words):
         measure(model, tmp_path / text, **options)
+
+
+def test_a_larger_vocabulary_is_no_obstacle_where_all_tokens_have_rows(model: Path, tmp_path: Path) -> None:
+    for name, size in (("same", 280), ("larger", 999)):
+        write_shards(tmp_path / name, [[1, 2, 279] * 10], vocab_size=size, eos_id=0)
+    assert measure(model, tmp_path / "larger") == measure(model, tmp_path / "same")

@@ -68,13 +68,14 @@ class StudentStub:
 
     def __init__(self, run_dir: Path, shards: TokenShards, seed: int = SEED, seq_len: int = T) -> None:
         student, teacher, sae = models()
-        self.run_dir, self.seed, self.model = run_dir, seed, lambda: student
+        self.run_dir, self.folder, self.seed, self.model = run_dir, run_dir / self.name, seed, lambda: student
         self.run_config = SimpleNamespace(seq_len=seq_len)
         words = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
         splits = {"val": shards, "train": shards}
         self.tokens = SimpleNamespace(shards=splits.__getitem__, tokenizer=lambda: words)
         self.sae: Any = SimpleNamespace(
             name="sae",
+            folder=run_dir / "sae",
             fingerprint="s",
             figures={},
             outcome=lambda: "o",

@@ -7,6 +7,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
+from cocomix.data.corpus import STATE
+
 
 def write_parquet(path: Path, texts: list[str | None], **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,3 +22,9 @@ def write_jsonl(path: Path, texts: list[str]) -> None:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def finished_content(folder: Path) -> dict[str, bytes]:
+    """What a finished corpus holds once what a killed writer would resume from is deleted, as its stage does."""
+    (folder / STATE).unlink(missing_ok=True)
+    return content(folder)
