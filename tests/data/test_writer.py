@@ -13,7 +13,7 @@ from cocomix.data.sources import Place
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_sealed
 from tests.helpers.listed_source import split_documents
-from tests.helpers.made_corpora import content
+from tests.helpers.made_corpora import finished_content
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
@@ -88,7 +88,7 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes(tmp_path: Path, commit_secon
             with pytest.raises(RuntimeError, match="cut"):
                 write(folder, Counted(n=150, until=stop), file_bytes=700, commit_seconds=commit_seconds)
         write(folder, Counted(n=150), file_bytes=700, commit_seconds=commit_seconds)
-        assert content(folder) == content(tmp_path / "whole")
+        assert finished_content(folder) == finished_content(tmp_path / "whole")
 
 
 def test_what_was_stopped_is_gone_on_with_not_begun_again(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_other_settings_start_over(tmp_path: Path) -> None:
         write(tmp_path / "a", Counted(n=150, until=100), commit_seconds=0.0, file_bytes=500)
     write(tmp_path / "a", Counted(n=150), file_bytes=900)
     write(tmp_path / "b", Counted(n=150), file_bytes=900)
-    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert finished_content(tmp_path / "a") == finished_content(tmp_path / "b")
 
 
 def test_too_few_documents_are_refused_and_added_ones_are_seen(tmp_path: Path) -> None:
