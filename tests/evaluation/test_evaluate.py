@@ -135,6 +135,7 @@ MIXED = {
     "drop_tokens": {"mixer": "drop_tokens", "mixer_options": {"blocks": 1}},
     "none": {"mixer": "none"},
     "pause": {"channel": "pause"},
+    "mlp": {"channel": "mlp"},
     "hidden": {"channel": "hidden", "channel_options": {"target_size": 24}},
     "ncp": {"channel": "ncp", "mixer": "add", "channel_options": {"chunk": 4, "segments": 2, "codes": 8, "layers": 2}},
 }

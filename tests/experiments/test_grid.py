@@ -34,6 +34,14 @@ VARIANTS_HERE: dict[str, Any] = {
     "mixing_only": {"objective": "cocomix", "model": SHAPE, "concept": MIX | {"loss_weight": 0}},
     "ncp": {"objective": "ncp", "model": SHAPE, "mix": MIX | {"mixer": "add"}},
     "bootstrap": {"objective": "bootstrap", "model": SHAPE, "concept": MIX, "n_latents": 64, "k": 8},
+    "mtp": {"objective": "mtp", "model": SHAPE},
+    "top": {"objective": "top", "model": SHAPE},
+    "nextlat": {"objective": "nextlat", "model": SHAPE},
+    "nitp": {"objective": "nitp", "model": SHAPE},
+    "prefix": {"objective": "prefix", "model": SHAPE, "loss_shape": "cosine"},
+    "hash": {"objective": "hash", "model": SHAPE, "concept": MIX, "n_latents": 64, "k": 8},
+    "mlp": {"objective": "mlp", "model": SHAPE, "mix": MIX, "units": 64},
+    "shuffled": {"objective": "cocomix", "model": SHAPE, "labels": "exact", "shuffled": True, "concept": MIX},
 }
 
 
@@ -103,7 +111,11 @@ def test_every_objective_goes_through_every_stage(grid: Grid) -> None:
     for made_of in ("kd", "cocomix", "falls"):  # what was made for them beforehand is charged
         assert rows[made_of]["runs"][0]["label_flops"] > 0 and rows[made_of]["runs"][0]["label_seconds"] > 0
     assert rows["kd_live"]["flops_per_token"] > rows["kd"]["flops_per_token"]
-    assert {name for name, row in rows.items() if row["runs"][0]["recall"] is not None} == {"cocomix", "falls"}
+    assert {name for name, row in rows.items() if row["runs"][0]["recall"] is not None} == {
+        "cocomix",
+        "falls",
+        "shuffled",
+    }
     assert set(results["settings"]["one"]["timing"]) == set(VARIANTS_HERE)
 
 

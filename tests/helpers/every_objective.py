@@ -21,10 +21,13 @@ from cocomix.objectives import (
     SaeObjective,
     StoredTeacher,
 )
+from cocomix.objectives.hash import HashObjective, hash_labels
+from cocomix.objectives.schedule import WeightSchedule
 from cocomix.sae import TopKSAE
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.train.trainer import Trainer
+from tests.helpers.rivals import RIVALS
 
 CONFIG = TrainConfig(batch_size=4, steps=6, learning_rate=1e-3, n_evals=0)
 C = 12
@@ -71,6 +74,12 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "keys_values": lambda: CoCoMixObjective(mixed(mixer="keys_values")),
     "ncp": lambda: NtpObjective(mixed("ncp", "add", chunk=2, segments=2, codes=4)),
     "bootstrap": bootstrap,
+    "mtp": lambda: RIVALS["mtp_block"](schedule=WeightSchedule(0.5)),
+    "top": lambda: RIVALS["top"](),
+    "nextlat": lambda: RIVALS["nextlat"](),
+    "nitp": lambda: RIVALS["nitp"](schedule=WeightSchedule(0.9, "cosine")),
+    "prefix": lambda: RIVALS["prefix_shared"](),
+    "hash": lambda: HashObjective(mixed(), hash_labels(50, 2, C), ahead=True, until=0.8, shape="cosine"),
     "sae": sae,
 }
 

@@ -230,11 +230,25 @@ def _ncp(slowly: Slowly, h: Vectors) -> Found:
     return Found(vectors[: len(h)], parts=(named, gaps))
 
 
+def _mlp(slowly: Slowly, h: Vectors) -> Found:
+    channel = slowly.model.channel
+    if channel.up is None:
+        return Found([])
+    vectors = []
+    for one in h:
+        normed, mean, std = _normed(one)
+        x = channel.up.weight @ normed + channel.up.bias
+        x = 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+        vectors.append((channel.down.weight @ x + channel.down.bias) * std + mean)
+    return Found(vectors)
+
+
 PREDICTED: dict[str, Callable[[Slowly, Vectors], Found]] = {
     "concepts": _concepts,
     "pause": _pause,
     "hidden": _hidden,
     "ncp": _ncp,
+    "mlp": _mlp,
 }
 
 

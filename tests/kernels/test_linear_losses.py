@@ -70,6 +70,24 @@ def test_it_equals_plain_cross_entropies_and_topk(chunk, part, n, v, d, j, bias,
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_weighted_targets_equal_weighted_cross_entropies(bias, monkeypatch):
+    x, weight, offset, targets = made(7, 30, 5, 3, bias)
+    weights = torch.rand(7, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights[2], weights[4, 1] = 0, 0
+    monkeypatch.setattr("cocomix.kernels.linear_cross_entropy.CHUNK_BYTES", 4 * 30 * 3)
+    found = linear_losses(x, weight, offset, targets, weights=weights)
+    scores, slow = F.linear(x, weight, offset), x.new_zeros(())
+    for row in range(7):
+        for place in range(3):
+            if targets[row, place] != -100:
+                slow = slow - weights[row, place] * scores[row].log_softmax(-1)[targets[row, place]]
+    torch.testing.assert_close(found.total, slow)
+    given = (x, weight, offset)
+    for mine, theirs in zip(gradients(found.total, None, given), gradients(slow, None, given), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_finite_differences_agree():
     x, weight, bias, targets = made(3, 7, 4, 2, True)
     scale = torch.randn(3, 2, dtype=torch.float64)
@@ -157,7 +175,7 @@ def test_memory_held_is_a_chunk(monkeypatch):
 @pytest.mark.parametrize("most", [1, 63, 64, 333, 5000])
 def test_chunks_are_about_equal_and_no_larger_than_allowed(most: int) -> None:
     for n in (0, 1, 63, 64, 65, 1000, 1024, 2048, 4100):
-        size = losses._chunk_size(n, most)
+        size = losses.chunk_size(n, most)
         number = -(-n // max(1, size))
         assert 1 <= size <= most
         assert number <= max(1, 2 * -(-n // most))  # rounding down costs no more than one in two

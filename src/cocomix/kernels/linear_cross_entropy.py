@@ -48,12 +48,13 @@ def linear_losses(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     top_k: int = 0,
+    weights: torch.Tensor | None = None,
 ) -> LinearLosses:
     """Cross entropies and the K largest of the scores z = weight x + bias.
 
-    The loss is the sum of logsumexp(z[n]) - z[n, i] over all targets i of all positions n. Under autocast the products
-    are computed in its dtype and everything else in float32. All outputs are differentiable once, with respect to x,
-    weight and bias.
+    The loss is the sum of logsumexp(z[n]) - z[n, i] over all targets i of all positions n, each times its weight. Under
+    autocast the products are computed in its dtype and everything else in float32. All outputs are differentiable once,
+    with respect to x, weight and bias.
 
     Args:
         x: `[n, d]`.
@@ -61,11 +62,12 @@ def linear_losses(
         bias: `[V]`, or None.
         targets: columns of z, int64 `[n, J]`; -100 is ignored.
         top_k: K; with 0 the largest scores are not computed.
+        weights: of the targets, 0 or more, `[n, J]`, without a gradient; None: 1 each.
     """
     device_type = x.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
     with torch.autocast(device_type, enabled=False):
-        total, values, ids = _LinearLosses.apply(x, weight, bias, targets, top_k, dtype)  # pyright: ignore
+        total, values, ids = _LinearLosses.apply(x, weight, bias, targets, top_k, dtype, weights)  # pyright: ignore
     count = (targets != -100).sum()
     return LinearLosses(total, count, values, ids) if top_k else LinearLosses(total, count, None, None)
 
@@ -80,11 +82,12 @@ class _LinearLosses(torch.autograd.Function):
         targets: torch.Tensor,
         top_k: int,
         dtype: torch.dtype,
+        weights: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        needs_grad = ctx.needs_input_grad[:3]
-        total, values, ids, gradients = _chunked_pass(x, weight, bias, targets, top_k, dtype, needs_grad)
-        ctx.save_for_backward(x, weight, bias, targets, ids)
-        ctx.gradients, ctx.options = gradients, (top_k, dtype, needs_grad)
+        options = (top_k, dtype, ctx.needs_input_grad[:3])
+        total, values, ids, gradients = _chunked_pass(x, weight, bias, targets, weights, *options)
+        ctx.save_for_backward(x, weight, bias, targets, weights, ids)
+        ctx.gradients, ctx.options = gradients, options
         ctx.mark_non_differentiable(ids)
         ctx.set_materialize_grads(False)
         return total, values, ids
@@ -92,19 +95,19 @@ class _LinearLosses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: torch.Tensor | None, grad_values: torch.Tensor | None, _: None) -> tuple:
-        x, weight, bias, targets, ids = ctx.saved_tensors
+        x, weight, bias, targets, weights, ids = ctx.saved_tensors
         gradients: list[torch.Tensor | None] = [None, None, None]
         if grad_total is not None:
             saved, ctx.gradients = ctx.gradients, None
             if saved is None:  # an earlier backward pass has scaled them in place
-                saved = _chunked_pass(x, weight, bias, targets, *ctx.options)[3]
+                saved = _chunked_pass(x, weight, bias, targets, weights, *ctx.options)[3]
             gradients = [None if g is None else g.mul_(grad_total) for g in saved or gradients]
         if grad_values is not None:
             top = _top_k_gradients(grad_values, ids, x, weight, bias, ctx.needs_input_grad)
             gradients = [t if g is None else g if t is None else g.add_(t) for g, t in zip(gradients, top, strict=True)]
         inputs = (x, weight, bias)
         typed = [g if g is None or i is None else g.to(i.dtype) for g, i in zip(gradients, inputs, strict=True)]
-        return *typed, None, None, None
+        return *typed, None, None, None, None
 
 
 def _top_k_gradients(
@@ -129,6 +132,7 @@ def _chunked_pass(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
+    weights: torch.Tensor | None,
     top_k: int,
     dtype: torch.dtype,
     needs_grad: Sequence[bool],
@@ -136,7 +140,9 @@ def _chunked_pass(
     """Sum of losses, K largest values and their ids, and the gradients of that sum in x, weight and bias as needed."""
     wide = torch.promote_types(dtype, torch.float32)
     used = targets != -100
-    counts = used.sum(-1, keepdim=True).to(wide)
+    shares = used.to(wide) if weights is None else weights.to(wide) * used
+    counts = shares.sum(-1, keepdim=True)
+    divisors = counts.masked_fill(counts == 0, 1)
     total = torch.zeros((), dtype=wide, device=x.device)
     values = torch.empty(len(x), top_k, dtype=wide, device=x.device)
     ids = torch.empty(len(x), top_k, dtype=torch.int64, device=x.device)
@@ -149,20 +155,20 @@ def _chunked_pass(
                 peak, place = values[rows, :1], ids[rows, :1]
             else:
                 peak, place = scores.max(-1, keepdim=True)
-            chosen, real = targets[rows].masked_fill(~used[rows], 0), used[rows]
+            chosen = targets[rows].masked_fill(~used[rows], 0)
             at_targets = scores.gather(-1, chosen)
             probabilities = torch.softmax(scores, -1, out=scores)
             log_sum = peak - probabilities.gather(-1, place).log()  # the largest one is never too small for a log
-            total += ((log_sum - at_targets) * real).sum()
+            total += ((log_sum - at_targets) * shares[rows]).sum()
             if work.gradients:
-                probabilities.scatter_add_(-1, chosen, -(real / counts[rows].clamp_min(1)))
+                probabilities.scatter_add_(-1, chosen, -(shares[rows] / divisors[rows]))
                 work.store_gradient(chunk, rows, probabilities)
         if work.gradients:
             work.add_gradients(chunk, counts[chunk])
     return total, values, ids, work.gradients
 
 
-def _chunk_size(n: int, most: int) -> int:
+def chunk_size(n: int, most: int) -> int:
     """Positions per chunk, at most `most`: about equal chunks, in multiples of 64, which products handle fastest."""
     most = most // 64 * 64 or most
     even = -(-n // max(1, -(-n // most)))
@@ -174,7 +180,7 @@ def held_bytes(n: int, columns: int, width: int) -> int:
     if not columns:
         return 0
     narrow = width < 4
-    size = min(n, _chunk_size(n, _chunk_limit(columns, narrow)))
+    size = min(n, chunk_size(n, _chunk_limit(columns, narrow)))
     return columns * (size * width + (min(size, _part_limit(columns)) * 4 if narrow else 0))
 
 
@@ -201,7 +207,7 @@ class _Chunks:
         self.x, self.weight, self.dtype, self.wide = x.to(dtype), weight.to(dtype), dtype, wide
         self.bias = None if bias is None else bias.to(dtype)
         full_precision = dtype == wide
-        self.size = _chunk_size(len(x), _chunk_limit(len(weight), not full_precision))
+        self.size = chunk_size(len(x), _chunk_limit(len(weight), not full_precision))
         self.part = _part_limit(len(weight))
         n = min(self.size, len(x))
         self.buffer = torch.empty(n, len(weight), dtype=dtype, device=x.device)

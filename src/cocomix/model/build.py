@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import nn
@@ -88,6 +89,8 @@ class Sizes(NamedTuple):
     """FLOPs per training token of computing its labels, if they are computed during training"""
     first_position: int = 0
     """first position of a window at which hidden states are targets; 1 after a beginning-of-text token"""
+    prefixes: np.ndarray | None = None
+    """for each token the longest other one that it begins with, int64 `[vocab_size]`, -100 where there is none"""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> SpecialIds:

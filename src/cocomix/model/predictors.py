@@ -1,8 +1,8 @@
 """Predictors: what is predicted at concept_layer, and the vector that the mixer mixes in.
 
-`ConceptPredictor` is the paper's. `PausePredictor`, `HiddenPredictor` and `NextConceptPredictor` are what it is
-compared with. A predictor is one class in `PREDICTORS`; `register_predictor` adds one. In `config.json` and in the
-state_dict a predictor is called `channel`.
+`ConceptPredictor` is the paper's. `PausePredictor`, `HiddenPredictor`, `NextConceptPredictor` and `MlpPredictor` are
+what it is compared with. A predictor is one class in `PREDICTORS`; `register_predictor` adds one. In `config.json`
+and in the state_dict a predictor is called `channel`.
 """
 
 from abc import ABC, abstractmethod
@@ -268,6 +268,36 @@ class HiddenPredictor(Predictor):
         return (4 if with_vector else 2) * config.channel_options["target_size"] * config.hidden_size
 
 
+class MlpPredictor(Predictor):
+    """A control of the concept channel's size: an MLP with num_concepts inner units, and nothing that is predicted.
+
+    vector = (W gelu(M norm(h) + b) + c) * std + mean, with norm, mean and std as in the concept head.
+    """
+
+    name = "mlp"
+
+    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
+        super().__init__(config, backbone, with_vector)
+        self.up = nn.Linear(config.hidden_size, config.num_concepts) if with_vector else None
+        self.down = nn.Linear(config.num_concepts, config.hidden_size) if with_vector else None
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+    ) -> Prediction:
+        if self.up is None or self.down is None:
+            return Prediction(None)
+        normed, mean, std = normalise(hidden)
+        return Prediction(self.down(F.gelu(self.up(normed))) * std + mean)
+
+    @classmethod
+    def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
+        return 4 * config.num_concepts * config.hidden_size if with_vector else 0.0
+
+
 COMMITMENT = 0.25
 """Weight of moving pooled states to their code, relative to moving the code to them (van den Oord et al. 2017)."""
 
@@ -406,7 +436,7 @@ class NextConceptPredictor(Predictor):
 
 PREDICTORS: Registry[type[Predictor]] = Registry(
     "channel",
-    [ConceptPredictor, PausePredictor, HiddenPredictor, NextConceptPredictor],
+    [ConceptPredictor, PausePredictor, HiddenPredictor, NextConceptPredictor, MlpPredictor],
     own=("config", "backbone", "with_vector"),
 )
 

@@ -72,6 +72,10 @@ class Objective(nn.Module, ABC):
     def flops_per_token(self, seq_len: int) -> float:
         """Training FLOPs per token, forward and backward; a multiply-accumulate counts as two."""
 
+    def flops_so_far(self, seq_len: int, progress: float) -> float:
+        """Training FLOPs per token, as a mean up to `progress` of the training; differs where a part ends early."""
+        return self.flops_per_token(seq_len)
+
     def before_step(self) -> None:
         """Called after the backward pass, before gradient clipping and the optimiser."""
 
@@ -108,7 +112,8 @@ class StudentSettings(Section, ABC):
 
     @property
     def reads(self) -> frozenset[str]:
-        """Inputs of training besides tokens: `sae`, `labels`, `teacher` (live), `logits` (the teacher's, stored)."""
+        """What it needs besides tokens: `sae`, `labels`, `teacher` (live), `logits` (the teacher's, stored), `prefixes`
+        (of the tokenizer's tokens)."""
         return frozenset()
 
     @property
@@ -120,6 +125,11 @@ class StudentSettings(Section, ABC):
     def label_sign(self) -> str | None:
         """Sign of those labels; None: the first one of the set."""
         return None
+
+    @property
+    def shuffles_labels(self) -> bool:
+        """Whether it is trained on those labels at other positions, as a control."""
+        return False
 
     @property
     def stored_teacher_tokens(self) -> int | None:

@@ -13,19 +13,15 @@ from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.base import Objective, StudentSettings, describe_mixing
 from cocomix.objectives.ntp import NtpObjective
+from cocomix.objectives.schedule import FallingWeight, Shape, WeightSchedule
+from cocomix.utils.settings import added
 
 
-class ConceptConfig(MixConfig):
-    """Settings of concept prediction and mixing."""
+class ConceptConfig(FallingWeight, MixConfig):
+    """Settings of concept prediction and mixing; lambda may fall to 0."""
 
     top_k: int | None = Field(default=None, ge=1, description="concepts kept of the prediction; empty: the SAE's k")
     loss_weight: float = Field(default=0.1, ge=0, description="lambda, weight of the concept loss")
-    loss_until: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="share of the training over which lambda falls linearly to 0; empty: it stays",
-    )
 
 
 class CoCoMixStudent(StudentSettings):
@@ -36,6 +32,9 @@ class CoCoMixStudent(StudentSettings):
 
     labels: str | None = Field(default=None, description="name of the label set")
     sign: str | None = Field(default=None, description="sign of those labels; empty: the first one they have")
+    shuffled: bool = added(
+        default=False, description="train on those labels moved to other positions at random: a control"
+    )
     concept: ConceptConfig
 
     @property
@@ -51,6 +50,10 @@ class CoCoMixStudent(StudentSettings):
         return self.sign
 
     @property
+    def shuffles_labels(self) -> bool:
+        return self.shuffled
+
+    @property
     def mixing(self) -> ConceptConfig:
         return self.concept
 
@@ -60,6 +63,8 @@ class CoCoMixStudent(StudentSettings):
             check_sign(self.sign)
         if (self.labels is None) != (self.concept.loss_weight == 0):
             raise ValueError("a cocomix student needs `labels`, unless its concept.loss_weight is 0, then it has none")
+        if self.labels is None and self.shuffled:
+            raise ValueError("there are no labels that could be `shuffled`; give `labels`, or leave it out")
         if self.labels is None and self.concept.loss_until is not None:
             raise ValueError("concept.loss_until has nothing to lower where concept.loss_weight is 0; leave it out")
         if self.labels is None and not MIXERS[self.concept.mixer].uses_vector:
@@ -74,15 +79,17 @@ class CoCoMixStudent(StudentSettings):
     def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
         if self.labels is None:
             return NtpObjective(model)
-        return CoCoMixObjective(model, self.concept.loss_until, label_flops=sizes.label_flops)
+        until, shape = self.concept.schedule
+        return CoCoMixObjective(model, until, shape=shape, label_flops=sizes.label_flops)
 
     def summary(self) -> str:
         concept = self.concept
         if self.labels is None:
             loss = "no concept loss"
         else:
-            loss = f"labels {self.labels}{f'/{self.sign}' if self.sign else ''}, lambda {concept.loss_weight:g}"
-            loss += f" falling to 0 by {concept.loss_until:.0%}" if concept.loss_until else ""
+            loss = "shuffled " * self.shuffled
+            loss += f"labels {self.labels}{f'/{self.sign}' if self.sign else ''}, lambda {concept.loss_weight:g}"
+            loss += concept.schedule.describe()
         return f"concepts before block {concept.concept_layer}, {loss}, mixing {describe_mixing(concept)}"
 
 
@@ -108,13 +115,21 @@ class CoCoMixObjective(NtpObjective):
 
     Args:
         model: the student.
-        until: share of the training over which lambda falls linearly to 0; None: it stays.
+        until: share of the training over which lambda falls to 0; None: it stays.
+        shape: how it falls.
         label_flops: FLOPs per token of computing labels, if they are computed during training.
     """
 
-    def __init__(self, model: CoCoMixForCausalLM, until: float | None = None, *, label_flops: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: CoCoMixForCausalLM,
+        until: float | None = None,
+        *,
+        shape: Shape = "linear",
+        label_flops: float = 0.0,
+    ) -> None:
         super().__init__(model)
-        self.until, self.label_flops = until, label_flops
+        self.schedule, self.label_flops = WeightSchedule(until, shape), label_flops
 
     @property
     def uses_progress(self) -> bool:
@@ -129,8 +144,8 @@ class CoCoMixObjective(NtpObjective):
             skip_logits=True,
         )
         weight = self.model.config.concept_loss_weight * batch.get("concept_weight", 1.0)
-        if self.until is not None:
-            weight = weight * (1 - batch["progress"] / self.until).clamp_min(0)
+        if self.schedule.until is not None:
+            weight = weight * self.schedule.factor(batch["progress"])
         return output.lm_loss + weight * output.concept_loss
 
     def flops_per_token(self, seq_len: int) -> float:

@@ -58,7 +58,7 @@ class NtpObjective(Objective):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self._head = (_plain_head(model),)  # in a tuple, because it is the model's submodule and not this one's
+        self._head = (plain_head(model),)  # in a tuple, because it is the model's submodule and not this one's
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         ids, head = batch["input_ids"], self._head[0]
@@ -82,7 +82,7 @@ class NtpObjective(Objective):
         return model_flops(self.model.config, seq_len).training
 
 
-def _plain_head(model: PreTrainedModel) -> nn.Linear | None:
+def plain_head(model: PreTrainedModel) -> nn.Linear | None:
     """The linear layer that maps the last of the model's `hidden_states` to its logits; None if there is none."""
     if isinstance(model, CoCoMixForCausalLM) or model.device.type == "meta":
         return None

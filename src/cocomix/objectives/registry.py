@@ -10,11 +10,18 @@ from cocomix.model.build import Sizes, match_width, parameter_count
 from cocomix.objectives.base import OBJECTIVES, StudentSettings
 from cocomix.objectives.bootstrap import BootstrapStudent
 from cocomix.objectives.cocomix import CoCoMixStudent
+from cocomix.objectives.hash import HashStudent
 from cocomix.objectives.hidden import HiddenStudent
 from cocomix.objectives.kd import KdStudent
+from cocomix.objectives.mlp import MlpStudent
+from cocomix.objectives.mtp import MtpStudent
 from cocomix.objectives.ncp import NcpStudent
+from cocomix.objectives.nextlat import NextLatStudent
+from cocomix.objectives.nitp import NitpStudent
 from cocomix.objectives.ntp import NtpStudent
 from cocomix.objectives.pause import PauseStudent
+from cocomix.objectives.prefix import PrefixStudent
+from cocomix.objectives.top import TopStudent
 
 for _settings_class in (
     NtpStudent,
@@ -24,6 +31,13 @@ for _settings_class in (
     HiddenStudent,
     NcpStudent,
     BootstrapStudent,
+    MtpStudent,
+    TopStudent,
+    NextLatStudent,
+    NitpStudent,
+    PrefixStudent,
+    HashStudent,
+    MlpStudent,
 ):
     OBJECTIVES.register(_settings_class)
 

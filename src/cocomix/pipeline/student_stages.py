@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.data.prefixes import longest_prefixes, token_bytes
 from cocomix.evaluation.perplexity import perplexity
 from cocomix.evaluation.recall import concept_recall
+from cocomix.labels.shuffled import ShuffledLabels
 from cocomix.model.build import Sizes, special_ids
 from cocomix.model.loading import load_causal_lm
 from cocomix.objectives.base import Objective, StudentSettings
@@ -31,6 +33,7 @@ from cocomix.train.config import TrainConfig
 from cocomix.utils.console import console, is_main
 from cocomix.utils.distributed import device, on_main
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.settings import identity
 
 
 class StudentStage(ModelStage):
@@ -76,8 +79,8 @@ class StudentStage(ModelStage):
         matched = self.config.same_size_as
         needs = matched or self.student
         return {
-            "student": self.config.model_dump(mode="json"),
-            "matched": self.run_config.students[matched].model_dump(mode="json") if matched else None,
+            "student": identity(self.config),
+            "matched": identity(self.run_config.students[matched]) if matched else None,
             "concepts": self._concepts() if "sae" in self.run_config.students[needs].reads else None,
             "sae_layer": self.run_config.sae.layer if "teacher" in self.config.reads else None,
             "train": self.train.recipe() | self._start(),
@@ -151,9 +154,12 @@ class StudentStage(ModelStage):
 
     def batches(self) -> BatchSource:
         """Its training data: tokens, and labels or logits if it reads any."""
+        shards, seq_len = self.tokens.shards("train"), self.run_config.seq_len
         labels = None if self.labels is None else self.labels.reader("train", self.sign)
+        if labels is not None and self.config.shuffles_labels:
+            labels = ShuffledLabels(labels, shards.n_windows(seq_len))
         logits = None if self.logits is None else self.logits.store()
-        return BatchSource(self.tokens.shards("train"), self.run_config.seq_len, labels, logits)
+        return BatchSource(shards, seq_len, labels, logits)
 
     def _sizes(self, name: str) -> Sizes:
         reads = self.run_config.students[name].reads
@@ -169,6 +175,7 @@ class StudentStage(ModelStage):
             special=special_ids(self.tokens.tokenizer(), self.tokens.special),
             label_flops=0.0 if labels is None else labels.live_flops(self.train.batch_size),
             first_position=self.tokens.special.first_position,
+            prefixes=longest_prefixes(token_bytes(self.tokens.tokenizer())) if "prefixes" in reads else None,
         )
 
     def _concepts(self) -> tuple[int, int]:

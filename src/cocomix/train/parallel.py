@@ -76,8 +76,10 @@ class FullyShardedDataParallel(Parallel):
         # CoCoMix's outputs are views; nothing changes them in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(device().type, (world_size(),))
+        model = objective.evaluated()
         for unit in objective.sharded_units():
-            fully_shard(unit, mesh=mesh)
+            # What encloses the blocks stays gathered until the backward pass: losses read the head's weights after it.
+            fully_shard(unit, mesh=mesh, reshard_after_forward=False if unit is model else None)
 
     def wrap(self, objective: Objective) -> nn.Module:
         return objective

@@ -404,7 +404,7 @@ class Trainer:
 
     def _cost(self) -> dict[str, Any]:
         tokens = self.step * self.config.batch_size * self.data.seq_len
-        flops = tokens * self.objective.flops_per_token(self.data.seq_len)
+        flops = tokens * self.objective.flops_so_far(self.data.seq_len, self.step / self.total)
         return {"step": self.step, "tokens": tokens, "flops": flops, "seconds": self.seconds}
 
     def _evaluation_missing(self) -> bool:

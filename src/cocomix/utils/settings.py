@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import (
@@ -36,6 +36,29 @@ class Section(BaseModel):
     def section_for(cls, raw: Any) -> type["Section"]:
         """The class that validates `raw`: this one, or one of several where a key says which."""
         return cls
+
+
+ADDED = "added later"
+
+
+def added(default: Any, **options: Any) -> Any:
+    """A pydantic `Field` that runs of earlier versions did not have; its default is what they did."""
+    return Field(default=default, json_schema_extra={ADDED: True}, **options)
+
+
+def identity(section: BaseModel) -> dict[str, Any]:
+    """Plain values that say what depends on a section: its dump without `added` fields that have their default.
+
+    So a finished stage of an earlier version keeps its fingerprint.
+    """
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value, extra = getattr(section, name), field.json_schema_extra
+        if isinstance(extra, dict) and extra.get(ADDED) and value == field.default:
+            del values[name]
+        elif isinstance(value, BaseModel):
+            values[name] = identity(value)
+    return values
 
 
 LARGEST = 1 << 20
