@@ -60,7 +60,7 @@ $(TO_RUN): pyproject.toml constraints.txt
 	@touch $@
 
 $(TO_TEST): $(TO_RUN)
-	$(PIP) -c constraints.txt -e '.[dev,hub,eval,track,interop,docs,audit]'
+	$(PIP) -c constraints.txt -e '.[dev,hub,eval,gguf,track,interop,docs,audit]'
 	$(BIN)/python -m tools.transformers_tests --fetch
 	@touch $@
 

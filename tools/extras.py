@@ -31,10 +31,13 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src" / "cocomix"
 NONE = "none"
+NEWER = {"compression"}
+"""Modules of Python's own library that came after the oldest version cocomix runs on."""
 EXTRA = re.compile(r"cocomix\[(\w+)\]")
 USES = {
     "hub": "from cocomix.data import SOURCES; next(iter(SOURCES['hf']('owner/name')))",
     "eval": "import cocomix.evaluation.harness",
+    "gguf": "from cocomix.utils.gguf import *; Path('a.gguf').write_bytes(MAGIC); converted(Path('a.gguf'))",
     "track": "from cocomix.train.trackers import open_trackers; open_trackers(['tensorboard'], Path('logs'), 'x', {})",
 }
 """For each extra that the code names, what needs it; without it this must be refused in a sentence that names it."""
@@ -94,7 +97,7 @@ def imports() -> Iterator[Import]:
         for node in ast.walk(module):
             for name in _modules(node):
                 package = name.partition(".")[0]
-                if package != "cocomix" and package not in sys.stdlib_module_names:
+                if package != "cocomix" and package not in sys.stdlib_module_names | NEWER:
                     yield Import(path, getattr(node, "lineno", 0), package)
 
 

@@ -27,7 +27,7 @@ def test_every_import_is_of_the_core_or_names_its_extra(core: set[str]) -> None:
 
 def test_an_import_without_a_guard_is_found() -> None:
     assert extras.guard_of(Import(extras.SOURCES / "hub.py", 1, "datasets")) is None
-    assert extras.guard_of(Import(extras.SOURCES / "data" / "sources.py", 1, "datasets")) == "hub"
+    assert extras.guard_of(Import(extras.SOURCES / "data" / "sources" / "tables.py", 1, "datasets")) == "hub"
 
 
 def test_every_extra_that_the_code_names_is_tried_alone() -> None:

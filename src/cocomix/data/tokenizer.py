@@ -15,6 +15,7 @@ from cocomix.data.sources import Document
 from cocomix.data.special_tokens import SpecialTokens
 from cocomix.utils.errors import CocomixError, reason, tokenizer_errors
 from cocomix.utils.files import check_source, read_json
+from cocomix.utils.gguf import local_source
 from cocomix.utils.interrupt import interruptible
 
 END_OF_TEXT = "<|endoftext|>"
@@ -84,13 +85,14 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Load any Transformers or Tokenizers tokenizer; no code from the source is run.
 
     Args:
-        source: a tokenizer folder, a hub id, a Tokenizers file (`tokenizer.json`; beside a `tokenizer_config.json` its
-            folder is loaded), a folder with GPT-2's `vocab.json` and `merges.txt` alone, or a student's snapshot, which
-            has none of its own and gets the student's.
+        source: a tokenizer folder, a hub id, a GGUF file or `package:NAME` of one, a Tokenizers file (`tokenizer.json`;
+            beside a `tokenizer_config.json` its folder is loaded), a folder with GPT-2's `vocab.json` and `merges.txt`
+            alone, or a student's snapshot, which has none of its own and gets the student's.
 
     Raises:
         CocomixError: nothing loadable there, or it has no end-of-text token.
     """
+    source = local_source(source, "the tokenizer")
     check_source(source, "the tokenizer")
     of_student = Path(source).absolute().parent.parent / "model"
     if Path(source).absolute().parent.name == "snapshots" and (of_student / CONFIG).is_file():

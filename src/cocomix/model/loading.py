@@ -30,6 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from cocomix.model.text_config import text_config, text_shape
 from cocomix.utils.errors import CocomixError, ConfigError, reason
 from cocomix.utils.files import check_readable, check_source, read_json
+from cocomix.utils.gguf import local_source
 from cocomix.utils.integrity import is_inside
 
 TIMES = 4
@@ -120,7 +121,7 @@ def load_causal_lm(
     """Load any Transformers causal LM, `CoCoMixForCausalLM` included, in evaluation mode.
 
     Args:
-        source: a model folder or hub id with safetensors weights.
+        source: a model folder or hub id with safetensors weights, a GGUF file, or `package:NAME` of one.
         role: what the model is called in error messages, e.g. "the concept model".
         hint: how to fix it, the end of the error message.
         precision: "fp32": the weights are loaded as float32. "bf16", for passes under autocast: they stay bfloat16 if
@@ -131,6 +132,7 @@ def load_causal_lm(
         CocomixError: there is no loadable model, a file is damaged, the configuration asks for more than the weights
             hold or for code from the hub, or the attention implementation is unknown or not installed.
     """
+    source = local_source(str(source), role)
     check_source(source, role)
     check_attention(attention)
     try:

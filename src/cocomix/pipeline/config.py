@@ -111,7 +111,8 @@ class TeacherConfig(Section):
     """The concept model: trained here, or loaded."""
 
     pretrained: str | None = Field(
-        default=None, description="folder or hub id of a causal LM; empty: train `model` here"
+        default=None,
+        description="folder, hub id, GGUF file or `package:NAME` of a causal LM; empty: train `model` here",
     )
     model: ModelShape = Field(default_factory=lambda: ModelShape(width=192, layers=6, heads=6))
     train: TrainConfig | None = Field(default=None, description="its training; needed unless pretrained")

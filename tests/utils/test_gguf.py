@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from cocomix.data import train_tokenizer
-from cocomix.model import gguf as subject
+from cocomix.data.tokenizer import load_tokenizer
+from cocomix.model.loading import load_causal_lm
+from cocomix.utils import gguf as subject
 from cocomix.utils.errors import CocomixError
 
 gguf = pytest.importorskip("gguf")
@@ -101,6 +103,9 @@ def test_a_gguf_gives_the_logits_and_tokens_of_its_model(tmp_path: Path, tokeniz
     ids = torch.randint(0, len(tokenizer), (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
+    as_teacher = load_causal_lm(str(tmp_path / "toy.gguf"), "the concept model")
+    assert all(map(torch.equal, as_teacher.state_dict().values(), loaded.state_dict().values()))
+    assert load_tokenizer(str(tmp_path / "toy.gguf")).get_vocab() == tokenizer.get_vocab()
     assert type(loaded) is LlamaForCausalLM and loaded.dtype == torch.float32
     assert AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
 
