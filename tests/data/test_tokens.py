@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import GPT2Config
 
 from cocomix.data import (
     Document,
@@ -112,6 +113,9 @@ def test_tokenizer_round_trips_any_text(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CocomixError, match="no tokenizer can be loaded"):
         load_tokenizer(str(tmp_path / "empty"))
+    GPT2Config().save_pretrained(tmp_path / "weights")
+    with pytest.raises(CocomixError, match="no entries but special tokens"):
+        load_tokenizer(str(tmp_path / "weights"))
 
 
 def resealed(folder: Path, **values: Any) -> None:

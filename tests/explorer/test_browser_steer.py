@@ -89,7 +89,7 @@ def test_stop_ends_a_stream(monitor: MonitoredPage) -> None:
         """() => {
           const real = window.fetch;
           window.fetch = (path, options) => {
-            if (path !== "/api/steer") return real(path, options);
+            if (path !== "api/steer") return real(path, options);
             const token = { id: 1, token: " on", loss: 1, concepts: {} };
             const lines = [{ event: "start", prompt: [], judge: "teacher", concepts: [] },
               { event: "token", index: 0, base: token, steered: token, same: true }];

@@ -12,12 +12,13 @@ import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.analysis import ConceptName, Dashboards, FoundNames, StatisticsKey, gather_statistics, write_found
-from cocomix.data import write_shards
+from cocomix.data import SpecialTokens, write_shards
 from cocomix.explorer.catalog import CatalogEntry
 from cocomix.explorer.schemas import ModelInfo
 from cocomix.explorer.sessions import ModelSession, NameStore
 
 VOCAB, SEQ, K = 60, 32, 6
+SPECIAL = SpecialTokens.before_policies(eos_id=0)
 KEY = "0/wide/0"
 LABEL = "wide, seed 0"
 
@@ -25,8 +26,8 @@ LABEL = "wide, seed 0"
 class _Words:
     """A tokenizer with one token for each word."""
 
-    def encode(self, text: str) -> list[int]:
-        return [1 + zlib.crc32(word.encode()) % (VOCAB - 1) for word in text.split()]
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[1 + zlib.crc32(word.encode()) % (VOCAB - 1) for word in text.split()] for text in texts]}
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(f" w{token}" for token in ids)
@@ -51,6 +52,7 @@ class _WideSession(ModelSession):
         )
         self.model: Any = CoCoMixForCausalLM(config).eval()
         self.tokenizer: Any = _Words()
+        self.special = SPECIAL
         self.predicts_concepts, self.lock, self._concept_list = True, threading.RLock(), None
         self.run: Any = SimpleNamespace(can_label=lambda _: False, has_teacher=False, lock=self.lock)
         self.stage: Any = None
@@ -64,7 +66,7 @@ class _WideSession(ModelSession):
             folder, FoundNames(sae="wide", tokens="wide", split="train", windows=1, positions=1, concepts=names)
         )
         documents = np.random.default_rng(0).integers(1, VOCAB, (8, 4 * SEQ))
-        shards = write_shards(folder / "tokens", documents, vocab_size=VOCAB, eos_id=0)
+        shards = write_shards(folder / "tokens", documents, vocab_size=VOCAB, eos_id=SPECIAL.eos_id)
         key = StatisticsKey(student="wide", shards=shards.fingerprint, seq_len=SEQ, tokens=16 * SEQ)
         statistics = gather_statistics(self.model, shards, key)
         self.__dict__["name_store"] = NameStore(folder, "wide")
@@ -98,7 +100,9 @@ class WideCatalog:
     def entry(self, key: str) -> CatalogEntry:
         assert key == KEY
         run: Any = SimpleNamespace(folder=Path("wide"))
-        stage: Any = SimpleNamespace(student="wide", seed=0, folder=Path("wide"))
+        stage: Any = SimpleNamespace(
+            student="wide", seed=0, folder=Path("wide"), tokens=SimpleNamespace(special=SPECIAL)
+        )
         return CatalogEntry(self.models()[0], run, stage, stage.folder / "model")
 
     def open(self, key: str) -> ModelSession:

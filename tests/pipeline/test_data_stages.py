@@ -25,6 +25,7 @@ from cocomix.data import (
     tokenize_corpus,
     train_tokenizer,
 )
+from cocomix.pipeline.attempts import LOCKS
 from cocomix.pipeline.config import CorpusConfig, load_config
 from cocomix.pipeline.run import Run
 from cocomix.utils.errors import CocomixError
@@ -71,8 +72,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_corpus(home: Path, run: Path) -> Path:
-    """A run that has the corpus of the whole one, and no tokens yet."""
+    """A run that has the corpus of the whole one, with the lock files of its making, and no tokens yet."""
     shutil.copytree(home / "run" / "corpus", run / "corpus")
+    (run / LOCKS).mkdir()
+    for lock in (home / "run" / LOCKS).glob("corpus*.lock"):
+        shutil.copy(lock, run / LOCKS)
     shutil.copy(home / "run" / "config.yaml", run / "config.yaml")
     return run
 

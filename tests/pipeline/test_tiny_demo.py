@@ -5,14 +5,23 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cocomix.pipeline.attempts import attempts, delete
 from tests.helpers.command import cocomix, refused
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def unfinished_deleted(tiny: Path) -> Iterator[None]:
+    """Others read the same run; an attempt that was refused is kept until the user deletes it."""
+    yield
+    delete(attempts(tiny / "runs" / "tiny"))
 
 
 def test_the_report_holds_what_it_promises(tiny: Path) -> None:

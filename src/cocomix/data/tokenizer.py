@@ -101,6 +101,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         _check_ids(Path(source))
         _check_growth(Path(source))
         tokenizer = _load(Path(source), source)
+        # Transformers makes up a tokenizer without entries where a folder has the weights alone.
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            raise ValueError("it has no entries but special tokens")
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a damaged file raises one of many types; a panic in Rust is not an Exception

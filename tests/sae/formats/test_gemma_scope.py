@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cocomix.sae.formats import load_sae
+from cocomix.sae.formats.gemma_scope import GemmaScopeFormat
 from cocomix.utils.errors import CocomixError
 
 D, C, K = 8, 20, 6
@@ -99,3 +100,11 @@ def test_a_cut_archive_is_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CocomixError, match=r"use an intact params\.npz"):
         load_sae(file, layer=3, d_model=D, k=K)
+
+
+def test_an_archive_with_another_name_is_known_by_its_arrays(tmp_path: Path) -> None:
+    file, other = written(tmp_path) / "params.npz", tmp_path / "other.npz"
+    file.rename(tmp_path / "mine.npz")
+    assert load_sae(tmp_path / "mine.npz", layer=3, d_model=D, k=K).format == "gemma_scope"
+    np.savez(other, weights=np.zeros(1, np.float32))
+    assert not GemmaScopeFormat().detect(other)  # it may be of a format that a user registers

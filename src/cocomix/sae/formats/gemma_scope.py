@@ -32,13 +32,16 @@ OTHER_SITES = re.compile(r"gemma-scope-[\w.]+-pt-(mlp|att)\b|gemma-scope-[\w.]+-
 
 
 class GemmaScopeFormat(SaeFormat):
-    """Gemma Scope's `params.npz`, by its file or its folder."""
+    """Gemma Scope's `params.npz`, by its folder, its file, or a file with another name and the same arrays."""
 
     name, title = "gemma_scope", "Gemma Scope's format (params.npz)"
     weights_file = PARAMS
 
     def detect(self, path: Path) -> bool:
-        return (path.suffix == ".npz" and path.is_file()) or (path / PARAMS).is_file()
+        file = path / PARAMS if path.is_dir() else path
+        if file.name == PARAMS:
+            return file.is_file()
+        return file.suffix == ".npz" and file.is_file() and _array_names(file) == NAMES
 
     def hook(self, path: Path) -> str | None:
         parts = path.absolute().parts
@@ -75,6 +78,15 @@ def jump_relu(weights: dict[str, torch.Tensor], k: int, *, bias_input: bool) -> 
         "activation.threshold": weights["threshold"].to(weights["b_enc"].dtype).expand(n_latents),
     }
     return with_weights(sae, named)
+
+
+def _array_names(file: Path) -> set[str]:
+    """Names of the arrays in an archive; none of a damaged one."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return {Path(name).stem for name in archive.namelist()}
+    except Exception:  # a damaged file raises errors of many types
+        return set()
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
