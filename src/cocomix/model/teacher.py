@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from cocomix.kernels.linear_cross_entropy import linear_losses
 from cocomix.kernels.plain_linear import is_wrapped, plain_linear
+from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.text_config import text_shape
 from cocomix.utils.errors import CocomixError, reason
 
@@ -54,6 +55,11 @@ def blocks(model: nn.Module) -> nn.ModuleList:
             module = getattr(module, name, None)
         if isinstance(module, nn.ModuleList):
             return module
+    if getattr(model.config, "model_type", None) == CoCoMixConfig.model_type:
+        raise CocomixError(
+            f"the blocks of {type(model).__name__} are at none of the known paths, since above its concept layer they"
+            " hold concepts beside the tokens; use a plain model"
+        )
     count = text_shape(model.config).layers  # pyright: ignore[reportArgumentType]
     # Asked for its decoder first, a multimodal model does not offer the blocks of its image or audio encoder.
     for root in (getattr(model, "get_decoder", lambda: model)(), model):

@@ -5,10 +5,8 @@
 - `hidden_from_trainer`: `Trainer` needs `labels` to evaluate, and keeps a column of `concept_labels`.
 """
 
-import functools
 import inspect
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import torch
@@ -133,7 +131,7 @@ class hidden_from_trainer:
 
     `Trainer` reads from the class's signature which columns hold labels: all of them, or it computes no `eval_loss`.
     It reads from the model's own signature which columns to keep. So the class shows `forward` without the parameters
-    and an instance shows it with them.
+    and an instance shows it with them. The function itself is as it was, which torch.compile needs.
 
     Args:
         names: the parameters.
@@ -143,22 +141,20 @@ class hidden_from_trainer:
         self.names = names
 
     def __call__(self, forward: Callable[..., Any]) -> Any:
-        return _Forward(forward, self.names)
+        forward.__dict__["__signature__"] = _ClassSignature(inspect.signature(forward), self.names)
+        return forward
 
 
-class _Forward:
-    """Descriptor of `hidden_from_trainer`."""
+class _ClassSignature(inspect.Signature):
+    """A function's signature without some parameters; that of the method bound to an instance has all of them."""
 
-    def __init__(self, forward: Callable[..., Any], names: tuple[str, ...]) -> None:
-        @functools.wraps(forward)
-        def shown(*args: Any, **kwargs: Any) -> Any:
-            return forward(*args, **kwargs)
+    __slots__ = ("_whole",)
 
-        signature = inspect.signature(forward)
-        parameters = [value for name, value in signature.parameters.items() if name not in names]
-        shown.__dict__["__signature__"] = signature.replace(parameters=parameters)
-        self.function, self.shown = forward, shown
-        self.__doc__ = forward.__doc__
+    def __init__(self, whole: inspect.Signature, without: tuple[str, ...]) -> None:
+        shown = [value for name, value in whole.parameters.items() if name not in without]
+        super().__init__(shown, return_annotation=whole.return_annotation)
+        self._whole = whole
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self.shown if instance is None else MethodType(self.function, instance)
+    def replace(self, **_: Any) -> inspect.Signature:
+        """What `inspect` calls to take `self` away when the function is bound."""
+        return self._whole.replace(parameters=list(self._whole.parameters.values())[1:])
