@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 TO_RUN := $(VENV)/.ready-to-run
 TO_TEST := $(VENV)/.ready-to-test
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all extras lint types docs audit setup clean
+.PHONY: demo test test-long test-all extras lint types docs audit setup clean
 
 demo: $(TO_RUN)
 	$(BIN)/cocomix demo $(ARGS)
@@ -14,13 +15,17 @@ demo: $(TO_RUN)
 # A process for each core and at most four; tests of one file, or of the tiny run, share a process. tests/conftest.py
 # puts the longest groups first, which xdist's own order, by the number of tests, would undo.
 test: $(TO_TEST)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
 
-# The suite, each extra alone, all of Transformers' own model tests (the suite has a quick selection; a few minutes), every
+# What takes longest: fresh processes, whole grids, compiled steps, every view in a browser. .ci/run calls it, too.
+test-long: $(TO_TEST)
+	$(PYTEST) -m long $(ARGS)
+
+# All tests, each extra alone, all of Transformers' own model tests (the suite has a quick selection; a few minutes), every
 # family of teachers at toy size, which writes docs/reference/teachers.md, then samples of the fault harness: stages
 # killed, files spoilt, disks full (about ten minutes; as root), and 12 file operations of each stage failed in three ways
 # (about ten minutes; without --sample: all of them, in hours).
-test-all: test extras
+test-all: test test-long extras
 	$(BIN)/python -m tools.transformers_tests
 	$(BIN)/python -m benchmarks.teacher_families
 	$(BIN)/python -m benchmarks.faults --faults 40 -o build/faults

@@ -36,6 +36,7 @@ REGISTERING = {
 
 
 @pytest.mark.parametrize("first", REGISTERING)
+@pytest.mark.long
 def test_transformers_knows_the_model(first: str) -> None:
     said = fresh(
         f"{REGISTERING[first]}\n"
@@ -58,6 +59,7 @@ OLD = {
 
 
 @pytest.mark.parametrize("old", OLD)
+@pytest.mark.long
 def test_names_of_earlier_versions_work_with_a_warning_that_names_the_new_ones(old: str) -> None:
     names, new = OLD[old]
     said = fresh(
@@ -91,5 +93,6 @@ EXTRAS = ("lm_eval", "accelerate", "datasets", "pyarrow", "tensorboard", "sae_le
 @pytest.mark.parametrize(
     "module", ["pipeline.run", "pipeline.concept_stages", "pipeline.evaluation_stages", "explorer.app", "hub", "doctor"]
 )
+@pytest.mark.long
 def test_no_extra_is_needed_by_what_does_not_use_it(module: str) -> None:
     fresh(f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\nimport cocomix.{module}\n")

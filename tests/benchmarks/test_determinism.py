@@ -29,6 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return compare_runs(["again", "threads 2"], ["-c", "../recipe.yaml"], folder)
 
 
+@pytest.mark.long
 def test_a_run_made_twice_is_the_same(runs: dict) -> None:
     again = runs["again"]
     assert list_differences(again) == [] and again["relative"] == 0

@@ -204,6 +204,7 @@ def test_the_tables_hold_what_they_promise() -> None:
     assert any("python/object/apply" in one for one in YAML) and max(map(len, JSON)) > 100_000
 
 
+@pytest.mark.long
 def test_a_few_dozen_mutants_of_every_file_are_read_or_refused(tmp_path: Path, tiny: Path) -> None:
     report = tmp_path / "fuzz.json"
     arguments = [

@@ -40,6 +40,7 @@ def test_no_command_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.long
 def test_what_is_wrong_is_one_sentence(name: str, tmp_path: Path) -> None:
     arguments, words = WRONG[name]
     refused(cocomix(*arguments, cwd=tmp_path, check=False, fresh=True), words)

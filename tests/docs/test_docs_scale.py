@@ -118,6 +118,7 @@ def path(home: Path) -> str:
     return f"{home / 'bin'}:{os.environ['PATH']}"
 
 
+@pytest.mark.long
 def test_the_batch_script_queues_itself_again_until_it_is_done(home: Path) -> None:
     (script,) = blocks("bash")
     (home / "batch.sh").write_text(of_ntp(script))
@@ -137,6 +138,7 @@ def test_the_batch_script_queues_itself_again_until_it_is_done(home: Path) -> No
     assert (home / "requeued").read_text() == "requeue 17\n"
 
 
+@pytest.mark.long
 def test_an_evicted_pod_has_saved_and_is_not_taken_for_done(home: Path) -> None:
     (job,) = (yaml.safe_load(text) for text in blocks("yaml"))
     (container,) = job["spec"]["template"]["spec"]["containers"]

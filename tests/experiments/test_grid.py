@@ -157,6 +157,7 @@ def test_the_report_of_a_real_grid(grid: Grid, tmp_path: Path) -> None:
     assert "a small grid" in page and "http" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.long
 def test_the_command_runs_a_grid_as_processes_and_goes_on(tmp_path: Path) -> None:
     few = {name: VARIANTS_HERE[name] for name in ("ntp", "cocomix")}
     raw = recipe(variants=few, settings={"one": {"title": "One"}}, frontier=[], timing_steps=0, claims=[])

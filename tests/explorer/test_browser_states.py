@@ -164,6 +164,7 @@ def test_the_keyboard_is_enough(browser: Any, home: str) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 380), ("dark", 1280)])
+@pytest.mark.long
 def test_every_view_is_legible_and_fits(browser: Any, home: str, scheme: str, width: int, tmp_path: Path) -> None:
     settings = {"viewport": {"width": width, "height": 780}, "color_scheme": scheme, "reduced_motion": "reduce"}
     with monitored_page(browser, home, **settings) as monitor:

@@ -27,6 +27,7 @@ def student() -> CoCoMixObjective:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.long
 def test_a_compiled_training_step_agrees() -> None:
     torch.manual_seed(0)
     objective = student().train()

@@ -85,6 +85,7 @@ def test_live_labels_have_nothing_to_write(run: Run) -> None:
         opened(run.folder, "labels.live.scores=true")
 
 
+@pytest.mark.long
 def test_two_processes_on_the_command_line_redo_an_old_folder(run: Run) -> None:
     labels = run.folder / "labels" / "exact"
     before = contents(labels)

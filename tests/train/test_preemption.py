@@ -88,6 +88,7 @@ def test_two_tasks_save_when_they_are_preempted(home: Path, by_two: bytes) -> No
     assert weights(home / "run") == by_two
 
 
+@pytest.mark.long
 def test_torchrun_starts_again_after_a_worker_was_killed(home: Path, by_two: bytes) -> None:
     launch = start(home, *TORCHRUN, "--max-restarts", "2", "-m", *TRAIN, OFTEN)
     wait_until(lambda: checkpoints(home / "run"), launch)

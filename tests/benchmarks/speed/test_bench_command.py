@@ -52,6 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_everything_is_written(whole: tuple[dict[str, Any], str]) -> None:
     found, _ = whole
     for name in KEYS:
