@@ -98,6 +98,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
     return made
 
 
+@pytest.mark.long
 def test_every_objective_goes_through_every_stage(grid: Grid) -> None:
     assert {student["objective"] for student in VARIANTS_HERE.values()} == set(OBJECTIVES)
     results = collect(grid)

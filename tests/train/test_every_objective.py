@@ -10,6 +10,7 @@ from tests.helpers.every_objective import OBJECTIVES, data, train
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.long
 def test_two_processes_equal_one(tmp_path: Path, parallel: str) -> None:
     data(tmp_path / "shards")
     program = tmp_path / "program.py"
