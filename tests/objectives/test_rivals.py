@@ -203,7 +203,7 @@ def test_settings_make_it_and_describe_it(name: str) -> None:
     settings = OBJECTIVES[name].model_validate(given | {"loss_until": 0.5, "loss_shape": "cosine"})
     assert "weight" in settings.describe() and "falling to 0 by 50% (cosine)" in settings.describe()
     made = settings.make_objective(settings.build(SIZES), SIZES, lambda: pytest.fail("there is no teacher"))
-    assert made(batch()).isfinite()
+    assert made.uses_progress and made(batch()).isfinite()
     with torch.device("meta"):  # as a plan counts it, which knows no tokenizer
         planned = settings.make_objective(settings.build(SIZES), SIZES._replace(prefixes=None), lambda: pytest.fail(""))
     assert planned.flops_per_token(9) == made.flops_per_token(9)

@@ -51,3 +51,9 @@ def test_a_new_setting_at_its_default_is_no_part_of_a_fingerprint() -> None:
     constant = ConceptConfig()
     assert "loss_shape" not in identity(constant) and constant.model_dump()["loss_shape"] == "linear"
     assert identity(ConceptConfig(loss_until=0.5, loss_shape="cosine"))["loss_shape"] == "cosine"
+
+
+def test_only_a_loss_that_falls_depends_on_the_share_of_training() -> None:
+    """What decides whether a finished student may be trained on."""
+    assert not CoCoMixObjective(mixed()).uses_progress
+    assert CoCoMixObjective(mixed(), 0.5).uses_progress

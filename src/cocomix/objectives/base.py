@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.model.build import MixConfig, ModelShape, Sizes
+from cocomix.objectives.schedule import WeightSchedule
 from cocomix.utils.registry import Registry
 from cocomix.utils.settings import Section
 
@@ -26,15 +27,17 @@ class Objective(nn.Module, ABC):
     Attributes:
         holds_logits: whether a step holds the logits of all its tokens and their gradient; for memory estimates.
         holds_teacher_logits: whether it also holds the teacher's logits.
+        schedule: of the weight of its second loss; constant if there is none.
     """
 
+    schedule: WeightSchedule = WeightSchedule()
     holds_logits: ClassVar[bool] = True
     holds_teacher_logits: ClassVar[bool] = False
 
     @property
     def uses_progress(self) -> bool:
         """Whether its loss depends on the share of training done; a longer training then differs from the start."""
-        return False
+        return self.schedule.until is not None
 
     @abstractmethod
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

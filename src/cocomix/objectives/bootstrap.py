@@ -19,34 +19,24 @@ from transformers import PreTrainedModel
 from cocomix.model.build import Sizes
 from cocomix.model.flops import hidden_flops, model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, concept_loss
-from cocomix.objectives.base import Objective, StudentSettings, describe_mixing
-from cocomix.objectives.cocomix import ConceptConfig, build_with_concepts
+from cocomix.objectives.base import Objective, describe_mixing
+from cocomix.objectives.cocomix import OwnConceptsStudent
 from cocomix.sae.sae import TopKSAE
 from cocomix.sae.training import SaeTraining
 
 
-class BootstrapStudent(StudentSettings):
+class BootstrapStudent(OwnConceptsStudent):
     """CoCoMix without a teacher: the autoencoder is trained on a moving average of the student."""
 
     name = "bootstrap"
 
-    concept: ConceptConfig = Field(default_factory=ConceptConfig)
     source: Literal["top", "middle"] = Field(
         default="top", description="hidden state encoded: what feeds the final norm, or what enters concept_layer"
     )
     decay: float = Field(default=0.99, ge=0, lt=1, description="of the average, a step")
-    n_latents: int = Field(default=1024, ge=1, description="number of concepts C")
     k: int = Field(default=16, ge=1, description="active latents per position K")
     labels_per_position: int = Field(default=4, ge=1, description="labels a position K_attr: its strongest latents")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the training before the concept loss begins")
-
-    @property
-    def mixing(self) -> ConceptConfig:
-        return self.concept
-
-    @property
-    def own_latents(self) -> int:
-        return self.n_latents
 
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
@@ -58,9 +48,6 @@ class BootstrapStudent(StudentSettings):
         if self.concept.loss_until is not None:
             raise ValueError("concept.loss_until is for cocomix students; a bootstrap student has `warmup`")
         return self
-
-    def build(self, sizes: Sizes) -> PreTrainedModel:
-        return build_with_concepts(self.model, self.concept, sizes, self.n_latents, self.k)
 
     def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
         return BootstrapObjective(

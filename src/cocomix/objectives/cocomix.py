@@ -107,6 +107,25 @@ def build_with_concepts(
     )
 
 
+class OwnConceptsStudent(StudentSettings):
+    """Base class of students that predict concepts of their own and not those of the run's SAE."""
+
+    concept: ConceptConfig = Field(default_factory=ConceptConfig)
+    n_latents: int = Field(default=1024, ge=1, description="number of concepts C")
+    k: int
+
+    @property
+    def mixing(self) -> ConceptConfig:
+        return self.concept
+
+    @property
+    def own_latents(self) -> int:
+        return self.n_latents
+
+    def build(self, sizes: Sizes) -> PreTrainedModel:
+        return build_with_concepts(self.model, self.concept, sizes, self.n_latents, self.k)
+
+
 class CoCoMixObjective(NtpObjective):
     """Next-token loss + lambda * concept loss of a `CoCoMixForCausalLM`.
 
@@ -130,10 +149,6 @@ class CoCoMixObjective(NtpObjective):
     ) -> None:
         super().__init__(model)
         self.schedule, self.label_flops = WeightSchedule(until, shape), label_flops
-
-    @property
-    def uses_progress(self) -> bool:
-        return self.until is not None
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         output = self.model(

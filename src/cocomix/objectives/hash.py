@@ -18,29 +18,19 @@ from transformers import PreTrainedModel
 
 from cocomix.model.build import Sizes
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
-from cocomix.objectives.base import Objective, StudentSettings, describe_mixing
-from cocomix.objectives.cocomix import CoCoMixObjective, ConceptConfig, build_with_concepts
+from cocomix.objectives.base import Objective, describe_mixing
+from cocomix.objectives.cocomix import CoCoMixObjective, OwnConceptsStudent
 from cocomix.objectives.schedule import Shape
 
 
-class HashStudent(StudentSettings):
+class HashStudent(OwnConceptsStudent):
     """A control without a teacher: CoCoMix with fixed hashes of the current or the next token as its labels."""
 
     name = "hash"
 
-    concept: ConceptConfig = Field(default_factory=ConceptConfig)
     of: Literal["current", "next"] = Field(default="current", description="token that is hashed")
-    n_latents: int = Field(default=1024, ge=1, description="number of concepts C")
     k: int = Field(default=16, ge=1, description="concepts kept of the prediction, if concept.top_k is empty")
     labels_per_position: int = Field(default=4, ge=1, description="labels a position K_attr")
-
-    @property
-    def mixing(self) -> ConceptConfig:
-        return self.concept
-
-    @property
-    def own_latents(self) -> int:
-        return self.n_latents
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -50,9 +40,6 @@ class HashStudent(StudentSettings):
                 f" {self.n_latents}; change one of them"
             )
         return self
-
-    def build(self, sizes: Sizes) -> PreTrainedModel:
-        return build_with_concepts(self.model, self.concept, sizes, self.n_latents, self.k)
 
     def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
         table = hash_labels(sizes.vocab_size, self.labels_per_position, self.n_latents)

@@ -106,7 +106,8 @@ class Run:
 
     def do(self, stage: Stage, title: str) -> dict[str, Any]:
         """Do `stage` unless it is done, and print a line under `title`. Returns its figures."""
-        reused, before = stage.record() is not None, None if stage.record() is not None else stage.kept()
+        reused = stage.record() is not None
+        before = None if reused else stage.kept()
         self._reused[stage.name] = reused or before is not None
         writable = is_writable(self.folder)
         if not reused and not writable:
