@@ -67,14 +67,19 @@ class PlanInputs:
         run: its stages.
         earlier: settings made before it, by name, which it may refer to as `$NAME/...`.
         corpus_tokens: tokens of the training split, if the user says so.
+        tries: trainings of each variant that choose its learning rate.
 
     Attributes:
         notes: what was assumed, one sentence each.
     """
 
-    def __init__(self, name: str, run: Run, earlier: dict[str, "PlanInputs"], corpus_tokens: int | None) -> None:
-        self.name, self.run, self.config, self._earlier = name, run, run.config, earlier
+    def __init__(
+        self, name: str, run: Run, earlier: dict[str, "PlanInputs"], corpus_tokens: int | None, tries: int = 0
+    ) -> None:
+        self.name, self.run, self.config, self._earlier, self.tries = name, run, run.config, earlier, tries
         self.notes: list[str] = []
+        if tries:
+            self.notes.append(f"{tries} trainings of each variant that choose its learning rate are in its FLOPs")
         self._record = (run.tokens.record() or {}).get("figures")
         self.vocab_size = self._vocab_size()
         self.corpus, self.basis = self._corpus(corpus_tokens)
@@ -314,7 +319,8 @@ def plan(
     inputs_by_setting: dict[str, PlanInputs] = {}
     for name in config.settings:
         run = Run(folder / name, config.run_config(name, folder))
-        inputs_by_setting[name] = PlanInputs(name, run, dict(inputs_by_setting), corpus_tokens)
+        tries = 0 if config.tuning is None else len(config.tuning.learning_rates)
+        inputs_by_setting[name] = PlanInputs(name, run, dict(inputs_by_setting), corpus_tokens, tries)
     settings: dict[str, dict[str, Any]] = {
         name: {"title": config.settings[name].title} | _setting(inputs, gpus, gpu_memory_gib)
         for name, inputs in inputs_by_setting.items()
@@ -391,7 +397,7 @@ def _variant(inputs: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib:
         "parameters": model.num_parameters(),
         "width": model.config.hidden_size,
         "flops_per_token": per_token,
-        "flops": per_token * tokens * seeds,
+        "flops": per_token * tokens * (seeds + inputs.tries),
         "checkpoint_bytes": checkpoint_bytes(objective),
         "model_bytes": 4 * sum(parameters(model)),
         "memory": gib | parts | fits,

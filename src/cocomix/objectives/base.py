@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from cocomix.model.build import MixConfig, ModelShape, Sizes
 from cocomix.objectives.schedule import WeightSchedule
 from cocomix.utils.registry import Registry
-from cocomix.utils.settings import Section
+from cocomix.utils.settings import Section, added
 
 
 class Objective(nn.Module, ABC):
@@ -101,6 +101,9 @@ class StudentSettings(Section, ABC):
     model: ModelShape = Field(default_factory=ModelShape)
     length: float = Field(
         default=1.0, gt=0, description="training length, as a multiple of students_train's; its schedule follows"
+    )
+    learning_rate: float | None = added(
+        default=None, gt=0, allow_inf_nan=False, description="maximum learning rate; empty: students_train's"
     )
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from cocomix.report.page import write_report
 from cocomix.report.tables import summary_table
 from cocomix.utils.advice import command_line
 from cocomix.utils.console import StageProgress, console, duration, errors, in_bytes, is_main
-from cocomix.utils.distributed import barrier
+from cocomix.utils.distributed import barrier, on_main
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import remove_temporaries
 from cocomix.utils.settings import SettingsFile, changes, last_written, listed, override
@@ -68,6 +68,8 @@ class Run:
         self.stages |= {label.name: label for label in stored_labels.values() if label.name not in self.stages}
         self._all = [stage.name for stage in stages]
         self._reused: dict[str, bool] = {}
+        self.replace: bool | None = None
+        """before a stage that is finished with other settings is done anew: ask (False), or announce it only"""
 
     def _student(self, name: str, student: Any, seed: int) -> StudentStage:
         labels = self.labels.get(student.label_set or "")
@@ -98,6 +100,9 @@ class Run:
 
     def run_all(self) -> None:
         """Do every stage the students need, then write the report."""
+        if self.replace is False:
+            ask_before_replacing(self.folder, list(self.stages.values()))
+            self.replace = True
         if is_main():
             console.print(Text(self.config.title, style="bold"), f"in {self.folder}", soft_wrap=True)
         for number, name in enumerate(self._all):
@@ -112,6 +117,8 @@ class Run:
         writable = is_writable(self.folder)
         if not reused and not writable:
             raise CocomixError(f"{self.folder} cannot be written; fix its permissions or give another --run")
+        if self.replace is False and not reused:
+            ask_before_replacing(self.folder, [stage])
         if is_main() and writable:
             remove_temporaries(self.folder, below=False)
             for note in [] if reused else notes_on_others(stage):
@@ -135,29 +142,6 @@ class Run:
                 f"  {title}: {state}{summary and '; '}{summary}", highlight=False, markup=False, soft_wrap=True
             )
         return figures
-
-    def check_nothing_replaced(self, replace: bool) -> None:
-        """Ask before doing all stages if finished ones have other settings; `replace` answers yes.
-
-        Raises:
-            CocomixError: there is no terminal to ask on, or the answer is no.
-        """
-        replaced = {stage.name: record for stage in self.stages.values() if (record := stage.replaces()) is not None}
-        if replace or not replaced or not is_main():
-            return
-        seconds = sum(record.get("seconds") or 0.0 for record in replaced.values())
-        said = (
-            f"{self.folder} has finished stages with other settings: {listed(list(replaced), SHOWN_STAGES)}; they took"
-            f" {duration(seconds)}"
-        )
-        if not (console.is_terminal and sys.stdin.isatty()):
-            raise CocomixError(
-                f"{said}; give another --run, or --replace to do them anew (the old ones are kept in"
-                f" {self.folder / KEPT} and come back with their settings)"
-            )
-        question = f"{said}. Keep them in {self.folder / KEPT} and do these stages anew? [y/N] "
-        if console.input(Text(question)).strip().lower() not in ("y", "yes"):
-            raise CocomixError("nothing was changed; give another --run")
 
     def training_stages(self, name: str) -> list[str]:
         """Names of the stages that train `name`: the teacher, or a student with every seed."""
@@ -214,6 +198,34 @@ class Run:
         page = (output or self.folder) / "report.html"
         if page.exists():
             console.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
+
+
+def ask_before_replacing(folder: Path, stages: Sequence[Stage]) -> None:
+    """Ask, once in a launch of several processes, before finished stages are done anew with other settings.
+
+    Raises:
+        CocomixError: there is no terminal to ask on, or the answer is no.
+    """
+    on_main(lambda: _ask_before_replacing(folder, stages))
+
+
+def _ask_before_replacing(folder: Path, stages: Sequence[Stage]) -> None:
+    replaced = {stage.name: record for stage in stages if (record := stage.replaces()) is not None}
+    if not replaced:
+        return
+    seconds = sum(record.get("seconds") or 0.0 for record in replaced.values())
+    said = (
+        f"{folder} has finished stages with other settings: {listed(list(replaced), SHOWN_STAGES)}; they took"
+        f" {duration(seconds)}"
+    )
+    if not (console.is_terminal and sys.stdin.isatty()):
+        raise CocomixError(
+            f"{said}; give another --run, or --replace to do them anew (the old ones are kept in {folder / KEPT} and"
+            " come back with their settings)"
+        )
+    question = f"{said}. Keep them in {folder / KEPT} and do these stages anew? [y/N] "
+    if console.input(Text(question)).strip().lower() not in ("y", "yes"):
+        raise CocomixError("nothing was changed; give another --run")
 
 
 def notes_on_others(stage: Stage) -> list[str]:

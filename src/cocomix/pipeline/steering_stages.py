@@ -147,9 +147,20 @@ NAMED_FROM = 250_000
 
 
 def steer_eval(
-    folder: Path, output: Path, student: str, *, concepts: int, prompts: int, tokens: int, seed: int
+    folder: Path,
+    output: Path,
+    student: str,
+    *,
+    concepts: int,
+    prompts: int,
+    tokens: int,
+    seed: int,
+    replace: bool | None = None,
 ) -> dict[str, Any]:
     """Measure what is not measured yet and write `report.json` and `report.html` into `output`.
+
+    Args:
+        replace: `Run.replace`.
 
     Returns:
         the report.
@@ -159,6 +170,7 @@ def steer_eval(
             can take, or too few concepts that can be measured.
     """
     run = existing_run(folder)
+    run.replace = replace
     stages = [stage for stage in run.students if stage.student == student]
     student_stage(run, student, run.config.seeds[0])  # says which students exist if this one does not
     _check(run, stages, tokens)

@@ -59,7 +59,7 @@ class StudentStage(ModelStage):
         self.student, self.seed, self.run_config = student, seed, config
         self.config: StudentSettings = config.students[student]
         self.tokens, self.sae, self.labels, self.logits = sae.tokens, sae, labels, logits
-        self.train = _of_length(config.students_train, self.config.length, seed)
+        self.train = _own_training(config.students_train, self.config, seed)
         self.sign = self.config.label_sign or (labels.config.signs[0] if labels else "")
         available: dict[str, list[Stage]] = {
             "teacher": [sae.teacher],
@@ -192,13 +192,16 @@ class StudentStage(ModelStage):
         return model.to(device())  # pyright: ignore[reportArgumentType]
 
 
-def _of_length(train: TrainConfig, length: float, seed: int) -> TrainConfig:
-    """The students' training, `length` times as long and with its own seed."""
-    longer = {
-        "steps": None if train.steps is None else max(1, round(train.steps * length)),
-        "epochs": None if train.epochs is None else train.epochs * length,
+def _own_training(train: TrainConfig, student: StudentSettings, seed: int) -> TrainConfig:
+    """The students' training, with this one's length, learning rate and seed."""
+    own: dict[str, Any] = {
+        "steps": None if train.steps is None else max(1, round(train.steps * student.length)),
+        "epochs": None if train.epochs is None else train.epochs * student.length,
+        "seed": seed,
     }
-    return train.model_copy(update=longer | {"seed": seed})
+    if student.learning_rate is not None:
+        own["learning_rate"] = student.learning_rate
+    return train.model_copy(update=own)
 
 
 class EvaluationStage(Stage):
