@@ -102,8 +102,15 @@ class Projected(NamedTuple):
 Vectors = list[torch.Tensor]
 
 
-def _both(h: Vectors, c: Vectors) -> list[Slot]:
-    return [one for t in range(len(h)) for one in (Slot(t, h[t]), Slot(t, c[t], read=True))]
+def _starts(slowly: Slowly, h: Vectors, c: Vectors) -> Vectors:
+    """What the vectors' slots start from."""
+    residual = slowly.config.mixer_options.get("slot") == "residual"
+    return [h[t] + c[t] if residual else c[t] for t in range(len(h))]
+
+
+def _both(slowly: Slowly, h: Vectors, c: Vectors) -> list[Slot]:
+    starts = _starts(slowly, h, c)
+    return [one for t in range(len(h)) for one in (Slot(t, h[t]), Slot(t, starts[t], read=True))]
 
 
 def _alone(h: Vectors) -> list[Slot]:
@@ -111,7 +118,7 @@ def _alone(h: Vectors) -> list[Slot]:
 
 
 def _interleave(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot]:
-    return slowly.run(blocks, _both(h, c))
+    return slowly.run(blocks, _both(slowly, h, c))
 
 
 def _add(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot]:
@@ -125,21 +132,21 @@ def _gated_add(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot
 
 
 def _keys_values(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot]:
-    return slowly.run(blocks, _alone(h), memory=c)
+    return slowly.run(blocks, _alone(h), memory=_starts(slowly, h, c))
 
 
 def _every(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot]:
-    slots = []
+    slots, starts = [], _starts(slowly, h, c)
     for t, one in enumerate(h):
         slots.append(Slot(t, one, read=True))
         if (t + 1) % slowly.config.mixer_options["every"] == 0:
-            slots.append(Slot(t, c[t]))
+            slots.append(Slot(t, starts[t]))
     return slowly.run(blocks, slots)
 
 
 def _drop_tokens(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot]:
     first = slowly.config.mixer_options["blocks"]
-    kept = [slot for slot in slowly.run(blocks[:first], _both(h, c)) if slot.read]
+    kept = [slot for slot in slowly.run(blocks[:first], _both(slowly, h, c)) if slot.read]
     return slowly.run(blocks[first:], kept)
 
 

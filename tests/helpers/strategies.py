@@ -54,9 +54,12 @@ def students(
     }
 
 
+_SLOTS = st.sampled_from(["bare", "residual"])
 _MIXER_OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "every": {"every": st.integers(1, 4)},
-    "drop_tokens": {"blocks": st.integers(1, 3)},
+    "interleave": {"slot": _SLOTS},
+    "keys_values": {"slot": _SLOTS},
+    "every": {"every": st.integers(1, 4), "slot": _SLOTS},
+    "drop_tokens": {"blocks": st.integers(1, 3), "slot": _SLOTS},
 }
 _CHANNEL_OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "hidden": {"target_size": st.integers(1, 12)},

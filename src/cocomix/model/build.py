@@ -60,7 +60,7 @@ class MixConfig(Section):
     )
     mixer: str = Field(default="interleave", description=f"how the vector joins the hidden states: {MIXERS.names}")
     mixer_options: dict[str, Any] = Field(
-        default_factory=dict, description="the mixer's own settings, e.g. {every: 4} or {blocks: 1}"
+        default_factory=dict, description="the mixer's own settings, e.g. {slot: residual} or {every: 4}"
     )
 
     @model_validator(mode="after")
