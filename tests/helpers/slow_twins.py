@@ -182,12 +182,20 @@ def _normed(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def concept_vector(model: CoCoMixForCausalLM, z: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    """c_hat = (W TopK(z) + b + pre_bias) * std + mean of one position: z `[C]`, h `[d_model]` -> `[d_model]`."""
+    """c_hat = ((W TopK(z) + b + pre_bias) * std + mean) * scale of one position: z `[C]`, h `[d_model]`."""
     head, vector = model.channel.head, model.channel.vector
     largest = sorted(range(len(z)), key=lambda i: -z[i].item())[: head.top_k]
     _, mean, std = _normed(h)
     mixed = sum((z[i] * vector.weight[i] for i in largest), vector.bias + head.pre_bias)
-    return mixed * std + mean
+    return (mixed * std + mean) * _scale(model)
+
+
+def _scale(model: CoCoMixForCausalLM) -> torch.Tensor | float:
+    return 1.0 if model.channel.scale is None else model.channel.scale[0]
+
+
+def _size(x: torch.Tensor) -> torch.Tensor:
+    return (x.square().sum() / len(x) + 1e-12).sqrt()
 
 
 def _concepts(slowly: Slowly, h: Vectors) -> Found:
@@ -199,10 +207,13 @@ def _concepts(slowly: Slowly, h: Vectors) -> Found:
 
 
 def _pause(slowly: Slowly, h: Vectors) -> Found:
-    vector = slowly.model.channel.vector
+    vectors = [slowly.model.channel.vector] * len(h)
     if slowly.config.backbone == "gpt2":
-        return Found([vector + slowly.backbone.embed_positions.weight[place] for place in range(len(h))])
-    return Found([vector] * len(h))
+        vectors = [one + slowly.backbone.embed_positions.weight[place] for place, one in enumerate(vectors)]
+    if slowly.model.channel.scale is not None:
+        scale = slowly.model.channel.scale[0]
+        vectors = [scale * one * _size(state) / _size(one) for one, state in zip(vectors, h, strict=True)]
+    return Found(vectors)
 
 
 def _hidden(slowly: Slowly, h: Vectors) -> Found:
@@ -210,7 +221,7 @@ def _hidden(slowly: Slowly, h: Vectors) -> Found:
     normed = [_normed(one) for one in h]
     hidden = [head.weight @ one + head.bias for one, _, _ in normed]
     vectors = [(back.weight @ y + back.bias) * std + mean for y, (_, mean, std) in zip(hidden, normed, strict=True)]
-    return Found(vectors, hidden=hidden)
+    return Found([one * _scale(slowly.model) for one in vectors], hidden=hidden)
 
 
 def _ncp(slowly: Slowly, h: Vectors) -> Found:
@@ -224,6 +235,8 @@ def _ncp(slowly: Slowly, h: Vectors) -> Found:
     for guess in guesses:
         expected = torch.cat([guess[s].softmax(-1) @ book[s] for s in range(segments)])
         vectors += [channel.project(expected)] * size
+    if channel.scale is not None:
+        vectors = [channel.scale[0] * one * _size(state) for one, state in zip(vectors, h, strict=False)]
     codes, gaps = [], []
     for chunk in chunks:
         parts = F.layer_norm(chunk, chunk.shape).view(segments, -1)
@@ -246,7 +259,7 @@ def _mlp(slowly: Slowly, h: Vectors) -> Found:
         normed, mean, std = _normed(one)
         x = channel.up.weight @ normed + channel.up.bias
         x = 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-        vectors.append((channel.down.weight @ x + channel.down.bias) * std + mean)
+        vectors.append(((channel.down.weight @ x + channel.down.bias) * std + mean) * _scale(slowly.model))
     return Found(vectors)
 
 

@@ -48,6 +48,7 @@ def students(
         "concept_top_k": draw(st.integers(1, min(concepts, 8))),
         "mixer": mixer,
         "mixer_options": {name: draw(drawn) for name, drawn in _MIXER_OPTIONS.get(mixer, {}).items()},
+        "vector_scale": draw(st.sampled_from([None, 0.3])) if MIXERS[mixer].uses_vector else None,
         "channel": channel,
         "channel_options": {name: draw(drawn) for name, drawn in _CHANNEL_OPTIONS.get(channel, {}).items()},
         "tie_word_embeddings": draw(st.booleans()),
