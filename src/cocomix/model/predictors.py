@@ -57,6 +57,7 @@ class Predictor(ParameterModule, ABC):
         with_vector: whether the mixer uses the vector; if not, the weights that compute it are left out.
 
     Attributes:
+        with_vector: as given.
         scale: learned factor of the vector, `[1]`, which starts at `config.vector_scale`; None where that is not set.
     """
 
@@ -69,6 +70,7 @@ class Predictor(ParameterModule, ABC):
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__()
+        self.with_vector = with_vector
         self._start = config.vector_scale if with_vector else None
         # Not a scalar, which FSDP2 cannot shard.
         self.scale = None if self._start is None else nn.Parameter(torch.empty(1))
