@@ -42,7 +42,7 @@ def concept_vectors(student: Any, concepts: np.ndarray) -> torch.Tensor:
     centre = torch.zeros_like(channel.head.pre_bias)
 
     def vector(weight: float) -> torch.Tensor:
-        return make(ConceptPrediction(None, weight * unit, ids, torch.zeros_like(unit), unit, centre))
+        return make(ConceptPrediction(None, weight * unit, ids, torch.zeros_like(unit), channel.scaled(unit), centre))
 
     return (vector(1.0) - vector(0.0))[:, 0]
 

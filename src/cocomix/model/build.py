@@ -20,7 +20,7 @@ from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.model.transformer import BACKBONES, SpecialIds
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.settings import Section
+from cocomix.utils.settings import Section, added
 
 
 class ModelShape(Section):
@@ -60,12 +60,22 @@ class MixConfig(Section):
     )
     mixer: str = Field(default="interleave", description=f"how the vector joins the hidden states: {MIXERS.names}")
     mixer_options: dict[str, Any] = Field(
-        default_factory=dict, description="the mixer's own settings, e.g. {every: 4} or {blocks: 1}"
+        default_factory=dict, description="the mixer's own settings, e.g. {slot: residual} or {every: 4}"
+    )
+
+    vector_scale: float | None = added(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="rms of the vector at the start, as a share of the hidden state's, e.g. 0.3, with a learned factor"
+        " from then on; empty: as the reference has it",
     )
 
     @model_validator(mode="after")
     def _mixer_exists(self) -> Self:
         MIXERS.check(self.mixer, self.mixer_options)
+        if self.vector_scale is not None and not MIXERS[self.mixer].uses_vector:
+            raise ValueError(f"the mixer {self.mixer} uses no vector that `vector_scale` could scale; leave it out")
         return self
 
 
@@ -125,6 +135,7 @@ def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any
         concept_layer=mix.concept_layer,
         mixer=mix.mixer,
         mixer_options=mix.mixer_options,
+        vector_scale=mix.vector_scale,
         **{**NO_CONCEPTS, **settings},
         **sizes.special,
     )

@@ -1,5 +1,6 @@
 """Configuration of a CoCoMix model; the concept settings live in config.json with the rest."""
 
+import math
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -32,6 +33,8 @@ class CoCoMixConfig(PretrainedConfig):
         channel_options: the channel's own settings.
         mixer: how the predicted vector joins the hidden states, a key of `MIXERS`.
         mixer_options: the mixer's own settings.
+        vector_scale: rms of the predicted vector at the start, as a share of the rms of its token's hidden state; a
+            learned factor from then on. Empty: as the reference has it, whatever the initialisation makes of it.
         dropout: dropout of embeddings, residual branches and attention.
         initializer_range: standard deviation of the initial weights.
 
@@ -73,6 +76,7 @@ class CoCoMixConfig(PretrainedConfig):
         channel_options: dict[str, Any] | None = None,
         mixer: str = "interleave",
         mixer_options: dict[str, Any] | None = None,
+        vector_scale: float | None = None,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         use_cache: bool = True,
@@ -100,6 +104,7 @@ class CoCoMixConfig(PretrainedConfig):
         self.channel_options = dict(channel_options or {})
         self.mixer = mixer
         self.mixer_options = dict(mixer_options or {})
+        self.vector_scale = vector_scale
         self.dropout = dropout
         self.initializer_range = initializer_range
         self.use_cache = use_cache
@@ -141,3 +146,19 @@ class CoCoMixConfig(PretrainedConfig):
             )
         MIXERS.check(self.mixer, self.mixer_options)
         PREDICTORS.check(self.channel, self.channel_options)
+        if self.vector_scale is not None:
+            self._check_scale(self.vector_scale)
+
+    def _check_scale(self, scale: Any) -> None:
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise ConfigError(
+                f"vector_scale {scale!r} cannot be used; choose a number above 0, such as 0.3, or leave it out"
+            )
+        if not MIXERS[self.mixer].uses_vector:
+            raise ConfigError(
+                f"the mixer {self.mixer} uses no vector that vector_scale could scale; leave vector_scale out"
+            )
+        if not PREDICTORS[self.channel].takes_scale:
+            raise ConfigError(
+                f"the channel {self.channel} does not say how its vector is initialised to a vector_scale; leave it out"
+            )

@@ -39,6 +39,7 @@ from cocomix.model.transformers_api import (
     check_attention_mask,
     hidden_from_trainer,
 )
+from cocomix.model.vector_replacements import VectorReplacement, vector_replaced
 from cocomix.utils.errors import ConfigError
 
 
@@ -392,6 +393,16 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             CocomixError: on entering, if the model does not predict and use concepts, or has no such concept.
         """
         return steered(self, steering)
+
+    def replace_vector(self, replacement: VectorReplacement) -> AbstractContextManager[None]:
+        """A context in which forward passes and generation mix in other vectors than the model predicts.
+
+        `with model.replace_vector(ZeroVector()): ...`. See `cocomix.model.vector_replaced`.
+
+        Raises:
+            CocomixError: on entering, if the model mixes no vector in.
+        """
+        return vector_replaced(self, replacement)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

@@ -179,6 +179,9 @@ OBJECTIVES: Registry[type[StudentSettings]] = Registry("objective")
 
 
 def describe_mixing(mix: MixConfig) -> str:
-    """Short description of the mixer and its options."""
-    options = ", ".join(f"{name} {value}" for name, value in mix.mixer_options.items())
-    return f"{mix.mixer} ({options})" if options else mix.mixer
+    """Short description of the mixer, its options and the vector's scale."""
+    options = dict(mix.mixer_options)
+    if mix.vector_scale is not None:
+        options["vector scale"] = f"{mix.vector_scale:g}"
+    listed = ", ".join(f"{name} {value}" for name, value in options.items())
+    return f"{mix.mixer} ({listed})" if listed else mix.mixer
