@@ -156,6 +156,8 @@ class SaeConfig(Section):
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
         _check_source(self)
+        if self.train is not None and self.train.optimizer != "adamw":
+            raise ValueError("an autoencoder has no transformer blocks; set sae.train.optimizer to adamw")
         if self.k > self.n_latents:
             raise ValueError(f"k {self.k} is larger than n_latents {self.n_latents}; lower k or add latents")
         return self
