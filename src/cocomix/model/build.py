@@ -16,11 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.data.special_tokens import SpecialTokens
 from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.initialisation import INITS
 from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.model.transformer import BACKBONES, SpecialIds
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.settings import Section
+from cocomix.utils.settings import Section, added
 
 
 class ModelShape(Section):
@@ -33,10 +34,16 @@ class ModelShape(Section):
     kv_heads: int | None = Field(
         default=None, ge=1, description="key/value heads, if the backbone has grouped queries; empty: same as heads"
     )
+    init: str = added(
+        default="classic",
+        description=f"how weights are drawn: {INITS.names} (standard deviation 0.02 throughout, or by the number of"
+        " inputs)",
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         backbone = BACKBONES.choose(self.backbone)
+        INITS.choose(self.init)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; change one of them")
         if backbone.rotary_positions and self.width // self.heads % 2:
@@ -103,7 +110,9 @@ def build_plain(
     shape: ModelShape, *, vocab_size: int, seq_len: int, special: SpecialIds | None = None
 ) -> PreTrainedModel:
     """Build Transformers' causal LM of this shape, initialised from torch's global generator."""
-    return BACKBONES[shape.backbone].plain_model(shape, vocab_size, seq_len, special or NO_IDS)
+    model = BACKBONES[shape.backbone].plain_model(shape, vocab_size, seq_len, special or NO_IDS)
+    INITS[shape.init]().apply(model)
+    return model
 
 
 def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any) -> CoCoMixForCausalLM:
@@ -128,7 +137,9 @@ def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any
         **{**NO_CONCEPTS, **settings},
         **sizes.special,
     )
-    return CoCoMixForCausalLM(config)
+    model = CoCoMixForCausalLM(config)
+    INITS[shape.init]().apply(model)
+    return model
 
 
 NO_CONCEPTS: dict[str, Any] = {"num_concepts": 1, "concept_top_k": 1}

@@ -17,7 +17,9 @@ from transformers import PreTrainedModel
 
 from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses
 from cocomix.kernels.plain_linear import plain_linear
+from cocomix.model.build import ModelShape
 from cocomix.model.flops import model_flops
+from cocomix.model.initialisation import INITS
 from cocomix.objectives.base import Objective
 from cocomix.objectives.ntp import PlainStudent, plain_head
 from cocomix.objectives.schedule import FallingWeight, WeightSchedule
@@ -121,6 +123,9 @@ class AuxiliaryObjective(Objective):
                 " of adapters and hooks"
             )
         return head
+
+    def initialise_heads(self, shape: ModelShape) -> None:
+        INITS[shape.init]().apply(self.all.student, self.all.heads)
 
     def trainable(self) -> WithHeads:
         return self.all

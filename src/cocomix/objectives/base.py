@@ -79,6 +79,10 @@ class Objective(nn.Module, ABC):
         """Training FLOPs per token, as a mean up to `progress` of the training; differs where a part ends early."""
         return self.flops_per_token(seq_len)
 
+    def initialise_heads(self, shape: ModelShape) -> None:
+        """Draw the weights of modules that only training uses as `shape` says."""
+        return
+
     def before_step(self) -> None:
         """Called after the backward pass, before gradient clipping and the optimiser."""
 

@@ -19,9 +19,10 @@ from cocomix.model.loading import ATTENTION, check_attention
 from cocomix.objectives.base import StudentSettings
 from cocomix.objectives.cocomix import ConceptConfig
 from cocomix.objectives.registry import StudentConfig
+from cocomix.pipeline.size import WIDTHS, expanded
 from cocomix.train.config import TrainConfig
 from cocomix.utils.env import Precision
-from cocomix.utils.settings import Section, read_yaml, validate
+from cocomix.utils.settings import Section, added, read_yaml, validate
 
 CONFIG = "config.yaml"
 """The settings' file in a run's folder; see `cocomix.utils.settings.SettingsFile`."""
@@ -224,6 +225,11 @@ class RunConfig(Section):
     seeds: tuple[int, ...] = Field(
         default=(0,), min_length=1, description="seeds of the students (initialisation and data order)"
     )
+    size: int | None = added(
+        default=None,
+        description=f"1 to {len(WIDTHS)}: sets the students' width, layers and heads, and of students_train batch_size,"
+        " learning_rate and weight_decay, where they are not given; the run keeps these values and not the size",
+    )
     seq_len: int = Field(default=256, ge=2, description="tokens per window, everywhere")
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     tokens: TokensConfig = Field(default_factory=TokensConfig)
@@ -234,6 +240,11 @@ class RunConfig(Section):
     students_train: TrainConfig = Field(description="training of every student")
     baseline: str = Field(default="ntp", description="student the others are compared with")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_size(cls, raw: Any) -> Any:
+        return expanded(raw, cls.model_fields["seq_len"].default) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
