@@ -28,9 +28,11 @@ class Objective(nn.Module, ABC):
         holds_logits: whether a step holds the logits of all its tokens and their gradient; for memory estimates.
         holds_teacher_logits: whether it also holds the teacher's logits.
         schedule: of the weight of its second loss; constant if there is none.
+        z_loss: weight of the squared logarithm of the softmax's normaliser, in the next-token loss; set by the trainer.
     """
 
     schedule: WeightSchedule = WeightSchedule()
+    z_loss: float = 0.0
     holds_logits: ClassVar[bool] = True
     holds_teacher_logits: ClassVar[bool] = False
 

@@ -132,6 +132,11 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
         _check_source(self)
+        if self.model.logit_cap is not None:
+            raise ValueError(
+                "a capped concept model is none of Transformers' families, which labels are made with; leave"
+                " teacher.model.logit_cap out"
+            )
         return self
 
 
@@ -159,6 +164,8 @@ class SaeConfig(Section):
         _check_source(self)
         if self.train is not None and self.train.optimizer != "adamw":
             raise ValueError("an autoencoder has no transformer blocks; set sae.train.optimizer to adamw")
+        if self.train is not None and self.train.z_loss:
+            raise ValueError("an autoencoder has no next-token logits; leave sae.train.z_loss out")
         if self.k > self.n_latents:
             raise ValueError(f"k {self.k} is larger than n_latents {self.n_latents}; lower k or add latents")
         return self

@@ -23,7 +23,7 @@ PERFORMANCE_SETTINGS = (
 """Settings of how training is computed; they change results in their last bits at most."""
 
 
-LATER_SETTINGS = ("schedule", "warmup_steps", "decay_fraction", "init_from", "optimizer", "muon_momentum")
+LATER_SETTINGS = ("schedule", "warmup_steps", "decay_fraction", "init_from", "optimizer", "muon_momentum", "z_loss")
 """Left out of a recipe at their defaults, so that stages finished before they existed stay finished."""
 LENGTH_SETTINGS = ("steps", "epochs", "n_evals", "n_snapshots", "warmup_fraction", "warmup_steps", "decay_fraction")
 """What may differ between a finished training and one that extends it, if the learning rates so far are the same."""
@@ -62,6 +62,12 @@ class TrainConfig(BaseModel):
     eps: float = Field(default=1e-8, gt=0, description="AdamW epsilon")
     weight_decay: float = Field(
         default=0.1, ge=0, description="decoupled decay of matrices; biases and norms have none"
+    )
+    z_loss: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the z-loss, (log of the softmax's normaliser)^2 of the next-token logits, in training",
     )
     grad_clip: float = Field(default=1.0, gt=0, description="maximum global gradient norm")
     precision: Precision = Field(

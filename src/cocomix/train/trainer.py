@@ -155,6 +155,7 @@ class Trainer:
     ) -> None:
         self.objective, self.data, self.config, self.folder = objective, data, config, folder
         self._keep_state, self._extend = keep_state, extend
+        objective.z_loss = config.z_loss
         self.evaluate, self.progress = evaluate, progress
         self.device = device()
         self.total = config.total_steps(data.n_windows)
