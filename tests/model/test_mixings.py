@@ -42,7 +42,10 @@ def build(channel: str = "concepts", mixer: str = "interleave", backbone: str = 
     return CoCoMixForCausalLM(CoCoMixConfig(backbone=backbone, **{**settings, **changes})).double().eval()
 
 
-@pytest.fixture(params=[(*case, backbone) for case in CASES for backbone in ("gpt2", "llama")], ids="-".join)
+MODELS = [(*case, backbone) for case in CASES for backbone in ("gpt2", "llama")]
+
+
+@pytest.fixture(params=[*MODELS, ("concepts", "keys_values", "qwen3")], ids="-".join)
 def model(request: pytest.FixtureRequest) -> CoCoMixForCausalLM:
     return build(*request.param)
 

@@ -19,7 +19,7 @@ from cocomix.model.loading import ATTENTION, check_attention
 from cocomix.objectives.base import StudentSettings
 from cocomix.objectives.cocomix import ConceptConfig
 from cocomix.objectives.registry import StudentConfig
-from cocomix.pipeline.size import WIDTHS, expanded
+from cocomix.pipeline.presets import PRESETS, WIDTHS, expanded
 from cocomix.train.config import TrainConfig
 from cocomix.utils.env import Precision
 from cocomix.utils.settings import Section, added, read_yaml, validate
@@ -232,6 +232,11 @@ class RunConfig(Section):
     seeds: tuple[int, ...] = Field(
         default=(0,), min_length=1, description="seeds of the students (initialisation and data order)"
     )
+    preset: str | None = added(
+        default=None,
+        description=f"{' or '.join(PRESETS)}: the paper's defaults, or a baseline of 2026 for every student, where its"
+        " settings are not given; the run keeps these values and not the name",
+    )
     size: int | None = added(
         default=None,
         description=f"1 to {len(WIDTHS)}: sets the students' width, layers and heads, and of students_train batch_size,"
@@ -250,7 +255,7 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_size(cls, raw: Any) -> Any:
+    def _with_presets(cls, raw: Any) -> Any:
         return expanded(raw, cls.model_fields["seq_len"].default) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")

@@ -1,11 +1,11 @@
-"""The dial: what each size sets, who wins, and what a run keeps."""
+"""Presets and the dial: what they set, who wins, and what a run keeps."""
 
 from typing import Any
 
 import pytest
 
 from cocomix.pipeline.config import RunConfig, validate_config
-from cocomix.pipeline.size import WIDTHS, dial
+from cocomix.pipeline.presets import RATE, RATE_EXPONENT, WIDTHS, dial
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import identity
 
@@ -22,7 +22,7 @@ def test_each_size_is_the_rules() -> None:
         assert (values.width, values.layers) == (width, max(6, width / 64)) and width % values.heads == 0
         assert width / values.heads == (32 if width < 512 else 64)
         assert values.batch_size == round(8 * max(1, width**2 / 256**2))
-        assert values.learning_rate == pytest.approx(4e-3 * (64 / width) ** 0.5, rel=5e-3)
+        assert values.learning_rate == pytest.approx(RATE * (64 / width) ** RATE_EXPONENT, rel=5e-3)
         student = config(size=size)
         assert student.students["ntp"].model.width == width and student.students["ntp"].model.heads == values.heads
         assert student.students_train.learning_rate == values.learning_rate
@@ -48,6 +48,23 @@ def test_a_run_keeps_the_values_and_not_the_size() -> None:
     assert saved["size"] is None and saved["students"]["ntp"]["model"]["width"] == 96
     assert validate_config(saved, "again") == found
     assert "size" not in identity(config()) and config().students["ntp"].model.width == 128
+
+
+def test_the_strong_preset_is_every_students() -> None:
+    mixing = {"concept_layer": 1, "loss_weight": 0}
+    students = {"ntp": {"objective": "ntp"}, "mix": {"objective": "cocomix", "concept": mixing}}
+    students["llama"] = {"objective": "ntp", "model": {"backbone": "llama"}}
+    found = config(preset="strong", size=3, students=students, students_train={"steps": 5, "schedule": "wsd"})
+    for name, backbone in (("ntp", "qwen3"), ("mix", "qwen3"), ("llama", "llama")):
+        model = found.students[name].model
+        assert (model.backbone, model.init, model.width) == (backbone, "width", 128)
+    train = found.students_train
+    assert (train.optimizer, train.schedule, train.z_loss, train.batch_size) == ("muon", "wsd", 1e-4, 8)
+    assert found.preset is None and validate_config(found.model_dump(mode="json"), "again") == found
+    plain = config(preset="plain")
+    assert plain == config() and "preset" not in identity(plain)
+    with pytest.raises(CocomixError, match="no preset 'weak'; choose one of plain, strong"):
+        config(preset="weak")
 
 
 @pytest.mark.parametrize("size", [0, 9, "large", True, 1.5])
