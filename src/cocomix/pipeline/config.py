@@ -21,6 +21,7 @@ from cocomix.objectives.cocomix import ConceptConfig
 from cocomix.objectives.registry import StudentConfig
 from cocomix.pipeline.presets import PRESETS, WIDTHS, expanded
 from cocomix.train.config import TrainConfig
+from cocomix.train.optimizer import OPTIMIZERS
 from cocomix.utils.env import Precision
 from cocomix.utils.settings import Section, added, read_yaml, validate
 
@@ -162,7 +163,7 @@ class SaeConfig(Section):
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
         _check_source(self)
-        if self.train is not None and self.train.optimizer != "adamw":
+        if self.train is not None and not OPTIMIZERS[self.train.optimizer].for_any_model:
             raise ValueError("an autoencoder has no transformer blocks; set sae.train.optimizer to adamw")
         if self.train is not None and self.train.z_loss:
             raise ValueError("an autoencoder has no next-token logits; leave sae.train.z_loss out")

@@ -28,6 +28,8 @@ class TrainingOptimizer(Protocol):
     name: ClassVar[str]
     shards: ClassVar[bool]
     """whether it works on a shard of each weight (FSDP2)"""
+    for_any_model: ClassVar[bool]
+    """whether it also trains what has no transformer blocks"""
 
     def __init__(self, model: nn.Module, config: "TrainConfig") -> None: ...
 
@@ -62,6 +64,7 @@ class AdamW(torch.optim.AdamW):
 
     name: ClassVar[str] = "adamw"
     shards: ClassVar[bool] = True
+    for_any_model: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, config: "TrainConfig", leave_out: frozenset[int] = frozenset()) -> None:
         groups = parameter_groups(model, config.weight_decay, leave_out)
@@ -96,6 +99,7 @@ class Muon:
 
     name: ClassVar[str] = "muon"
     shards: ClassVar[bool] = False
+    for_any_model: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, config: "TrainConfig") -> None:
         self._matrices = {id(matrix.weight): matrix for matrix in block_matrices(model)}
