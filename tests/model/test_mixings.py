@@ -49,7 +49,7 @@ def build(channel: str = "concepts", mixer: str = "interleave", backbone: str = 
     return CoCoMixForCausalLM(CoCoMixConfig(backbone=backbone, **{**settings, **changes})).double().eval()
 
 
-@pytest.fixture(params=MODELS, ids="-".join)
+@pytest.fixture(params=[*MODELS, ("concepts", "keys_values", "qwen3")], ids="-".join)
 def model(request: pytest.FixtureRequest) -> CoCoMixForCausalLM:
     return build(*request.param)
 

@@ -45,6 +45,7 @@ from cocomix.pipeline.run import Run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.config import TrainConfig
+from cocomix.train.optimizer import OPTIMIZERS
 from cocomix.utils.errors import CocomixError
 
 GPT2_VOCABULARY = 50257
@@ -393,12 +394,13 @@ def _variant(inputs: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib:
     parts = {f"{part}_gib": size / GIB for part, size in memory._asdict().items()}
     fits = {"fits_ddp": gib["ddp_gib"] <= gpu_memory_gib, "fits_sharded": gib["sharded_gib"] <= gpu_memory_gib}
     per_token = objective.flops_per_token(seq_len)
+    step_flops = OPTIMIZERS[stage.train.optimizer].step_flops(objective.trainable())
     return row | {
         "parameters": model.num_parameters(),
         "width": model.config.hidden_size,
         "flops_per_token": per_token,
-        "flops": per_token * tokens * (seeds + inputs.tries),
-        "checkpoint_bytes": checkpoint_bytes(objective),
+        "flops": (per_token * tokens + steps * step_flops) * (seeds + inputs.tries),
+        "checkpoint_bytes": checkpoint_bytes(objective, stage.train),
         "model_bytes": 4 * sum(parameters(model)),
         "memory": gib | parts | fits,
     }

@@ -22,7 +22,8 @@ class CoCoMixConfig(PretrainedConfig):
         num_key_value_heads: key/value heads (llama backbone); empty: one for each query head.
         intermediate_size: inner width of the MLP; empty: 4 * hidden_size.
         max_position_embeddings: longest sequence, in tokens.
-        backbone: "gpt2" (learned positions, LayerNorm, GELU) or "llama" (rotary, RMSNorm, SwiGLU, grouped queries).
+        backbone: "gpt2" (learned positions, LayerNorm, GELU) or "llama" (rotary, RMSNorm, SwiGLU, grouped queries)
+            or "qwen3" (that, and a norm of each head's query and key).
         norm_eps: epsilon of the norms.
         rope_theta: base of the rotary frequencies (llama backbone).
         concept_layer: block (0-based) before which concepts are predicted and mixed; 1 to num_hidden_layers - 1.
@@ -37,6 +38,7 @@ class CoCoMixConfig(PretrainedConfig):
             learned factor from then on. Empty: as the reference has it, whatever the initialisation makes of it.
         dropout: dropout of embeddings, residual branches and attention.
         initializer_range: standard deviation of the initial weights.
+        final_logit_softcapping: soft-cap c of the next-token logits, c tanh(z / c), as in Gemma 2; None: no cap.
 
     Raises:
         ConfigError: a value that does not fit, with what would.
@@ -79,6 +81,7 @@ class CoCoMixConfig(PretrainedConfig):
         vector_scale: float | None = None,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
+        final_logit_softcapping: float | None = None,
         use_cache: bool = True,
         tie_word_embeddings: bool = True,
         bos_token_id: int | None = None,
@@ -107,6 +110,8 @@ class CoCoMixConfig(PretrainedConfig):
         self.vector_scale = vector_scale
         self.dropout = dropout
         self.initializer_range = initializer_range
+        if final_logit_softcapping is not None:  # without one, config.json has no such key, as in earlier versions
+            self.final_logit_softcapping = final_logit_softcapping
         self.use_cache = use_cache
         kwargs |= {
             "tie_word_embeddings": tie_word_embeddings,
@@ -117,7 +122,14 @@ class CoCoMixConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self._check()
 
+    @property
+    def logit_cap(self) -> float | None:
+        """Soft-cap of the next-token logits."""
+        return getattr(self, "final_logit_softcapping", None)
+
     def _check(self) -> None:
+        if self.logit_cap is not None and not 0 < self.logit_cap < float("inf"):
+            raise ConfigError(f"final_logit_softcapping {self.logit_cap!r} is no cap; give a number above 0, or none")
         if not 1 <= self.concept_layer < self.num_hidden_layers:
             raise ConfigError(
                 f"concept_layer {self.concept_layer} is outside the stack of {self.num_hidden_layers} blocks;"

@@ -327,7 +327,8 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             return_dict: False returns a plain tuple of what is not None.
             num_items_in_batch: targets of all micro-batches of a step; `loss` is then this pass's part of their mean,
                 by its share of the targets.
-            kwargs: `shift_labels`: next-token labels `[batch, seq]` that are shifted already, instead of `labels`.
+            kwargs: `shift_labels`: next-token labels `[batch, seq]` that are shifted already, instead of `labels`;
+                `z_loss`: weight of the mean of `z_losses` that is added to `lm_loss`.
 
         Raises:
             ConfigError: more tokens than the model has positions, or an argument that cannot be used.
@@ -337,6 +338,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         if concept_labels is not None and padding is not None:
             concept_labels = concept_labels.masked_fill(~padding.bool().unsqueeze(-1), -100)
         skip_logits = skip_logits and targets is not None and plain_linear(self.lm_head)
+        z_weight = kwargs.pop("z_loss", 0.0)
         logits_to_keep = kwargs.pop("num_logits_to_keep", logits_to_keep)  # its first name
 
         output = self.model(
@@ -355,11 +357,13 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         )
         logits = None
         if skip_logits and targets is not None:
-            lm_loss = self._fused_lm_loss(output.last_hidden_state, targets)
+            lm_loss = self._fused_lm_loss(output.last_hidden_state, targets, z_weight)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = apply_linear(self.lm_head, output.last_hidden_state[:, kept])
-            lm_loss = None if targets is None else _lm_loss(logits, targets)
+            if self.config.logit_cap is not None:
+                logits = self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
+            lm_loss = None if targets is None else _lm_loss(logits, targets, z_weight)
         concepts_loss = None if concept_labels is None else self._concept_loss(output, concept_labels)
         loss = self._total_loss(lm_loss, concepts_loss, output.channel_loss)
         if num_items_in_batch is not None and loss is not None and targets is not None:
@@ -410,12 +414,13 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _fused_lm_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _fused_lm_loss(self, hidden: torch.Tensor, targets: torch.Tensor, z_weight: float) -> torch.Tensor:
         """Mean next-token cross entropy from normed hidden states `[batch, seq, d_model]`, without their logits."""
         weight: Any = self.lm_head.weight  # a module of another type would not have come here
         bias: Any = self.lm_head.bias
         hidden = hidden[:, : targets.shape[1]].flatten(0, 1)
-        return linear_losses(hidden, weight, bias, targets.reshape(-1, 1)).mean
+        options: dict[str, Any] = {"cap": self.config.logit_cap, "z_weight": z_weight}
+        return linear_losses(hidden, weight, bias, targets.reshape(-1, 1), **options).mean
 
     def _concept_loss(self, output: CoCoMixModelOutput, labels: torch.Tensor) -> torch.Tensor:
         if output.concept_losses is not None:
@@ -454,14 +459,21 @@ def _targets(
     return labels[:, 1:]
 
 
-def _lm_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _lm_loss(logits: torch.Tensor, targets: torch.Tensor, z_weight: float = 0.0) -> torch.Tensor:
     """Mean cross entropy of logits `[batch, seq, vocab]` and the targets of the first of them, in float32 or better."""
     if logits.shape[1] < targets.shape[1]:
         raise ConfigError("a loss needs the logits of all positions; leave logits_to_keep or the labels out")
     wide = logits[:, : targets.shape[1]].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
     flat = targets.flatten()
     summed = F.cross_entropy(wide, flat, ignore_index=-100, reduction="sum")
+    if z_weight:
+        summed = summed + z_weight * (z_losses(wide) * (flat != -100)).sum()
     return summed / (flat != -100).sum().clamp_min(1)
+
+
+def z_losses(logits: torch.Tensor) -> torch.Tensor:
+    """z-loss of each position: the squared logarithm of the softmax's normaliser, in float32 or better."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1).square()
 
 
 def _positions(

@@ -28,9 +28,11 @@ class Objective(nn.Module, ABC):
         holds_logits: whether a step holds the logits of all its tokens and their gradient; for memory estimates.
         holds_teacher_logits: whether it also holds the teacher's logits.
         schedule: of the weight of its second loss; constant if there is none.
+        z_loss: weight of the squared logarithm of the softmax's normaliser, in the next-token loss; set by the trainer.
     """
 
     schedule: WeightSchedule = WeightSchedule()
+    z_loss: float = 0.0
     holds_logits: ClassVar[bool] = True
     holds_teacher_logits: ClassVar[bool] = False
 
@@ -78,6 +80,10 @@ class Objective(nn.Module, ABC):
     def flops_so_far(self, seq_len: int, progress: float) -> float:
         """Training FLOPs per token, as a mean up to `progress` of the training; differs where a part ends early."""
         return self.flops_per_token(seq_len)
+
+    def initialise_heads(self, shape: ModelShape) -> None:
+        """Draw the weights of modules that only training uses as `shape` says."""
+        return
 
     def before_step(self) -> None:
         """Called after the backward pass, before gradient clipping and the optimiser."""

@@ -157,6 +157,7 @@ class CoCoMixObjective(NtpObjective):
             concept_labels=batch["concept_labels"],
             use_cache=False,
             skip_logits=True,
+            z_loss=self.z_loss,
         )
         weight = self.model.config.concept_loss_weight * batch.get("concept_weight", 1.0)
         if self.schedule.until is not None:

@@ -117,4 +117,6 @@ def several_targets(
     shares = torch.stack(
         [torch.as_tensor(weight, dtype=wide, device=hidden.device) / max(1, one.numel()) for one, weight in targets]
     )
-    return objective.unembedded(hidden[:, :seq], stacked, shares.expand(stacked.shape)).total
+    shares = shares.expand(stacked.shape)
+    # Their common z-loss counts with the weights of all targets.
+    return objective.unembedded(hidden[:, :seq], stacked, shares, objective.z_loss).total

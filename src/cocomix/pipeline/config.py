@@ -19,9 +19,11 @@ from cocomix.model.loading import ATTENTION, check_attention
 from cocomix.objectives.base import StudentSettings
 from cocomix.objectives.cocomix import ConceptConfig
 from cocomix.objectives.registry import StudentConfig
+from cocomix.pipeline.presets import PRESETS, WIDTHS, expanded
 from cocomix.train.config import TrainConfig
+from cocomix.train.optimizer import OPTIMIZERS
 from cocomix.utils.env import Precision
-from cocomix.utils.settings import Section, read_yaml, validate
+from cocomix.utils.settings import Section, added, read_yaml, validate
 
 CONFIG = "config.yaml"
 """The settings' file in a run's folder; see `cocomix.utils.settings.SettingsFile`."""
@@ -131,6 +133,11 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
         _check_source(self)
+        if self.model.logit_cap is not None:
+            raise ValueError(
+                "a capped concept model is none of Transformers' families, which labels are made with; leave"
+                " teacher.model.logit_cap out"
+            )
         return self
 
 
@@ -156,6 +163,10 @@ class SaeConfig(Section):
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
         _check_source(self)
+        if self.train is not None and not OPTIMIZERS[self.train.optimizer].for_any_model:
+            raise ValueError("an autoencoder has no transformer blocks; set sae.train.optimizer to adamw")
+        if self.train is not None and self.train.z_loss:
+            raise ValueError("an autoencoder has no next-token logits; leave sae.train.z_loss out")
         if self.k > self.n_latents:
             raise ValueError(f"k {self.k} is larger than n_latents {self.n_latents}; lower k or add latents")
         return self
@@ -222,6 +233,16 @@ class RunConfig(Section):
     seeds: tuple[int, ...] = Field(
         default=(0,), min_length=1, description="seeds of the students (initialisation and data order)"
     )
+    preset: str | None = added(
+        default=None,
+        description=f"{' or '.join(PRESETS)}: the paper's defaults, or a baseline of 2026 for every student, where its"
+        " settings are not given; the run keeps these values and not the name",
+    )
+    size: int | None = added(
+        default=None,
+        description=f"1 to {len(WIDTHS)}: sets the students' width, layers and heads, and of students_train batch_size,"
+        " learning_rate and weight_decay, where they are not given; the run keeps these values and not the size",
+    )
     seq_len: int = Field(default=256, ge=2, description="tokens per window, everywhere")
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     tokens: TokensConfig = Field(default_factory=TokensConfig)
@@ -232,6 +253,11 @@ class RunConfig(Section):
     students_train: TrainConfig = Field(description="training of every student")
     baseline: str = Field(default="ntp", description="student the others are compared with")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_presets(cls, raw: Any) -> Any:
+        return expanded(raw, cls.model_fields["seq_len"].default) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -150,7 +150,10 @@ class StudentStage(ModelStage):
         if self.train.init_from is not None:
             load_weights(model, weights_folder(self.train.init_from, self.run_dir))
         precision = self.train.precision
-        return self.config.make_objective(model, self._sizes(self.student), lambda: self.sae.teacher.model(precision))
+        sizes = self._sizes(self.student)
+        objective = self.config.make_objective(model, sizes, lambda: self.sae.teacher.model(precision))
+        objective.initialise_heads(self.config.model)
+        return objective
 
     def batches(self) -> BatchSource:
         """Its training data: tokens, and labels or logits if it reads any."""

@@ -28,6 +28,7 @@ from cocomix.train.batches import BatchSource
 from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.settings import identity
 
 SPARE_IDS = 1024
 """Embedding rows a published model may have beyond its tokenizer's vocabulary, as padding for alignment."""
@@ -50,8 +51,8 @@ class TeacherStage(ModelStage):
         if self.config.pretrained is not None:
             name = stable_name(self.external_inputs, self.config.pretrained)
             return {"pretrained": name, "seq_len": self.seq_len} | attention
-        own = self.config.model_dump(mode="json", exclude={"attention"}) | attention
-        return own | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
+        own = {name: value for name, value in identity(self.config).items() if name != "attention"}
+        return own | attention | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['description']}{describe_curve(figures)}"

@@ -146,6 +146,11 @@ def export_student(run: Run, student: str, seed: int, folder: Path) -> Path:
     model = stage.model()
     if isinstance(model, CoCoMixForCausalLM):
         plain = sorted({other.student for other in run.students if other.config.mixing is None})
+        if stage.config.mixing is None:
+            raise CocomixError(
+                f"the student {student} has a logit_cap, for which GPT-2 and Llama have no place, and without it would"
+                " be another model; export one that was trained without"
+            )
         raise CocomixError(
             f"the student {student} has a predictor ({model.config.channel}) in the middle of its stack, for which"
             " GPT-2 and Llama have no place, and without it would be another model; export a plain student"
