@@ -58,6 +58,11 @@ def measured(run: Run, student: StudentStage) -> list[dict[str, Any]]:
         for split in ("val", "test"):
             value = record["figures"][split]["perplexity"]
             metrics.append({"dataset": source, "split": split, "metric": "perplexity", "value": value, "stderr": None})
+            bits = record["figures"][split].get("bits_per_byte")
+            if bits is not None:
+                metrics.append(
+                    {"dataset": source, "split": split, "metric": "bits per byte", "value": bits, "stderr": None}
+                )
         if "recall" in record["figures"]:
             value = record["figures"]["recall"]["recall"]
             metrics.append(

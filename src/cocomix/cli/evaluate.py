@@ -105,9 +105,15 @@ def perplexity(
     if as_json:
         console.print_json(data=figures)
     else:
+        bits = (
+            f"bits per byte {figures['bits_per_byte']:.4f}  ({figures['bytes']:,} bytes of text)"
+            if "bits_per_byte" in figures
+            else "bits per byte: not known, since the tokens alone do not say how many bytes of text they stand for;"
+            " give the text"
+        )
         console.print(
             f"perplexity {figures['perplexity']:.4f}  (loss {figures['loss']:.6f} nats a token, {figures['tokens']:,}"
-            f" tokens scored, windows of {figures['seq_len']})",
+            f" tokens scored, windows of {figures['seq_len']})\n{bits}",
             highlight=False,
             soft_wrap=True,
         )

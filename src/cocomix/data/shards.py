@@ -104,17 +104,31 @@ class TokenShards:
         Raises:
             IndexError: an index outside the whole windows.
         """
+        places = self.places(indices, seq_len)
+        inserted = places < 0
+        if not inserted.any():
+            return self._read(places.ravel()).reshape(places.shape)
+        windows = self._read(np.maximum(places, 0).ravel()).reshape(places.shape)
+        windows[inserted] = self.special.bos_id
+        return windows
+
+    def places(self, indices: np.ndarray | Sequence[int], seq_len: int) -> np.ndarray:
+        """Where in the stream each token of windows `indices` is, int64 `[len, seq_len]`; -1 for a BOS put before.
+
+        Raises:
+            IndexError: an index outside the whole windows.
+        """
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= self.n_windows(seq_len)):
             raise IndexError(f"window indices must be in 0..{self.n_windows(seq_len) - 1} (seq_len {seq_len})")
         bos = self.special.bos_id
         step = seq_len if bos is None else seq_len - 1
-        positions = (indices[:, None] * step + np.arange(seq_len)).ravel()
-        windows = self._read(positions).reshape(len(indices), seq_len)
+        places = indices[:, None] * step + np.arange(seq_len)
         if bos is None:
-            return windows
-        first = np.full((len(indices), 1), bos, dtype=np.int64)
-        return np.where(windows[:, :1] == bos, windows, np.concatenate([first, windows[:, :-1]], axis=1))
+            return places
+        begins = self._read(places[:, 0])[:, None] == bos
+        first = np.full((len(indices), 1), -1, dtype=np.int64)
+        return np.where(begins, places, np.concatenate([first, places[:, :-1]], axis=1))
 
     def span(self, begin: int, end: int) -> np.ndarray:
         """Tokens `begin` to `end` - 1 of the stream, int64 `[end - begin]`.

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cocomix.data.byte_counts import ByteCounts, byte_counts
 from cocomix.data.corpus import SKIPPED, SPLITS, STATE, Corpus, CorpusWriter, passed_over
 from cocomix.data.shards import TokenShards, token_dtype
 from cocomix.data.sources import TextSource, open_mix, open_source
@@ -206,6 +207,16 @@ class TokensStage(Stage):
         """The finished shards of `split`; checksums are verified on opening."""
         _ = self.figures
         return TokenShards.open(self.folder / split)
+
+    def bytes_of(self, split: str) -> ByteCounts | None:
+        """Bytes of the tokens of `split`; None where that takes the text and the corpus is not there any more."""
+        shards, tokenizer = self.shards(split), self.tokenizer()
+        try:
+            corpus = Corpus(self.corpus.folder / "text")
+            corpus.check()
+        except CocomixError:
+            return byte_counts(tokenizer, shards, None)
+        return byte_counts(tokenizer, shards, lambda: (document.text for document in corpus.documents(split)))
 
     def tokenizer(self) -> Any:
         """The run's tokenizer; by default it does what the tokens' policy says."""

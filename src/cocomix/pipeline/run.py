@@ -334,7 +334,8 @@ def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | 
             "splits": {name: counts | {"tokens": tokens["tokens"][name]} for name, counts in corpus["splits"].items()},
         },
         "tokenizer": {"vocab_size": tokens["vocab_size"], "bytes_per_token": tokens["bytes_per_token"]},
-        "teacher": teacher | {"val_perplexity": _last(teacher.get("curve"))},
+        "teacher": teacher
+        | {f"val_{name}": _last(teacher.get("curve"), f"val_{name}") for name in ("perplexity", "bits_per_byte")},
         "sae": run.sae.figures | {"seconds": _seconds(run, run.sae.name)},
         "labels": [
             _labels(name, labels, sign)
@@ -402,6 +403,8 @@ def _student_run(stage: EvaluationStage) -> dict[str, Any]:
         "seed": stage.student.seed,
         "val_perplexity": measured["val"]["perplexity"],
         "test_perplexity": measured["test"]["perplexity"],
+        "val_bits_per_byte": measured["val"].get("bits_per_byte"),
+        "test_bits_per_byte": measured["test"].get("bits_per_byte"),
         "val_loss": measured["val"]["loss"],
         "test_loss": measured["test"]["loss"],
         "seconds": trained["seconds"],
@@ -443,6 +446,6 @@ def _seconds(run: "Run", name: str) -> float:
     return record["seconds"] if record else 0.0
 
 
-def _last(curve: list[dict[str, Any]] | None) -> float | None:
-    points = [point["val_perplexity"] for point in curve or [] if "val_perplexity" in point]
+def _last(curve: list[dict[str, Any]] | None, figure: str) -> float | None:
+    points = [point[figure] for point in curve or [] if figure in point]
     return points[-1] if points else None

@@ -27,7 +27,14 @@ from cocomix.pipeline.starting_points import (
     weights_checksum,
     weights_folder,
 )
-from cocomix.pipeline.training import ModelStage, describe_curve, train_objective, training_figures, validation_curve
+from cocomix.pipeline.training import (
+    ModelStage,
+    describe_curve,
+    in_bytes,
+    train_objective,
+    training_figures,
+    validation_curve,
+)
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.utils.console import console, is_main
@@ -130,7 +137,8 @@ class StudentStage(ModelStage):
             self.labels.reader("val", self.sign) if self.config.uses_sae_concepts and self.labels is not None else None
         )
         val, evaluation = self.tokens.shards("val"), self.run_config.evaluation
-        validate = validation_curve(val, self.run_config.seq_len, evaluation, self.train.precision, labels)
+        bytes_of = self.tokens.bytes_of("val")
+        validate = validation_curve(val, self.run_config.seq_len, evaluation, self.train.precision, labels, bytes_of)
         extend = on_main(lambda: self._extended(objective, batches, folder))
         options: dict[str, Any] = {"keep_state": True, "extend": extend}
         result = train_objective(objective, batches, self.train, folder, validate, progress, **options)
@@ -224,9 +232,11 @@ class EvaluationStage(Stage):
 
     def describe(self, figures: dict[str, Any]) -> str:
         recall = f", concept recall {figures['recall']['recall']:.3f}" if "recall" in figures else ""
-        return (
-            f"perplexity {figures['val']['perplexity']:.2f} (val), {figures['test']['perplexity']:.2f} (test){recall}"
+        val, test = (
+            f"{figures[split]['perplexity']:.2f}{in_bytes(figures[split].get('bits_per_byte'))}"
+            for split in ("val", "test")
         )
+        return f"perplexity {val} (val), {test} (test){recall}"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         model, student = self.student.model(), self.student
@@ -238,7 +248,8 @@ class EvaluationStage(Stage):
         }
         figures: dict[str, Any] = {}
         for number, split in enumerate(("val", "test")):
-            figures[split] = perplexity(model, student.tokens.shards(split), **options)
+            bytes_of = student.tokens.bytes_of(split)
+            figures[split] = perplexity(model, student.tokens.shards(split), bytes_of=bytes_of, **options)
             progress(number + 1, 2, {})
         if student.config.uses_sae_concepts and student.labels is not None:
             labels = student.labels.reader("val", student.sign)

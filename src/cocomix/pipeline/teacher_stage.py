@@ -67,7 +67,13 @@ class TeacherStage(ModelStage):
         torch.manual_seed(train.seed)
         special = special_ids(self.tokens.tokenizer(), self.tokens.special)
         model = build_plain(self.config.model, vocab_size=vocab_size, seq_len=self.seq_len, special=special)
-        validate = validation_curve(self.tokens.shards("val"), self.seq_len, self.evaluation, train.precision)
+        validate = validation_curve(
+            self.tokens.shards("val"),
+            self.seq_len,
+            self.evaluation,
+            train.precision,
+            bytes_of=self.tokens.bytes_of("val"),
+        )
         data = BatchSource(self.tokens.shards("train"), self.seq_len)
         result = train_objective(NtpObjective(model), data, train, folder, validate, progress)
         if is_main():
