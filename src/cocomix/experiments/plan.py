@@ -369,7 +369,7 @@ def _variant(inputs: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib:
     seq_len, seeds = inputs.config.seq_len, len(inputs.config.seeds)
     steps = stage.train.total_steps(inputs.corpus["train"] // seq_len)
     tokens = steps * stage.train.batch_size * seq_len
-    labels = None if stage.labels is None or not stage.labels.config.live else stage.labels
+    labels = None if stage.labels is None or not stage.labels.live_share(1, 1) else stage.labels
     live = labels is not None or "teacher" in stage.config.reads
     row = {"name": stage.student, "objective": stage.config.objective, "about": stage.config.describe()}
     row |= {"steps": steps, "batch_size": stage.train.batch_size, "tokens": tokens, "seeds": seeds}

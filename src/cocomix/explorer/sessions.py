@@ -166,7 +166,7 @@ class RunSession:
 
     def can_label(self, stage: StudentStage) -> bool:
         """Whether the teacher can label the concepts that a student should have predicted."""
-        return stage.config.uses_sae_concepts and has_teacher_labels(stage)
+        return stage.uses_sae_concepts and has_teacher_labels(stage)
 
     def labels(self, stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
         """The teacher's labels of a text, `[1, seq, K_attr]`; only for a student with `can_label`.
@@ -185,7 +185,7 @@ class RunSession:
     def name_store(self, stage: StudentStage) -> NameStore:
         """Names of a student's concepts; all students that learn the SAE's concepts share them."""
         with self.lock:
-            shared = stage.config.uses_sae_concepts and self.run.sae.done()
+            shared = stage.uses_sae_concepts and self.run.sae.done()
             owner = "sae" if shared else stage.name
             if owner not in self._name_stores:
                 weights = sorted((stage.folder / "model").glob("*.safetensors"))
@@ -373,7 +373,7 @@ class ModelSession:
         if not self.run.has_teacher:
             return StreamingJudge("the unsteered student", CachedModel(self.model, self.lock), [])
         teacher = CachedModel(self.run.teacher(), self.run.lock)
-        if not (self.run.has_sae and self.stage.config.uses_sae_concepts):
+        if not (self.run.has_sae and self.stage.uses_sae_concepts):
             return StreamingJudge("teacher", teacher, [])
         return StreamingJudge("teacher", teacher, concepts, self.run.sae(), self.stage.sae.config.layer)
 

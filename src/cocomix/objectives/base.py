@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from cocomix.model.build import MixConfig, ModelShape, Sizes
+from cocomix.model.build import MixConfig, ModelShape, Sizes, match_width
 from cocomix.objectives.schedule import WeightSchedule
 from cocomix.utils.registry import Registry
 from cocomix.utils.settings import Section, added
@@ -150,8 +150,14 @@ class StudentSettings(Section, ABC):
 
     @property
     def same_size_as(self) -> str | None:
-        """Name of the student whose parameter count it is widened to match."""
+        """Name of the student whose parameter count it is to have."""
         return None
+
+    def resized(self, parameters: int, sizes: Sizes) -> Self:
+        """These settings with as many parameters as can be had: here by the model's width."""
+        shape: Any = self.model  # frozen, and so hashable
+        shape = match_width(shape, parameters, vocab_size=sizes.vocab_size, seq_len=sizes.seq_len)
+        return self.model_copy(update={"model": shape})
 
     @property
     def mixing(self) -> MixConfig | None:

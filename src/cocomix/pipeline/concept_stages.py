@@ -162,7 +162,7 @@ def student_statistics(
     kept = read_statistics(path, key)
     if kept is not None:
         return kept
-    truth = None if stage.labels is None else f"{stage.labels.config.rule}/{stage.sign} labels"
+    truth = None if stage.labels is None else f"{stage.labels.describe_labels(stage.sign)} labels"
     model = stage.model() if student is None else student
     with StageProgress(console, f"concept statistics of {stage.student}, seed {stage.seed}") as progress:
         statistics = gather_statistics(model, shards, key, labels=labels, truth=truth, progress=progress)
@@ -188,7 +188,7 @@ def statistics_path(stage: StudentStage, snapshot: str | None = None) -> Path:
 def _labels(stage: StudentStage) -> LabelReader | None:
     """Validation labels by the student's rule and sign: stored ones, else computed again, else none."""
     labels = stage.labels
-    if labels is None or not stage.config.uses_sae_concepts or not (labels.teacher.done() and labels.sae.done()):
+    if labels is None or not stage.uses_sae_concepts or not (labels.teacher.done() and labels.sae.done()):
         return None
     if all(needed.done() for needed in labels.needed):
         return labels.reader(INDEX_SPLIT, stage.sign)

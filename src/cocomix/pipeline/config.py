@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from cocomix.data.sources import SOURCES
 from cocomix.data.special_tokens import Bos
 from cocomix.labels.attribution import RULES, SIGNS, check_sign
+from cocomix.labels.controls import CONTROLS
 from cocomix.model.build import ModelShape
 from cocomix.model.loading import ATTENTION, check_attention
 from cocomix.objectives.base import StudentSettings
@@ -173,9 +174,13 @@ class SaeConfig(Section):
 
 
 class LabelConfig(Section):
-    """Concept labels by one rule; several signs share the cost of one attribution pass."""
+    """Concept labels by one rule, several signs share the cost of one attribution pass; or a control."""
 
-    rule: str = Field(default="exact", description=f"attribution rule: {RULES.names}")
+    rule: str = Field(
+        default="exact",
+        description=f"attribution rule: {RULES.names}; or a control, which runs no teacher: {CONTROLS.names}",
+    )
+    of: str | None = added(default=None, description="random only: the label set whose labels are moved about")
     signs: tuple[str, ...] = Field(
         default=("helpful",),
         min_length=1,
@@ -198,7 +203,8 @@ class LabelConfig(Section):
     @field_validator("rule")
     @classmethod
     def _rule_exists(cls, rule: str) -> str:
-        RULES.choose(rule)
+        if rule not in CONTROLS and rule not in RULES:
+            raise ValueError(f"there is no label rule {rule!r}; choose one of {RULES.names}, {CONTROLS.names}")
         return rule
 
     @field_validator("signs")
@@ -212,6 +218,23 @@ class LabelConfig(Section):
     def _live_has_no_store(self) -> Self:
         if self.live and self.scores:
             raise ValueError("`scores` are for stored labels; live ones keep nothing, so leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
+    def _control_fits(self) -> Self:
+        moves = self.rule in CONTROLS and CONTROLS[self.rule].moves_labels
+        if moves != (self.of is not None):
+            raise ValueError(
+                f"labels by the rule {self.rule} are those of another set; name it with `of`"
+                if moves
+                else f"labels by the rule {self.rule} are no other set's; leave `of` out"
+            )
+        if self.rule in CONTROLS and (self.live or self.scores):
+            raise ValueError(f"labels by the rule {self.rule} are never stored; leave `live` and `scores` out")
+        fields = type(self).model_fields
+        given = [name for name in ("k", "signs") if moves and getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(f"labels by the rule {self.rule} have the {given[0]} of the set {self.of}; leave it out")
         return self
 
 
@@ -276,17 +299,28 @@ class RunConfig(Section):
                 f" choose 0 to {self.teacher.model.layers - 1}"
             )
         for label_name, label in self.labels.items():
-            if self.sae.pretrained is None and label.k > self.sae.k:
-                raise ValueError(
-                    f"labels {label_name!r} ask for k {label.k} of only {self.sae.k} active latents (sae.k)"
-                )
+            self._check_labels(label_name, label)
         return self
+
+    def _check_labels(self, name: str, label: LabelConfig) -> None:
+        control, sae = label.rule in CONTROLS, self.sae
+        if label.of is not None and (label.of not in self.labels or self.labels[label.of].of is not None):
+            sources = ", ".join(name for name, other in self.labels.items() if other.of is None)
+            raise ValueError(f"labels {name!r} are to be those of {label.of!r}; choose one of {sources or 'none'}")
+        most, what = (sae.n_latents, "latents (sae.n_latents)") if control else (sae.k, "active latents (sae.k)")
+        if sae.pretrained is None and label.k > most:
+            raise ValueError(f"labels {name!r} ask for k {label.k} of only {most} {what}")
+
+    def label_source(self, name: str) -> LabelConfig:
+        """The settings of the set `name`, or of the set whose labels it moves."""
+        config = self.labels[name]
+        return config if config.of is None else self.labels[config.of]
 
     def _check_student(self, name: str, student: StudentSettings) -> None:
         labels, sign, mix = student.label_set, student.label_sign, student.mixing
         if labels is not None and labels not in self.labels:
             raise ValueError(f"student {name!r} asks for labels {labels!r}; there are: {', '.join(self.labels)}")
-        if sign is not None and (labels is None or sign not in self.labels[labels].signs):
+        if sign is not None and (labels is None or sign not in self.label_source(labels).signs):
             raise ValueError(f"student {name!r} asks for the sign {sign!r}, which its labels do not have")
         if student.same_size_as is not None:
             other = self.students.get(student.same_size_as)

@@ -3,7 +3,7 @@
 Labels are stored once (`LabelStage`), or made by the concept model while students train (`LiveLabelSet`). Both use the
 same labeller, so a student ends with the same weights either way. A store costs disk space, and its cost is charged to
 its readers by the share they read. Live labels cost their passes again in every epoch of every student, and count as
-training.
+training. Controls (`ControlSet`) have nothing to store and run no teacher.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from cocomix.labels.attribution import labelling_flops
+from cocomix.labels.controls import CONTROLS
 from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
 from cocomix.labels.store import LabelReader, LabelStore
 from cocomix.model.flops import model_flops
@@ -30,15 +31,33 @@ class LabelSet(ABC):
     """One named set of labels.
 
     Attributes:
+        set_name: its name in the run's settings.
         config: its section of the run's settings.
         needed: stages that must be finished before it can be read.
+        of_teacher: whether its labels are the SAE's concepts, where the teacher has them.
     """
 
+    set_name: str
     config: LabelConfig
     teacher: TeacherStage
     sae: SaeStage
     seq_len: int
     needed: list[Stage]
+    of_teacher: bool = True
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        """Signs of which it has labels, the first one unless a student names another."""
+        return self.config.signs
+
+    @property
+    def n_labels(self) -> int:
+        """Labels per position K_attr."""
+        return self.config.k
+
+    def describe_labels(self, sign: str) -> str:
+        """Rule and sign of its labels, in a few words."""
+        return f"{self.config.rule}/{sign}"
 
     @abstractmethod
     def reader(self, split: str, sign: str) -> LabelReader:
@@ -92,8 +111,9 @@ class LabelSet(ABC):
 class LiveLabelSet(LabelSet):
     """Labels made in every training step; nothing on disk."""
 
-    def __init__(self, config: LabelConfig, teacher: TeacherStage, sae: SaeStage) -> None:
-        self.config, self.teacher, self.sae, self.seq_len = config, teacher, sae, sae.seq_len
+    def __init__(self, name: str, config: LabelConfig, teacher: TeacherStage, sae: SaeStage) -> None:
+        self.set_name, self.config = name, config
+        self.teacher, self.sae, self.seq_len = teacher, sae, sae.seq_len
         self.needed = [teacher, sae]
 
     def reader(self, split: str, sign: str) -> LabelReader:
@@ -103,7 +123,7 @@ class LiveLabelSet(LabelSet):
         return {"seconds": 0.0, "flops": 0.0}
 
     def reader_settings(self) -> dict[str, Any]:
-        return {"live_labels": self.config.model_dump(mode="json", exclude={"signs", "scores"})}
+        return {"live_labels": self.config.model_dump(mode="json", exclude={"signs", "scores", "of"})}
 
     def live_share(self, batch_size: int, processes: int) -> float:
         share = math.ceil(batch_size / processes)
@@ -111,11 +131,64 @@ class LiveLabelSet(LabelSet):
         return passes * self.config.batch_size / share
 
 
-def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> LabelSet:
-    """The set `name`, stored or live as its settings say."""
+class ControlSet(LabelSet):
+    """Labels of a control: from tokens, or those of another set in the wrong places; nothing on disk.
 
-    if config.labels[name].live:
-        return LiveLabelSet(config.labels[name], teacher, sae)
+    Args:
+        source: the set whose labels it moves, if it does.
+    """
+
+    of_teacher = False
+
+    def __init__(
+        self, name: str, config: LabelConfig, teacher: TeacherStage, sae: SaeStage, source: LabelSet | None
+    ) -> None:
+        self.set_name, self.config, self.source = name, config, source
+        self.teacher, self.sae, self.seq_len = teacher, sae, sae.seq_len
+        self.needed = [sae] if source is None else source.needed
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        return ("",) if self.source is None else self.source.signs
+
+    @property
+    def n_labels(self) -> int:
+        return self.config.k if self.source is None else self.source.n_labels
+
+    def describe_labels(self, sign: str) -> str:
+        return self.config.rule if self.source is None else f"{self.config.rule} of {self.source.describe_labels(sign)}"
+
+    def reader(self, split: str, sign: str) -> LabelReader:
+        tokens, n_concepts = self.teacher.tokens, self.sae.figures["n_latents"]
+        source = None if self.source is None else self.source.reader(split, sign)
+        sizes = (self.seq_len, self.n_labels, n_concepts, tokens.special.first_position)
+        return CONTROLS[self.config.rule].reader(source, tokens.shards(split), *sizes)
+
+    def made_once(self) -> dict[str, float]:
+        return {"seconds": 0.0, "flops": 0.0} if self.source is None else self.source.made_once()
+
+    def reader_settings(self) -> dict[str, Any]:
+        own = {"rule": self.config.rule} | ({"k": self.config.k} if self.source is None else {})
+        return {"label_control": own} | ({} if self.source is None else self.source.reader_settings())
+
+    def live_share(self, batch_size: int, processes: int) -> float:
+        return 0.0 if self.source is None else self.source.live_share(batch_size, processes)
+
+    def live_flops(self, batch_size: int) -> float:
+        return 0.0 if self.source is None else self.source.live_flops(batch_size)
+
+    def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
+        return 0.0 if self.source is None else self.source.flops_per_token(teacher, n_latents, k)
+
+
+def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> LabelSet:
+    """The set `name`: stored, live or a control, as its settings say."""
+    section = config.labels[name]
+    if section.rule in CONTROLS:
+        source = None if section.of is None else label_set(run_dir, section.of, config, teacher, sae)
+        return ControlSet(name, section, teacher, sae, source)
+    if section.live:
+        return LiveLabelSet(name, section, teacher, sae)
     return LabelStage(run_dir, name, config, teacher, sae)
 
 
@@ -128,13 +201,13 @@ class LabelStage(Stage, LabelSet):
 
     def __init__(self, run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
         super().__init__(run_dir, f"labels/{name}", f"cocomix label --name {name}", [teacher.tokens, teacher, sae])
-        self.config, self.seq_len = config.labels[name], config.seq_len
+        self.set_name, self.config, self.seq_len = name, config.labels[name], config.seq_len
         self.shard_tokens = config.tokens.shard_tokens
         self.teacher, self.sae, self.tokens = teacher, sae, teacher.tokens
         self.needed = [self]
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json", exclude={"live"}) | {"seq_len": self.seq_len}
+        return self.config.model_dump(mode="json", exclude={"live", "of"}) | {"seq_len": self.seq_len}
 
     def outputs(self) -> list[str]:
         return [f"{split}/{sign}/manifest.json" for split in self.splits for sign in self.config.signs]

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
+from cocomix.labels.controls import CONTROLS
 from cocomix.pipeline.attempts import KEPT
 from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
@@ -59,9 +60,9 @@ class Run:
             self._student(name, student, seed) for seed in config.seeds for name, student in config.students.items()
         ]
         self.evaluations = [EvaluationStage(student) for student in self.students]
-        used = {student.label_set for student in config.students.values()}
+        used = {needed.name for student in self.students if student.labels for needed in student.labels.needed}
         self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, self.sae]
-        self._shared += [label for name, label in stored_labels.items() if name in used]
+        self._shared += [label for label in stored_labels.values() if label.name in used]
         self._shared += self.logits.values()
         stages = [*self._shared, *self.students, *self.evaluations]
         self.stages = {stage.name: stage for stage in stages}
@@ -164,6 +165,8 @@ class Run:
         if name not in self.labels:
             choices = ", ".join([*self.labels, *(["logits"] if stored else [])])
             raise CocomixError(f"there are no labels called {name!r} in this run; it has {choices}")
+        if self.config.labels[name].rule in CONTROLS:
+            raise CocomixError(f"the labels {name} are a control's, which follow from others; nothing is stored")
         if name not in labels:
             raise CocomixError(
                 f"the labels {name} are made while students train; set labels.{name}.live=false to store them"
@@ -369,7 +372,7 @@ def _several_machines(made: list[dict[str, Any]]) -> list[str]:
 
 def _live_labels(run: "Run", chosen: list[str]) -> list[str]:
     """A note where labels are part of a student's own training cost, unlike those made once."""
-    live = [name for name in chosen if (found := _labels_of(run, name)) is not None and found.config.live]
+    live = [name for name in chosen if (found := _labels_of(run, name)) is not None and found.live_share(1, 1)]
     if not live:
         return []
     return [f"The labels of {', '.join(live)} were made during training: its FLOPs and seconds include theirs."]
@@ -390,7 +393,7 @@ def _student(run: "Run", name: str) -> dict[str, Any]:
         "about": config.describe(),
         "width": first["width"],
         "parameters": first["parameters"],
-        "label_rule": f"{label.config.rule}/{stages[0].student.sign}" if label else None,
+        "label_rule": label.describe_labels(stages[0].student.sign) if label else None,
         "flops_per_token": first["flops_per_token"],
         "runs": [_student_run(stage) for stage in stages],
     }

@@ -225,10 +225,8 @@ def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
     """
     for stage in stages:
         _ = stage.figures
-    if not stages[0].config.uses_sae_concepts or stages[0].labels is None:
-        usable = sorted(
-            {one.student for one in run.students if one.config.uses_sae_concepts and one.labels is not None}
-        )
+    if not stages[0].uses_sae_concepts or stages[0].labels is None:
+        usable = sorted({one.student for one in run.students if one.uses_sae_concepts and one.labels is not None})
         raise CocomixError(
             f"the student {stages[0].student} is not trained on the SAE's concepts, so the SAE cannot judge it; "
             + (

@@ -67,7 +67,7 @@ class StudentStage(ModelStage):
         self.config: StudentSettings = config.students[student]
         self.tokens, self.sae, self.labels, self.logits = sae.tokens, sae, labels, logits
         self.train = _own_training(config.students_train, self.config, seed)
-        self.sign = self.config.label_sign or (labels.config.signs[0] if labels else "")
+        self.sign = self.config.label_sign or (labels.signs[0] if labels else "")
         available: dict[str, list[Stage]] = {
             "teacher": [sae.teacher],
             "sae": [sae],
@@ -97,6 +97,11 @@ class StudentStage(ModelStage):
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['parameters']:,} parameters{describe_curve(figures)}"
+
+    @property
+    def uses_sae_concepts(self) -> bool:
+        """Whether what it predicts are the concepts of the run's SAE, and so have their names."""
+        return self.config.uses_sae_concepts and (self.labels is None or self.labels.of_teacher)
 
     def _start(self) -> dict[str, str]:
         """The weights it starts from, by their checksum; empty: its own initialisation."""

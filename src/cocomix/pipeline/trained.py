@@ -54,7 +54,7 @@ def with_concepts(run: Run, stage: StudentStage) -> Any:
     """
     model = stage.model()
     if getattr(getattr(model, "channel", None), "head", None) is None:
-        suitable = sorted({other.student for other in run.students if other.config.uses_sae_concepts})
+        suitable = sorted({other.student for other in run.students if other.uses_sae_concepts})
         raise CocomixError(
             f"the student {stage.student} predicts no concepts; "
             + (f"choose --student {' or '.join(suitable)}" if suitable else "train one with the objective cocomix")
@@ -75,7 +75,7 @@ def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, 
         ids = stage.tokens.special.prompt(tokenizer, text)
     if not text.strip():
         raise CocomixError("the text is empty; give some words")
-    uses_sae = stage.config.uses_sae_concepts and stage.sae.done()  # bootstrapped concepts are the student's own
+    uses_sae = stage.uses_sae_concepts and stage.sae.done()  # bootstrapped concepts are the student's own
     names = read_names(folder, stage.sae.checksum()) if uses_sae else Names(None, {})
     fits = len(ids) <= model.config.max_position_embeddings
     return read_text(
@@ -101,7 +101,7 @@ def teacher_labels(stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
 
 def has_teacher_labels(stage: StudentStage) -> bool:
     """Whether it was taught with labels whose teacher and autoencoder are there."""
-    return stage.labels is not None and stage.sae.teacher.done() and stage.sae.done()
+    return stage.labels is not None and stage.labels.of_teacher and stage.sae.teacher.done() and stage.sae.done()
 
 
 def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae: TopKSAE) -> ConceptLabels | None:
