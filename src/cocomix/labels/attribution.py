@@ -26,6 +26,7 @@ from cocomix.labels.exact import check_two_streams, fused_gelu, two_streams
 from cocomix.model.flops import ModelParts, model_parts
 from cocomix.model.teacher import NextTokenLoss, blocks, check_layer, frozen, has_next_token, hidden_at, resumed_at
 from cocomix.model.text_config import text_shape
+from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import SparseLatents, TopKSAE
 from cocomix.utils.errors import CocomixError, ConfigError
 from cocomix.utils.registry import Registry
@@ -41,7 +42,7 @@ class ActiveAttribution(NamedTuple):
     values: torch.Tensor
     """activations, `[batch, seq, K]`"""
     valid: torch.Tensor
-    """whether the position has a next token, bool `[batch, seq]`"""
+    """whether the position has a next token and is not left out, bool `[batch, seq]`"""
 
 
 class Rule(ABC):
@@ -196,8 +197,12 @@ def attribute_active(
     rule: str = "exact",
     sign: str = "signed",
     attention_mask: torch.Tensor | None = None,
+    left_out: LeftOut = NOTHING,
 ) -> ActiveAttribution:
     """Attribution of the K active concepts of each position: `attribute` without the scatter to C columns.
+
+    Args:
+        left_out: positions that are not valid.
 
     Raises:
         CocomixError: the rule or sign is unknown, the layer does not exist, or the SAE has another width.
@@ -215,7 +220,7 @@ def attribute_active(
         hidden = hidden_at(concept_model, input_ids, layer, attention_mask)
         latents = sae.encode(hidden)
         signed = RULES[rule]().scores(concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
-    valid = has_next_token(input_ids, attention_mask)
+    valid = has_next_token(input_ids, attention_mask) & left_out.kept(hidden)
     return with_sign(ActiveAttribution(latents.ids, signed.detach(), latents.values, valid), rule, sign)
 
 

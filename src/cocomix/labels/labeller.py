@@ -36,6 +36,7 @@ from cocomix.labels.store import (
     StoreLayout,
     remove_marks,
 )
+from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.console import Stopwatch, is_main, rank, world_size
 from cocomix.utils.distributed import StopRequest, barrier, sum_over_processes
@@ -93,6 +94,7 @@ class ConceptLabeller(Labeller):
         rule, signs: see `cocomix.labels.attribution`.
         k: labels per position K_attr.
         first_position: positions of a window before it get no labels: that of a beginning-of-text token.
+        left_out: other positions without labels, since the autoencoder is not for their hidden states.
     """
 
     def __init__(
@@ -107,13 +109,16 @@ class ConceptLabeller(Labeller):
         batch_size: int = 16,
         precision: str = "fp32",
         first_position: int = 0,
+        left_out: LeftOut = NOTHING,
     ) -> None:
         super().__init__(teacher, n_labels=k, n_ids=sae.n_latents, batch_size=batch_size, precision=precision)
         self.sae, self.layer, self.rule, self.names = sae, layer, rule, signs
-        self.first_position = first_position
+        self.first_position, self.left_out = first_position, left_out
 
     def make(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
-        signed = attribute_active(self.teacher, self.sae, ids, layer=self.layer, rule=self.rule, sign="signed")
+        signed = attribute_active(
+            self.teacher, self.sae, ids, layer=self.layer, rule=self.rule, sign="signed", left_out=self.left_out
+        )
         signed.valid[:, : self.first_position] = False
         return {sign: select_active(with_sign(signed, self.rule, sign), self.n_labels) for sign in self.names}
 

@@ -62,7 +62,14 @@ def find_names(run: Run, *, tokens: int, llm: str | None = None, llm_seconds: fl
     checksum = run.sae.checksum()
     with StageProgress(console, "names") as progress:
         seen = observe(
-            teacher, sae, shards, layer=run.config.sae.layer, seq_len=seq_len, tokens=tokens, progress=progress
+            teacher,
+            sae,
+            shards,
+            layer=run.config.sae.layer,
+            seq_len=seq_len,
+            tokens=tokens,
+            left_out=run.sae.left_out,
+            progress=progress,
         )
         concepts = name_concepts(seen, lambda ids: str(tokenizer.decode(list(ids))), shards, seq_len)
     if llm is not None:

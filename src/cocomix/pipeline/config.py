@@ -21,6 +21,7 @@ from cocomix.objectives.base import StudentSettings
 from cocomix.objectives.cocomix import ConceptConfig
 from cocomix.objectives.registry import StudentConfig
 from cocomix.pipeline.presets import PRESETS, WIDTHS, expanded
+from cocomix.sae.kinds import SAE_KINDS
 from cocomix.train.config import TrainConfig
 from cocomix.train.optimizer import OPTIMIZERS
 from cocomix.utils.env import Precision
@@ -143,7 +144,7 @@ class TeacherConfig(Section):
 
 
 class SaeConfig(Section):
-    """The TopK sparse autoencoder on the teacher's residual stream."""
+    """The sparse autoencoder on the teacher's residual stream."""
 
     pretrained: str | None = Field(
         default=None,
@@ -159,6 +160,32 @@ class SaeConfig(Section):
     dead_after_tokens: int = Field(
         default=100_000, ge=1, description="a latent silent for this many tokens counts as dead"
     )
+    kind: str = added(
+        default="topk",
+        description=f"what is trained: {SAE_KINDS.names}; all but topk learn thresholds and have k active latents on"
+        " average",
+    )
+    kind_options: dict[str, Any] = added(
+        default={}, description="options of the kind, e.g. {prefixes: [0.1, 1]} of matryoshka"
+    )
+    most_active: int | None = added(
+        default=None,
+        ge=1,
+        description="largest number of active latents at a position, of a kind with thresholds; empty: twice k",
+    )
+    skip_first: int | None = added(
+        default=None,
+        ge=0,
+        description="positions at the start of each window left out of its training, quality and labels: attention"
+        " sinks; empty: 1 for a pretrained teacher, 0 for one trained in the run",
+    )
+    skip_norm: float | None = added(
+        default=None,
+        gt=1,
+        allow_inf_nan=False,
+        description="also leave out positions whose hidden state is longer than so many times the window's median:"
+        " massive activations; empty: none",
+    )
     train: TrainConfig | None = Field(default=None, description="its training; needed unless pretrained")
 
     @model_validator(mode="after")
@@ -170,6 +197,11 @@ class SaeConfig(Section):
             raise ValueError("an autoencoder has no next-token logits; leave sae.train.z_loss out")
         if self.k > self.n_latents:
             raise ValueError(f"k {self.k} is larger than n_latents {self.n_latents}; lower k or add latents")
+        SAE_KINDS.check(self.kind, self.kind_options)
+        if self.most_active is not None and self.kind == "topk":
+            raise ValueError("`most_active` is for kinds with thresholds; topk has k active latents everywhere")
+        if self.most_active is not None and not self.k <= self.most_active <= self.n_latents:
+            raise ValueError(f"most_active {self.most_active} must be from k {self.k} to n_latents {self.n_latents}")
         return self
 
 
@@ -247,6 +279,11 @@ class EvaluationConfig(Section):
     )
     curve_windows: int = Field(default=64, ge=1, description="validation windows behind each point of a training curve")
     sae_windows: int = Field(default=1024, ge=1, description="validation windows the SAE's quality is measured on")
+    probe_positions: int = Field(
+        default=20_000,
+        ge=0,
+        description="validation positions of the k-sparse probes on the SAE's quality page (some seconds); 0: none",
+    )
 
 
 class RunConfig(Section):

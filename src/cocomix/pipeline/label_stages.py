@@ -91,6 +91,7 @@ class LabelSet(ABC):
             batch_size=config.batch_size,
             precision=config.precision,
             first_position=self.teacher.tokens.special.first_position,
+            left_out=self.sae.left_out,
         )
 
     def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
@@ -251,6 +252,7 @@ class LabelStage(Stage, LabelSet):
             "seq_len": self.seq_len,
             "batch_size": self.config.batch_size,
             "precision": self.config.precision,
+            **self.sae.skips,
         }
 
     def reader(self, split: str, sign: str) -> LabelStore:

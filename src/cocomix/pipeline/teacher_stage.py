@@ -146,6 +146,14 @@ class TeacherStage(ModelStage):
         return model.requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
 
     @property
+    def published(self) -> bool:
+        """Whether it comes from outside, trained neither in this run nor in one whose teacher this run was given."""
+        given = external_stages(self.external_inputs, self.config.pretrained)
+        if given and isinstance(given[0], TeacherStage):
+            return given[0].published
+        return self.config.pretrained is not None
+
+    @property
     def width(self) -> int:
         """Width of the finished concept model's hidden states."""
         _ = self.figures

@@ -110,7 +110,15 @@ def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae
         return None
     config = stage.labels.config
     tokens = torch.tensor([ids], device=sae.encoder_weight.device)
-    active = attribute_active(teacher, sae, tokens, layer=stage.sae.config.layer, rule=config.rule, sign=stage.sign)
+    active = attribute_active(
+        teacher,
+        sae,
+        tokens,
+        layer=stage.sae.config.layer,
+        rule=config.rule,
+        sign=stage.sign,
+        left_out=stage.sae.left_out,
+    )
     active.valid[:, : stage.tokens.special.first_position] = False
     return select_active(active, config.k)
 
@@ -129,6 +137,7 @@ def export_sae(run: Run, name: str, folder: Path) -> Path:
         "layer": run.sae.config.layer,
         "model": teacher or f"{run.config.title} (trained by cocomix)",
         "prepend_bos": run.tokens.special.bos_id is not None,
+        "full_share": run.sae.figures.get("full_share", 1.0),
         "context_size": run.sae.figures.get("context_size", run.config.seq_len),
     }
     format.write(sae.cpu(), folder, metadata)
