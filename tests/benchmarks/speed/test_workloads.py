@@ -10,7 +10,7 @@ from benchmarks.speed.labelling import DenseLabels, OurLabels
 from benchmarks.speed.own_process import measure_in_own_process
 from benchmarks.speed.sae_steps import SAE_STEPS, OurSae, SaeStep
 from benchmarks.speed.shapes import SHAPES
-from benchmarks.speed.students import STUDENTS, TrainingState, TrainingStep
+from benchmarks.speed.students import MIXINGS, STUDENTS, TrainingState, TrainingStep
 from benchmarks.speed.synthetic import StoredData, autoencoder, concept_model
 from benchmarks.speed.workload import Setting
 from cocomix.utils.errors import CocomixError
@@ -24,7 +24,7 @@ def data() -> StoredData:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", list(STUDENTS))
+@pytest.mark.parametrize("name", [*STUDENTS, *MIXINGS])
 def test_a_step_updates_every_weight_in_three_laps(name: str, precision: str, data: StoredData) -> None:
     step, laps = TrainingStep(TrainingState(name, SETTING, data), precision), []
     step.prepare()
