@@ -14,7 +14,7 @@ from cocomix.model.flops import model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.cocomix import CoCoMixObjective
 from cocomix.train.config import TrainConfig
-from cocomix.train.optimizer import adamw
+from cocomix.train.optimizer import OPTIMIZERS, TrainingOptimizer
 from cocomix.utils.env import autocast
 
 TRAIN = TrainConfig(steps=1)
@@ -63,18 +63,20 @@ class TrainingState:
         name: key of `STUDENTS` or `MIXINGS`.
         setting: setting of the measurement.
         data: training data.
+        optimizer: its optimiser's name.
     """
 
-    def __init__(self, name: str, setting: Setting, data: StoredData) -> None:
+    def __init__(self, name: str, setting: Setting, data: StoredData, optimizer: str = "adamw") -> None:
         self.name, self.setting, self.data, self.steps = name, setting, data, 0
-        self._built: tuple[nn.Module, torch.optim.Optimizer] | None = None
+        self.optimizer = optimizer
+        self._built: tuple[nn.Module, TrainingOptimizer] | None = None
 
-    def built(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def built(self) -> tuple[nn.Module, TrainingOptimizer]:
         """Return the student and its optimiser, built at the first call."""
         if self._built is None:
             torch.manual_seed(self.setting.seed)
             student = build_student(self.name, self.setting.shape).to(self.setting.device).train()
-            self._built = student, adamw(student, TRAIN)
+            self._built = student, OPTIMIZERS[self.optimizer](student, TRAIN)
         return self._built
 
     def flops(self) -> float:

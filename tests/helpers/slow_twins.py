@@ -75,12 +75,20 @@ class Slowly:
         qkv = block.attention.qkv
         parts = F.linear(block.norm_1(state), qkv.weight, qkv.bias).view(-1, block.attention.head_dim)
         queries, shared = self.config.num_attention_heads, self.config.num_key_value_heads
-        turned = [self._turned(one, place) for one in parts[: queries + shared]]
+        asked, answering = list(parts[:queries]), list(parts[queries : queries + shared])
+        if self.config.backbone == "qwen3":
+            asked = [self._head_norm(one, block.attention.q_norm.weight) for one in asked]
+            answering = [self._head_norm(one, block.attention.k_norm.weight) for one in answering]
+        turned = [self._turned(one, place) for one in (*asked, *answering)]
         return Projected(turned[:queries], turned[queries:], list(parts[queries + shared :]))
+
+    def _head_norm(self, vector: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """A query or key over its root mean square."""
+        return weight * vector / (vector.dot(vector) / len(vector) + self.config.norm_eps).sqrt()
 
     def _turned(self, vector: torch.Tensor, place: int) -> torch.Tensor:
         """Rotary positions: the pair (i, i + half) as a complex number, turned by place * theta^(-2i / width)."""
-        if self.config.backbone != "llama":
+        if self.config.backbone == "gpt2":
             return vector
         half = len(vector) // 2
         turned = [torch.empty(0)] * len(vector)

@@ -20,7 +20,9 @@ PARTS = {name: {"mixer": name} for name in MIXERS} | {
 WITH_CONCEPTS = [name for name, mixer in MIXERS.items() if mixer.uses_vector]
 """Mixers whose concepts can be steered."""
 
-on_each_backbone = pytest.mark.parametrize("backbone", BACKBONES)
+on_each_backbone = pytest.mark.parametrize(
+    "backbone", [pytest.param(name, marks=pytest.mark.long) if name == "qwen3" else name for name in BACKBONES]
+)
 for_every_part = pytest.mark.parametrize("part", PARTS)
 seeds = st.integers(0, 2**16)
 lengths = st.integers(1, LONGEST)

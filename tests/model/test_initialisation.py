@@ -75,6 +75,18 @@ def test_new_logits_have_the_embeddings_deviation_at_every_width() -> None:
         assert other.std().item() == pytest.approx(EMBEDDING, rel=0.15)
 
 
+@pytest.mark.parametrize("channel", ["concepts", "mlp", "pause"])
+def test_a_vector_scale_keeps_its_meaning(channel: str) -> None:
+    torch.manual_seed(0)
+    shape = ModelShape(backbone="llama", width=D, layers=LAYERS, heads=2, init="width")
+    mix = MixConfig(concept_layer=1, vector_scale=0.3)
+    model = build_mixed(shape, mix, SIZES, num_concepts=C, concept_top_k=K, channel=channel)
+    with torch.no_grad():
+        hidden = torch.randn(4, 100, D)
+        vector = model.channel(hidden, torch.arange(100)[None], None).vector
+    assert (vector.square().mean() / hidden.square().mean()).sqrt().item() == pytest.approx(0.3, rel=0.25)
+
+
 def test_heads_of_rivals_are_drawn_alike() -> None:
     student = MtpStudent(
         objective="mtp", tokens=2, model=ModelShape(backbone="llama", width=D, layers=LAYERS, heads=2, init="width")

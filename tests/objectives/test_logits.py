@@ -7,11 +7,21 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cocomix.model import CoCoMixForCausalLM, MixConfig, ModelShape, Sizes, build_mixed, build_plain, load_causal_lm
+from cocomix.model import (
+    CoCoMixConfig,
+    CoCoMixForCausalLM,
+    MixConfig,
+    ModelShape,
+    Sizes,
+    build_mixed,
+    build_plain,
+    load_causal_lm,
+)
 from cocomix.model.flops import model_flops
 from cocomix.objectives import CoCoMixObjective, KdObjective, LiveTeacher, NtpObjective
 from cocomix.objectives.mtp import MtpStudent
 from cocomix.train.config import TrainConfig
+from cocomix.utils.errors import ConfigError
 from tests.helpers.every_objective import OBJECTIVES, C
 
 V, T = 40, 12
@@ -121,5 +131,8 @@ def test_an_untied_head_has_weights_of_its_own(build: Any, backbone: str, tmp_pa
 def test_what_cannot_be_capped_says_so() -> None:
     with pytest.raises(ValidationError, match="mtp reads the student's LM head, which a logit_cap bends"):
         MtpStudent(objective="mtp", model=shape(logit_cap=5.0))
+    for cap in ("high", -1.0, float("inf"), [3.0]):
+        with pytest.raises(ConfigError, match="is no cap; give a number above 0, or none"):
+            CoCoMixConfig(final_logit_softcapping=cap)  # pyright: ignore[reportArgumentType]
     assert "z_loss" not in TrainConfig(steps=1).recipe()
     assert "final_logit_softcapping" not in mixed().config.to_dict()

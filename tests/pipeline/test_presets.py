@@ -67,6 +67,20 @@ def test_the_strong_preset_is_every_students() -> None:
         config(preset="weak")
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "sentence"),
+    [
+        ("teacher", {"model": {"logit_cap": 5.0}}, "leave teacher.model.logit_cap out"),
+        ("sae", {"optimizer": "muon"}, "set sae.train.optimizer to adamw"),
+        ("sae", {"z_loss": 0.1}, "leave sae.train.z_loss out"),
+    ],
+)
+def test_what_has_no_blocks_or_no_logits_of_its_own(section: str, values: dict[str, Any], sentence: str) -> None:
+    train = {"steps": 5} | (values if section == "sae" else {})
+    with pytest.raises(CocomixError, match=sentence):
+        config(**{section: {"train": train} | (values if section == "teacher" else {})})
+
+
 @pytest.mark.parametrize("size", [0, 9, "large", True, 1.5])
 def test_what_is_not_on_the_dial(size: Any) -> None:
     with pytest.raises(CocomixError, match=r"size .* is not on the dial; give a whole number from 1 to 8"):

@@ -55,9 +55,8 @@ def linear_losses(
     """Cross entropies and the K largest of the scores z = weight x + bias.
 
     The loss is the sum of logsumexp(z[n]) - z[n, i] + z_weight logsumexp(z[n])^2 over all targets i of all positions n,
-    each times its weight. Under
-    autocast the products are computed in its dtype and everything else in float32. All outputs are differentiable once,
-    with respect to x, weight and bias.
+    each times its weight. Under autocast the products are computed in its dtype and everything else in float32. All
+    outputs are differentiable once, with respect to x, weight and bias.
 
     Args:
         x: `[n, d]`.

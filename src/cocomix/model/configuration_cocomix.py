@@ -128,8 +128,9 @@ class CoCoMixConfig(PretrainedConfig):
         return getattr(self, "final_logit_softcapping", None)
 
     def _check(self) -> None:
-        if self.logit_cap is not None and not 0 < self.logit_cap < float("inf"):
-            raise ConfigError(f"final_logit_softcapping {self.logit_cap!r} is no cap; give a number above 0, or none")
+        cap: Any = self.logit_cap
+        if cap is not None and not (isinstance(cap, int | float) and 0 < cap < float("inf")):
+            raise ConfigError(f"final_logit_softcapping {cap!r} is no cap; give a number above 0, or none")
         if not 1 <= self.concept_layer < self.num_hidden_layers:
             raise ConfigError(
                 f"concept_layer {self.concept_layer} is outside the stack of {self.num_hidden_layers} blocks;"

@@ -9,6 +9,7 @@ of different widths begin alike:
 | linear layers, the concept head among them | BLOCK / sqrt(inputs) |
 | those that write to the residual stream | BLOCK / sqrt(inputs) / sqrt(2 * blocks) |
 | the concept projection, which writes there and sums K rows | BLOCK / sqrt(K) / sqrt(2 * blocks) |
+| what makes a vector with a `vector_scale` | as `vector_scale` says |
 
 After the final norm a hidden state has length sqrt(d_model), so EMBEDDING is the standard deviation of a new model's
 logits at any width. Biases are zero and norms one in both. results/width says how the two constants were chosen.
@@ -69,7 +70,8 @@ class WidthInit(Initialisation):
         tied = config.tie_word_embeddings
         outer = self.embedding / math.sqrt(shape.hidden_size)
         writing = 1 / math.sqrt(2 * shape.layers)
-        for name, layer in (model if module is None else module).named_modules():
+        # Parts first: a predictor with a vector_scale reads the weights below its last projection.
+        for name, layer in reversed(list((model if module is None else module).named_modules())):
             if layer is head:
                 if not tied:
                     nn.init.normal_(layer.weight, std=outer)  # pyright: ignore[reportArgumentType]
