@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,14 +225,17 @@ class TokensStage(Stage):
         return TokenShards.open(self.folder / split)
 
     def bytes_of(self, split: str) -> ByteCounts | None:
-        """Bytes of the tokens of `split`; None where that takes the text and the corpus is not there any more."""
-        shards, tokenizer = self.shards(split), self.tokenizer()
+        """Bytes of the tokens of `split`; None where that takes their text, and it is not there any more."""
+
+        def texts() -> Iterator[str]:
+            for document in Corpus(self.corpus.folder / "text").documents(split):
+                yield document.text
+
+        tokenizer, shards = self.tokenizer(), self.shards(split)
         try:
-            corpus = Corpus(self.corpus.folder / "text")
-            corpus.check()
+            return byte_counts(tokenizer, shards, texts)
         except CocomixError:
-            return byte_counts(tokenizer, shards, None)
-        return byte_counts(tokenizer, shards, lambda: (document.text for document in corpus.documents(split)))
+            return None
 
     def tokenizer(self) -> Any:
         """The run's tokenizer; by default it does what the tokens' policy says."""
