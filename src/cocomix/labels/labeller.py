@@ -36,6 +36,7 @@ from cocomix.labels.store import (
     StoreLayout,
     remove_marks,
 )
+from cocomix.model.documents import document_rule
 from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.console import Stopwatch, is_main, rank, world_size
@@ -93,7 +94,8 @@ class ConceptLabeller(Labeller):
         sae: autoencoder of the teacher's residual stream after block `layer` (0-based).
         rule, signs: see `cocomix.labels.attribution`.
         k: labels per position K_attr.
-        first_position: positions of a window before it get no labels: that of a beginning-of-text token.
+        first_position: positions of a window before it get no labels: that of a beginning-of-text token. A teacher that
+            reads windows document by document sees one at the beginning of each.
         left_out: other positions without labels, since the autoencoder is not for their hidden states.
     """
 
@@ -120,6 +122,9 @@ class ConceptLabeller(Labeller):
             self.teacher, self.sae, ids, layer=self.layer, rule=self.rule, sign="signed", left_out=self.left_out
         )
         signed.valid[:, : self.first_position] = False
+        documents = document_rule(self.teacher.config)
+        if documents is not None and self.first_position:
+            signed.valid[documents.begins(ids)] = False
         return {sign: select_active(with_sign(signed, self.rule, sign), self.n_labels) for sign in self.names}
 
 

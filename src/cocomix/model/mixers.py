@@ -153,8 +153,9 @@ class KeysValuesMixer(SlotMixer):
 class EveryMixer(SlotMixer):
     """A slot with the vector after every m-th token, which later tokens attend to; token slots feed the head.
 
-    Tokens are counted in each row without padding. Training and scoring run over only these slots. With a cache or
-    padding every token has a second slot, masked where it is not the m-th, which gives the same result.
+    Tokens are counted in each row without padding, and in each document where attention does not cross them. Training
+    and scoring run over only these slots. With a cache, padding or documents every token has a second slot, masked
+    where it is not the m-th, which gives the same result.
 
     Args:
         every: m.
@@ -181,7 +182,9 @@ class EveryMixer(SlotMixer):
         return upper_blocks.run_packed(slots, token_of_slot[order])[:, order.argsort()[:seq]]
 
     def _visible(self, upper_blocks: BlockRunner, new: int, device: torch.device) -> torch.Tensor:
-        if upper_blocks.padding is None:
+        if upper_blocks.documents is not None:
+            places = upper_blocks.positions
+        elif upper_blocks.padding is None:
             places = torch.arange(upper_blocks.past + new, device=device)[None]
         else:
             places = upper_blocks.padding.long().cumsum(-1) - 1

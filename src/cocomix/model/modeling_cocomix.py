@@ -29,6 +29,7 @@ from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses
 from cocomix.kernels.plain_linear import apply_linear, plain_linear
 from cocomix.model.cache import slot_cache
 from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.documents import document_rule
 from cocomix.model.interventions import Steering, steered
 from cocomix.model.mixers import MIXERS, Mixer
 from cocomix.model.predictors import PREDICTORS, Predictor
@@ -178,17 +179,23 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             fused_labels: int64 `[batch, seq, K_attr]`: compute the losses of these concepts, and not all logits.
         """
         embedded = self._embedded(input_ids, inputs_embeds)
-        cache = self._cache(cache if cache is not None else past_key_values, use_cache)
+        cache = cache if cache is not None else past_key_values
+        rule = document_rule(self.config)
+        if attention_mask is not None or position_ids is not None or cache is not None or use_cache:
+            rule = None
+        cache = self._cache(cache, use_cache if rule is None else False)
         past = cache.get_seq_length() if cache is not None else 0
         self._check_length(past + embedded.shape[1])
         check_attention_mask(attention_mask, len(embedded), past + embedded.shape[1])
         positions = _positions(position_ids, attention_mask, past, embedded.shape[1], embedded.device)
-        padding = shown_padding(attention_mask)
+        padding, documents = shown_padding(attention_mask), None
+        if rule is not None and input_ids is not None:
+            positions, documents = rule.positions(input_ids), rule.numbers(input_ids)
         hidden_states = _list_if(output_hidden_states, self.config.output_hidden_states)
         attentions = _list_if(output_attentions, self.config.output_attentions)
 
         blocks = BlockRunner(
-            self.backbone.blocks, self.backbone, positions, padding, past, cache, hidden_states, attentions
+            self.backbone.blocks, self.backbone, positions, padding, past, cache, hidden_states, attentions, documents
         )
         hidden = self._lower_blocks(embedded, blocks)
         # Concept logits, their TopK, and the continuous vector these project to (equations 4 and 5).
@@ -221,8 +228,12 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
 
         No padding; in the latter case no block above runs.
         """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        blocks = BlockRunner(self.backbone.blocks, self.backbone, positions)
+        rule = document_rule(self.config)
+        if rule is None:
+            positions, documents = torch.arange(input_ids.shape[1], device=input_ids.device)[None], None
+        else:
+            positions, documents = rule.positions(input_ids), rule.numbers(input_ids)
+        blocks = BlockRunner(self.backbone.blocks, self.backbone, positions, documents=documents)
         hidden = self._lower_blocks(self.backbone.embed_tokens(input_ids), blocks)
         return self.mixer(hidden, self.channel(hidden, positions, None).vector, blocks) if top else hidden
 

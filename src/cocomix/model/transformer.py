@@ -75,6 +75,7 @@ def attention_layout(
     device: torch.device,
     key_slots: int | None = None,
     visible: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
 ) -> AttentionLayout:
     """Causal layout for `new` tokens after `past` cached ones.
 
@@ -83,10 +84,12 @@ def attention_layout(
         slots: queries per token.
         key_slots: keys per token, if more than queries; a query sees all keys of its own token.
         visible: False for slots that no query attends to, bool `[batch or 1, (past + new) * key_slots]`; None: all.
+        documents: numbers of the documents, int64 `[batch, new]`, without cached tokens: a query sees keys of its own
+            only; None: all are one text.
     """
     key_slots = key_slots or slots
     queries, keys = new * slots, (past + new) * key_slots
-    if padding is None and visible is None and slots == key_slots:
+    if padding is None and visible is None and documents is None and slots == key_slots:
         if past == 0:
             return AttentionLayout(None, causal=True)
         if queries == 1:
@@ -100,6 +103,9 @@ def attention_layout(
     if visible is not None:
         # A padded or hidden query would see nothing and become NaN. It sees itself, and no query sees it.
         mask = (mask & visible[:, None, None, :]) | (column == last)
+    if documents is not None:
+        of_queries, of_keys = (documents.repeat_interleave(each, dim=1) for each in (slots, key_slots))
+        mask = mask & (of_queries[:, None, :, None] == of_keys[:, None, None, :])
     return AttentionLayout(mask, causal=False)
 
 
@@ -537,6 +543,7 @@ class BlockRunner:
         cache: keys and values to read and extend, or None.
         hidden_states: a list to which the output of each block is appended, or None.
         attentions: a list to which the attention weights of each block are appended, or None.
+        documents: numbers of the documents that attention does not cross, int64 `[batch, new]`; None: one text a row.
     """
 
     def __init__(
@@ -549,15 +556,17 @@ class BlockRunner:
         cache: Cache | None = None,
         hidden_states: list[torch.Tensor] | None = None,
         attentions: list[torch.Tensor] | None = None,
+        documents: torch.Tensor | None = None,
     ) -> None:
+        self.documents = documents
         self._blocks, self._backbone = list(blocks), backbone
         self.positions, self.padding, self.past, self.cache = positions, padding, past, cache
         self.hidden_states, self.attentions = hidden_states, attentions
 
     @property
     def unmasked(self) -> bool:
-        """Whether there is neither padding nor a cache, so that no mask beyond causality is needed."""
-        return self.padding is None and self.cache is None
+        """Whether there is neither padding nor a cache nor a document, so that no mask beyond causality is needed."""
+        return self.padding is None and self.cache is None and self.documents is None
 
     def run(
         self,
@@ -584,6 +593,7 @@ class BlockRunner:
             slots=slots,
             key_slots=slots if extra_kv is None else 2 * slots,
             visible=visible,
+            documents=self.documents,
             device=hidden.device,
         )
         rotary = self._rotary(self.positions.repeat_interleave(slots, dim=1), hidden.dtype)

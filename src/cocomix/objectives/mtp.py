@@ -92,7 +92,7 @@ class MtpObjective(AuxiliaryObjective):
     def second(self, ids: torch.Tensor, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         loss = states[-1].new_zeros(())
         for head, (targets, weight) in zip(self.heads, self._ahead(ids, 1.0), strict=True):
-            hidden = head(states)[:, : targets.shape[1]]
+            hidden = head(states, ids)[:, : targets.shape[1]]
             loss = loss + weight * self.unembedded(hidden, targets[..., None]).mean
         return loss
 

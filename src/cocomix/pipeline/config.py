@@ -98,6 +98,11 @@ class TokensConfig(Section):
         " (with its end-of-text token, if it has no other); auto: as the tokenizer does by default, and without one for"
         " a tokenizer trained here",
     )
+    packing: Literal["stream", "best_fit"] = added(
+        "stream",
+        description="what a window holds: a slice of all documents one after the other, or whole documents where they"
+        " fit, so that few are cut; tokens are made anew for another seq_len",
+    )
     shard_tokens: int = Field(default=1_000_000, ge=1, description="tokens per shard file")
     workers: int | None = Field(
         default=None, ge=1, description="processes on each machine; tokens do not depend on it; empty: one a core"
@@ -304,6 +309,11 @@ class RunConfig(Section):
         " learning_rate and weight_decay, where they are not given; the run keeps these values and not the size",
     )
     seq_len: int = Field(default=256, ge=2, description="tokens per window, everywhere")
+    context: Literal["window", "document"] = added(
+        "window",
+        description="what a token attends to, in every model: what is before it in its window, or in its document only;"
+        " positions then start again with each document",
+    )
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     tokens: TokensConfig = Field(default_factory=TokensConfig)
     teacher: TeacherConfig

@@ -12,6 +12,7 @@ from cocomix.evaluation.perplexity import perplexity
 from cocomix.evaluation.recall import concept_recall
 from cocomix.labels.shuffled import ShuffledLabels
 from cocomix.model.build import Sizes, special_ids
+from cocomix.model.documents import mask_documents
 from cocomix.model.loading import load_causal_lm
 from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.registry import build_student
@@ -29,6 +30,7 @@ from cocomix.pipeline.starting_points import (
 )
 from cocomix.pipeline.training import (
     ModelStage,
+    context_setting,
     describe_curve,
     in_bytes,
     train_objective,
@@ -93,6 +95,7 @@ class StudentStage(ModelStage):
             "train": self.train.recipe() | self._start(),
             "seq_len": self.run_config.seq_len,
             "curve_windows": self.run_config.evaluation.curve_windows,
+            **context_setting(self.run_config),
         } | ({} if self.labels is None else self.labels.reader_settings())
 
     def describe(self, figures: dict[str, Any]) -> str:
@@ -162,6 +165,8 @@ class StudentStage(ModelStage):
         model = build_student(self.run_config.students, self.student, self._sizes)
         if self.train.init_from is not None:
             load_weights(model, weights_folder(self.train.init_from, self.run_dir))
+        if context_setting(self.run_config):
+            mask_documents(model, self.tokens.special)
         precision = self.train.precision
         sizes = self._sizes(self.student)
         objective = self.config.make_objective(model, sizes, lambda: self.sae.teacher.model(precision))

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocomix.data.special_tokens import trained_policy
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.model.build import build_plain, special_ids
+from cocomix.model.documents import mask_documents
 from cocomix.model.loading import load_causal_lm, model_config
 from cocomix.model.teacher import check_teacher
 from cocomix.model.text_config import text_shape
@@ -18,6 +19,7 @@ from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.stage import ExternalInputs, external_stages, stable_name
 from cocomix.pipeline.training import (
     ModelStage,
+    context_setting,
     describe_curve,
     recipe,
     train_objective,
@@ -44,10 +46,12 @@ class TeacherStage(ModelStage):
         super().__init__(run_dir, "teacher", "cocomix train teacher", [tokens, *external])
         self.external_inputs = external_inputs
         self.config, self.seq_len, self.evaluation = config.teacher, config.seq_len, config.evaluation
+        self.context = context_setting(config)
         self.tokens = tokens
 
     def settings(self) -> dict[str, Any]:
         attention = {} if self.config.attention == "sdpa" else {"attention": self.config.attention}
+        attention |= self.context
         if self.config.pretrained is not None:
             name = stable_name(self.external_inputs, self.config.pretrained)
             return {"pretrained": name, "seq_len": self.seq_len} | attention
@@ -67,6 +71,8 @@ class TeacherStage(ModelStage):
         torch.manual_seed(train.seed)
         special = special_ids(self.tokens.tokenizer(), self.tokens.special)
         model = build_plain(self.config.model, vocab_size=vocab_size, seq_len=self.seq_len, special=special)
+        if self.context:
+            mask_documents(model, self.tokens.special)
         validate = validation_curve(
             self.tokens.shards("val"),
             self.seq_len,
@@ -89,6 +95,8 @@ class TeacherStage(ModelStage):
                 f"the concept model {source} has {positions} positions,"
                 f" fewer than seq_len {self.seq_len}; lower seq_len"
             )
+        if self.context:
+            mask_documents(model, self.tokens.special)
         if is_main():
             model.save_pretrained(folder / "model")
         saved = str(model.dtype).removeprefix("torch.")

@@ -13,7 +13,7 @@ from cocomix.evaluation.perplexity import perplexity
 from cocomix.evaluation.recall import concept_recall
 from cocomix.labels.store import LabelReader
 from cocomix.objectives.base import Objective
-from cocomix.pipeline.config import EvaluationConfig
+from cocomix.pipeline.config import EvaluationConfig, RunConfig
 from cocomix.pipeline.stage import Stage
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
@@ -55,6 +55,11 @@ def train_objective(
     result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress, **options).run()
     save_model(objective, folder / "model")
     return result
+
+
+def context_setting(config: RunConfig) -> dict[str, str]:
+    """What a model's stage must know of the run's `context`; nothing at its default, as before there was one."""
+    return {} if config.context == "window" else {"context": config.context}
 
 
 def recipe(config: TrainConfig | None) -> dict[str, Any] | None:
