@@ -149,8 +149,7 @@ def _concepts(run: Run, student: StudentStage) -> Rows:
         rows.append(("SAE's shape", f"{kept}; explained variance {figures['explained_variance']:.4f}"))
         rows.append(("SAE's weights", _if_done(run.sae, lambda: f"sha256 {run.sae.checksum()}")))
     if student.labels is not None:
-        labels, sign = student.labels, f", sign {student.sign}" if student.sign else ""
-        rows.append(("labels", f"rule {labels.config.rule}{sign}, {labels.n_labels} a position"))
+        rows.append(("labels", f"{student.labels.in_words(student.sign)}, {student.labels.n_labels} a position"))
     if student.logits is not None:
         rows.append(
             ("teacher's distribution", f"its {student.config.stored_teacher_tokens} most likely tokens, stored")

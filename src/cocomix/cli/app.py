@@ -30,7 +30,7 @@ from cocomix.cli.options import (
 )
 from cocomix.cli.runs import clean
 from cocomix.cli.sharing import doctor, export, push
-from cocomix.utils.console import console, errors, use_any_encoding, wait_for_main_to_report, world_size
+from cocomix.utils.console import console, errors, is_main, use_any_encoding, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import in_words
 
@@ -145,13 +145,30 @@ def label(
     run: RunDir = DEFAULT_RUN,
     config: ConfigFile = None,
     name: Annotated[str | None, typer.Option("--name", help="Only this label set; default: all.")] = None,
+    predictability: Annotated[
+        bool,
+        typer.Option("--predictability", help="Also measure how predictable labels are from the text before them."),
+    ] = False,
     replace: Replace = False,
 ) -> None:
     """Store concept labels for every token.
 
     Also stores the teacher's top logits, if a student distils from them; `--name logits` stores only these.
+
+    With --predictability it says before any training how many nats above their marginal, and beyond the current token,
+    a linear probe predicts the labels from the hidden states of a next-token student after a short training. Labels
+    under predictability.threshold are warned of. The figure is kept, and repeated when students are trained.
     """
     opened = open_run(run, config, overrides, replace=replace)
+    if predictability:
+        from cocomix.pipeline.predictability_stages import predictability_table
+
+        stages = opened.measure_predictability(name)
+        if is_main():
+            console.print(predictability_table(stages))
+            for words in (words for words, low in (stage.sentence() for stage in stages) if low):
+                errors.print(f"cocomix: {words}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        return
     for stage in opened.label_stages(name):
         opened.run_stage(stage)
 

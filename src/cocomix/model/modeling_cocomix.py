@@ -111,7 +111,7 @@ class CoCoMixOutput(ModelOutput):
         return self.cache
 
 
-def concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def concept_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of CE(z[t], i) over all labels i != -100: 1/K_attr sum_i (logsumexp(z[t]) - z[t, i]) per labelled position.
 
     One logsumexp and a gather stand for K_attr cross entropies over the same logits. Computed in float32 or better.
@@ -119,6 +119,7 @@ def concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Args:
         logits: z, `[batch, seq, C]`.
         labels: int64 `[batch, seq, K_attr]`; -100 is ignored.
+        weights: of the labels, of the same shape; the mean is still over their number. None: 1 each.
 
     Returns:
         A scalar; 0 (still part of the graph) where nothing is labelled.
@@ -127,7 +128,8 @@ def concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     chosen = wide.gather(-1, labels.masked_fill(~used, 0))
     losses = wide.logsumexp(-1, keepdim=True) - chosen
-    return (losses * used).sum() / used.sum().clamp_min(1)
+    counted = losses * used if weights is None else losses * used * weights
+    return counted.sum() / used.sum().clamp_min(1)
 
 
 class Parts(NamedTuple):
@@ -171,12 +173,14 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         return_dict: bool | None = None,
         cache: Cache | None = None,
         fused_labels: torch.Tensor | None = None,
+        fused_weights: torch.Tensor | None = None,
         **_: Any,
     ) -> CoCoMixModelOutput | tuple[Any, ...]:
         """One pass over `seq` tokens; arguments as in `CoCoMixForCausalLM.forward`.
 
         Args:
             fused_labels: int64 `[batch, seq, K_attr]`: compute the losses of these concepts, and not all logits.
+            fused_weights: of these losses, of the same shape; None: 1 each.
         """
         embedded = self._embedded(input_ids, inputs_embeds)
         cache = cache if cache is not None else past_key_values
@@ -199,7 +203,8 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         )
         hidden = self._lower_blocks(embedded, blocks)
         # Concept logits, their TopK, and the continuous vector these project to (equations 4 and 5).
-        prediction = self.channel(hidden, positions, padding, fused_labels)
+        weighted = () if fused_weights is None else (fused_weights,)
+        prediction = self.channel(hidden, positions, padding, fused_labels, *weighted)
         # The vector joins the hidden states for the blocks that are left (equation 6: interleaved).
         hidden = self.mixer(hidden, prediction.vector, blocks)
 
@@ -300,7 +305,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         self.model.training = mode
         return super().train(mode)
 
-    @hidden_from_trainer("concept_labels")
+    @hidden_from_trainer("concept_labels", "concept_label_weights")
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -318,6 +323,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         return_dict: bool | None = None,
         cache: Cache | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
+        concept_label_weights: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CoCoMixOutput | tuple[Any, ...]:
         """One pass over `seq` tokens.
@@ -338,6 +344,8 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             return_dict: False returns a plain tuple of what is not None.
             num_items_in_batch: targets of all micro-batches of a step; `loss` is then this pass's part of their mean,
                 by its share of the targets.
+            concept_label_weights: 0 or more, `[batch, seq, K_attr]`: the concept loss is the sum of the labels' losses,
+                each times its weight, over the number of labels.
             kwargs: `shift_labels`: next-token labels `[batch, seq]` that are shifted already, instead of `labels`;
                 `z_loss`: weight of the mean of `z_losses` that is added to `lm_loss`.
 
@@ -364,6 +372,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             return_dict=True,
             cache=cache,
             fused_labels=concept_labels if skip_logits else None,
+            fused_weights=concept_label_weights if skip_logits else None,
             **kwargs,
         )
         logits = None
@@ -375,7 +384,9 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             if self.config.logit_cap is not None:
                 logits = self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
             lm_loss = None if targets is None else _lm_loss(logits, targets, z_weight)
-        concepts_loss = None if concept_labels is None else self._concept_loss(output, concept_labels)
+        concepts_loss = None
+        if concept_labels is not None:
+            concepts_loss = self._concept_loss(output, concept_labels, concept_label_weights)
         loss = self._total_loss(lm_loss, concepts_loss, output.channel_loss)
         if num_items_in_batch is not None and loss is not None and targets is not None:
             loss = loss * (targets != -100).sum() / num_items_in_batch
@@ -433,12 +444,14 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         options: dict[str, Any] = {"cap": self.config.logit_cap, "z_weight": z_weight}
         return linear_losses(hidden, weight, bias, targets.reshape(-1, 1), **options).mean
 
-    def _concept_loss(self, output: CoCoMixModelOutput, labels: torch.Tensor) -> torch.Tensor:
+    def _concept_loss(
+        self, output: CoCoMixModelOutput, labels: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
         if output.concept_losses is not None:
             return output.concept_losses.mean
         if output.concept_logits is None:
             raise ConfigError(f"the channel {self.config.channel} predicts no concepts; leave concept_labels out")
-        return concept_loss(output.concept_logits, labels)
+        return concept_loss(output.concept_logits, labels, weights)
 
     def _total_loss(
         self, lm_loss: torch.Tensor | None, concepts_loss: torch.Tensor | None, channel_loss: torch.Tensor | None

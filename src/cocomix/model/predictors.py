@@ -102,7 +102,7 @@ class Predictor(ParameterModule, ABC):
             positions: positions of the tokens, int64 `[batch or 1, seq]`.
             padding: 1 for tokens, 0 for padding, `[batch, past + seq]`; None: no padding.
             labels: concepts of each position, int64 `[batch, seq, K_attr]`, if their losses are enough and the logits
-                are not needed.
+                are not needed. `ConceptPredictor` also takes weights of these losses, of the same shape, after them.
         """
 
     @classmethod
@@ -149,7 +149,11 @@ class ConceptHead(ParameterModule):
         nn.init.zeros_(self.pre_bias)
 
     def forward(
-        self, hidden: torch.Tensor, labels: torch.Tensor | None = None, top_k: int | None = None
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        top_k: int | None = None,
+        label_weights: torch.Tensor | None = None,
     ) -> ConceptPrediction:
         """Prediction for `hidden` `[batch, seq, d_model]`, with `top_k` of the logits; None: K.
 
@@ -166,7 +170,8 @@ class ConceptHead(ParameterModule):
             values, ids = largest(logits, top_k) if top_k else _nothing(logits)
             return ConceptPrediction(logits, values, ids, mean, std, pre_bias)
         weights = self.proj.weight, self.proj.bias
-        losses = linear_losses(centred.flatten(0, 1), *weights, labels.flatten(0, 1), top_k=top_k)
+        shares = None if label_weights is None else label_weights.flatten(0, 1)
+        losses = linear_losses(centred.flatten(0, 1), *weights, labels.flatten(0, 1), top_k=top_k, weights=shares)
         if losses.values is None or losses.ids is None:
             return ConceptPrediction(None, *_nothing(centred), mean, std, pre_bias, losses)
         values, ids = (tensor.view(*hidden.shape[:-1], -1) for tensor in (losses.values, losses.ids))
@@ -226,11 +231,12 @@ class ConceptPredictor(Predictor):
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
+        label_weights: torch.Tensor | None = None,
     ) -> Prediction:
         if self.vector is None:
-            unused = self.head(hidden, labels, top_k=0)
+            unused = self.head(hidden, labels, top_k=0, label_weights=label_weights)
             return Prediction(None, unused.logits, concept_losses=unused.losses)
-        prediction = self.head(hidden, labels)
+        prediction = self.head(hidden, labels, label_weights=label_weights)
         prediction = prediction._replace(mean=self.scaled(prediction.mean), std=self.scaled(prediction.std))
         return Prediction(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
+from cocomix.labels.schedule import LabelPart
 from cocomix.model.build import MixConfig, ModelShape, Sizes, match_width
 from cocomix.objectives.schedule import WeightSchedule
 from cocomix.utils.registry import Registry
@@ -137,6 +138,21 @@ class StudentSettings(Section, ABC):
     def label_sign(self) -> str | None:
         """Sign of those labels; None: the first one of the set."""
         return None
+
+    @property
+    def label_parts(self) -> tuple[LabelPart, ...]:
+        """The label sets it is trained on, where it has several; the run reads these alone."""
+        return () if self.label_set is None else (LabelPart(set=self.label_set, sign=self.label_sign),)
+
+    @property
+    def mixes_labels_by_position(self) -> bool:
+        """Whether label sets that are read at the same time are drawn for each position, not for each window."""
+        return False
+
+    @property
+    def weighs_labels(self) -> bool:
+        """Whether its labels count by how predictable their concepts are."""
+        return False
 
     @property
     def shuffles_labels(self) -> bool:

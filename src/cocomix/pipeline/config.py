@@ -15,6 +15,7 @@ from cocomix.data.sources import SOURCES
 from cocomix.data.special_tokens import Bos
 from cocomix.labels.attribution import RULES, SIGNS, check_sign
 from cocomix.labels.controls import CONTROLS
+from cocomix.labels.schedule import label_phases
 from cocomix.model.build import ModelShape
 from cocomix.model.loading import ATTENTION, check_attention
 from cocomix.objectives.base import StudentSettings
@@ -291,6 +292,28 @@ class EvaluationConfig(Section):
     )
 
 
+class PredictabilityConfig(Section):
+    """How `cocomix label --predictability` measures what labels offer to learn."""
+
+    threshold: float = Field(
+        default=0.1, ge=0, description="labels fewer nats above their marginal than this are warned of"
+    )
+    tokens: int = Field(
+        default=200_000, ge=1, description="tokens the next-token student is trained on whose hidden states are probed"
+    )
+    model: ModelShape | None = Field(
+        default=None, description="its shape; empty: that of the first student that reads the labels"
+    )
+    concept_layer: int | None = Field(
+        default=None, ge=1, description="block (0-based) whose input is probed; empty: that student's"
+    )
+    positions: int = Field(
+        default=98_304, ge=1, description="training positions, in evenly spread windows, that the probe is fitted to"
+    )
+    passes: float = Field(default=2.0, gt=0, description="passes over them")
+    val_windows: int = Field(default=256, ge=1, description="validation windows, evenly spread, that it is measured on")
+
+
 class RunConfig(Section):
     """A whole run, corpus to report."""
 
@@ -323,6 +346,7 @@ class RunConfig(Section):
     students_train: TrainConfig = Field(description="training of every student")
     baseline: str = Field(default="ntp", description="student the others are compared with")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    predictability: PredictabilityConfig = Field(default_factory=PredictabilityConfig)
 
     @model_validator(mode="before")
     @classmethod
@@ -358,17 +382,35 @@ class RunConfig(Section):
         if sae.pretrained is None and label.k > most:
             raise ValueError(f"labels {name!r} ask for k {label.k} of only {most} {what}")
 
+    def _check_parts(self, name: str, student: StudentSettings) -> None:
+        """Refuse label sets that there are not, or that do not go together in one student."""
+        parts = student.label_parts
+        for part in parts:
+            if part.set not in self.labels:
+                raise ValueError(f"student {name!r} asks for labels {part.set!r}; there are: {', '.join(self.labels)}")
+            source = self.label_source(part.set)
+            signs = () if source.rule in CONTROLS else source.signs
+            if part.sign is not None and part.sign not in signs:
+                raise ValueError(f"student {name!r} asks for the sign {part.sign!r}, which its labels do not have")
+        sizes = {part.set: self.label_source(part.set).k for part in parts}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{label} {k}" for label, k in sizes.items())
+            raise ValueError(f"the labels of student {name!r} differ in k ({listed}); give them the same")
+        for phase in label_phases(parts) if parts else ():
+            live = [parts[place].set for place in phase.parts if self.label_source(parts[place].set).live]
+            if live and len(phase.parts) > 1:
+                raise ValueError(f"student {name!r} mixes {live[0]}, which is live; set labels.{live[0]}.live=false")
+
     def label_source(self, name: str) -> LabelConfig:
         """The settings of the set `name`, or of the set whose labels it moves."""
         config = self.labels[name]
         return config if config.of is None else self.labels[config.of]
 
     def _check_student(self, name: str, student: StudentSettings) -> None:
-        labels, sign, mix = student.label_set, student.label_sign, student.mixing
-        if labels is not None and labels not in self.labels:
-            raise ValueError(f"student {name!r} asks for labels {labels!r}; there are: {', '.join(self.labels)}")
-        if sign is not None and (labels is None or sign not in self.label_source(labels).signs):
-            raise ValueError(f"student {name!r} asks for the sign {sign!r}, which its labels do not have")
+        mix = student.mixing
+        if student.label_sign is not None and not student.label_parts:
+            raise ValueError(f"student {name!r} asks for the sign {student.label_sign!r}, which its labels do not have")
+        self._check_parts(name, student)
         if student.same_size_as is not None:
             other = self.students.get(student.same_size_as)
             if other is None or other.same_size_as is not None:

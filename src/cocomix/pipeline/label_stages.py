@@ -16,6 +16,13 @@ from transformers import PretrainedConfig
 from cocomix.labels.attribution import labelling_flops
 from cocomix.labels.controls import CONTROLS
 from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
+from cocomix.labels.schedule import (
+    LabelPart,
+    ScheduledLabels,
+    describe_parts,
+    label_phases,
+    shares_of_training,
+)
 from cocomix.labels.store import LabelReader, LabelStore
 from cocomix.model.flops import model_flops
 from cocomix.model.loading import as_run, model_config
@@ -44,6 +51,8 @@ class LabelSet(ABC):
     seq_len: int
     needed: list[Stage]
     of_teacher: bool = True
+    depends_on_progress: bool = False
+    """whether what is read depends on the share of training done"""
 
     @property
     def signs(self) -> tuple[str, ...]:
@@ -58,6 +67,10 @@ class LabelSet(ABC):
     def describe_labels(self, sign: str) -> str:
         """Rule and sign of its labels, in a few words."""
         return f"{self.config.rule}/{sign}"
+
+    def in_words(self, sign: str) -> str:
+        """Rule and sign of its labels, as a model's card says them."""
+        return f"rule {self.config.rule}" + (f", sign {sign}" if sign else "")
 
     @abstractmethod
     def reader(self, split: str, sign: str) -> LabelReader:
@@ -180,6 +193,77 @@ class ControlSet(LabelSet):
 
     def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
         return 0.0 if self.source is None else self.source.flops_per_token(teacher, n_latents, k)
+
+
+class ScheduledLabelSet(LabelSet):
+    """Several sets for one student, see `cocomix.labels.schedule`; what it is taught last says what its concepts are.
+
+    Args:
+        sets: one a part.
+        parts: of the student's settings.
+        seed: the student's.
+    """
+
+    def __init__(self, sets: list[LabelSet], parts: tuple[LabelPart, ...], *, by_position: bool, seed: int) -> None:
+        self.sets, self.parts, self.by_position, self.seed = sets, parts, by_position, seed
+        self.part_signs = [part.sign or labels.signs[0] for labels, part in zip(sets, parts, strict=True)]
+        last = label_phases(parts)[-1]
+        self._last = max(last.parts, key=lambda place: parts[place].share)
+        final = sets[self._last]
+        self.set_name, self.config = final.set_name, final.config
+        self.teacher, self.sae, self.seq_len = final.teacher, final.sae, final.seq_len
+        self.needed = list(dict.fromkeys(stage for labels in sets for stage in labels.needed))
+        self.of_teacher = all(sets[place].of_teacher for place in last.parts)
+        self.depends_on_progress = len(label_phases(parts)) > 1
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        return (self.part_signs[self._last],)
+
+    @property
+    def n_labels(self) -> int:
+        return self.sets[self._last].n_labels
+
+    def describe_labels(self, sign: str) -> str:
+        return describe_parts(self.parts, "position" if self.by_position else "window")
+
+    def in_words(self, sign: str) -> str:
+        return self.describe_labels(sign)
+
+    def reader(self, split: str, sign: str) -> LabelReader:
+        """The scheduled labels of the training split; of another one, those it is taught last."""
+        if split != "train":
+            return self.sets[self._last].reader(split, self.part_signs[self._last])
+        readers = [labels.reader(split, own) for labels, own in zip(self.sets, self.part_signs, strict=True)]
+        return self.scheduled(readers)
+
+    def scheduled(self, readers: list[LabelReader]) -> LabelReader:
+        """`readers` of the training split, one a part, as its parts say."""
+        return ScheduledLabels(readers, self.parts, by_position=self.by_position, seq_len=self.seq_len, seed=self.seed)
+
+    def made_once(self) -> dict[str, float]:
+        """What all its sets took, each counted once and whole, however small its share of the training."""
+        costs = [labels.made_once() for labels in {labels.set_name: labels for labels in self.sets}.values()]
+        return {name: sum(cost[name] for cost in costs) for name in ("seconds", "flops")}
+
+    def reader_settings(self) -> dict[str, Any]:
+        return {"label_parts": [labels.reader_settings() for labels in self.sets]}
+
+    def live_share(self, batch_size: int, processes: int) -> float:
+        shares = zip(shares_of_training(self.parts), self.sets, strict=True)
+        return sum(share * labels.live_share(batch_size, processes) for share, labels in shares)
+
+    def live_flops(self, batch_size: int) -> float:
+        shares = zip(shares_of_training(self.parts), self.sets, strict=True)
+        return sum(share * labels.live_flops(batch_size) for share, labels in shares)
+
+    def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
+        """Operations a labelled token takes, as a mean over the live sets, by how often each is read."""
+        shares = zip(shares_of_training(self.parts), self.sets, strict=True)
+        live = [(share * labels.live_share(1, 1), labels) for share, labels in shares]
+        total = sum(share for share, _ in live)
+        each = sum(share * labels.flops_per_token(teacher, n_latents, k) for share, labels in live)
+        return each / total if total else 0.0
 
 
 def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> LabelSet:

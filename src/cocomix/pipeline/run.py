@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from cocomix.labels.controls import CONTROLS
 from cocomix.pipeline.attempts import KEPT
 from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
-from cocomix.pipeline.label_stages import LabelSet, LabelStage, LogitsStage, label_set
+from cocomix.pipeline.label_stages import LabelStage, LogitsStage, ScheduledLabelSet, label_set
+from cocomix.pipeline.predictability_stages import PredictabilityStage, ProbeStudentStage, place_of
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import ExternalInputs, Stage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
@@ -54,6 +55,7 @@ class Run:
         self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs)
         self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
         stored_labels = {name: labels for name, labels in self.labels.items() if isinstance(labels, Stage)}
+        self.predictability = dict(self._predictability())
         stored = [student.stored_teacher_tokens for student in config.students.values()]
         self.logits = {k: LogitsStage(folder, k, config, self.teacher) for k in stored if k is not None}
         self.students = [
@@ -63,6 +65,9 @@ class Run:
         used = {needed.name for student in self.students if student.labels for needed in student.labels.needed}
         self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, self.sae]
         self._shared += [label for label in stored_labels.values() if label.name in used]
+        weighing = {stage for student in self.students if student.config.weighs_labels for stage in student.probes}
+        for stage in (stage for stage in self.predictability.values() if stage in weighing):
+            self._shared += [needed for needed in (stage.student, stage) if needed not in self._shared]
         self._shared += self.logits.values()
         stages = [*self._shared, *self.students, *self.evaluations]
         self.stages = {stage.name: stage for stage in stages}
@@ -73,13 +78,31 @@ class Run:
         """before a stage that is finished with other settings is done anew: ask (False), or announce it only"""
 
     def _student(self, name: str, student: Any, seed: int) -> StudentStage:
-        labels = self.labels.get(student.label_set or "")
+        parts, labels = student.label_parts, None
+        sets = [self.labels[part.set] for part in parts]
+        if len(parts) == 1:
+            (labels,) = sets
+        elif parts:
+            labels = ScheduledLabelSet(sets, parts, by_position=student.mixes_labels_by_position, seed=seed)
         logits = self.logits.get(student.stored_teacher_tokens or 0)
-        return StudentStage(self.folder, name, seed, self.config, self.sae, labels, logits)
+        signs = [part.sign or labels.signs[0] for labels, part in zip(sets, parts, strict=True)]
+        keys = zip((labels.set_name for labels in sets), signs, strict=True)
+        probes = [self.predictability[key] for key in keys]
+        return StudentStage(self.folder, name, seed, self.config, self.sae, labels, logits, probes)
+
+    def _predictability(self) -> Iterator[tuple[tuple[str, str], PredictabilityStage]]:
+        """The stage of each label set and sign; a student of one shape is shared."""
+        students: dict[str, ProbeStudentStage] = {}
+        for name, labels in self.labels.items():
+            place = place_of(self.config, name)
+            student = ProbeStudentStage(self.folder, place.shape, self.config, self.tokens)
+            student = students.setdefault(student.name, student)
+            for sign in labels.signs:
+                yield (name, sign), PredictabilityStage(self.folder, labels, sign, place.concept_layer, student)
 
     def advise(self, options: Sequence[str]) -> None:
         """Let messages name commands with these options, --config and overrides, which made the run's settings."""
-        for stage in self.stages.values():
+        for stage in [*self.stages.values(), *self.predictability.values()]:
             stage.user_options = list(options)
 
     def shared(self) -> list[Stage]:
@@ -172,6 +195,23 @@ class Run:
                 f"the labels {name} are made while students train; set labels.{name}.live=false to store them"
             )
         return [labels[name].name]
+
+    def measure_predictability(self, name: str | None) -> list[PredictabilityStage]:
+        """Do the stages that say how predictable labels are, of one set or of all, and store labels that are not yet.
+
+        Raises:
+            CocomixError: there is no such set.
+        """
+        if name is not None and name not in self.labels:
+            raise CocomixError(f"there are no labels called {name!r} in this run; it has {', '.join(self.labels)}")
+        stages = [stage for (labels, _), stage in self.predictability.items() if name in (None, labels)]
+        if not stages:
+            raise CocomixError("this run has no labels whose predictability could be measured; add some under `labels`")
+        stored = [needed for stage in stages for needed in stage.labels.needed if isinstance(needed, LabelStage)]
+        needed = {stage.name: stage for stage in [*stored, *(stage.student for stage in stages), *stages]}
+        for name, stage in needed.items():
+            self.do(stage, name)
+        return stages
 
     def evaluation_stages(self) -> list[str]:
         """Names of the evaluation stages of every student and seed."""
@@ -372,14 +412,11 @@ def _several_machines(made: list[dict[str, Any]]) -> list[str]:
 
 def _live_labels(run: "Run", chosen: list[str]) -> list[str]:
     """A note where labels are part of a student's own training cost, unlike those made once."""
-    live = [name for name in chosen if (found := _labels_of(run, name)) is not None and found.live_share(1, 1)]
+    labels = {stage.student: stage.labels for stage in run.students}
+    live = [name for name in chosen if (found := labels[name]) is not None and found.live_share(1, 1)]
     if not live:
         return []
     return [f"The labels of {', '.join(live)} were made during training: its FLOPs and seconds include theirs."]
-
-
-def _labels_of(run: "Run", student: str) -> LabelSet | None:
-    return run.labels.get(getattr(run.config.students[student], "labels", None) or "")
 
 
 def _student(run: "Run", name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Student and evaluation stages, one of each per student and seed."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from transformers import PreTrainedModel
 from cocomix.data.prefixes import longest_prefixes, token_bytes
 from cocomix.evaluation.perplexity import perplexity
 from cocomix.evaluation.recall import concept_recall
+from cocomix.labels.schedule import WeightedLabels
 from cocomix.labels.shuffled import ShuffledLabels
+from cocomix.labels.store import LabelReader
 from cocomix.model.build import Sizes, special_ids
 from cocomix.model.documents import mask_documents
 from cocomix.model.loading import load_causal_lm
@@ -18,7 +21,8 @@ from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.registry import build_student
 from cocomix.pipeline.attempts import kept_folders
 from cocomix.pipeline.config import RunConfig
-from cocomix.pipeline.label_stages import LabelSet, LogitsStage
+from cocomix.pipeline.label_stages import LabelSet, LogitsStage, ScheduledLabelSet
+from cocomix.pipeline.predictability_stages import PredictabilityStage
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import CHECKPOINTS, Stage
 from cocomix.pipeline.starting_points import (
@@ -51,6 +55,7 @@ class StudentStage(ModelStage):
     Args:
         labels: its concept labels, stored or live, if it reads any.
         logits: the stage of the teacher's stored logits, if it reads any.
+        probes: stages that say how predictable its labels are, one for each set it reads.
     """
 
     distributed = True
@@ -64,7 +69,9 @@ class StudentStage(ModelStage):
         sae: SaeStage,
         labels: LabelSet | None = None,
         logits: LogitsStage | None = None,
+        probes: Sequence[PredictabilityStage] = (),
     ) -> None:
+        self.probes = list(probes)
         self.student, self.seed, self.run_config = student, seed, config
         self.config: StudentSettings = config.students[student]
         self.tokens, self.sae, self.labels, self.logits = sae.tokens, sae, labels, logits
@@ -82,7 +89,9 @@ class StudentStage(ModelStage):
             needed |= config.students[matched].reads & {"teacher"}
         read = dict.fromkeys(stage for name, stages in available.items() if name in needed for stage in stages)
         self.must_extend = False
-        super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", [sae.tokens, *read])
+        weights = self.probes if self.config.weighs_labels else []
+        inputs = [sae.tokens, *read, *dict.fromkeys(weights)]
+        super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", inputs)
 
     def settings(self) -> dict[str, Any]:
         matched = self.config.same_size_as
@@ -118,7 +127,8 @@ class StudentStage(ModelStage):
         total = self.train.total_steps(n_windows)
         settings = json.loads(json.dumps(self.settings()))
         found = find_extension(folders, settings, self._inputs_outcome(), self.train, total)
-        if found.state is not None and objective.uses_progress:
+        scheduled = self.labels is not None and self.labels.depends_on_progress
+        if found.state is not None and (objective.uses_progress or scheduled):
             why = "its loss depends on the share of training done"
             return Extension(None, found.steps, f"the finished {found.steps} steps cannot be extended: {why}")
         return found
@@ -139,7 +149,20 @@ class StudentStage(ModelStage):
             console.print(f"  {self.title}: {found.reason}{begins}", highlight=False, markup=False, soft_wrap=True)
         return found.state
 
+    def _say_predictability(self) -> dict[str, Any]:
+        """Print how predictable its labels are, or what measures it; returns the figures that are known."""
+        known = {}
+        for probe in dict.fromkeys(self.probes):
+            words, low = probe.sentence()
+            if is_main():
+                style = "yellow" if low else None
+                console.print(f"  {words}", style=style, highlight=False, markup=False, soft_wrap=True)
+            if probe.done():
+                known[probe.label_name] = {name: probe.figures[name] for name in ("nats", "interval", "beyond_token")}
+        return {"label_predictability": known} if known else {}
+
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        predictability = self._say_predictability()
         objective, batches = self.objective(), self.batches()
         labels = (
             self.labels.reader("val", self.sign) if self.config.uses_sae_concepts and self.labels is not None else None
@@ -157,6 +180,7 @@ class StudentStage(ModelStage):
             "parameters": model.num_parameters(),
             "width": model.config.hidden_size,
             "flops_per_token": objective.flops_per_token(self.run_config.seq_len),
+            **predictability,
         }
 
     def objective(self) -> Objective:
@@ -176,11 +200,21 @@ class StudentStage(ModelStage):
     def batches(self) -> BatchSource:
         """Its training data: tokens, and labels or logits if it reads any."""
         shards, seq_len = self.tokens.shards("train"), self.run_config.seq_len
-        labels = None if self.labels is None else self.labels.reader("train", self.sign)
+        labels = None if self.labels is None else self._training_labels(self.labels)
         if labels is not None and self.config.shuffles_labels:
             labels = ShuffledLabels(labels, shards.n_windows(seq_len))
         logits = None if self.logits is None else self.logits.store()
         return BatchSource(shards, seq_len, labels, logits)
+
+    def _training_labels(self, labels: LabelSet) -> LabelReader:
+        """Its labels of the training split, with their weights if it has some."""
+        if not self.config.weighs_labels:
+            return labels.reader("train", self.sign)
+        weights = [probe.weights() for probe in self.probes]
+        if not isinstance(labels, ScheduledLabelSet):
+            return WeightedLabels(labels.reader("train", self.sign), weights[0])
+        readers = [part.reader("train", sign) for part, sign in zip(labels.sets, labels.part_signs, strict=True)]
+        return labels.scheduled([WeightedLabels(*pair) for pair in zip(readers, weights, strict=True)])
 
     def _sizes(self, name: str) -> Sizes:
         reads = self.run_config.students[name].reads

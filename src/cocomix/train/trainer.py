@@ -281,6 +281,7 @@ class Trainer:
         config = self.config
         torch.manual_seed(_seed(config.seed, self.step, rank()))
         indices = batch_order(self.data.n_windows, config.batch_size, config.seed, self.step)
+        self.data.begin_step(self.step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step, self.total)
         loss = float(mean_over_processes(self._forward_backward(loss_fn, indices)))
