@@ -30,7 +30,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {"plain": {"model": {}, "train":
 
 WIDTHS = (64, 96, 128, 192, 256, 384, 512, 768)
 """d_model of size 1, 2, ..."""
-RATE, RATE_EXPONENT = 8e-3, 0.5
+RATE, RATE_EXPONENT = 8e-3, 1.0
+"""The rate was measured at width 64. The exponent is muP's for matrices, and gives published rates (6e-4 at 768)."""
 TOKENS, TOKENS_UNTIL = 1024, 256
 
 
