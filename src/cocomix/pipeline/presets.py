@@ -14,8 +14,8 @@ neither the name nor the number, so that a later change of a preset or of the ru
 - learning rate: RATE * (64 / w)^RATE_EXPONENT
 - weight decay: 0.1
 
-512 is the paper's 69M student but for its concepts (8 blocks, 8 heads). results/width says what was measured, up to
-256.
+512 is the paper's 69M student but for its concepts (8 blocks, 8 heads). results/width says what was measured: the rate
+at width 64. Whether it carries to 256 by the rule is what `python -m benchmarks.width` asks.
 """
 
 from collections.abc import Mapping
