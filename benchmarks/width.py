@@ -41,7 +41,7 @@ from cocomix.train.trainer import Trainer
 from cocomix.utils.files import write_json, write_text
 
 SEQ_LEN, VOCABULARY, STEPS, SEED, WINDOWS = 128, 1024, 250, 0, 128
-FACTORS = {64: (1.0, 0.5, 2.0, 0.25), 256: (1.0, 2.0, 0.5, 0.25)}
+FACTORS = {64: (1.0, 0.5, 2.0, 0.25), 256: (1.0, 2.0, 0.5, 4.0)}
 """Learning rates, as multiples of the dial's."""
 CONSTANTS = (0.5, 1.0, 2.0)
 """Of the tied embedding, as multiples of `EMBEDDING`."""

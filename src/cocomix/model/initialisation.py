@@ -12,7 +12,9 @@ of different widths begin alike:
 | what makes a vector with a `vector_scale` | as `vector_scale` says |
 
 After the final norm a hidden state has length sqrt(d_model), so EMBEDDING is the standard deviation of a new model's
-logits at any width. Biases are zero and norms one in both. results/width says how the two constants were chosen.
+logits at any width. Biases are zero and norms one in both. EMBEDDING is 0.08 at width 64, the best of three tried there
+(0.02, 0.08, 0.2; perplexity 80.7, 73.7, 80.7); BLOCK is 0.02 at width 625. `python -m benchmarks.width` compares
+other values at widths 64, 128 and 256.
 """
 
 import math
