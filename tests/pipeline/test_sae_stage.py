@@ -116,8 +116,8 @@ def test_an_autoencoder_with_thresholds_goes_from_training_to_labels_and_out(hom
     found, sae = figures(home), run.sae.model()
     assert (found["k"], found["most_active"], found["kind"]) == (8, 16, "batch_topk")
     assert (sae.k, sae.activation.kind) == (16, "jumprelu") and found["l0"] <= 16
-    assert set(found["probing"]["from 1900 on"]) == {"k=1", "k=5", "hidden", "positions"}
-    assert "from 1900 on" in quality_page(home) and "at most 16 a position" in quality_page(home)
+    assert set(found["probing"]["sentence ends"]) == {"k=1", "k=5", "hidden", "positions"}
+    assert "sentence ends" in quality_page(home) and "at most 16 a position" in quality_page(home)
     valid = run.labels["exact"].labeller(("helpful",))(torch.randint(0, 500, (2, 64)))["helpful"].valid
     assert valid.any()
     student = next(stage for stage in run.students if stage.student == "cocomix").objective().evaluated().config
