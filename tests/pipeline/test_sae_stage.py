@@ -107,3 +107,18 @@ def test_positions_left_out_are_in_no_figure_and_have_no_label(home: Path) -> No
     valid = label_set.labeller(("helpful",))(torch.randint(0, 500, (2, 64)))["helpful"].valid
     assert not valid[:, :3].any() and valid[:, 3:].any()
     assert isinstance(label_set, LabelStage) and label_set.lineage("val")["skip_first"] == 3
+
+
+def test_an_autoencoder_with_thresholds_goes_from_training_to_labels_and_out(home: Path) -> None:
+    overrides = ["sae.kind=batch_topk", "sae.train.steps=20", "sae.skip_norm=50", "evaluation.sae_windows=20"]
+    run = Run(home / "run", load_config(home / "run/config.yaml", overrides))
+    run.do(run.sae, "sae")
+    found, sae = figures(home), run.sae.model()
+    assert (found["k"], found["most_active"], found["kind"]) == (8, 16, "batch_topk")
+    assert (sae.k, sae.activation.kind) == (16, "jumprelu") and found["l0"] <= 16
+    assert set(found["probing"]["sentence ends"]) == {"k=1", "k=5", "hidden", "positions"}
+    assert "sentence ends" in quality_page(home) and "at most 16 a position" in quality_page(home)
+    valid = run.labels["exact"].labeller(("helpful",))(torch.randint(0, 500, (2, 64)))["helpful"].valid
+    assert valid.any()
+    student = next(stage for stage in run.students if stage.student == "cocomix").objective().evaluated().config
+    assert (student.num_concepts, student.concept_top_k) == (128, 8)

@@ -10,7 +10,7 @@ from cocomix.data import Document
 from cocomix.data.shards import write_shards
 from cocomix.data.special_tokens import SpecialTokens
 from cocomix.sae.probing import TEXT_PROPERTIES
-from cocomix.sae.text_answers import probing_figures, stream_offsets, window_answers
+from cocomix.sae.text_answers import probing_figures, window_answers
 
 TEXTS = ["On 3 May he asked: “Who, é, is it?” We know. In 1903 it was Rome.", "a Fort", "Nobody knew 12 of them. " * 4]
 """One token is one byte, so that a prefix of tokens is a prefix of bytes."""
@@ -30,7 +30,7 @@ def test_answers_are_those_of_the_text_read(bos: int | None, tmp_path: Path) -> 
     documents = [Document(f"{1850 + 60 * number}", text) for number, text in enumerate(TEXTS)]
     windows = np.array([0, 1, 3, shards.n_windows(9) - 1])
     answers, owners = window_answers(shards, documents, byte_ends, windows, 9)
-    offsets = stream_offsets(shards, windows, 9)
+    offsets = shards.places(windows, 9)
     stream = shards.span(0, shards.n_tokens).tolist()
     ids = shards.windows(windows, 9)
     asked = 0

@@ -52,10 +52,10 @@ class SaeObjective(Objective):
         # In a tuple nn.Module does not see the teacher: DDP must not broadcast it, checkpoints must not contain it.
         self._teacher = (teacher,)
 
-    def initialise(self, input_ids: torch.Tensor) -> None:
-        """Initialise what depends on data from the hidden states of `input_ids` int64 `[batch, seq]`."""
+    def initialise(self, input_ids: torch.Tensor, rows: str = "random") -> None:
+        """Initialise what depends on data from the hidden states of `input_ids` int64 `[batch, seq]`; rows as there."""
         with torch.no_grad():
-            self.training_module.initialise(self._hidden(input_ids))
+            self.training_module.initialise(self._hidden(input_ids), rows)
 
     def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.left_out.select(hidden_at(self._teacher[0], input_ids, self.layer))

@@ -179,6 +179,11 @@ class SaeConfig(Section):
         ge=1,
         description="largest number of active latents at a position, of a kind with thresholds; empty: twice k",
     )
+    init: Literal["random", "data"] = added(
+        default="random",
+        description="where each latent points at the start: a random direction, or a hidden state; data leaves fewer"
+        " of them dead",
+    )
     skip_first: int | None = added(
         default=None,
         ge=0,

@@ -151,8 +151,9 @@ class SaeStage(ModelStage):
             left_out=self.to_leave_out(),
             about={"prepend_bos": shards.special.bos_id is not None, "context_size": self.seq_len},
         )
-        first = shards.windows(window_subset(shards.n_windows(self.seq_len), 16), self.seq_len)
-        objective.to(device()).initialise(torch.from_numpy(first).to(device()))
+        n_first = 16 if config.init == "random" else max(16, -(-2 * config.n_latents // self.seq_len))
+        first = shards.windows(window_subset(shards.n_windows(self.seq_len), n_first), self.seq_len)
+        objective.to(device()).initialise(torch.from_numpy(first).to(device()), config.init)
         result = train_objective(objective, BatchSource(shards, self.seq_len), train, folder, None, progress)
         sae = TopKSAE.from_pretrained(folder / "model")  # each process may hold a part only
         kind = {} if config.kind == "topk" else {"kind": config.kind, "most_active": sae.k}

@@ -187,8 +187,8 @@ class JumpReLUTraining(ThresholdTraining):
         self.after_step()
 
     @torch.no_grad()
-    def initialise(self, x: torch.Tensor) -> None:
-        super().initialise(x)
+    def initialise(self, x: torch.Tensor, rows: str = "random") -> None:
+        super().initialise(x, rows)
         values = F.relu(self.candidates(self.sae.preprocess(x.to(self.sae.encoder_weight.dtype))[0])[0])
         kept = self.largest_of_batch(values)
         if kept.any():

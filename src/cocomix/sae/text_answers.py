@@ -18,17 +18,6 @@ KS = (1, 5)
 """Numbers of latents of the k-sparse probes."""
 
 
-def stream_offsets(shards: TokenShards, windows: np.ndarray, seq_len: int) -> np.ndarray:
-    """Place in the stream of each position of `windows`, int64 `[len, seq_len]`; -1 for BOS put before a window."""
-    if shards.special.bos_id is None:
-        return windows[:, None] * seq_len + np.arange(seq_len)
-    first = windows * (seq_len - 1)
-    begins = np.array([int(shards.span(place, place + 1)[0]) for place in first.tolist()])
-    offsets = first[:, None] + np.arange(seq_len) - (begins != shards.special.bos_id)[:, None]
-    added = np.arange(seq_len)[None] < (begins != shards.special.bos_id)[:, None]
-    return np.where(added, -1, offsets)
-
-
 def window_answers(
     shards: TokenShards,
     documents: Iterable[Document],
@@ -48,7 +37,7 @@ def window_answers(
         answers by property, int8 `[len, seq_len]`: 1, 0, or -1 where it is not asked; and each position's document,
         int64 of the same shape, -1 outside all.
     """
-    offsets = stream_offsets(shards, windows, seq_len)
+    offsets = shards.places(windows, seq_len)
     starts = np.append(shards.documents, shards.n_tokens)
     owner = np.searchsorted(shards.documents, offsets, side="right") - 1
     answers = {name: np.full(offsets.shape, NOT_ASKED, dtype=np.int8) for name in properties}

@@ -21,6 +21,9 @@ from cocomix.kernels.sparse import largest
 from cocomix.sae.sae import TopKSAE, encode_chosen
 from cocomix.utils.distributed import mean_over_processes
 
+ROWS = ("random", "data")
+"""Where the rows of encoder and decoder come from: random directions, or hidden states."""
+
 
 class SaeTraining(nn.Module):
     """Training of a TopK autoencoder: its loss, with a count of the tokens since each latent fired.
@@ -57,9 +60,11 @@ class SaeTraining(nn.Module):
         """
         return cls(TopKSAE(d_model, n_latents, k), **options)
 
-    def initialise(self, x: torch.Tensor) -> None:
-        """Set what depends on data from the hidden states `x` `[n, d_model]`."""
+    def initialise(self, x: torch.Tensor, rows: str = "random") -> None:
+        """Set what depends on data from the hidden states `x` `[n, d_model]`; `rows` is a key of `ROWS`."""
         self.sae.init_from_data(x)
+        if rows == "data":
+            self.sae.rows_from_data_(x)
 
     def active(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Active latents of normalised inputs `[n, d_model]`: values and int64 ids, `[n, most]`; 0 stands for none."""
