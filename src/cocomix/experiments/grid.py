@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from cocomix.pipeline.stage import ExternalInput, ExternalInputs, Stage
 from cocomix.utils.errors import CocomixError
 
 INDEPENDENT = ("labels/", "logits/")
-"""Shared stages that need nothing of each other."""
+"""Shared stages that need nothing of those beside them."""
 
 
 class Round(NamedTuple):
@@ -95,10 +96,10 @@ class Grid:
         """
         for name in self.config.settings:
             run = self.runs[name]
-            alone = [stage for stage in run.shared() if not stage.name.startswith(INDEPENDENT)]
-            others = [stage for stage in run.shared() if stage.name.startswith(INDEPENDENT)]
-            for stages in (*([stage] for stage in alone), others):
-                yield Round(name, [[f"{name}:{stage.name}"] for stage in stages], needed=True)
+            for independent, stages in groupby(run.shared(), lambda stage: stage.name.startswith(INDEPENDENT)):
+                jobs = [[f"{name}:{stage.name}"] for stage in stages]
+                for together in [jobs] if independent else [[job] for job in jobs]:
+                    yield Round(name, together, needed=True)
             if name in self.tries:
                 yield Round(name, [[f"{name}:{stage.name}"] for stage in self.tries[name].stages()], needed=False)
                 self._plan(name)
