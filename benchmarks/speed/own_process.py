@@ -26,7 +26,9 @@ KEY = "cocomix-bench: "
 """Prefix of the line with the result; libraries may print other lines."""
 
 
-def measure_in_own_process(student: str, precision: str, setting: Setting, steps: int = 2) -> dict[str, Any]:
+def measure_in_own_process(
+    student: str, precision: str, setting: Setting, steps: int = 2, *, compiled: bool = False
+) -> dict[str, Any]:
     """Run `steps` training steps of `student`, a key of `STUDENTS` or `MIXINGS`, in a fresh process.
 
     Returns:
@@ -42,6 +44,7 @@ def measure_in_own_process(student: str, precision: str, setting: Setting, steps
         "student": student,
         "precision": precision,
         "steps": steps,
+        "compiled": compiled,
         "threads": torch.get_num_threads(),
     }
     done = subprocess.run(
@@ -80,6 +83,8 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
             peaks.setdefault(name, _peak(device) - before)
 
     step.prepare()
+    if request["compiled"]:
+        step.state.built()[0].compile()
     for _ in range(request["steps"]):
         started = time.perf_counter()
         step.run(lap)
