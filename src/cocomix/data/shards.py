@@ -116,6 +116,20 @@ class TokenShards:
         first = np.full((len(indices), 1), bos, dtype=np.int64)
         return np.where(windows[:, :1] == bos, windows, np.concatenate([first, windows[:, :-1]], axis=1))
 
+    def positions(self, indices: np.ndarray, seq_len: int) -> np.ndarray:
+        """Places in the stream of the tokens of windows `indices`, int64 `[len, seq_len]`; -1 for a BOS put first."""
+        step = seq_len if self.special.bos_id is None else seq_len - 1
+        positions = np.asarray(indices, dtype=np.int64)[:, None] * step + np.arange(seq_len)
+        if self.special.bos_id is None:
+            return positions
+        has_it = self.at(positions[:, :1]) == self.special.bos_id
+        first = np.full((len(positions), 1), -1, dtype=np.int64)
+        return np.where(has_it, positions, np.concatenate([first, positions[:, :-1]], axis=1))
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Tokens at `positions` of the stream, int64 of the same shape."""
+        return self._read(positions.ravel()).reshape(positions.shape)
+
     def span(self, begin: int, end: int) -> np.ndarray:
         """Tokens `begin` to `end` - 1 of the stream, int64 `[end - begin]`.
 

@@ -51,6 +51,8 @@ class Rule(ABC):
     """name in settings"""
     has_sign: ClassVar[bool] = True
     """whether scores can be negative; if not, the sign setting has no effect"""
+    sees_later_positions: ClassVar[bool] = True
+    """whether a position's scores depend on what comes after its next token, padding too"""
 
     @abstractmethod
     def scores(
@@ -100,6 +102,7 @@ class ExactRule(Rule):
     """Gradient of each position's own next-token loss at its reconstruction, from one two-stream pass."""
 
     name = "exact"
+    sees_later_positions = False
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
         check_two_streams(model, layer)
@@ -126,6 +129,7 @@ class ActivationRule(Rule):
 
     name = "activation"
     has_sign = False
+    sees_later_positions = False
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
         valid = has_next_token(input_ids, attention_mask)

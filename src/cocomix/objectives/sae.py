@@ -50,19 +50,21 @@ class SaeObjective(Objective):
         # In a tuple nn.Module does not see the teacher: DDP must not broadcast it, checkpoints must not contain it.
         self._teacher = (teacher,)
 
-    def initialise(self, input_ids: torch.Tensor) -> None:
-        """Initialise pre_bias from the hidden states of `input_ids` int64 `[batch, seq]`."""
+    def initialise(self, input_ids: torch.Tensor, padding: torch.Tensor | None = None) -> None:
+        """Initialise pre_bias from the hidden states of `input_ids` int64 `[batch, seq]`, without padding."""
         with torch.no_grad():
-            self.training_module.sae.init_from_data(self._hidden(input_ids).flatten(0, 1))
+            self.training_module.sae.init_from_data(self._hidden(input_ids, padding))
 
-    def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return hidden_at(self._teacher[0], input_ids, self.layer)[:, self.first_position :]
+    def _hidden(self, input_ids: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states that are reconstructed, `[n, d_model]`."""
+        hidden = hidden_at(self._teacher[0], input_ids, self.layer)[:, self.first_position :]
+        return hidden.flatten(0, 1) if padding is None else hidden[~padding[:, self.first_position :]]
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
-            hidden = self._hidden(batch["input_ids"])
+            hidden = self._hidden(batch["input_ids"], batch.get("padding"))
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.training_module(hidden.flatten(0, 1).float())
+            return self.training_module(hidden.float())
 
     def trainable(self) -> nn.Module:
         return self.training_module

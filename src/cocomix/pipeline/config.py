@@ -122,6 +122,22 @@ class TeacherConfig(Section):
         " eager in its place",
     )
 
+    tokenizer: Literal["shared", "own"] = Field(
+        default="shared",
+        description="shared: it reads the run's tokens, so its tokenizer must be the students'; own (pretrained only):"
+        " it reads the text with its own tokenizer, in windows that follow documents, and labels are aligned by the"
+        " bytes that have been read",
+    )
+    seq_len: int | None = Field(
+        default=None,
+        ge=4,
+        description="tokens per window of a concept model with a tokenizer of its own; empty: seq_len of the run",
+    )
+    bos: Bos = Field(
+        default="auto",
+        description="as tokens.bos, for a concept model with a tokenizer of its own",
+    )
+
     @field_validator("attention")
     @classmethod
     def _is_known(cls, attention: str) -> str:
@@ -131,7 +147,18 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
         _check_source(self)
+        if self.tokenizer == "own" and self.pretrained is None:
+            raise ValueError(
+                "`tokenizer: own` is for a pretrained concept model; one that is trained here reads the run's tokens"
+            )
+        if self.tokenizer == "shared" and (self.seq_len is not None or self.bos != "auto"):
+            raise ValueError("`seq_len` and `bos` are for `tokenizer: own`; else the run's own settings count")
         return self
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether it reads the students' tokens."""
+        return self.tokenizer == "shared"
 
 
 class SaeConfig(Section):
@@ -250,6 +277,11 @@ class RunConfig(Section):
                 f" choose 0 to {self.teacher.model.layers - 1}"
             )
         for label_name, label in self.labels.items():
+            if label.live and not self.teacher.shares_tokens:
+                raise ValueError(
+                    f"labels {label_name!r} cannot be live: the concept model reads other tokens than the students; set"
+                    f" labels.{label_name}.live=false"
+                )
             if self.sae.pretrained is None and label.k > self.sae.k:
                 raise ValueError(
                     f"labels {label_name!r} ask for k {label.k} of only {self.sae.k} active latents (sae.k)"
@@ -258,6 +290,12 @@ class RunConfig(Section):
 
     def _check_student(self, name: str, student: StudentSettings) -> None:
         labels, sign, mix = student.label_set, student.label_sign, student.mixing
+        if not self.teacher.shares_tokens and student.reads & {"teacher", "logits"}:
+            raise ValueError(
+                f"student {name!r} (objective {student.objective}) learns from the concept model's outputs at each"
+                " token, so both need one tokenizer; leave it out, or set teacher.tokenizer=shared and tokens.tokenizer"
+                " to the concept model's"
+            )
         if labels is not None and labels not in self.labels:
             raise ValueError(f"student {name!r} asks for labels {labels!r}; there are: {', '.join(self.labels)}")
         if sign is not None and (labels is None or sign not in self.labels[labels].signs):

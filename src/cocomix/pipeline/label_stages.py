@@ -7,12 +7,18 @@ training.
 """
 
 import math
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
+from cocomix.data.byte_offsets import ByteOffsets
+from cocomix.data.corpus import Corpus
+from cocomix.data.document_windows import DocumentWindows
+from cocomix.data.text_ends import ENDS, read_ends
+from cocomix.labels.alignment import align_split, find_places
 from cocomix.labels.attribution import labelling_flops
 from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
 from cocomix.labels.store import LabelReader, LabelStore
@@ -71,7 +77,7 @@ class LabelSet(ABC):
             k=config.k,
             batch_size=config.batch_size,
             precision=config.precision,
-            first_position=self.teacher.tokens.special.first_position,
+            first_position=self.sae.teacher_tokens.special.first_position,
         )
 
     def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
@@ -116,7 +122,16 @@ def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage
 
     if config.labels[name].live:
         return LiveLabelSet(config.labels[name], teacher, sae)
+    if not config.teacher.shares_tokens:
+        return AlignedLabelStage(run_dir, name, config, TeacherLabelStage(run_dir, name, config, teacher, sae))
     return LabelStage(run_dir, name, config, teacher, sae)
+
+
+def label_stages(labels: LabelSet) -> list[Stage]:
+    """The stages that store a set of labels, in the order in which they are done; none for a live one."""
+    if isinstance(labels, AlignedLabelStage):
+        return [labels.source, labels]
+    return [labels] if isinstance(labels, Stage) else []
 
 
 class LabelStage(Stage, LabelSet):
@@ -128,9 +143,12 @@ class LabelStage(Stage, LabelSet):
 
     def __init__(self, run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
         super().__init__(run_dir, f"labels/{name}", f"cocomix label --name {name}", [teacher.tokens, teacher, sae])
-        self.config, self.seq_len = config.labels[name], config.seq_len
-        self.shard_tokens = config.tokens.shard_tokens
-        self.teacher, self.sae, self.tokens = teacher, sae, teacher.tokens
+        self._read(name, config, teacher, sae)
+        self.seq_len, self.tokens = config.seq_len, teacher.tokens
+
+    def _read(self, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
+        self.config, self.shard_tokens = config.labels[name], config.tokens.shard_tokens
+        self.teacher, self.sae = teacher, sae
         self.needed = [self]
 
     def settings(self) -> dict[str, Any]:
@@ -153,7 +171,7 @@ class LabelStage(Stage, LabelSet):
         figures: dict[str, Any] = {
             split: label_split(
                 labeller,
-                self.tokens.shards(split),
+                self.tokens.windows(split, self.seq_len, overlapping=True),
                 folder / split,
                 seq_len=self.seq_len,
                 lineage=self.lineage(split),
@@ -192,6 +210,133 @@ class LabelStage(Stage, LabelSet):
 
     def live_share(self, batch_size: int, processes: int) -> float:
         return 0.0
+
+
+class TeacherLabelStage(LabelStage):
+    """Labels at the tokens of a concept model with a tokenizer of its own; the students' tokens do not matter."""
+
+    def __init__(self, run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
+        inputs = [sae.teacher_tokens, teacher, sae]
+        Stage.__init__(self, run_dir, f"teacher-labels/{name}", f"cocomix label --name {name}", inputs)
+        self._read(name, config, teacher, sae)
+        self.seq_len, self.tokens = sae.seq_len, sae.teacher_tokens
+
+    def windows(self, split: str) -> DocumentWindows:
+        """The windows that were labelled."""
+        windows = self.tokens.windows(split, self.seq_len, overlapping=True)
+        assert isinstance(windows, DocumentWindows), "its tokens are the concept model's own"
+        return windows
+
+    def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        figures = super().work(folder, progress)
+        for split in self.splits:
+            windows, found = self.windows(split), figures[split]
+            used = windows.n_used() or 1
+            shares = found["valid_share"].items()
+            found["valid_share"] = {sign: share * found["tokens"] / used for sign, share in shares}
+            found["text_tokens"] = windows.n_used()
+        return figures
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        train = figures["train"]
+        shares = ", ".join(f"{sign} {share:.1%}" for sign, share in train["valid_share"].items())
+        rate = train["text_tokens"] / train["seconds"]
+        return (
+            f"of the concept model's tokens labelled: {shares}; {rate:,.0f} tokens/s,"
+            f" {train['tokens'] / max(1, train['text_tokens']):.2f} read for each"
+        )
+
+
+class AlignedLabelStage(LabelStage):
+    """Those labels at the students' tokens: an ordinary store, which students read like any other.
+
+    Args:
+        source: the labels at the concept model's tokens.
+    """
+
+    version = 1
+    distributed = False
+
+    def __init__(self, run_dir: Path, name: str, config: RunConfig, source: TeacherLabelStage) -> None:
+        tokens = source.teacher.tokens
+        Stage.__init__(
+            self,
+            run_dir,
+            f"labels/{name}",
+            f"cocomix label --name {name}",
+            [tokens.corpus, tokens, source.tokens, source],
+        )
+        self._read(name, config, source.teacher, source.sae)
+        self.seq_len, self.tokens, self.source = config.seq_len, tokens, source
+
+    def settings(self) -> dict[str, Any]:
+        return {"signs": list(self.config.signs), "seq_len": self.seq_len}
+
+    def scratch(self) -> list[str]:
+        return [*super().scratch(), PLACES]
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        train = figures["train"]
+        shares = ", ".join(f"{sign} {share:.1%}" for sign, share in train["valid_share"].items())
+        unlocated = [
+            f"{1 - share:.1%} of {whose} tokens cannot be located in the text, because that tokenizer does not give it"
+            " back, and have no labels"
+            for whose, share in (("the students'", train["located"]), ("the concept model's", train["teacher_located"]))
+            if share < 1
+        ]
+        matched = f"of them {train['matched_share']:.1%} end where a token of the concept model ends"
+        return "; ".join([f"positions labelled: {shares} ({matched})", *unlocated])
+
+    def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        self.tokens.check_lengths(self.seq_len)
+        started = time.monotonic()
+        corpus = Corpus(self.tokens.corpus.folder / "text")
+        offsets = ByteOffsets(self.tokens.tokenizer())
+        teacher_located = self.source.tokens.figures["located"]
+        figures: dict[str, Any] = {}
+        for split in self.splits:
+            shards, ends = self.tokens.shards(split), read_ends(self.source.tokens.folder / ENDS / f"{split}.bin")
+            places = folder / PLACES / f"{split}.bin"
+            located = find_places(places, shards, corpus.documents(split), offsets, self.source.windows(split), ends)
+            stores = {sign: self.source.reader(split, sign) for sign in self.config.signs}
+            figures[split] = align_split(
+                stores,
+                self.source.windows(split),
+                places,
+                shards,
+                folder / split,
+                seq_len=self.seq_len,
+                lineage=self.lineage(split),
+                shard_tokens=self.shard_tokens,
+                progress=progress if split == "train" else None,
+            ) | {"located": located.located / max(1, located.tokens), "teacher_located": teacher_located[split]}
+        if not any(figures["train"]["valid_share"].values()):
+            raise CocomixError(
+                "no position of the students' tokens has labels, because no token of theirs that can be located in the"
+                " text ends where a labelled one of the concept model does; give another tokens.tokenizer"
+            )
+        made = self.source.figures
+        seconds = time.monotonic() - started
+        figures["train"] |= {"seconds": seconds, "tokens_per_second": made["train"]["tokens_per_second"]}
+        return figures | {"flops": made["flops"], "teacher": made["teacher"]}
+
+    def lineage(self, split: str) -> dict[str, Any]:
+        return self.source.lineage(split) | {
+            "tokens": self.tokens.shards(split).fingerprint,
+            "teacher_tokens": self.source.tokens.shards(split).fingerprint,
+            "teacher_seq_len": self.source.seq_len,
+            "seq_len": self.seq_len,
+        }
+
+    def made_once(self) -> dict[str, float]:
+        made = self.source.made_once()
+        return {"seconds": made["seconds"] + self.figures["train"]["seconds"], "flops": made["flops"]}
+
+    def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
+        return 0.0  # those of `source`
+
+
+PLACES = "places"
 
 
 class LogitsStage(Stage):

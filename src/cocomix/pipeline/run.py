@@ -14,11 +14,12 @@ from rich.text import Text
 from cocomix.pipeline.attempts import KEPT
 from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
-from cocomix.pipeline.label_stages import LabelSet, LabelStage, LogitsStage, label_set
+from cocomix.pipeline.label_stages import LabelSet, LabelStage, LogitsStage, label_set, label_stages
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import ExternalInputs, Stage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
+from cocomix.pipeline.teacher_tokens import TeacherTokensStage
 from cocomix.report.page import write_report
 from cocomix.report.tables import summary_table
 from cocomix.utils.advice import command_line
@@ -50,7 +51,10 @@ class Run:
         self.corpus = CorpusStage(folder, config)
         self.tokens = TokensStage(folder, config, self.corpus, external_inputs)
         self.teacher = TeacherStage(folder, config, self.tokens, external_inputs)
-        self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs)
+        self.teacher_tokens = self.tokens
+        if not config.teacher.shares_tokens:
+            self.teacher_tokens = TeacherTokensStage(folder, config, self.corpus, self.teacher)
+        self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs, self.teacher_tokens)
         self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
         stored_labels = {name: labels for name, labels in self.labels.items() if isinstance(labels, Stage)}
         stored = [student.stored_teacher_tokens for student in config.students.values()]
@@ -60,12 +64,14 @@ class Run:
         ]
         self.evaluations = [EvaluationStage(student) for student in self.students]
         used = {student.label_set for student in config.students.values()}
-        self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, self.sae]
-        self._shared += [label for name, label in stored_labels.items() if name in used]
+        own = [] if self.teacher_tokens is self.tokens else [self.teacher_tokens]
+        self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, *own, self.sae]
+        self._shared += [stage for name in stored_labels if name in used for stage in label_stages(self.labels[name])]
         self._shared += self.logits.values()
         stages = [*self._shared, *self.students, *self.evaluations]
         self.stages = {stage.name: stage for stage in stages}
-        self.stages |= {label.name: label for label in stored_labels.values() if label.name not in self.stages}
+        stored_stages = [stage for label in stored_labels for stage in label_stages(self.labels[label])]
+        self.stages |= {stage.name: stage for stage in stored_stages if stage.name not in self.stages}
         self._all = [stage.name for stage in stages]
         self._reused: dict[str, bool] = {}
 
@@ -162,7 +168,8 @@ class Run:
     def training_stages(self, name: str) -> list[str]:
         """Names of the stages that train `name`: the teacher, or a student with every seed."""
         if name == "teacher":
-            return [self.teacher.name]
+            own = [] if self.teacher_tokens is self.tokens else [self.teacher_tokens.name]
+            return [self.teacher.name, *own]
         stages = [stage.name for stage in self.students if stage.student == name]
         if not stages:
             choices = ", ".join(["teacher", *self.config.students])
@@ -172,9 +179,9 @@ class Run:
     def label_stages(self, name: str | None) -> list[str]:
         """Names of the stages that write labels: one set, the teacher's `logits`, or all there are."""
         stored = [stage.name for stage in self.logits.values()]
-        labels = {key: stage for key, stage in self.labels.items() if isinstance(stage, Stage)}
+        labels = {key: stages for key, label in self.labels.items() if (stages := label_stages(label))}
         if name is None:
-            return [*(label.name for label in labels.values()), *stored]
+            return [*(stage.name for stages in labels.values() for stage in stages), *stored]
         if name == "logits" and stored:
             return stored
         if name not in self.labels:
@@ -184,7 +191,7 @@ class Run:
             raise CocomixError(
                 f"the labels {name} are made while students train; set labels.{name}.live=false to store them"
             )
-        return [labels[name].name]
+        return [stage.name for stage in labels[name]]
 
     def evaluation_stages(self) -> list[str]:
         """Names of the evaluation stages of every student and seed."""

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.data.document_windows import DocumentWindows
 from cocomix.evaluation.perplexity import window_subset
 from cocomix.model.loading import as_run
 from cocomix.model.teacher import blocks, hidden_at
@@ -33,7 +35,12 @@ MOST_SPLICED_WINDOWS = 256
 
 
 class SaeStage(ModelStage):
-    """A TopK autoencoder on the concept model's residual stream, with its quality on validation text."""
+    """A TopK autoencoder on the concept model's residual stream, with its quality on validation text.
+
+    Args:
+        tokens: the students'.
+        teacher_tokens: the concept model's, if it has a tokenizer of its own.
+    """
 
     distributed = True
 
@@ -44,11 +51,13 @@ class SaeStage(ModelStage):
         tokens: TokensStage,
         teacher: TeacherStage,
         external_inputs: ExternalInputs,
+        teacher_tokens: TokensStage | None = None,
     ) -> None:
         other_runs = external_stages(external_inputs, config.sae.pretrained)
-        super().__init__(run_dir, "sae", "cocomix sae", [tokens, teacher, *other_runs])
+        self.teacher_tokens = teacher_tokens or tokens
+        super().__init__(run_dir, "sae", "cocomix sae", [self.teacher_tokens, teacher, *other_runs])
         self.external_inputs = external_inputs
-        self.config, self.seq_len, self.evaluation = config.sae, config.seq_len, config.evaluation
+        self.config, self.seq_len, self.evaluation = config.sae, teacher.seq_len, config.evaluation
         self.tokens, self.teacher = tokens, teacher
 
     def settings(self) -> dict[str, Any]:
@@ -114,7 +123,7 @@ class SaeStage(ModelStage):
         assert train is not None, "the config asks for pretrained or train"
         torch.manual_seed(train.seed)
         sae = TopKSAE(text_shape(teacher.config).hidden_size, config.n_latents, config.k)
-        shards = self.tokens.shards("train")
+        windows = self.teacher_tokens.windows("train", self.seq_len)
         objective = SaeObjective(
             sae,
             teacher,
@@ -122,12 +131,13 @@ class SaeStage(ModelStage):
             aux_k=config.aux_k,
             aux_coefficient=config.aux_coefficient,
             dead_after_tokens=config.dead_after_tokens,
-            first_position=shards.special.first_position,
-            about={"prepend_bos": shards.special.bos_id is not None, "context_size": self.seq_len},
+            first_position=windows.special.first_position,
+            about={"prepend_bos": windows.special.bos_id is not None, "context_size": self.seq_len},
         )
-        first = shards.windows(window_subset(shards.n_windows(self.seq_len), 16), self.seq_len)
-        objective.to(device()).initialise(torch.from_numpy(first).to(device()))
-        result = train_objective(objective, BatchSource(shards, self.seq_len), train, folder, None, progress)
+        data = BatchSource(windows, self.seq_len)
+        first = data(window_subset(data.n_windows, 16), device())
+        objective.to(device()).initialise(first["input_ids"], first.get("padding"))
+        result = train_objective(objective, data, train, folder, None, progress)
         return TopKSAE.from_pretrained(folder / "model"), training_figures(result)  # each process may hold a part only
 
     def _load(self, source: str, folder: Path, width: int) -> tuple[TopKSAE, dict[str, Any]]:
@@ -149,19 +159,19 @@ class SaeStage(ModelStage):
 
     def _check_bos(self, source: str, prepend_bos: bool | None) -> None:
         """Refuse an autoencoder of hidden states that this run's windows do not have."""
-        has_bos = self.tokens.special.bos_id is not None
+        has_bos = self.teacher_tokens.special.bos_id is not None
         if prepend_bos is None or prepend_bos == has_bos:
             return
         trained, here = ("with", "without") if prepend_bos else ("without", "with")
         raise CocomixError(
             f"the SAE {source} was trained on windows {trained} a beginning-of-text token first (prepend_bos) and the"
-            f" windows of this run are {here} one; set tokens.bos={str(prepend_bos).lower()}"
+            f" windows of this run are {here} one; set {self.teacher_tokens.bos_setting}={str(prepend_bos).lower()}"
         )
 
     def _quality(self, sae: TopKSAE, teacher: PreTrainedModel) -> dict[str, Any]:
         """Figures on evenly spread validation windows; splicing takes fewer, because it runs the model four times."""
         n_windows = self.evaluation.sae_windows
-        reconstruction, first = Reconstruction(sae), self.tokens.special.first_position
+        reconstruction, first = Reconstruction(sae), self.teacher_tokens.special.first_position
         with torch.no_grad():
             for ids in self._validation(n_windows):
                 reconstruction.add(hidden_at(teacher, ids, self.config.layer)[:, first:].flatten(0, 1))
@@ -172,11 +182,20 @@ class SaeStage(ModelStage):
         )
 
     def _validation(self, n_windows: int) -> Iterator[torch.Tensor]:
-        """Token ids of `n_windows` evenly spread validation windows, int64 `[batch, seq]`, on the device."""
-        val = self.tokens.shards("val")
+        """Token ids of `n_windows` evenly spread validation windows, int64 `[batch, seq]`, on the device.
+
+        Windows shorter than the others, at ends of documents, come without padding, those of one length together.
+        """
+        val = self.teacher_tokens.windows("val", self.seq_len)
         windows, step = window_subset(val.n_windows(self.seq_len), n_windows), self.evaluation.batch_size
-        for start in range(0, len(windows), step):
-            yield torch.from_numpy(val.windows(windows[start : start + step], self.seq_len)).to(device())
+        kinds = [(self.seq_len, windows)]
+        if isinstance(val, DocumentWindows):
+            lengths = val.bounds(windows).lengths
+            kinds = [(int(length), windows[lengths == length]) for length in np.unique(lengths[lengths > 1])[::-1]]
+        for length, alike in kinds:
+            for start in range(0, len(alike), step):
+                ids = val.windows(alike[start : start + step], self.seq_len)[:, :length]
+                yield torch.from_numpy(ids).to(device())
 
     def model(self) -> TopKSAE:
         """The finished autoencoder."""

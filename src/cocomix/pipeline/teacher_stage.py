@@ -40,24 +40,28 @@ class TeacherStage(ModelStage):
 
     def __init__(self, run_dir: Path, config: RunConfig, tokens: TokensStage, external_inputs: ExternalInputs) -> None:
         external = external_stages(external_inputs, config.teacher.pretrained)
-        super().__init__(run_dir, "teacher", "cocomix train teacher", [tokens, *external])
+        read = [tokens] if config.teacher.shares_tokens else []
+        super().__init__(run_dir, "teacher", "cocomix train teacher", [*read, *external])
         self.external_inputs = external_inputs
-        self.config, self.seq_len, self.evaluation = config.teacher, config.seq_len, config.evaluation
+        self.config, self.evaluation = config.teacher, config.evaluation
+        self.seq_len = config.teacher.seq_len or config.seq_len
         self.tokens = tokens
 
     def settings(self) -> dict[str, Any]:
         attention = {} if self.config.attention == "sdpa" else {"attention": self.config.attention}
         if self.config.pretrained is not None:
             name = stable_name(self.external_inputs, self.config.pretrained)
-            return {"pretrained": name, "seq_len": self.seq_len} | attention
-        own = self.config.model_dump(mode="json", exclude={"attention"}) | attention
+            tokenizer = {} if self.config.shares_tokens else {"tokenizer": self.config.tokenizer}
+            return {"pretrained": name, "seq_len": self.seq_len} | tokenizer | attention
+        own = self.config.model_dump(mode="json", exclude={"attention", "tokenizer", "bos"}) | attention
         return own | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['description']}{describe_curve(figures)}"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        self.tokens.check_lengths(self.seq_len)
+        if self.config.shares_tokens:
+            self.tokens.check_lengths(self.seq_len)
         if self.config.pretrained is not None:
             return self._load(folder, self.config.pretrained)
         train = self.config.train
@@ -75,15 +79,18 @@ class TeacherStage(ModelStage):
 
     def _load(self, folder: Path, source: str) -> dict[str, Any]:
         model = load_causal_lm(source, "the concept model", precision="saved")
-        self._check_vocabulary(model, source)
+        if self.config.shares_tokens:
+            self._check_vocabulary(model, source)
         positions = text_shape(model.config).positions
         if positions is not None and positions < self.seq_len:
             raise CocomixError(
                 f"the concept model {source} has {positions} positions,"
-                f" fewer than seq_len {self.seq_len}; lower seq_len"
+                f" fewer than seq_len {self.seq_len}; lower {'' if self.config.shares_tokens else 'teacher.'}seq_len"
             )
         if is_main():
             model.save_pretrained(folder / "model")
+            if not self.config.shares_tokens:
+                _own_tokenizer(source).save_pretrained(folder / "model")
         saved = str(model.dtype).removeprefix("torch.")
         check_teacher(model.float())
         description = f"{source}: {_describe(model)}"
@@ -97,7 +104,10 @@ class TeacherStage(ModelStage):
         """
         tokenizer = self.tokens.tokenizer()
         rows = text_shape(model.config).vocab_size
-        hint = "set tokens.tokenizer to the concept model's own tokenizer"
+        hint = (
+            "set tokens.tokenizer to the concept model's own tokenizer, or teacher.tokenizer=own to let it read the"
+            " text with that and the students with theirs"
+        )
         published = _published_tokenizer(source)
         if published is not None and published.get_vocab() != tokenizer.get_vocab():
             raise CocomixError(
@@ -151,6 +161,16 @@ def _published_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
         return load_tokenizer(source)
     except CocomixError:
         return None
+
+
+def _own_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        return load_tokenizer(source)
+    except CocomixError as error:
+        raise CocomixError(
+            f"the concept model {source} has no tokenizer of its own to read the text with ({error}); put it beside the"
+            " weights, or set teacher.tokenizer=shared if its tokens are the students'"
+        ) from error
 
 
 def _describe(model: PreTrainedModel) -> str:
