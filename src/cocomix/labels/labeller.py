@@ -148,6 +148,7 @@ class ConceptLabeller(Labeller):
             rule=self.rule,
             sign="signed",
             attention_mask=self._padding(ids, bounds),
+            first=0 if bounds is None else int(bounds.first[0]),
         )
         signed.valid[:, : self.first_position] = False
         return {sign: select_active(with_sign(signed, self.rule, sign), self.n_labels) for sign in self.names}
