@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from cocomix.data.byte_offsets import UNKNOWN, ByteOffsets
+from cocomix.data.byte_offsets import UNKNOWN, ByteOffsets, corresponding
 from cocomix.data.document_windows import DocumentWindows
 from cocomix.data.shards import TokenShards
 from cocomix.data.sources import Document
+from cocomix.data.special_tokens import SpecialTokens
 from cocomix.data.text_ends import END, Located, corresponding_ends, document_ends
+from cocomix.labels.attribution import ConceptLabels
 from cocomix.labels.store import SHARD_TOKENS, LabelStore
 from cocomix.utils.files import make_folder
 
@@ -116,6 +119,47 @@ def teacher_places(where: np.ndarray, shards: TokenShards, windows: np.ndarray, 
     source = np.where(positions < 0, NOWHERE, where[np.maximum(positions, 0)])
     source[:, -1] = NOWHERE
     return source
+
+
+class TextAligner:
+    """Labels of single texts, moved from the tokens of one tokenizer to those of another.
+
+    Args:
+        tokenizer, special: of the student, who gives the text as tokens.
+        teacher_tokenizer, teacher_special: of the concept model, which labels it.
+    """
+
+    def __init__(
+        self, tokenizer: Any, special: SpecialTokens, teacher_tokenizer: Any, teacher_special: SpecialTokens
+    ) -> None:
+        self.tokenizer, self.special = tokenizer, special
+        self.teacher_tokenizer, self.teacher_special = teacher_tokenizer, teacher_special
+        self._offsets, self._teacher_offsets = ByteOffsets(tokenizer), ByteOffsets(teacher_tokenizer)
+
+    def __call__(self, ids: list[int], label: Callable[[torch.Tensor], ConceptLabels]) -> ConceptLabels | None:
+        """Labels `[1, seq, k]` of the student's tokens `ids` of a text, with BOS if its policy has one.
+
+        Args:
+            label: gives the labels of the concept model's tokens int64 `[1, teacher_seq]`.
+        """
+        before = self.special.first_position if ids[:1] == [self.special.bos_id] else 0
+        own = np.array(ids[before:], dtype=np.int64)
+        text = str(self.tokenizer.decode(own.tolist(), clean_up_tokenization_spaces=False))
+        teacher_ids = self.teacher_special.prompt(self.teacher_tokenizer, text)
+        if len(teacher_ids) < 2:
+            return None
+        first = self.teacher_special.first_position
+        ends = self._offsets.ends(text, own)
+        teacher_ends = self._teacher_offsets.ends(text, np.array(teacher_ids[first:], dtype=np.int64))
+        places = corresponding(
+            np.append(np.full(before, UNKNOWN), ends), np.append(np.full(first, UNKNOWN), teacher_ends)
+        )
+        places[-1] = NOWHERE  # its next token is not known
+        labels = label(torch.tensor([teacher_ids]))
+        there = torch.from_numpy(places != NOWHERE)
+        source = torch.from_numpy(np.maximum(places, 0))
+        valid = labels.valid[:, source].cpu() & there
+        return ConceptLabels(labels.ids[:, source].cpu(), labels.scores[:, source].cpu(), valid)
 
 
 def _labels_at(

@@ -9,17 +9,19 @@ training.
 import math
 import time
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import PretrainedConfig
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.data.byte_offsets import ByteOffsets
 from cocomix.data.corpus import Corpus
 from cocomix.data.document_windows import DocumentWindows
 from cocomix.data.text_ends import ENDS, read_ends
-from cocomix.labels.alignment import align_split, find_places
-from cocomix.labels.attribution import labelling_flops
+from cocomix.labels.alignment import TextAligner, align_split, find_places
+from cocomix.labels.attribution import ConceptLabels, attribute_active, labelling_flops, select_active
 from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
 from cocomix.labels.store import LabelReader, LabelStore
 from cocomix.model.flops import model_flops
@@ -28,6 +30,7 @@ from cocomix.pipeline.config import LabelConfig, RunConfig
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
+from cocomix.sae.sae import TopKSAE
 from cocomix.utils.console import world_size
 from cocomix.utils.errors import CocomixError
 
@@ -140,6 +143,8 @@ class LabelStage(Stage, LabelSet):
     version = 3  # 2: sharded stores; 3: fused kernels, whose labels differ in last bits
     distributed = True
     splits = ("train", "val")
+    times_read: ClassVar[int] = 1
+    """how often each token is read, about, because windows overlap"""
 
     def __init__(self, run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
         super().__init__(run_dir, f"labels/{name}", f"cocomix label --name {name}", [teacher.tokens, teacher, sae])
@@ -214,6 +219,8 @@ class LabelStage(Stage, LabelSet):
 
 class TeacherLabelStage(LabelStage):
     """Labels at the tokens of a concept model with a tokenizer of its own; the students' tokens do not matter."""
+
+    times_read = 2
 
     def __init__(self, run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
         inputs = [sae.teacher_tokens, teacher, sae]
@@ -319,6 +326,28 @@ class AlignedLabelStage(LabelStage):
         seconds = time.monotonic() - started
         figures["train"] |= {"seconds": seconds, "tokens_per_second": made["train"]["tokens_per_second"]}
         return figures | {"flops": made["flops"], "teacher": made["teacher"]}
+
+    def of_text(self, ids: list[int], teacher: PreTrainedModel, sae: TopKSAE, sign: str) -> ConceptLabels | None:
+        """Labels `[1, seq, K_attr]` of a text in the students' tokens; None if it is too short."""
+
+        def label(tokens: torch.Tensor) -> ConceptLabels:
+            active = attribute_active(
+                teacher,
+                sae,
+                tokens.to(sae.encoder_weight.device),
+                layer=self.sae.config.layer,
+                rule=self.config.rule,
+                sign=sign,
+                first=self.source.tokens.special.first_position,
+            )
+            return select_active(active, self.config.k)
+
+        return self._text_aligner(ids, label)
+
+    @cached_property
+    def _text_aligner(self) -> TextAligner:
+        own, others = self.tokens, self.source.tokens
+        return TextAligner(own.tokenizer(), own.special, others.tokenizer(), others.special)
 
     def lineage(self, split: str) -> dict[str, Any]:
         return self.source.lineage(split) | {

@@ -427,8 +427,7 @@ def _labels(name: str, labels: LabelStage, sign: str) -> dict[str, Any]:
         "sign": sign,
         "k": config.k,
         "valid_share": figures["train"]["valid_share"][sign],
-        "seconds": figures["train"]["seconds"],
-        "flops": figures["flops"],
+        **labels.made_once(),
         "tokens_per_second": figures["train"]["tokens_per_second"],
     }
 

@@ -136,6 +136,18 @@ class TeacherStage(ModelStage):
                 f" this run are {begin[1]} one; set tokens.bos={str(special.bos_id is not None).lower()}"
             )
 
+    def must_share_tokens(self, why: str) -> None:
+        """Refuse what needs a concept model that reads the students' tokens; it `why`.
+
+        Raises:
+            CocomixError: it has a tokenizer of its own.
+        """
+        if not self.config.shares_tokens:
+            raise CocomixError(
+                f"the concept model {why}, token by token, and reads other tokens than the students; train with"
+                " teacher.tokenizer=shared and tokens.tokenizer set to the concept model's own"
+            )
+
     def model(self, precision: str = "fp32") -> PreTrainedModel:
         """The finished concept model for passes in `precision`, in evaluation mode, taking no gradients."""
         self.check()
