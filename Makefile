@@ -29,7 +29,7 @@ test-all: test test-long extras
 	$(BIN)/python -m tools.transformers_tests
 	$(BIN)/python -m benchmarks.teacher_families
 	$(BIN)/python -m benchmarks.faults --faults 40 -o build/faults
-	$(BIN)/python -m benchmarks.faults.operations --sample 12 -o build/faults
+	$(BIN)/python -m benchmarks.faults.operations -o build/faults
 
 # No extra, and each extra alone, in clean environments (a package index is needed; some minutes).
 extras: $(TO_TEST)

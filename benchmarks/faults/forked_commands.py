@@ -16,7 +16,14 @@ from typing import BinaryIO
 from benchmarks.faults.processes import Command
 from cocomix.cli.app import main
 
-HEAVY_IMPORTS = ("torch.distributed.run", "cocomix.pipeline.run", "cocomix.pipeline.concept_stages", "cocomix.report")
+HEAVY_IMPORTS = (
+    "torch.distributed.run",
+    "cocomix.pipeline.run",
+    "cocomix.pipeline.concept_stages",
+    "cocomix.report",
+    "matplotlib.pyplot",
+    "mpl_toolkits.mplot3d",
+)
 DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2
 CAPABILITY_VERSION = 0x20080522
 
@@ -40,6 +47,11 @@ class ForkedProcess:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
+
+    def wait_quietly(self) -> None:
+        """Wait for its end without asking again and again, which costs the processor more than a small command."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 class ForkedCommand(Command):

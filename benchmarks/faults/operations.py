@@ -1,6 +1,6 @@
 """Kill every stage at each of its file operations, and fail each with a full or a broken disk.
 
-    python -m benchmarks.faults.operations -o results/faults            # every operation of every stage: hours
+    python -m benchmarks.faults.operations -o results/faults            # every operation of every stage
     python -m benchmarks.faults.operations --sample 12 -o build/faults  # evenly spread ones
 
 `interpose.c`, preloaded, numbers the calls that change a file of the run. For each number and each kind of failure a
@@ -11,7 +11,9 @@ copy of a finished run does the stage, the failure happens at that call, and the
   undisturbed bits; the second command ends in the undisturbed bits.
 
 `lost` are training steps taken again beyond those since the last checkpoint, here after every step. A temporary file
-or an unfinished attempt that stays is `left`. Needs a C compiler and Linux.
+or an unfinished attempt that stays is `left`. All operations of all stages take hours. The outcomes so far are written
+every minute, and the same command goes on from them if the commit is the same; numbers come in an order that spreads
+those tried evenly at any time. Needs a C compiler and Linux.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,13 +42,16 @@ LIBRARY = "COCOMIX_INTERPOSE"
 COUNT, KILL, FAIL = 1, 2, 3
 KINDS = {"kill": (KILL, 0), "ENOSPC": (FAIL, errno.ENOSPC), "EIO": (FAIL, errno.EIO)}
 GOOD = ("same bits", "refused, then the same bits")
-STEPS = 6
+STEPS = 4
+SAVE_SECONDS = 60
 MOST_AGAIN = 2
 """Training steps that a kill may cost: the one it happened in, and the one whose checkpoint was not complete."""
 
 
 class MicroCopies(RunCopies):
     """Copies of a run of a few steps, with a checkpoint after each."""
+
+    beginning = 120
 
     def settings(self) -> dict[str, Any]:
         settings = recipe()
@@ -87,6 +93,7 @@ def command(arguments: list[str], home: Path, armed: Armed | None, steps: Path) 
             library.arm(run, armed.mode, ctypes.c_long(armed.number), armed.code, log)
 
     started = ForkedCommand(arguments, home, prepare)
+    started.popen.wait_quietly()
     started.wait()
     return started
 
@@ -150,10 +157,14 @@ def operations(copies: RunCopies, target: Target) -> list[str]:
 
 
 def spread(total: int, sample: int | None) -> list[int]:
-    """Numbers from 1 to `total`, all or `sample` of them evenly spread with both ends."""
+    """Numbers from 1 to `total`, all or `sample` of them evenly spread with both ends, every first part spread, too."""
     if sample is None or sample >= total:
-        return list(range(1, total + 1))
-    return sorted({round(1 + index * (total - 1) / max(1, sample - 1)) for index in range(sample)})
+        numbers = list(range(1, total + 1))
+    else:
+        numbers = sorted({round(1 + index * (total - 1) / max(1, sample - 1)) for index in range(sample)})
+    digits = (len(numbers) - 1).bit_length()
+    reversed_bits = (int(f"{place:0{digits}b}"[::-1], 2) for place in range(2**digits))
+    return [numbers[place] for place in reversed_bits if place < len(numbers)]
 
 
 def table(report: dict[str, Any]) -> str:
@@ -171,32 +182,62 @@ def table(report: dict[str, Any]) -> str:
     return head + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Try everything that `arguments` ask for, and write `operations.json` and `operations.md` after every stage."""
-    preload()
-    copies = MicroCopies(arguments.folder.resolve())
-    last = max(list(TARGETS).index(name) for name in arguments.stages)
-    copies.prepare(until=list(TARGETS)[last])
-    report: dict[str, Any] = {
-        **provenance(threads=1),
+def report_so_far(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The report that an interrupted run of the same commit left, or an empty one."""
+    report = provenance(threads=1) | {
         "sample": arguments.sample,
         "kinds": arguments.kinds,
         "operations": {},
         "failures": [],
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    for name in arguments.stages:
-        listed = operations(copies, TARGETS[name])
-        report["operations"][name] = len(listed)
-        for number in arguments.numbers or spread(len(listed), arguments.sample):
-            for kind in arguments.kinds:
-                entry = one_failure(copies, TARGETS[name], kind, number) | {"operation": listed[number - 1]}
-                report["failures"].append(entry)
-                if entry["outcome"] not in GOOD or arguments.verbose:
-                    print(name, kind, number, listed[number - 1], entry["outcome"], entry["said"][:150], flush=True)
-        (arguments.output / "operations.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (arguments.output / "operations.md").write_text(table(report), encoding="utf-8")
+    written = arguments.output / "operations.json"
+    if written.exists():
+        earlier = json.loads(written.read_text(encoding="utf-8"))
+        if earlier["commit"] == report["commit"]:
+            report |= {"operations": earlier["operations"], "failures": earlier["failures"]}
     return report
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """Write `operations.json` and `operations.md`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "operations.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "operations.md").write_text(table(report), encoding="utf-8")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Try everything that `arguments` ask for and that was not tried yet."""
+    preload()
+    copies = MicroCopies(arguments.folder.resolve())
+    last = max(list(TARGETS).index(name) for name in arguments.stages)
+    copies.prepare(until=list(TARGETS)[last])
+    report = report_so_far(arguments)
+    tried = {(entry["stage"], entry["kind"], entry["number"]) for entry in report["failures"]}
+    listed = {name: operations(copies, TARGETS[name]) for name in arguments.stages}
+    report["operations"] |= {name: len(calls) for name, calls in listed.items()}
+    saved = time.monotonic()
+    for name, number in in_turn(
+        {name: arguments.numbers or spread(len(listed[name]), arguments.sample) for name in listed}
+    ):
+        for kind in arguments.kinds:
+            if (name, kind, number) in tried:
+                continue
+            entry = one_failure(copies, TARGETS[name], kind, number) | {"operation": listed[name][number - 1]}
+            report["failures"].append(entry)
+            if entry["outcome"] not in GOOD or arguments.verbose:
+                said = entry["said"][:150]
+                print(name, kind, number, listed[name][number - 1], entry["outcome"], said, flush=True)
+        if time.monotonic() - saved > SAVE_SECONDS:
+            write(report, arguments.output)
+            saved = time.monotonic()
+    write(report, arguments.output)
+    return report
+
+
+def in_turn(numbers: dict[str, list[int]]) -> list[tuple[str, int]]:
+    """Stages with their numbers, the same share of each stage's at any place of the list."""
+    places = [(place / len(todo), name, number) for name, todo in numbers.items() for place, number in enumerate(todo)]
+    return [(name, number) for _, name, number in sorted(places, key=lambda entry: entry[0])]
 
 
 def preloaded(arguments: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -19,8 +19,6 @@ from benchmarks.same_bits import CLOCK_OF_NEW_RUN, contents, differences
 from cocomix.utils.env import git_commit
 
 STEPS = 12
-BEGINNING = 400
-"""Characters of each address in the corpus."""
 WHOLE_RUN = ["demo", "-r", "run"]
 FROM_RECIPE = ["-c", "recipe.yaml"]
 
@@ -34,6 +32,9 @@ class RunCopies:
         seconds: undisturbed seconds of work, by stage.
         outputs_of_two: undisturbed outputs of stages run by two processes, by stage.
     """
+
+    beginning: ClassVar[int] = 400
+    """characters of each address in the corpus"""
 
     folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class RunCopies:
                 self.seconds = record["seconds"]
                 return
         shutil.rmtree(self.folder, ignore_errors=True)
-        write_texts(self.folder / "texts", beginning=BEGINNING, copies=0)
+        write_texts(self.folder / "texts", beginning=self.beginning, copies=0)
         self.finished.mkdir()
         (self.finished / "recipe.yaml").write_text(yaml.safe_dump(self.settings(), sort_keys=False))
         for target in TARGETS.values():

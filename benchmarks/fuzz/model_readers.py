@@ -22,6 +22,8 @@ from cocomix.model.loading import load_causal_lm
 from cocomix.sae.formats import FORMATS, load_sae
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.checkpoint import load_checkpoint, save_checkpoint
+from cocomix.train.config import TrainConfig
+from cocomix.train.optimizer import AdamW
 from cocomix.train.trainer import training_tensors
 from cocomix.utils.files import check_weights
 
@@ -147,10 +149,10 @@ def _make_checkpoints(folder: Path) -> None:
         save_checkpoint(folder, step, training_tensors(module, optimizer), {"curve": [step]}, "key")
 
 
-def _trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def _trained() -> tuple[torch.nn.Module, AdamW]:
     torch.manual_seed(0)
     module = torch.nn.Linear(6, 5)
-    return module, torch.optim.AdamW(module.parameters())
+    return module, AdamW(module, TrainConfig(steps=1))
 
 
 def _read_checkpoints(folder: Path) -> None:

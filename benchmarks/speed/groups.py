@@ -16,7 +16,7 @@ from benchmarks.speed.measure import Timing, time_interleaved
 from benchmarks.speed.own_process import measure_in_own_process
 from benchmarks.speed.sae_steps import SAE_STEPS
 from benchmarks.speed.shapes import SHAPES
-from benchmarks.speed.students import STUDENTS, TrainingState, TrainingStep
+from benchmarks.speed.students import MIXINGS, STUDENTS, TrainingState, TrainingStep
 from benchmarks.speed.synthetic import StoredData, autoencoder, concept_model, student_config
 from benchmarks.speed.workload import Lap, Progress, Setting, Workload
 from cocomix.model.flops import model_flops
@@ -145,6 +145,18 @@ class Memory(Group):
         }
 
 
+class Mixing(Group):
+    """Our training step by what a concept slot starts from, and its peak memory, each variant in its own process."""
+
+    title, rounds = "concept slots", 9
+
+    def measure(self, setting: Setting, progress: Progress) -> dict[str, Any]:
+        data = StoredData(setting.shape, setting.seed)
+        steps = [TrainingStep(TrainingState(name, setting, data), "fp32") for name in MIXINGS]
+        raw = measure_interleaved(steps, self.repeats(setting), setting, progress)
+        return raw | {"bytes": {name: measure_in_own_process(name, "fp32", setting)["step"] for name in MIXINGS}}
+
+
 class Labels(Group):
     """Labelling with both rules and precisions, and with the reference's arithmetic."""
 
@@ -253,6 +265,7 @@ GROUPS: dict[str, Group] = {
     "peak": Peak(),
     "step": Step(),
     "memory": Memory(),
+    "mixing": Mixing(),
     "labelling": Labels(),
     "generate": Generate(),
     "sae": Sae(),

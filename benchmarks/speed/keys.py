@@ -130,10 +130,22 @@ def _gain(raw: Raw) -> dict[str, Any]:
     return figure(of("cocomix"), gpt2=gpt2, limit=gpt2["value"])
 
 
+def _mixing(variant: str) -> Callable[[Raw], dict[str, Any]]:
+    def of(raw: Raw) -> dict[str, Any]:
+        taken = ratios(*(seconds(raw, "mixing", f"{name} fp32") for name in (variant, "bare")))
+        peaks = raw["mixing"]["bytes"]
+        return figure(taken, memory=peaks[variant] / peaks["bare"])
+
+    return of
+
+
 KEYS: dict[str, Key] = {
     "step_vs_gpt2": Key("training step, time / GPT-2", _step, Bar(1.75, True)),
     "whole_step_vs_dense": Key("reference's step with labels / ours", _whole_step, Bar(3.0, False)),
     "step_memory_vs_gpt2": Key("training step, peak memory / GPT-2", _memory, Bar(1.0, True)),
+    "residual_vs_bare": Key("residual slots, step time / bare", _mixing("residual"), Bar(1.02, True)),
+    "scaled_vs_bare": Key("vector_scale, step time / without", _mixing("scaled"), Bar(1.02, True)),
+    "residual_scaled_vs_bare": Key("both, step time / neither", _mixing("residual scaled"), Bar(1.02, True)),
     "labelling_vs_dense": Key("labelling, tokens/s / reference's", _labelling("fp32"), Bar(1.7, False)),
     "labelling_bf16_vs_dense": Key("labelling in bf16 / reference's fp32", _labelling("bf16"), Bar(2.8, False)),
     "exact_vs_reference_rule": Key("exact rule, time / our reference rule", _exact, Bar(1.3, True)),

@@ -27,7 +27,7 @@ KEY = "cocomix-bench: "
 
 
 def measure_in_own_process(student: str, precision: str, setting: Setting, steps: int = 2) -> dict[str, Any]:
-    """Run `steps` training steps of `student`, a key of `STUDENTS`, in a fresh process.
+    """Run `steps` training steps of `student`, a key of `STUDENTS` or `MIXINGS`, in a fresh process.
 
     Returns:
         `step` and `forward_backward`, bytes above `before`; `before` itself, bytes; `seconds` of each step.

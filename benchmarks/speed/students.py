@@ -1,6 +1,7 @@
 """The training step: Transformers' GPT-2, ours, and the dense student, with the same data and optimiser."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from cocomix.model.flops import model_flops
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.cocomix import CoCoMixObjective
 from cocomix.train.config import TrainConfig
-from cocomix.train.optimizer import adamw
+from cocomix.train.optimizer import OPTIMIZERS, TrainingOptimizer
 from cocomix.utils.env import autocast
 
 TRAIN = TrainConfig(steps=1)
@@ -39,26 +40,43 @@ STUDENTS: dict[str, Callable[[Shape], nn.Module]] = {
 }
 """Builders of the modules that are trained, by name; each maps a batch to its loss."""
 
+MIXINGS: dict[str, dict[str, Any]] = {
+    "bare": {},
+    "residual": {"mixer_options": {"slot": "residual"}},
+    "scaled": {"vector_scale": 0.3},
+    "residual scaled": {"mixer_options": {"slot": "residual"}, "vector_scale": 0.3},
+}
+"""Fields of our student's configuration, by the name of the variant: what a concept slot starts from."""
+
+
+def build_student(name: str, shape: Shape) -> nn.Module:
+    """Build the student called `name`, a key of `STUDENTS` or of `MIXINGS`."""
+    if name in MIXINGS:
+        return CoCoMixObjective(CoCoMixForCausalLM(student_config(shape, **MIXINGS[name])))
+    return STUDENTS[name](shape)
+
 
 class TrainingState:
     """A student and its optimiser, shared by the steps of both precisions.
 
     Args:
-        name: key of `STUDENTS`.
+        name: key of `STUDENTS` or `MIXINGS`.
         setting: setting of the measurement.
         data: training data.
+        optimizer: its optimiser's name.
     """
 
-    def __init__(self, name: str, setting: Setting, data: StoredData) -> None:
+    def __init__(self, name: str, setting: Setting, data: StoredData, optimizer: str = "adamw") -> None:
         self.name, self.setting, self.data, self.steps = name, setting, data, 0
-        self._built: tuple[nn.Module, torch.optim.Optimizer] | None = None
+        self.optimizer = optimizer
+        self._built: tuple[nn.Module, TrainingOptimizer] | None = None
 
-    def built(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def built(self) -> tuple[nn.Module, TrainingOptimizer]:
         """Return the student and its optimiser, built at the first call."""
         if self._built is None:
             torch.manual_seed(self.setting.seed)
-            student = STUDENTS[self.name](self.setting.shape).to(self.setting.device).train()
-            self._built = student, adamw(student, TRAIN)
+            student = build_student(self.name, self.setting.shape).to(self.setting.device).train()
+            self._built = student, OPTIMIZERS[self.optimizer](student, TRAIN)
         return self._built
 
     def flops(self) -> float:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ WINDOWS_A_BATCH = 8
 """Windows in the synthetic corpus per window of a step; steps cycle through them."""
 
 
-def student_config(shape: Shape) -> CoCoMixConfig:
-    """Return the student's configuration."""
+def student_config(shape: Shape, **changes: Any) -> CoCoMixConfig:
+    """Return the student's configuration, with some fields changed."""
     return CoCoMixConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.width,
@@ -31,6 +32,7 @@ def student_config(shape: Shape) -> CoCoMixConfig:
         concept_layer=shape.concept_layer,
         num_concepts=shape.concepts,
         concept_top_k=shape.top_k,
+        **changes,
     )
 
 

@@ -58,6 +58,11 @@ def measured(run: Run, student: StudentStage) -> list[dict[str, Any]]:
         for split in ("val", "test"):
             value = record["figures"][split]["perplexity"]
             metrics.append({"dataset": source, "split": split, "metric": "perplexity", "value": value, "stderr": None})
+            bits = record["figures"][split].get("bits_per_byte")
+            if bits is not None:
+                metrics.append(
+                    {"dataset": source, "split": split, "metric": "bits per byte", "value": bits, "stderr": None}
+                )
         if "recall" in record["figures"]:
             value = record["figures"]["recall"]["recall"]
             metrics.append(
@@ -144,8 +149,7 @@ def _concepts(run: Run, student: StudentStage) -> Rows:
         rows.append(("SAE's shape", f"{kept}; explained variance {figures['explained_variance']:.4f}"))
         rows.append(("SAE's weights", _if_done(run.sae, lambda: f"sha256 {run.sae.checksum()}")))
     if student.labels is not None:
-        labels = student.labels.config
-        rows.append(("labels", f"rule {labels.rule}, sign {student.sign}, {labels.k} a position"))
+        rows.append(("labels", f"{student.labels.in_words(student.sign)}, {student.labels.n_labels} a position"))
     if student.logits is not None:
         rows.append(
             ("teacher's distribution", f"its {student.config.stored_teacher_tokens} most likely tokens, stored")

@@ -44,6 +44,8 @@ def test_the_vectors_are_the_concepts_own_rows(mixer: str) -> None:
     model = student(mixer)
     found = concept_vectors(model, np.array([3, 0, 20]))
     assert torch.allclose(found, model.channel.vector.weight[[3, 0, 20]], atol=1e-12) and mixes(model)
+    model.channel.scale = torch.nn.Parameter(torch.full((1,), 0.3, dtype=found.dtype))
+    assert torch.allclose(concept_vectors(model, np.array([3, 0, 20])), 0.3 * found, atol=1e-12)
 
 
 @torch.no_grad()

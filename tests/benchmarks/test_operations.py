@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.operations import GOOD, spread
+from benchmarks.faults.operations import GOOD, in_turn, spread
 
 
 def test_the_sample_is_spread_and_has_both_ends() -> None:
-    assert spread(5, None) == [1, 2, 3, 4, 5] == spread(5, 9)
-    assert spread(100, 3) == [1, 50, 100] and spread(100, 1) == [1]
+    assert sorted(spread(5, None)) == [1, 2, 3, 4, 5] == sorted(spread(5, 9))
+    assert sorted(spread(100, 3)) == [1, 50, 100] and spread(100, 1) == [1]
+    assert spread(8, None) == [1, 5, 3, 7, 2, 6, 4, 8]  # wherever it is cut, those before are spread
+    assert in_turn({"a": [1, 2, 3, 4], "b": [1, 2]}) == [("a", 1), ("b", 1), ("a", 2), ("a", 3), ("b", 2), ("a", 4)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_failed_operations_of_the_tokens(tmp_path: Path) -> None:
     if sys.platform != "linux" or shutil.which("cc") is None:
         pytest.skip("the injector takes a C compiler and Linux")

@@ -1,6 +1,7 @@
 """Every route's answer against direct calls, and one sentence for every request that cannot be answered."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,11 @@ def test_models_are_compared_with_and_without_concepts(client: TestClient, catal
     loss = catalog.open(NTP).model(ids, labels=ids).loss.item()
     losses = [token["loss"] for token in result["right"]["tokens"][1:]]
     assert sum(losses) / len(losses) == pytest.approx(loss, rel=1e-4)
+    for side in ("left", "right"):
+        tokens = result[side]["tokens"]
+        size = len(TEXT.encode()) - len(tokens[0]["token"].encode())
+        bits = sum(token["loss"] for token in tokens[1:]) / math.log(2) / size
+        assert result[f"{side}_bits_per_byte"] == pytest.approx(bits)
 
 
 READ, STEER = {"model": COCOMIX, "text": TEXT}, {"model": COCOMIX, "prompt": TEXT, "steering": STEERING}

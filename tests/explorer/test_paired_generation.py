@@ -146,3 +146,15 @@ def test_draws_are_from_the_softmax() -> None:
     error = (expected * (1 - expected) / n).sqrt()
     assert ((counts / n - expected).abs() < 5 * error).all()
     assert int(sample(logits, 1e-320, noise)) == int(sample(logits, 0.0, noise)) == 3
+
+
+def test_bits_per_byte_of_what_was_generated() -> None:
+    student, lock, sizes = build(), threading.RLock(), [token % 3 for token in range(VOCAB)]
+    judge = StreamingJudge("itself", CachedModel(student, lock), [])
+    options: dict[str, Any] = {"tokens": TOKENS, "temperature": 1.0, "seed": 3, "clock": itertools.count().__next__}
+    _, *steps, end = generate_pair(student, lock, judge, PROMPT, SETTING, str, sizes, **options)
+    for row in ("base", "steered"):
+        tokens = [getattr(step, row) for step in steps]
+        size = sum(sizes[token.id] for token in tokens)
+        bits = sum(token.loss for token in tokens) / math.log(2)
+        assert getattr(end, row).bits_per_byte == pytest.approx(bits / size)

@@ -39,11 +39,14 @@ def plain(seed: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
 
 
-def mixed(channel: str = "concepts", mixer: str = "interleave", **options: int) -> CoCoMixForCausalLM:
+def mixed(
+    channel: str = "concepts", mixer: str = "interleave", scale: float | None = None, **options: int
+) -> CoCoMixForCausalLM:
     torch.manual_seed(0)
     shape = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     settings = {"concept_layer": 1, "num_concepts": C, "concept_top_k": 3, "max_position_embeddings": 8}
-    return CoCoMixForCausalLM(CoCoMixConfig(**shape, **settings, channel=channel, mixer=mixer, channel_options=options))
+    parts = {"channel": channel, "mixer": mixer, "channel_options": options, "vector_scale": scale}
+    return CoCoMixForCausalLM(CoCoMixConfig(**shape, **settings, **parts))
 
 
 def bootstrap() -> BootstrapObjective:
@@ -70,7 +73,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "hidden": hidden,
     "cocomix": lambda: CoCoMixObjective(mixed(), until=0.8),
     "loss_only": lambda: CoCoMixObjective(mixed(mixer="none")),
-    "mixing_only": lambda: NtpObjective(mixed(mixer="every")),
+    "mixing_only": lambda: NtpObjective(mixed(mixer="every", scale=0.3)),
     "keys_values": lambda: CoCoMixObjective(mixed(mixer="keys_values")),
     "ncp": lambda: NtpObjective(mixed("ncp", "add", chunk=2, segments=2, codes=4)),
     "bootstrap": bootstrap,

@@ -75,12 +75,20 @@ class Slowly:
         qkv = block.attention.qkv
         parts = F.linear(block.norm_1(state), qkv.weight, qkv.bias).view(-1, block.attention.head_dim)
         queries, shared = self.config.num_attention_heads, self.config.num_key_value_heads
-        turned = [self._turned(one, place) for one in parts[: queries + shared]]
+        asked, answering = list(parts[:queries]), list(parts[queries : queries + shared])
+        if self.config.backbone == "qwen3":
+            asked = [self._head_norm(one, block.attention.q_norm.weight) for one in asked]
+            answering = [self._head_norm(one, block.attention.k_norm.weight) for one in answering]
+        turned = [self._turned(one, place) for one in (*asked, *answering)]
         return Projected(turned[:queries], turned[queries:], list(parts[queries + shared :]))
+
+    def _head_norm(self, vector: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """A query or key over its root mean square."""
+        return weight * vector / (vector.dot(vector) / len(vector) + self.config.norm_eps).sqrt()
 
     def _turned(self, vector: torch.Tensor, place: int) -> torch.Tensor:
         """Rotary positions: the pair (i, i + half) as a complex number, turned by place * theta^(-2i / width)."""
-        if self.config.backbone != "llama":
+        if self.config.backbone == "gpt2":
             return vector
         half = len(vector) // 2
         turned = [torch.empty(0)] * len(vector)
@@ -102,8 +110,15 @@ class Projected(NamedTuple):
 Vectors = list[torch.Tensor]
 
 
-def _both(h: Vectors, c: Vectors) -> list[Slot]:
-    return [one for t in range(len(h)) for one in (Slot(t, h[t]), Slot(t, c[t], read=True))]
+def _starts(slowly: Slowly, h: Vectors, c: Vectors) -> Vectors:
+    """What the vectors' slots start from."""
+    residual = slowly.config.mixer_options.get("slot") == "residual"
+    return [h[t] + c[t] if residual else c[t] for t in range(len(h))]
+
+
+def _both(slowly: Slowly, h: Vectors, c: Vectors) -> list[Slot]:
+    starts = _starts(slowly, h, c)
+    return [one for t in range(len(h)) for one in (Slot(t, h[t]), Slot(t, starts[t], read=True))]
 
 
 def _alone(h: Vectors) -> list[Slot]:
@@ -111,7 +126,7 @@ def _alone(h: Vectors) -> list[Slot]:
 
 
 def _interleave(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot]:
-    return slowly.run(blocks, _both(h, c))
+    return slowly.run(blocks, _both(slowly, h, c))
 
 
 def _add(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot]:
@@ -125,21 +140,21 @@ def _gated_add(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot
 
 
 def _keys_values(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot]:
-    return slowly.run(blocks, _alone(h), memory=c)
+    return slowly.run(blocks, _alone(h), memory=_starts(slowly, h, c))
 
 
 def _every(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot]:
-    slots = []
+    slots, starts = [], _starts(slowly, h, c)
     for t, one in enumerate(h):
         slots.append(Slot(t, one, read=True))
         if (t + 1) % slowly.config.mixer_options["every"] == 0:
-            slots.append(Slot(t, c[t]))
+            slots.append(Slot(t, starts[t]))
     return slowly.run(blocks, slots)
 
 
 def _drop_tokens(slowly: Slowly, blocks: Any, h: Vectors, c: Vectors) -> list[Slot]:
     first = slowly.config.mixer_options["blocks"]
-    kept = [slot for slot in slowly.run(blocks[:first], _both(h, c)) if slot.read]
+    kept = [slot for slot in slowly.run(blocks[:first], _both(slowly, h, c)) if slot.read]
     return slowly.run(blocks[first:], kept)
 
 
@@ -175,12 +190,20 @@ def _normed(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def concept_vector(model: CoCoMixForCausalLM, z: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    """c_hat = (W TopK(z) + b + pre_bias) * std + mean of one position: z `[C]`, h `[d_model]` -> `[d_model]`."""
+    """c_hat = ((W TopK(z) + b + pre_bias) * std + mean) * scale of one position: z `[C]`, h `[d_model]`."""
     head, vector = model.channel.head, model.channel.vector
     largest = sorted(range(len(z)), key=lambda i: -z[i].item())[: head.top_k]
     _, mean, std = _normed(h)
     mixed = sum((z[i] * vector.weight[i] for i in largest), vector.bias + head.pre_bias)
-    return mixed * std + mean
+    return (mixed * std + mean) * _scale(model)
+
+
+def _scale(model: CoCoMixForCausalLM) -> torch.Tensor | float:
+    return 1.0 if model.channel.scale is None else model.channel.scale[0]
+
+
+def _size(x: torch.Tensor) -> torch.Tensor:
+    return (x.square().sum() / len(x) + 1e-12).sqrt()
 
 
 def _concepts(slowly: Slowly, h: Vectors) -> Found:
@@ -192,10 +215,13 @@ def _concepts(slowly: Slowly, h: Vectors) -> Found:
 
 
 def _pause(slowly: Slowly, h: Vectors) -> Found:
-    vector = slowly.model.channel.vector
+    vectors = [slowly.model.channel.vector] * len(h)
     if slowly.config.backbone == "gpt2":
-        return Found([vector + slowly.backbone.embed_positions.weight[place] for place in range(len(h))])
-    return Found([vector] * len(h))
+        vectors = [one + slowly.backbone.embed_positions.weight[place] for place, one in enumerate(vectors)]
+    if slowly.model.channel.scale is not None:
+        scale = slowly.model.channel.scale[0]
+        vectors = [scale * one * _size(state) / _size(one) for one, state in zip(vectors, h, strict=True)]
+    return Found(vectors)
 
 
 def _hidden(slowly: Slowly, h: Vectors) -> Found:
@@ -203,7 +229,7 @@ def _hidden(slowly: Slowly, h: Vectors) -> Found:
     normed = [_normed(one) for one in h]
     hidden = [head.weight @ one + head.bias for one, _, _ in normed]
     vectors = [(back.weight @ y + back.bias) * std + mean for y, (_, mean, std) in zip(hidden, normed, strict=True)]
-    return Found(vectors, hidden=hidden)
+    return Found([one * _scale(slowly.model) for one in vectors], hidden=hidden)
 
 
 def _ncp(slowly: Slowly, h: Vectors) -> Found:
@@ -217,6 +243,8 @@ def _ncp(slowly: Slowly, h: Vectors) -> Found:
     for guess in guesses:
         expected = torch.cat([guess[s].softmax(-1) @ book[s] for s in range(segments)])
         vectors += [channel.project(expected)] * size
+    if channel.scale is not None:
+        vectors = [channel.scale[0] * one * _size(state) for one, state in zip(vectors, h, strict=False)]
     codes, gaps = [], []
     for chunk in chunks:
         parts = F.layer_norm(chunk, chunk.shape).view(segments, -1)
@@ -239,7 +267,7 @@ def _mlp(slowly: Slowly, h: Vectors) -> Found:
         normed, mean, std = _normed(one)
         x = channel.up.weight @ normed + channel.up.bias
         x = 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-        vectors.append((channel.down.weight @ x + channel.down.bias) * std + mean)
+        vectors.append(((channel.down.weight @ x + channel.down.bias) * std + mean) * _scale(slowly.model))
     return Found(vectors)
 
 

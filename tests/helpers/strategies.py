@@ -20,7 +20,9 @@ PARTS = {name: {"mixer": name} for name in MIXERS} | {
 WITH_CONCEPTS = [name for name, mixer in MIXERS.items() if mixer.uses_vector]
 """Mixers whose concepts can be steered."""
 
-on_each_backbone = pytest.mark.parametrize("backbone", BACKBONES)
+on_each_backbone = pytest.mark.parametrize(
+    "backbone", [pytest.param(name, marks=pytest.mark.long) if name == "qwen3" else name for name in BACKBONES]
+)
 for_every_part = pytest.mark.parametrize("part", PARTS)
 seeds = st.integers(0, 2**16)
 lengths = st.integers(1, LONGEST)
@@ -48,15 +50,19 @@ def students(
         "concept_top_k": draw(st.integers(1, min(concepts, 8))),
         "mixer": mixer,
         "mixer_options": {name: draw(drawn) for name, drawn in _MIXER_OPTIONS.get(mixer, {}).items()},
+        "vector_scale": draw(st.sampled_from([None, 0.3])) if MIXERS[mixer].uses_vector else None,
         "channel": channel,
         "channel_options": {name: draw(drawn) for name, drawn in _CHANNEL_OPTIONS.get(channel, {}).items()},
         "tie_word_embeddings": draw(st.booleans()),
     }
 
 
+_SLOTS = st.sampled_from(["bare", "residual"])
 _MIXER_OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "every": {"every": st.integers(1, 4)},
-    "drop_tokens": {"blocks": st.integers(1, 3)},
+    "interleave": {"slot": _SLOTS},
+    "keys_values": {"slot": _SLOTS},
+    "every": {"every": st.integers(1, 4), "slot": _SLOTS},
+    "drop_tokens": {"blocks": st.integers(1, 3), "slot": _SLOTS},
 }
 _CHANNEL_OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "hidden": {"target_size": st.integers(1, 12)},

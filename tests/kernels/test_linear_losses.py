@@ -119,6 +119,39 @@ def test_only_the_gradients_asked_for_are_made(asked):
         torch.testing.assert_close(gradient, expected[place])
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("cap", "z"), [(2.5, 0.0), (None, 0.3), (2.5, 0.3)])
+def test_cap_and_z_loss_equal_the_formulas_with_every_gradient(cap, z, bias, chunk, monkeypatch):
+    x, weight, offset, targets = made(7, 30, 5, 3, bias)
+    weights = torch.rand(7, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights[2] = 0
+    monkeypatch.setattr("cocomix.kernels.linear_cross_entropy.CHUNK_BYTES", 4 * 30 * chunk)
+    monkeypatch.setattr("cocomix.kernels.linear_cross_entropy.PART_BYTES", 4 * 30 * 2)
+    found = linear_losses(x, weight, offset, targets, weights=weights, cap=cap, z_weight=z)
+    scores, slow = F.linear(x, weight, offset), x.new_zeros(())
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    for row in range(7):
+        for place in range(3):
+            if targets[row, place] != -100:
+                log_z = scores[row].exp().sum().log()
+                slow = slow + weights[row, place] * (log_z - scores[row, targets[row, place]] + z * log_z**2)
+    torch.testing.assert_close(found.total, slow)
+    given = (x, weight, offset)
+    for mine, theirs in zip(gradients(found.total, None, given), gradients(slow, None, given), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_cap_and_z_loss_stay_close_in_bfloat16():
+    x, weight, offset, targets = made(40, 30, 5, 1, True, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_losses(x, weight, offset, targets, cap=3.0, z_weight=0.1)
+    exact = linear_losses(x, weight, offset, targets, cap=3.0, z_weight=0.1)
+    torch.testing.assert_close(found.total, exact.total, rtol=1e-2, atol=0)
+    for mine, theirs in zip(torch.autograd.grad(found.total, x), torch.autograd.grad(exact.total, x), strict=True):
+        assert (mine - theirs).norm() < 0.02 * theirs.norm()
+
+
 def test_nothing_labelled_is_no_loss_and_no_gradient():
     x, weight, bias, targets = made(4, 6, 3, 2, True)
     found = linear_losses(x, weight, bias, torch.full_like(targets, -100))

@@ -14,7 +14,9 @@ from cocomix.data.special_tokens import SpecialTokens
 from cocomix.labels import LabelStore, select_labels
 from cocomix.labels.attribution import attribute_active
 from cocomix.labels.labeller import ConceptLabeller, label_split
+from cocomix.model import hidden_at
 from cocomix.sae import TopKSAE
+from cocomix.sae.positions import NOTHING, LeftOut
 from tests.helpers.patched_passes import patched_loop
 from tests.helpers.small_llamas import small_llama
 
@@ -74,8 +76,10 @@ def _float64() -> tuple[torch.nn.Module, TopKSAE]:
 
 
 @pytest.mark.parametrize("rule", ["exact", "reference", "activation"])
-@pytest.mark.parametrize("policy", ["plain", "bos"])
-def test_labels_are_those_of_separate_passes_over_each_window(rule: str, policy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("policy", "left_out"), [("plain", NOTHING), ("bos", LeftOut(0, 1.1))])
+def test_labels_are_those_of_separate_passes_over_each_window(
+    rule: str, policy: str, left_out: LeftOut, tmp_path: Path
+) -> None:
     model, sae = _float64()
     shards = _shards(tmp_path / "tokens", [37, 3, 18], POLICIES[policy])
     windows = DocumentWindows(shards, 12, overlapping=True)
@@ -88,9 +92,11 @@ def test_labels_are_those_of_separate_passes_over_each_window(rule: str, policy:
         k=2,
         batch_size=4,
         first_position=windows.special.first_position,
+        left_out=left_out,
     )
     figures = label_split(labeller, windows, tmp_path / "labels", seq_len=12, lineage={}, scores=True)
     assert figures["tokens"] == windows.n_windows(12) * 12
+    missing = 0
     for sign in ("absolute", "helpful"):
         store = LabelStore.open(tmp_path / "labels" / sign)
         for window in range(windows.n_windows(12)):
@@ -108,7 +114,9 @@ def test_labels_are_those_of_separate_passes_over_each_window(rule: str, policy:
                 scores = torch.zeros(1, length, 24, dtype=torch.float64).scatter(-1, active.ids, active.scores)
             signed = scores if rule == "activation" else scores.abs() if sign == "absolute" else -scores
             expected = select_labels(signed, 2)
-            valid = expected.valid[0].numpy() & used[:length]
+            kept = left_out.kept(hidden_at(model, ids, 1))[0].numpy()  # pyright: ignore[reportArgumentType]
+            valid = expected.valid[0].numpy() & used[:length] & kept
+            missing += int((~kept & used[:length]).sum())
             actual = store.read(one, 12)[0]
             assert (actual[:, 0] >= 0).tolist() == [*valid.tolist(), *[False] * (12 - length)]
             assert actual[:length][valid].tolist() == expected.ids[0].numpy()[valid].tolist()
@@ -119,6 +127,7 @@ def test_labels_are_those_of_separate_passes_over_each_window(rule: str, policy:
                     rtol=1e-6,
                     atol=1e-12,
                 )
+    assert (missing > 0) == (left_out != NOTHING)
 
 
 def test_the_second_half_alone_costs_half_of_the_patched_stream() -> None:

@@ -16,9 +16,9 @@ def mixed(shape: ModelShape, special: SpecialIds = NO_IDS) -> CoCoMixForCausalLM
     return build_mixed(shape, ConceptConfig(concept_layer=1), sizes, num_concepts=40, concept_top_k=5)
 
 
-@pytest.mark.parametrize("backbone", ["gpt2", "llama"])
+@pytest.mark.parametrize("backbone", ["gpt2", "llama", "qwen3"])
 def test_families_without_dropout(backbone: str) -> None:
-    shape = ModelShape(backbone=backbone, width=32, layers=3, heads=4, kv_heads=2 if backbone == "llama" else None)
+    shape = ModelShape(backbone=backbone, width=32, layers=3, heads=4, kv_heads=None if backbone == "gpt2" else 2)
     plain = build_plain(shape, **SIZES)
     student = mixed(shape)
     for model in (plain, student):

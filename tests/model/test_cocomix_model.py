@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model import concept_loss
@@ -24,7 +31,7 @@ def build(backbone: str = "gpt2", mixer: str = "interleave", **changes) -> CoCoM
         "hidden_size": 16,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2 if backbone == "llama" else None,
+        "num_key_value_heads": None if backbone == "gpt2" else 2,
         "max_position_embeddings": 20,
         "concept_layer": 2,
         "num_concepts": 24,
@@ -37,7 +44,7 @@ def build(backbone: str = "gpt2", mixer: str = "interleave", **changes) -> CoCoM
     return CoCoMixForCausalLM(CoCoMixConfig(backbone=backbone, mixer=mixer, **{**settings, **changes})).double().eval()
 
 
-@pytest.fixture(params=["gpt2-interleave", "llama-interleave", "gpt2-add", "llama-add"])
+@pytest.fixture(params=["gpt2-interleave", "llama-interleave", "gpt2-add", "llama-add", "qwen3-interleave"])
 def model(request: pytest.FixtureRequest) -> CoCoMixForCausalLM:
     return build(*request.param.split("-"))
 
@@ -179,7 +186,7 @@ def _copy_gpt2(model: CoCoMixForCausalLM, source: GPT2LMHeadModel) -> None:
             linear.bias.data.copy_(conv.bias)
 
 
-def _copy_llama(model: CoCoMixForCausalLM, source: LlamaForCausalLM) -> None:
+def _copy_llama(model: CoCoMixForCausalLM, source: LlamaForCausalLM | Qwen3ForCausalLM) -> None:
     ours, theirs = model.backbone, source.model
     ours.embed_tokens.weight.data.copy_(theirs.embed_tokens.weight)
     ours.final_norm.weight.data.copy_(theirs.norm.weight)
@@ -191,12 +198,29 @@ def _copy_llama(model: CoCoMixForCausalLM, source: LlamaForCausalLM) -> None:
             torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
         )
         a.attention.out.weight.data.copy_(attention.o_proj.weight)
+        if isinstance(source, Qwen3ForCausalLM):
+            a.attention.q_norm.weight.data.copy_(attention.q_norm.weight)
+            a.attention.k_norm.weight.data.copy_(attention.k_norm.weight)
         a.mlp.gate.weight.data.copy_(b.mlp.gate_proj.weight)
         a.mlp.up.weight.data.copy_(b.mlp.up_proj.weight)
         a.mlp.down.weight.data.copy_(b.mlp.down_proj.weight)
 
 
-@pytest.mark.parametrize("backbone", ["gpt2", "llama"])
+def _in_float64(plain: LlamaForCausalLM | Qwen3ForCausalLM) -> LlamaForCausalLM | Qwen3ForCausalLM:
+    """With its norms and its rotary table, which it computes in float32, in float64."""
+
+    def table(_x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None].double() / 10000 ** (torch.arange(2).double() / 2)
+        return torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
+
+    plain.model.rotary_emb.forward = table
+    for module in plain.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = lambda x, norm=module: norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    return plain
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "llama", "qwen3"])
 def test_blocks_agree_with_transformers_when_the_concept_adds_nothing(backbone: str) -> None:
     """With additive mixing of a zero vector the model is Transformers' own; c_hat is 0 when std * (...) = -mean."""
     model = build(backbone, "add", norm_eps=1e-5)
@@ -211,10 +235,12 @@ def test_blocks_agree_with_transformers_when_the_concept_adds_nothing(backbone: 
         )
         _copy_gpt2(model, plain)
     else:
+        kind, settings = (LlamaForCausalLM, LlamaConfig) if backbone == "llama" else (Qwen3ForCausalLM, Qwen3Config)
         plain = (
-            LlamaForCausalLM(
-                LlamaConfig(
+            kind(
+                settings(
                     vocab_size=VOCAB,
+                    head_dim=4,
                     max_position_embeddings=20,
                     hidden_size=16,
                     intermediate_size=64,
@@ -229,11 +255,16 @@ def test_blocks_agree_with_transformers_when_the_concept_adds_nothing(backbone: 
             .double()
             .eval()
         )
+        for name, weight in plain.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                torch.nn.init.uniform_(weight, 0.5, 2.0)
         _copy_llama(model, plain)
     handle = model.channel.vector.register_forward_hook(lambda _m, _i, output: torch.zeros_like(output))
     ids = tokens()
     ours, theirs = model(ids).logits, plain(ids).logits
+    exact = theirs if backbone == "gpt2" else _in_float64(plain)(ids).logits
     handle.remove()
+    assert (ours - exact).abs().max() <= 1e-9 * exact.abs().max()
     # Transformers computes Llama's rotary table in float32 even for float64 weights.
     tolerance = 1e-9 if backbone == "gpt2" else 1e-5
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()

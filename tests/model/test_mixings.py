@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.model import MIXERS, PREDICTORS
+from cocomix.model import MIXERS, PREDICTORS, model_flops
 from cocomix.model.transformer import attention_layout
 from cocomix.utils.errors import CocomixError
 
@@ -17,9 +17,16 @@ CASES = [("concepts", mixer) for mixer in MIXERS] + [
     (channel, mixer) for channel in PREDICTORS if channel != "concepts" for mixer in ("interleave", "add", "every")
 ]
 
+RESIDUAL = [("concepts", f"{mixer}+residual") for mixer in ("interleave", "keys_values", "every", "drop_tokens")]
+BACKBONES = ("gpt2", "llama")
+MODELS = [(*case, backbone) for case in CASES for backbone in BACKBONES] + [
+    (*case, BACKBONES[number % 2]) for number, case in enumerate(RESIDUAL)
+]
+
 
 def build(channel: str = "concepts", mixer: str = "interleave", backbone: str = "gpt2", **changes: Any):
     torch.manual_seed(0)
+    mixer, _, slot = mixer.partition("+")
     settings = {
         "vocab_size": VOCAB,
         "hidden_size": 16,
@@ -34,7 +41,7 @@ def build(channel: str = "concepts", mixer: str = "interleave", backbone: str = 
         "channel": channel,
         "channel_options": CHANNEL.get(channel),
         "mixer": mixer,
-        "mixer_options": OPTIONS.get(mixer),
+        "mixer_options": OPTIONS.get(mixer, {}) | ({"slot": slot} if slot else {}),
         "bos_token_id": 0,
         "eos_token_id": None,
         "pad_token_id": 0,
@@ -42,7 +49,7 @@ def build(channel: str = "concepts", mixer: str = "interleave", backbone: str = 
     return CoCoMixForCausalLM(CoCoMixConfig(backbone=backbone, **{**settings, **changes})).double().eval()
 
 
-@pytest.fixture(params=[(*case, backbone) for case in CASES for backbone in ("gpt2", "llama")], ids="-".join)
+@pytest.fixture(params=[*MODELS, ("concepts", "keys_values", "qwen3")], ids="-".join)
 def model(request: pytest.FixtureRequest) -> CoCoMixForCausalLM:
     return build(*request.param)
 
@@ -86,6 +93,23 @@ def test_every_weight_gets_a_gradient_and_checkpointing_gives_the_same(model: Co
         close(a, b)
 
 
+@pytest.mark.parametrize("mixer", ["interleave", "keys_values", "every", "drop_tokens"])
+@torch.no_grad()
+def test_a_slot_changes_what_it_starts_from_and_nothing_else(mixer: str) -> None:
+    bare, residual = (build(mixer=f"{mixer}+{slot}") for slot in ("bare", "residual"))
+    assert bare.state_dict().keys() == residual.state_dict().keys()
+    assert model_flops(bare.config, T) == model_flops(residual.config, T)
+    assert torch.equal(bare(tokens()).logits, build(mixer=mixer)(tokens()).logits)
+
+    def with_hidden(_channel: Any, inputs: tuple[Any, ...], prediction: Any) -> Any:
+        return prediction._replace(vector=inputs[0] + prediction.vector)
+
+    handle = bare.channel.register_forward_hook(with_hidden)  # h + vector as the vector of a bare slot
+    close(residual(tokens()).logits, bare(tokens()).logits)
+    handle.remove()
+    assert (residual(tokens()).logits - bare(tokens()).logits).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(("new", "past"), [(4, 0), (3, 2), (1, 5)])
 def test_layout_with_more_keys_than_queries_and_absent_slots(new: int, past: int) -> None:
     present = torch.rand(2, 2 * (past + new), generator=torch.Generator().manual_seed(3)) > 0.3
@@ -106,6 +130,8 @@ def test_layout_with_more_keys_than_queries_and_absent_slots(new: int, past: int
     [
         ({"mixer": "every", "mixer_options": {"often": 2}}, "the mixer every has no option 'often'"),
         ({"mixer": "add", "mixer_options": {"every": 2}}, "it takes none"),
+        ({"mixer": "add", "mixer_options": {"slot": "residual"}}, "it takes none"),
+        ({"mixer_options": {"slot": "empty"}}, "slot of the mixer interleave must be one of bare, residual"),
         ({"mixer": "blend"}, "there is no mixer 'blend'"),
         ({"channel": "words", "channel_options": {}}, "there is no channel 'words'"),
         ({"channel": "ncp", "channel_options": {"segments": 3}}, "not a multiple of segments 3"),

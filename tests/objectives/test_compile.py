@@ -1,6 +1,7 @@
 """torch.compile changes no loss and no gradient beyond rounding, fused losses included."""
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ IDS = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(1))
 LABELS = torch.randint(0, 40, (2, 12, 3), generator=torch.Generator().manual_seed(2))
 
 
-def student() -> CoCoMixObjective:
+def student(**changes: Any) -> CoCoMixObjective:
     config = CoCoMixConfig(
         vocab_size=60,
         hidden_size=16,
@@ -22,15 +23,17 @@ def student() -> CoCoMixObjective:
         concept_layer=1,
         num_concepts=40,
         concept_top_k=4,
+        **changes,
     )
     return CoCoMixObjective(CoCoMixForCausalLM(config))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.long
-def test_a_compiled_training_step_agrees() -> None:
+@pytest.mark.parametrize("changes", [{}, {"mixer_options": {"slot": "residual"}, "vector_scale": 0.3}])
+def test_a_compiled_training_step_agrees(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    objective = student().train()
+    objective = student(**changes).train()
     batch = {"input_ids": IDS, "concept_labels": LABELS}
     weights = [p for p in objective.parameters() if p.requires_grad]
     loss = objective(batch)

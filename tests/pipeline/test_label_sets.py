@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cocomix
@@ -83,6 +84,76 @@ def test_live_labels_have_nothing_to_write(run: Run) -> None:
         run.label_stages("nothing")
     with pytest.raises(CocomixError, match="scores"):
         opened(run.folder, "labels.live.scores=true")
+
+
+PROBED = (
+    "labels.hash={rule: hash}",
+    "labels.random={rule: random, of: exact}",
+    "predictability={tokens: 1024, positions: 2048, val_windows: 8}",
+    "students.scheduled={objective: cocomix, model: {width: 16, layers: 2, heads: 2}, concept: {concept_layer: 1},"
+    " label_weights: predictability, labels: [{set: hash, until: 0.4}, {set: exact}, {set: hash, share: 3}]}",
+)
+
+
+def test_predictability_is_measured_kept_said_and_used(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    probed = opened(run.folder, *PROBED)
+    stages = probed.measure_predictability(None)
+    names = ["live/absolute", "live/helpful", "exact/helpful", "hash", "random/helpful"]
+    assert sorted(stage.label_name for stage in stages) == sorted(names)
+    found = {stage.label_name: stage for stage in stages}
+    figures = {name: stage.figures for name, stage in found.items()}
+    assert figures["exact/helpful"]["cross_entropy"] == figures["live/helpful"]["cross_entropy"]  # the same labels
+    assert figures["random/helpful"]["nats"] < 0.1
+    assert "under predictability.threshold 0.1" in found["random/helpful"].sentence()[0]
+    hashed = figures["hash"]["cross_entropy"]
+    assert hashed["given_token"] < hashed["marginal"] - 1  # there is nothing else to know of them
+    assert figures["hash"]["interval"][0] <= figures["hash"]["nats"] <= figures["hash"]["interval"][1]
+    assert len(list((run.folder / "probe_students").glob("*/stage.json"))) == 1
+    assert run.stages.keys() < probed.stages.keys() and "predictability/hash" in probed.stages
+
+    (student,) = (stage for stage in probed.students if stage.student == "scheduled")
+    capsys.readouterr()
+    trained = probed.do(student, student.name)
+    said = capsys.readouterr().out
+    assert "labels hash: " in said and "labels exact/helpful: " in said and "nats a label above the marginal" in said
+    assert trained["label_predictability"].keys() == {"hash", "exact/helpful"}
+    labels = student.batches().labels
+    assert labels is not None and labels.n_labels == 4
+    labels.begin_step(0, 3)
+    ids = labels.read(np.arange(6), 64)
+    weights = labels.weights(np.arange(6), ids)
+    assert weights is not None and np.array_equal(weights[ids >= 0], found["hash"].weights()[ids[ids >= 0]])
+    assert student.labels is not None and student.labels.made_once() == run.labels["exact"].made_once()
+    assert not student.uses_sae_concepts
+    described = "hash until 40%, then exact (25%) and hash (75%) by window"
+    assert student.labels.describe_labels("") == described and described in student.config.describe()
+
+
+def test_of_unknown_predictability_the_command_is_said(run: Run) -> None:
+    stored = next(stage for stage in opened(run.folder, "predictability.tokens=3000").students if stage.labels)
+    assert "cocomix label --predictability --name exact" in stored.probes[0].sentence()[0]
+    with pytest.raises(CocomixError, match="no labels called 'nothing'"):
+        run.measure_predictability("nothing")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("students.stored.labels=[{set: exact, until: 0.3}, {set: tapir}]",), "asks for labels 'tapir'"),
+        (("students.stored.labels=[{set: exact}, {set: live}]",), r"set labels\.live\.live=false"),
+        (("students.stored.labels=[{set: exact, sign: signed}]",), "asks for the sign 'signed'"),
+        (("students.stored.labels=[{set: exact, untill: 0.4}]",), "did you mean 'until'"),
+        (("labels.random={rule: random, of: tapir}",), "choose one of exact, live"),
+        (("labels.hash={rule: hash, k: 200}",), "only 128 latents"),
+        (
+            ("labels.hash={rule: hash, k: 2}", "students.stored.labels=[{set: exact}, {set: hash}]"),
+            r"differ in k \(exact 4, hash 2\)",
+        ),
+    ],
+)
+def test_label_sets_that_do_not_fit_are_refused(tmp_path: Path, overrides: tuple[str, ...], words: str) -> None:
+    with pytest.raises(CocomixError, match=words):
+        opened(tmp_path, *overrides)
 
 
 @pytest.mark.long

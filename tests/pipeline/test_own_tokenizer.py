@@ -157,6 +157,56 @@ def test_tokens_that_give_no_text_back_have_no_labels(run: Run, inputs: Path, tm
     assert other.stages["teacher-labels/exact"].done()
 
 
+def test_text_that_a_tokenizer_cannot_write_is_one_sentence(inputs: Path, run: Run, tmp_path: Path) -> None:
+    _words_alone(tmp_path / "words", None)
+    shutil.copytree(run.folder / "corpus", tmp_path / "run" / "corpus")
+    other = opened(tmp_path / "run", inputs, f"tokens.tokenizer={tmp_path / 'words'}")
+    with pytest.raises(CocomixError, match=r"cannot encode a text \(.*\); use one whose vocabulary covers any text"):
+        other.do(other.tokens, "tokens")
+
+
+SEVERAL = (
+    "labels.hash={rule: hash, k: 2}",
+    "labels.random={rule: random, of: exact}",
+    "students.cocomix.labels=[{set: hash, until: 0.5}, {set: exact, share: 2}, {set: random}]",
+    "predictability={tokens: 96, positions: 480, val_windows: 8}",
+)
+
+
+def test_aligned_labels_go_into_schedules_controls_and_predictability(run: Run, inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "run")
+    other = opened(tmp_path / "run", inputs, *SEVERAL)
+    measured = {stage.label_name: stage for stage in other.measure_predictability(None)}
+    assert measured.keys() == {"exact/absolute", "exact/helpful", "hash", "random/absolute", "random/helpful"}
+    student = next(stage for stage in other.students if stage.labels)
+    assert [stage.name for stage in other.shared() if not stage.done()] == []
+    assert {"teacher-labels/exact", "labels/exact"} < {stage.name for stage in other.shared()}
+    other.do(student, student.name)
+    text = run.tokens.special.prompt(run.tokens.tokenizer(), _texts()[0])
+    models = other.teacher.model(), other.sae.model()
+    plain = next(stage for stage in run.students if stage.labels)
+    mixed, alone = labels_of(student, text, *models), labels_of(plain, text, *models)
+    assert mixed is not None and alone is not None
+    assert mixed.valid.any() and (mixed.valid == alone.valid).all()
+
+
+def test_positions_left_out_and_documents(run: Run, inputs: Path, tmp_path: Path) -> None:
+    for name in ("corpus", "tokens", "teacher", "teacher-tokens"):
+        shutil.copytree(run.folder / name, tmp_path / "run" / name)
+    more = ("context=document", "sae.skip_norm=1.05", "sae.init=data", "evaluation.probe_positions=200")
+    other = opened(tmp_path / "run", inputs, *more)
+    # The concept model's windows follow documents in any case.
+    made = [stage.name for stage in other.shared() if not stage.done()]
+    assert made == ["sae", "teacher-labels/exact", "labels/exact"]
+    for name in [*made, "students/cocomix/seed0"]:
+        other.do(other.stages[name], name)
+    quality, whole = other.sae.figures, run.sae.figures
+    assert quality["left_out_share"] > whole["left_out_share"] > 0
+    assert "probing" in quality and "probing" in whole
+    shares = [one.stages["teacher-labels/exact"].figures["train"]["valid_share"] for one in (run, other)]
+    assert 0 < shares[1]["absolute"] < shares[0]["absolute"]
+
+
 @pytest.mark.long
 def test_two_processes_write_the_same_labels(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.folder, tmp_path / "run")

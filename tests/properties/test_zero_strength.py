@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from cocomix.model import Ablate, Amplify, Clamp, Dampen
 from cocomix.model.build import ModelShape, build_plain
-from cocomix.model.transformer import BACKBONES
 from cocomix.sae import TopKSAE
 from cocomix.steering import steer_residual
 from tests.helpers.randomised import randomised
@@ -94,7 +93,7 @@ def plain_model(backbone: str, dtype: torch.dtype) -> PreTrainedModel:
     return randomised(build_plain(shape, vocab_size=VOCAB, seq_len=LONGEST)).to(dtype).eval()
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@on_each_backbone
 @settings(max_examples=15)
 @given(
     settings_of(LATENTS, of_no_strength | never_due)

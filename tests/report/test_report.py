@@ -158,3 +158,21 @@ def test_the_table_fits_a_terminal_of_80_columns() -> None:
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     row = next(line for line in text.splitlines() if line.split()[:1] == ["reference_signed"])
     assert " ".join(row.split()) == "reference_signed 1.87M 151.50 -11.00 ± 12.71 0.72x 8 0.300"
+
+
+def test_bits_per_byte_are_shown_where_they_are_known(tmp_path: Path) -> None:
+    data = results([150.0, 151.0], [160.0, 163.0])
+    for student, bits in zip(data["students"], ([1.25, 1.27], [1.5, None]), strict=True):
+        for one, value in zip(student["runs"], bits, strict=True):
+            one["test_bits_per_byte"] = value
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary_table(data))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    assert rows["student"][:5] == ["student", "params", "test", "ppl", "b/byte"]
+    first, second = (student["name"] for student in data["students"])
+    assert rows[first][3] == "1.2600" and rows[second][3] == "–"  # every seed, or none
+    write_report(data, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "test bits/byte" in page and "1.2600 ± 0.1271" in page

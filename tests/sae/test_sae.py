@@ -259,3 +259,16 @@ def test_a_file_that_unpacks_to_more_than_it_holds_is_refused(
     write(tmp_path / "a.pt", openai_state(sae()))
     with pytest.raises(CocomixError, match="use an intact file"):
         load_openai_file(tmp_path / "a.pt")
+
+
+def test_rows_from_data_point_at_hidden_states_without_repetition() -> None:
+    made, x = sae(), torch.randn(50, 8, dtype=torch.double)
+    made.init_from_data(x)
+    made.rows_from_data_(x)
+    seen = torch.nn.functional.normalize(made.preprocess(x)[0] - made.pre_bias, dim=-1)
+    nearest = (made.encoder_weight @ seen.T).max(-1)
+    assert (nearest.values - 1).abs().max() < 1e-12 and len(nearest.indices.unique()) == 20
+    assert torch.equal(made.encoder_weight, made.decoder_weight)
+    made.rows_from_data_(x[:7])  # fewer hidden states than latents: each is used before one is used again
+    counts = torch.bincount((made.encoder_weight @ seen[:7].T).argmax(-1))
+    assert counts.max() - counts.min() <= 1 and len(counts) == 7

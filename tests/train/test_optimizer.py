@@ -1,10 +1,25 @@
 """The optimiser against the formula, one number at a time in float64."""
 
-import torch
-from torch import nn
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from cocomix.model import CoCoMixForCausalLM, MixConfig, ModelShape, Sizes, build_mixed, build_plain
 from cocomix.train.config import TrainConfig
-from cocomix.train.optimizer import adamw
+from cocomix.train.optimizer import OPTIMIZERS, adamw
+from cocomix.train.trainer import Trainer
+from cocomix.utils.errors import CocomixError, Interrupted
+from tests.helpers.every_objective import CONFIG, OBJECTIVES, data, train
 
 
 def test_steps_equal_adamw_written_out() -> None:
@@ -33,3 +48,129 @@ def _adamw(value: float, gradients: list[float], decay: float) -> float:
         first, second = 0.8 * first + 0.2 * gradient, 0.9 * second + 0.1 * gradient**2
         value -= 0.01 * first / (1 - 0.8**step) / ((second / (1 - 0.9**step)) ** 0.5 + 1e-3)
     return value
+
+
+def _plain(backbone: str, **settings: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return build_plain(ModelShape(backbone=backbone, width=16, layers=2, heads=4, **settings), vocab_size=30, seq_len=8)
+
+
+def _mixed(backbone: str) -> CoCoMixForCausalLM:
+    torch.manual_seed(0)
+    sizes = Sizes(vocab_size=30, seq_len=8, n_concepts=12, top_k=3, teacher_width=0, sae_layer=0)
+    shape = ModelShape(backbone=backbone, width=16, layers=2, heads=4)
+    return build_mixed(shape, MixConfig(concept_layer=1), sizes, num_concepts=12, concept_top_k=3)
+
+
+def _queries_keys_values(name: str, weight: torch.Tensor) -> list[torch.Tensor]:
+    """Matrices side by side in a fused weight of 4 heads of width 4, as the two families name and lay them out."""
+    if name.endswith("qkv.weight"):
+        return [weight[:16], weight[16:32], weight[32:]]
+    if name.endswith("c_attn.weight"):
+        return [weight[:, :16].T, weight[:, 16:32].T, weight[:, 32:].T]
+    return [weight]
+
+
+def _muon(weight: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Momentum, Nesterov, five quintic Newton-Schulz iterations, on one matrix in float64."""
+    weight, gradients = weight.double(), [gradient.double() for gradient in gradients]
+    momentum = torch.zeros_like(weight)
+    for gradient in gradients:
+        momentum = 0.9 * momentum + 0.1 * gradient
+        x = 0.1 * gradient + 0.9 * momentum
+        x = x.T if len(x) > x.shape[1] else x
+        x = x / x.norm()
+        for _ in range(5):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+        x = x.T if len(gradient) > gradient.shape[1] else x
+        weight = weight * (1 - 0.01 * 0.2) - 0.01 * 0.2 * max(weight.shape) ** 0.5 * x
+    return weight
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: _plain("gpt2"), lambda: _plain("llama"), lambda: _mixed("gpt2"), lambda: _mixed("llama")],
+    ids=["gpt2", "llama", "cocomix gpt2", "cocomix llama"],
+)
+def test_muon_steps_blocks_by_its_formula_and_all_else_by_adamw(build: Callable[[], PreTrainedModel]) -> None:
+    model, other = build(), build()
+    config = TrainConfig(steps=1, learning_rate=0.01, weight_decay=0.2, muon_momentum=0.9, optimizer="muon")
+    optimizer, reference = OPTIMIZERS["muon"](model, config), adamw(other, config)
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    gradients = {name: [torch.randn_like(value) for _ in range(3)] for name, value in start.items()}
+    for number in range(3):
+        for each in (model, other):
+            for name, parameter in each.named_parameters():
+                parameter.grad = gradients[name][number].clone()
+        optimizer.step()
+        reference.step()
+        optimizer.zero_grad()
+        assert all(parameter.grad is None for parameter in model.parameters())
+    expected = dict(other.named_parameters())
+    of_blocks = [name for name in start if re.search(r"(\.h|layers|blocks)\.\d+\.", name) and start[name].ndim == 2]
+    assert len(of_blocks) in (8, 14, 10)
+    for name, parameter in model.named_parameters():
+        if name not in of_blocks:
+            assert torch.equal(parameter, expected[name])
+            continue
+        parts = [_queries_keys_values(name, tensor) for tensor in (start[name], *gradients[name])]
+        for place, part in enumerate(_queries_keys_values(name, parameter)):
+            twin = _muon(parts[0][place], [step[place] for step in parts[1:]])
+            whole = (twin - parts[0][place]).norm()
+            assert (part - twin).norm() < 0.03 * whole  # bfloat16 rounds each product to 0.4 %
+
+
+def test_muon_updates_are_as_large_as_adamws() -> None:
+    model = _plain("llama")
+    before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    optimizer = OPTIMIZERS["muon"](model, TrainConfig(steps=1, learning_rate=1.0, weight_decay=0.0, optimizer="muon"))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    update = model.model.layers[0].mlp.up_proj.weight.detach() - before
+    assert 0.1 < update.square().mean().sqrt() < 0.3  # AdamW's is 0.2 to 0.4 in training
+
+
+def test_muon_counts_its_products_and_its_state() -> None:
+    model = _plain("llama", kv_heads=2)
+    shapes = [(16, 16), (8, 16), (8, 16), (16, 16), *[model.model.layers[0].mlp.up_proj.weight.shape] * 3]
+    torch.manual_seed(0)
+    flops, one = 0, OPTIMIZERS["muon"]
+    for shape in shapes * 2:
+        leaf = nn.Parameter(torch.zeros(tuple(shape)))
+        leaf.grad = torch.randn_like(leaf)
+        with FlopCounterMode(display=False) as counter:
+            torch.optim.Muon([leaf]).step()
+        flops += counter.get_total_flops()
+    assert one.step_flops(model) == flops and OPTIMIZERS["adamw"].step_flops(model) == 0
+    optimizer = one(model, TrainConfig(steps=1, optimizer="muon"))
+    kept = [moment for p in model.parameters() for key, moment in optimizer.moments(p).items() if key != "step"]
+    assert one.state_bytes(model) == sum(moment.numel() * 4 for moment in kept)
+    assert OPTIMIZERS["adamw"].state_bytes(model) == 8 * model.num_parameters()
+
+
+@pytest.mark.parametrize("name", ["ntp", "cocomix"])
+def test_muon_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    whole = train(name, tmp_path, "whole", optimizer="muon")
+
+    def stop(step: int, _total: int, _metrics: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = CONFIG.model_copy(update={"optimizer": "muon"})
+    with pytest.raises(Interrupted):
+        Trainer(OBJECTIVES[name](), data(tmp_path / "shards"), config, tmp_path / "cut" / name, progress=stop).run()
+    resumed = train(name, tmp_path, "cut", optimizer="muon")
+    assert all(torch.equal(resumed[key], tensor) for key, tensor in whole.items())
+    adamws = train(name, tmp_path, "adamw")
+    assert any(not torch.equal(adamws[key], tensor) for key, tensor in whole.items())
+
+
+def test_muon_is_refused_where_it_cannot_be_used() -> None:
+    with pytest.raises(ValidationError, match="optimizer muon needs whole matrices, which fsdp divides"):
+        TrainConfig(steps=1, optimizer="muon", parallel="fsdp")
+    with pytest.raises(ValidationError, match="no optimizer 'sgd'; choose one of adamw, muon"):
+        TrainConfig(steps=1, optimizer="sgd")
+    with pytest.raises(CocomixError, match="there are none here"):
+        OPTIMIZERS["muon"](nn.Linear(3, 3), TrainConfig(steps=1, optimizer="muon"))

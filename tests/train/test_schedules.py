@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import get_linear_schedule_with_warmup
 
 from cocomix.train.config import TrainConfig
 from cocomix.train.schedules import SCHEDULES
@@ -24,6 +25,8 @@ def twin(name: str, total: int, warmup: int, decay: float) -> list[float]:
     if name == "cosine":
         angles = [math.pi * number / max(1, rest - 1) for number in range(rest)]
         return rates + [PEAK * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(angle))) for angle in angles]
+    if name == "linear":
+        return rates + [PEAK * (rest - number) / rest for number in range(rest)]
     falling = max(1, round(decay * total))
     line = [PEAK + (FINAL * PEAK - PEAK) * (number + 1) / falling for number in range(falling)]
     return (rates + [PEAK] * total)[: total - falling] + line
@@ -36,7 +39,20 @@ def test_each_schedule_is_its_twin(name: str, total: int) -> None:
     config = TrainConfig(steps=total, schedule=name, **settings)
     rates = [config.learning_rate_at(step, total) for step in range(total)]
     assert rates == pytest.approx(twin(name, total, 7, 0.25), rel=1e-12)
-    assert min(rates[7:]) >= PEAK * FINAL * (1 - 1e-12)
+    lowest = PEAK / (total - 7) if name == "linear" else PEAK * FINAL
+    assert min(rates[7:]) >= lowest * (1 - 1e-12)
+
+
+def test_linear_is_transformers_linear_schedule() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
+    theirs = get_linear_schedule_with_warmup(optimizer, 7, 40)
+    config = TrainConfig(steps=40, schedule="linear", learning_rate=PEAK, warmup_steps=7)
+    for step in range(40):
+        if step >= 7:  # ours begins its warm-up one step above zero
+            assert config.learning_rate_at(step, 40) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        optimizer.step()
+        theirs.step()
+    assert optimizer.param_groups[0]["lr"] == 0.0
 
 
 def test_the_cosine_is_that_of_earlier_versions_to_the_last_bit() -> None:
@@ -54,9 +70,10 @@ def test_the_cosine_is_that_of_earlier_versions_to_the_last_bit() -> None:
 def test_new_settings_at_their_defaults_are_not_in_a_recipe() -> None:
     recipe = TrainConfig(steps=3).recipe()
     assert not {"schedule", "warmup_steps", "decay_fraction", "init_from", "hang_seconds", "keep_state"} & set(recipe)
+    assert not {"optimizer", "muon_momentum"} & set(recipe)
     assert TrainConfig(steps=3, schedule="wsd").recipe()["schedule"] == "wsd"
-    with pytest.raises(ValidationError, match="no schedule 'linear'; choose one of cosine, constant, wsd"):
-        TrainConfig(steps=3, schedule="linear")
+    with pytest.raises(ValidationError, match="no schedule 'step'; choose one of cosine, linear, constant, wsd"):
+        TrainConfig(steps=3, schedule="step")
 
 
 @pytest.mark.parametrize(("schedule", "kept"), [("constant", 8), ("wsd", 6)])

@@ -42,7 +42,7 @@ def concept_vectors(student: Any, concepts: np.ndarray) -> torch.Tensor:
     centre = torch.zeros_like(channel.head.pre_bias)
 
     def vector(weight: float) -> torch.Tensor:
-        return make(ConceptPrediction(None, weight * unit, ids, torch.zeros_like(unit), unit, centre))
+        return make(ConceptPrediction(None, weight * unit, ids, torch.zeros_like(unit), channel.scaled(unit), centre))
 
     return (vector(1.0) - vector(0.0))[:, 0]
 
@@ -99,7 +99,9 @@ def _direct(student: Any, vectors: torch.Tensor) -> torch.Tensor:
 
 
 def _read_out(student: Any, hidden: torch.Tensor) -> torch.Tensor:
-    return _at_least_float32(student.lm_head(student.backbone.final_norm(hidden)))
+    logits = _at_least_float32(student.lm_head(student.backbone.final_norm(hidden)))
+    cap = student.config.logit_cap
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _log_probabilities(student: Any, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

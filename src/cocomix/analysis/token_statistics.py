@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from cocomix.data.shards import TokenShards
 from cocomix.evaluation.perplexity import window_subset
 from cocomix.model.teacher import hidden_at
+from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
@@ -287,12 +288,14 @@ def observe(
     layer: int,
     seq_len: int,
     tokens: int,
+    left_out: LeftOut = NOTHING,
     progress: Callable[..., Any] | None = None,
 ) -> Occurrences:
     """Encode about `tokens` tokens of `shards`, in evenly spread windows of `seq_len`.
 
     Args:
         layer: the teacher's block (0-based) after which the SAE reads.
+        left_out: positions at which no concept counts.
         progress: called with the windows done, and how many there are.
 
     Raises:
@@ -308,8 +311,10 @@ def observe(
     for start in range(0, len(chosen), BATCH):
         windows = chosen[start : start + BATCH]
         ids = shards.windows(windows, seq_len)
-        latents = sae.encode(hidden_at(teacher, torch.from_numpy(ids).to(device), layer))
+        hidden = hidden_at(teacher, torch.from_numpy(ids).to(device), layer)
+        latents = sae.encode(hidden)
         values = latents.values.cpu().double().numpy()
+        values[~left_out.kept(hidden).cpu().numpy()] = 0
         values[:, : shards.special.first_position] = 0
         seen.add(windows, ids, latents.ids.cpu().numpy(), values)
         if progress is not None:

@@ -20,6 +20,7 @@ from cocomix.cli.options import (
     Overrides,
     PathArgument,
     PathOption,
+    Replace,
     RunDir,
     Seeds,
     check_text,
@@ -29,7 +30,7 @@ from cocomix.cli.options import (
 )
 from cocomix.cli.runs import clean
 from cocomix.cli.sharing import doctor, export, push
-from cocomix.utils.console import console, errors, use_any_encoding, wait_for_main_to_report, world_size
+from cocomix.utils.console import console, errors, is_main, use_any_encoding, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import in_words
 
@@ -56,10 +57,7 @@ def demo(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="All stages in under two minutes; the figures are meaningless.")
     ] = False,
-    replace: Annotated[
-        bool,
-        typer.Option("--replace", help="Do not ask before stages finished with other settings are redone."),
-    ] = False,
+    replace: Replace = False,
 ) -> None:
     """Run every stage on real text and compare the students.
 
@@ -69,29 +67,32 @@ def demo(
     if tiny and config is None:
         config = recipe_file("tiny")
         run = Path("runs/tiny") if run == DEFAULT_RUN else run
-    opened = open_run(run, config, overrides, seeds)
-    opened.check_nothing_replaced(replace)
+    opened = open_run(run, config, overrides, seeds, replace=replace)
     opened.run_all()
     opened.print_summary()
 
 
 @app.command()
-def corpus(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
+def corpus(
+    overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, replace: Replace = False
+) -> None:
     """Read the text source and hold out whole documents for validation and test.
 
     Bad records are skipped, counted, and listed in skipped.jsonl. Rerun the same command to resume.
     """
-    open_run(run, config, overrides).run_stage("corpus")
+    open_run(run, config, overrides, replace=replace).run_stage("corpus")
 
 
 @app.command()
-def tokenize(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
+def tokenize(
+    overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, replace: Replace = False
+) -> None:
     """Train or load the tokenizer and pack the corpus into token shards.
 
     Runs in tokens.workers processes, and under torchrun; the tokens do not depend on it. Rerun the same command to
     resume.
     """
-    open_run(run, config, overrides).run_stage("tokens")
+    open_run(run, config, overrides, replace=replace).run_stage("tokens")
 
 
 @app.command()
@@ -104,6 +105,7 @@ def train(
     extend: Annotated[
         bool, typer.Option("--extend", help="Refuse to train a student from the start; see below.")
     ] = False,
+    replace: Replace = False,
 ) -> None:
     """Train the concept model or a student.
 
@@ -111,15 +113,17 @@ def train(
     On SIGTERM or SIGUSR1 it saves and exits with code 0, on Ctrl-C with 130; rerun the same command to resume.
     With students_train.schedule constant or wsd and more students_train.steps, a finished student goes on where it can.
     """
-    opened = open_run(run, config, overrides, seeds)
+    opened = open_run(run, config, overrides, seeds, replace=replace)
     for name in opened.training_stages(who):
         opened.run_stage(name, extend=extend)
 
 
 @app.command()
-def sae(overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None) -> None:
+def sae(
+    overrides: Overrides = None, run: RunDir = DEFAULT_RUN, config: ConfigFile = None, replace: Replace = False
+) -> None:
     """Train or load the sparse autoencoder on the concept model's residual stream, and report its quality."""
-    open_run(run, config, overrides).run_stage("sae")
+    open_run(run, config, overrides, replace=replace).run_stage("sae")
 
 
 @app.command("export-sae")
@@ -141,12 +145,30 @@ def label(
     run: RunDir = DEFAULT_RUN,
     config: ConfigFile = None,
     name: Annotated[str | None, typer.Option("--name", help="Only this label set; default: all.")] = None,
+    predictability: Annotated[
+        bool,
+        typer.Option("--predictability", help="Also measure how predictable labels are from the text before them."),
+    ] = False,
+    replace: Replace = False,
 ) -> None:
     """Store concept labels for every token.
 
     Also stores the teacher's top logits, if a student distils from them; `--name logits` stores only these.
+
+    With --predictability it says before any training how many nats above their marginal, and beyond the current token,
+    a linear probe predicts the labels from the hidden states of a next-token student after a short training. Labels
+    under predictability.threshold are warned of. The figure is kept, and repeated when students are trained.
     """
-    opened = open_run(run, config, overrides)
+    opened = open_run(run, config, overrides, replace=replace)
+    if predictability:
+        from cocomix.pipeline.predictability_stages import predictability_table
+
+        stages = opened.measure_predictability(name)
+        if is_main():
+            console.print(predictability_table(stages))
+            for words in (words for words, low in (stage.sentence() for stage in stages) if low):
+                errors.print(f"cocomix: {words}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        return
     for stage in opened.label_stages(name):
         opened.run_stage(stage)
 
@@ -191,6 +213,7 @@ def experiment(
     stage: Annotated[
         list[str] | None, typer.Option(help="Do only SETTING:STAGE, in this process; may be repeated.")
     ] = None,
+    replace: Replace = False,
 ) -> None:
     """Run a grid of variants and seeds and report what it says about the paper's claims.
 
@@ -209,6 +232,7 @@ def experiment(
         plan_for=(gpus, peak_tflops) if plan else None,
         report_only=report_only,
         stages=stage or [],
+        replace=replace,
     )
 
 

@@ -11,6 +11,7 @@ from cocomix.cli.options import (
     Overrides,
     PathArgument,
     PathOption,
+    Replace,
     RunDir,
     Seeds,
     open_run,
@@ -42,6 +43,7 @@ def evaluate(
     batch_size: Annotated[str, typer.Option(help="Rows per forward pass of a task, or auto.")] = "16",
     samples: Annotated[bool, typer.Option("--samples", help="Keep the questions and answers.")] = False,
     output: Annotated[Path | None, PathOption("--output", "-o", help="With --model: folder of the results.")] = None,
+    replace: Replace = False,
 ) -> None:
     """Measure trained students: perplexity and concept recall, or the tasks of lm-evaluation-harness.
 
@@ -51,7 +53,7 @@ def evaluate(
     if tasks is None and not snapshots:
         if model is not None:
             raise CocomixError("with --model give --tasks; the perplexity of a text is another command, perplexity")
-        opened = open_run(run, config, overrides, seeds)
+        opened = open_run(run, config, overrides, seeds, replace=replace)
         for stage in opened.evaluation_stages():
             opened.run_stage(stage)
         opened.print_summary()
@@ -63,9 +65,9 @@ def evaluate(
         quiet_libraries()
         evaluate_model(model, options, output)
     elif snapshots:
-        evaluate_snapshots(open_run(run, config, overrides, seeds), student or [], options, test=test)
+        evaluate_snapshots(open_run(run, config, overrides, seeds, replace=replace), student or [], options, test=test)
     else:
-        evaluate_tasks(open_run(run, config, overrides, seeds), student or [], options)
+        evaluate_tasks(open_run(run, config, overrides, seeds, replace=replace), student or [], options)
 
 
 def perplexity(
@@ -103,9 +105,15 @@ def perplexity(
     if as_json:
         console.print_json(data=figures)
     else:
+        bits = (
+            f"bits per byte {figures['bits_per_byte']:.4f}  ({figures['bytes']:,} bytes of text)"
+            if "bits_per_byte" in figures
+            else "bits per byte: not known, since the tokens alone do not say how many bytes of text they stand for;"
+            " give the text"
+        )
         console.print(
             f"perplexity {figures['perplexity']:.4f}  (loss {figures['loss']:.6f} nats a token, {figures['tokens']:,}"
-            f" tokens scored, windows of {figures['seq_len']})",
+            f" tokens scored, windows of {figures['seq_len']})\n{bits}",
             highlight=False,
             soft_wrap=True,
         )
@@ -121,6 +129,7 @@ def steer_eval_command(
     prompts: Annotated[int, typer.Option(min=1, help="Validation prompts per concept.")] = 8,
     tokens: Annotated[int, typer.Option(min=4, help="Tokens generated after each prompt.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    replace: Replace = False,
 ) -> None:
     """Measure steering: how often the concept appears, what it costs in fluency, and how far it leaks.
 
@@ -132,6 +141,8 @@ def steer_eval_command(
 
     quiet_libraries()
     folder = output or run / "steer-eval"
-    report = steer_eval(run, folder, student, concepts=concepts, prompts=prompts, tokens=tokens, seed=seed)
+    report = steer_eval(
+        run, folder, student, concepts=concepts, prompts=prompts, tokens=tokens, seed=seed, replace=replace
+    )
     console.print(steering_table(report))
     console.print(f"Report: {(folder / 'report.html').resolve()}", highlight=False, soft_wrap=True)

@@ -24,6 +24,9 @@ ConfigFile = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, e.g. sae.k=8.", show_default=False)]
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Train every student with seeds 0 to N-1.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Do not ask before stages finished with other settings are done anew.")
+]
 DEFAULT_RUN = Path("runs/demo")
 
 
@@ -32,8 +35,18 @@ def recipe_file(name: str) -> Path:
     return Path(str(resources.files("cocomix") / "recipes" / f"{name}.yaml"))
 
 
-def open_run(run: Path, config: Path | None, overrides: list[str] | None, seeds: int | None = None) -> "Run":
+def open_run(
+    run: Path,
+    config: Path | None,
+    overrides: list[str] | None,
+    seeds: int | None = None,
+    *,
+    replace: bool = False,
+) -> "Run":
     """The run in folder `run`, with the settings of `config`, or its own, or the demo's, and overrides on top.
+
+    Args:
+        replace: do not ask before stages finished with other settings are done anew.
 
     Raises:
         CocomixError: its own settings are gone; with the demo's, its stages would be redone and replaced.
@@ -49,9 +62,11 @@ def open_run(run: Path, config: Path | None, overrides: list[str] | None, seeds:
     if config is None and (run / CONFIG).exists():
         opened = load_run(run, extra)
         opened.advise(extra)
+        opened.replace = replace
         return opened
     opened = Run(run, load_config(config or recipe_file("demo"), extra))
     opened.advise([*(["--config", str(config)] if config else []), *extra])
+    opened.replace = replace
     if config is None:
         # A command killed just after its stage was done leaves no config.yaml either; its stage then fits the demo's.
         for stage in opened.stages.values():

@@ -68,6 +68,13 @@ class ByteOffsets:
             return np.maximum(ends - 1, 0)
         return self._located(text, joined, ends)
 
+    def lengths(self, vocab_size: int) -> np.ndarray:
+        """Bytes of each token as its vocabulary writes it, int64 `[vocab_size]`; 0 where there is no such token."""
+        lengths = np.zeros(vocab_size, dtype=np.int64)
+        known = [len(piece) for piece in self._bytes[:vocab_size]]
+        lengths[: len(known)] = known
+        return lengths
+
     def _located(self, text: str, joined: bytes, ends: np.ndarray) -> np.ndarray:
         """Offsets in `text` of `ends` in `joined`, which is `text` after the tokenizer's normaliser."""
         unknown = np.full(len(ends), UNKNOWN, dtype=np.int64)

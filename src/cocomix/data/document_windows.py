@@ -42,6 +42,7 @@ class DocumentWindows:
         self.shards, self.seq_len = shards, seq_len
         self.special = shards.special
         self.fingerprint, self.folder = shards.fingerprint, shards.folder
+        self.documents, self.n_tokens = shards.documents, shards.n_tokens
         self.width = seq_len - self.special.first_position
         """tokens of the document in a window"""
         self.stride = max(1, self.width // 2) if overlapping else self.width
@@ -64,15 +65,24 @@ class DocumentWindows:
 
     def windows(self, indices: np.ndarray, seq_len: int) -> np.ndarray:
         """Windows `indices`, int64 `[len, seq_len]`; EOS behind the end of a document."""
+        places = self.places(indices, seq_len)
+        tokens = self.shards.at(np.maximum(places, 0))
+        tokens[places < 0] = self.special.eos_id
+        if self.special.bos_id is not None:
+            tokens[:, 0] = self.special.bos_id
+        return tokens
+
+    def places(self, indices: np.ndarray, seq_len: int) -> np.ndarray:
+        """Where in the stream each token of `indices` is, int64 `[len, seq_len]`; -1 for BOS and padding."""
         self._check(seq_len)
         document, number = self._parts(indices)
         offsets = number[:, None] * self.stride + np.arange(self.width)
-        sizes = self.sizes[document][:, None]
-        tokens = self.shards.at(self.starts[document][:, None] + np.minimum(offsets, sizes - 1))
-        tokens[offsets >= sizes] = self.special.eos_id
-        if self.special.bos_id is None:
-            return tokens
-        return np.concatenate([np.full((len(tokens), 1), self.special.bos_id, dtype=np.int64), tokens], axis=1)
+        places = np.where(offsets < self.sizes[document][:, None], self.starts[document][:, None] + offsets, -1)
+        return np.pad(places, ((0, 0), (self.special.first_position, 0)), constant_values=-1)
+
+    def span(self, begin: int, end: int) -> np.ndarray:
+        """Tokens `begin` to `end` - 1 of the stream, as `TokenShards.span`."""
+        return self.shards.span(begin, end)
 
     def bounds(self, indices: np.ndarray) -> WindowBounds:
         """What of each of `indices` is used; no position of a document is used twice."""

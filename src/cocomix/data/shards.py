@@ -7,6 +7,8 @@ is lost.
 
 Where the policy has a beginning-of-text token, every window begins with it and holds one token less of the stream. A
 window that begins with a document has it already; it then ends with the first token of the next window.
+
+Windows may also be packed from whole documents, see `cocomix.data.packing`; the stream is the same.
 """
 
 import hashlib
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from cocomix.data.packing import Packing, Policy, write_packing
 from cocomix.data.special_tokens import SpecialTokens
 from cocomix.utils.advice import delete, for_folder
 from cocomix.utils.errors import CocomixError
@@ -48,9 +51,10 @@ class TokenShards:
         fingerprint: sha256 over all shards' checksums, and the policy if windows begin with a token of it, 64 hex
             digits.
         documents: start offset of each document in the stream, int64 `[n_documents]`.
+        packing: what windows hold; None: slices of the stream.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], packing: Packing | None = None) -> None:
         self.folder = folder
         self.n_tokens: int = manifest["n_tokens"]
         self.vocab_size: int = manifest["vocab_size"]
@@ -61,6 +65,9 @@ class TokenShards:
         self._maps: OrderedDict[int, np.memmap] = OrderedDict()
         self._starts = np.cumsum([0, *(shard["bytes"] // self._dtype.itemsize for shard in manifest["shards"])])
         self.documents: np.ndarray = _starts(folder / BOUNDARIES)
+        self.packing = packing
+        if packing is not None:
+            self.fingerprint = hashlib.sha256((self.fingerprint + packing.checksum).encode()).hexdigest()
 
     @classmethod
     def open(cls, folder: Path | str, *, verify: bool = True) -> "TokenShards":
@@ -77,7 +84,7 @@ class TokenShards:
             files = [*manifest["shards"], manifest["boundaries"]]
             _check_numbers(manifest)
             check_files(folder, files, what="token file", hint=f"restore it, or {_redo_hint(folder)}", verify=verify)
-            return cls(folder, manifest)
+            return cls(folder, manifest, Packing.open(folder, verify=verify))
         except FileNotFoundError:
             raise CocomixError(
                 f"{folder} holds no finished token shards; run {for_folder('cocomix tokenize', folder)}"
@@ -86,20 +93,46 @@ class TokenShards:
             raise CocomixError(f"the manifest of {folder} is damaged ({error}); {_redo_hint(folder)}") from error
 
     def n_windows(self, seq_len: int) -> int:
-        """Number of whole windows of `seq_len` tokens."""
+        """Number of whole windows of `seq_len` tokens.
+
+        Raises:
+            CocomixError: windows were packed for another `seq_len`.
+        """
+        if self.packing is not None:
+            if seq_len != self.packing.seq_len:
+                raise CocomixError(
+                    f"{self.folder} was packed into windows of {self.packing.seq_len} tokens, not {seq_len}; give that"
+                    " length, or tokens without tokens.packing=best_fit"
+                )
+            return self.packing.n_windows
         if self.special.bos_id is None:
             return self.n_tokens // seq_len
         return max(0, self.n_tokens - 1) // (seq_len - 1) if seq_len > 1 else 0
 
     def labelled_tokens(self, seq_len: int) -> int:
         """Length of a stream whose slices are the windows of `seq_len` tokens; labels are aligned with it."""
-        return self.n_tokens if self.special.bos_id is None else self.n_windows(seq_len) * seq_len
+        plain = self.special.bos_id is None and self.packing is None
+        return self.n_tokens if plain else self.n_windows(seq_len) * seq_len
 
     def windows(self, indices: np.ndarray | Sequence[int], seq_len: int) -> np.ndarray:
         """Windows `indices`, int64 `[len, seq_len]`.
 
         Window i is tokens i * seq_len to (i + 1) * seq_len of the stream; with BOS it is BOS and the tokens
-        i * (seq_len - 1) to (i + 1) * (seq_len - 1).
+        i * (seq_len - 1) to (i + 1) * (seq_len - 1). With `packing` it is what that says.
+
+        Raises:
+            IndexError: an index outside the whole windows.
+        """
+        places = self.places(indices, seq_len)
+        inserted = places < 0
+        if not inserted.any():
+            return self._read(places.ravel()).reshape(places.shape)
+        windows = self._read(np.maximum(places, 0).ravel()).reshape(places.shape)
+        windows[inserted] = self.special.bos_id
+        return windows
+
+    def places(self, indices: np.ndarray | Sequence[int], seq_len: int) -> np.ndarray:
+        """Where in the stream each token of windows `indices` is, int64 `[len, seq_len]`; -1 for a BOS put before.
 
         Raises:
             IndexError: an index outside the whole windows.
@@ -107,24 +140,22 @@ class TokenShards:
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= self.n_windows(seq_len)):
             raise IndexError(f"window indices must be in 0..{self.n_windows(seq_len) - 1} (seq_len {seq_len})")
+        if self.packing is not None:
+            return self.packing.places(indices)
         bos = self.special.bos_id
         step = seq_len if bos is None else seq_len - 1
-        positions = (indices[:, None] * step + np.arange(seq_len)).ravel()
-        windows = self._read(positions).reshape(len(indices), seq_len)
+        places = indices[:, None] * step + np.arange(seq_len)
         if bos is None:
-            return windows
-        first = np.full((len(indices), 1), bos, dtype=np.int64)
-        return np.where(windows[:, :1] == bos, windows, np.concatenate([first, windows[:, :-1]], axis=1))
+            return places
+        begins = self._read(places[:, 0])[:, None] == bos
+        first = np.full((len(indices), 1), -1, dtype=np.int64)
+        return np.where(begins, places, np.concatenate([first, places[:, :-1]], axis=1))
 
-    def positions(self, indices: np.ndarray, seq_len: int) -> np.ndarray:
-        """Places in the stream of the tokens of windows `indices`, int64 `[len, seq_len]`; -1 for a BOS put first."""
-        step = seq_len if self.special.bos_id is None else seq_len - 1
-        positions = np.asarray(indices, dtype=np.int64)[:, None] * step + np.arange(seq_len)
-        if self.special.bos_id is None:
-            return positions
-        has_it = self.at(positions[:, :1]) == self.special.bos_id
-        first = np.full((len(positions), 1), -1, dtype=np.int64)
-        return np.where(has_it, positions, np.concatenate([first, positions[:, :-1]], axis=1))
+    def packed(self, seq_len: int) -> "TokenShards":
+        """These tokens with windows of `seq_len` tokens packed by best fit, which is kept beside them."""
+        policy = Policy.of(self.special.bos_id, self.special.eos_id)
+        write_packing(self.folder, self.documents, self.n_tokens, seq_len, policy)
+        return TokenShards.open(self.folder, verify=False)
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Tokens at `positions` of the stream, int64 of the same shape."""

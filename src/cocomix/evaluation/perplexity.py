@@ -5,6 +5,9 @@
 - `strided_perplexity`: a sliding window. Every token but the first is scored once, with at least `seq_len - stride`
   tokens of context, at `seq_len / stride` times the cost.
 - Every window of either begins with the beginning-of-text token where the tokens' policy has one.
+- Bits per byte compares models of different vocabularies: the loss of all predicted tokens, in bits, over the UTF-8
+  bytes these tokens stand for. A token without a prediction (a window's first) counts on neither side. Special tokens
+  stand for no bytes, and their losses count.
 - `measure_perplexity`: the command `cocomix perplexity`, on token shards or on text.
 
 `window_subset` and `sharded_batches` choose the windows of a measurement and divide them among processes; other
@@ -22,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cocomix.data.byte_counts import ByteCounts, byte_counts
 from cocomix.data.shards import TokenShards
 from cocomix.data.sources import open_source
 from cocomix.data.sources.files import unpacked_name
@@ -37,6 +41,8 @@ from cocomix.utils.errors import CocomixError
 
 MANIFEST = "manifest.json"
 PRECISIONS = ("fp32", "bf16", "auto")
+SPAN = 1 << 20
+"""Tokens whose bytes are counted at a time."""
 
 
 def sharded_batches(windows: np.ndarray, size: int, *, sharded: bool) -> Iterator[tuple[np.ndarray, bool]]:
@@ -71,6 +77,7 @@ def perplexity(
     max_windows: int | None = None,
     precision: str = "fp32",
     sharded: bool = False,
+    bytes_of: ByteCounts | None = None,
 ) -> dict[str, float]:
     """Perplexity over windows side by side: exp of the mean loss over the `seq_len - 1` targets of each window.
 
@@ -79,16 +86,18 @@ def perplexity(
         max_windows: measure this many windows, spread evenly; None: all.
         precision: "fp32", or "bf16" for autocast.
         sharded: the processes of a launch divide the windows. All must call this, and all get the result.
+        bytes_of: bytes of the tokens of `shards`; None: no bits per byte.
 
     Returns:
-        `loss` (nats a token), `perplexity`, `tokens` (targets counted).
+        `loss` (nats a token), `perplexity`, `tokens` (targets counted), and with `bytes_of` also `bytes` (of these
+        targets) and `bits_per_byte`.
 
     Raises:
         CocomixError: the shards hold fewer tokens than one window.
     """
     device = next(model.parameters()).device
     windows = window_subset(shards.n_windows(seq_len), max_windows)
-    total, count = 0.0, 0
+    total, count, size = 0.0, 0, 0
     for indices, counts in sharded_batches(windows, batch_size, sharded=sharded):
         ids = torch.from_numpy(shards.windows(indices, seq_len)).to(device)
         with autocast(device, precision):
@@ -96,19 +105,42 @@ def perplexity(
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
         total += float(as_float64(losses).sum()) * counts
         count += losses.numel() * counts
+        if bytes_of is not None:
+            size += int(bytes_of.of_windows(indices, seq_len)[:, 1:].sum()) * counts
     if sharded:
-        total, count = sum_over_processes(torch.tensor([total, count], dtype=torch.float64)).tolist()
+        total, count, size = sum_over_processes(torch.tensor([total, count, size], dtype=torch.float64)).tolist()
     if not count:
         raise CocomixError(
             f"{shards.folder} has fewer tokens than one window of {seq_len}; add text to that split or lower seq_len"
         )
-    loss = total / count
-    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": int(count)}
+    return _figures(total, int(count), None if bytes_of is None else int(size))
+
+
+def _figures(total: float, tokens: int, size: int | None) -> dict[str, float]:
+    """What was measured.
+
+    Args:
+        total: loss of all targets, nats.
+        tokens: number of targets.
+        size: bytes that they stand for; None: not known.
+    """
+    loss = total / tokens
+    figures = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": tokens}
+    if size is None:
+        return figures
+    return figures | {"bytes": size} | ({"bits_per_byte": total / (math.log(2) * size)} if size else {})
 
 
 @torch.no_grad()
 def strided_perplexity(
-    model: Any, shards: TokenShards, *, seq_len: int, stride: int, batch_size: int, precision: str = "fp32"
+    model: Any,
+    shards: TokenShards,
+    *,
+    seq_len: int,
+    stride: int,
+    batch_size: int,
+    precision: str = "fp32",
+    bytes_of: ByteCounts | None = None,
 ) -> dict[str, float]:
     """Perplexity with a sliding window: exp of the mean next-token loss over all tokens but the first.
 
@@ -116,9 +148,10 @@ def strided_perplexity(
         model: any causal LM whose output has `.logits` `[batch, seq, vocab]`; its train or eval mode is left as it is.
         stride: tokens that the window moves, 1 to seq_len - 1.
         precision: "fp32", or "bf16" for autocast.
+        bytes_of: bytes of the tokens of `shards`; None: no bits per byte.
 
     Returns:
-        `loss` (nats a token), `perplexity`, `tokens` (targets counted).
+        As of `perplexity`.
 
     Raises:
         CocomixError: the stride leaves no context, or there are fewer than two tokens.
@@ -148,9 +181,10 @@ def strided_perplexity(
             logits = model(input_ids=ids, use_cache=False).logits
         losses = F.cross_entropy(logits[:, :-1][scored].float(), ids[:, 1:][scored], reduction="none")
         total += as_float64(losses).sum().cpu()
-    count = shards.n_tokens - 1
-    loss = float(total) / count
-    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": count}
+    # Span by span, because a whole stream of int64 may not fit into the memory.
+    spans = ((begin, min(begin + SPAN, shards.n_tokens)) for begin in range(1, shards.n_tokens, SPAN))
+    size = None if bytes_of is None else sum(int(bytes_of.of_span(*span).sum()) for span in spans)
+    return _figures(float(total), shards.n_tokens - 1, size)
 
 
 def _sliding_windows(n_tokens: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
@@ -195,13 +229,13 @@ def measure_perplexity(
         raise CocomixError(f"the model {source} states no number of positions; give --seq-len")
     if positions is not None and length > positions:
         raise CocomixError(f"the model {source} has {positions} positions, fewer than --seq-len {length}; lower it")
-    with _tokens(text, source, field, model.config.model_type) as shards:
+    with _tokens(text, source, field, model.config.model_type) as (shards, bytes_of):
         if shards.vocab_size > rows and shards.largest_id() >= rows:
             raise CocomixError(
                 f"{text} has tokens of a vocabulary of {shards.vocab_size}, the model {source} has rows for {rows};"
                 " give the text instead, without tokens that the model does not know"
             )
-        common = {"seq_len": length, "batch_size": batch_size, "precision": precision}
+        common = {"seq_len": length, "batch_size": batch_size, "precision": precision, "bytes_of": bytes_of}
         if stride is None:
             figures = perplexity(model, shards, max_windows=max_windows, **common)
         else:
@@ -210,12 +244,12 @@ def measure_perplexity(
 
 
 @contextmanager
-def _tokens(text: Path, source: str, field: str, model_type: str) -> Iterator[TokenShards]:
-    """Opens token shards, or tokenises text into a temporary folder by the model's policy."""
+def _tokens(text: Path, source: str, field: str, model_type: str) -> Iterator[tuple[TokenShards, ByteCounts | None]]:
+    """Opens token shards, or tokenises text into a temporary folder by the model's policy; with bytes if known."""
     if (text / MANIFEST).exists():
         shards = TokenShards.open(text)
         _check_bos(text, shards, source, model_type)
-        yield shards
+        yield shards, _bytes_of_shards(text, shards, source)
         return
     if not text.exists():
         raise CocomixError(f"there is no {text}; give a folder of token shards, a text file or a .jsonl file")
@@ -224,7 +258,17 @@ def _tokens(text: Path, source: str, field: str, model_type: str) -> Iterator[To
         documents = open_source(name, options)
         tokenizer = load_tokenizer(source)
         special = policy_of_model(tokenizer, source, model_type)
-        yield tokenize_corpus(tokenizer, documents, Path(folder) / "tokens", special=special)
+        shards = tokenize_corpus(tokenizer, documents, Path(folder) / "tokens", special=special)
+        yield shards, byte_counts(tokenizer, shards, lambda: (one.text for one in open_source(name, options)))
+
+
+def _bytes_of_shards(text: Path, shards: TokenShards, source: str) -> ByteCounts | None:
+    """Bytes of tokens without their text, by the tokenizer beside them in a run, or else the model's."""
+    try:
+        beside = text.resolve().parent / "tokenizer"
+        return byte_counts(load_tokenizer(str(beside) if beside.is_dir() else source), shards, None)
+    except CocomixError:
+        return None  # no tokenizer beside the weights either
 
 
 def _check_bos(text: Path, shards: TokenShards, source: str, model_type: str) -> None:

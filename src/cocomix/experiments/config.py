@@ -5,7 +5,7 @@ and a choice of the variants as its students. A text `$NAME/rest` in the overrid
 setting NAME, so that one setting can use another's teacher (distribution shift) or tokenizer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,6 +55,21 @@ class SteeringConfig(Section):
     )
 
 
+class TuningConfig(Section):
+    """A learning rate for each variant, chosen on validation text by as many tries as any other variant has."""
+
+    learning_rates: tuple[float, ...] = Field(min_length=2, description="tried for every variant, in every setting")
+    seed: int = Field(
+        ge=0, description="seed of the tries; none of the experiment's, so that no reported run was chosen"
+    )
+
+    @model_validator(mode="after")
+    def _rates_are_different(self) -> Self:
+        if min(self.learning_rates) <= 0 or len(set(self.learning_rates)) < len(self.learning_rates):
+            raise ValueError(f"learning_rates {list(self.learning_rates)} must be different numbers above 0")
+        return self
+
+
 class ExperimentConfig(Section):
     """A grid of runs and the claims it tests."""
 
@@ -67,6 +82,9 @@ class ExperimentConfig(Section):
     claims: tuple[ClaimConfig, ...] = Field(default=(), description="the paper's claims this grid speaks to")
     frontier: tuple[str, ...] = Field(
         default=(), description="variants that differ in length or size alone; others are compared with their frontier"
+    )
+    tuning: TuningConfig | None = Field(
+        default=None, description="choose every variant's learning rate first; empty: all have students_train's"
     )
     steering: SteeringConfig | None = Field(default=None, description="measure steering on this variant; empty: no")
     timing_steps: int = Field(default=0, ge=0, description="timed steps a variant, in turns, after training; 0: none")
@@ -83,6 +101,8 @@ class ExperimentConfig(Section):
                 self._check(variant, self.variants, "variant", f"the setting {name!r}")
             for other, _ in self.external_inputs(name).values():
                 self._check(other, earlier, "earlier setting", f"the setting {name!r}")
+            if self.tuning is not None and self.tuning.seed in (setting.seeds or self.seeds):
+                raise ValueError(f"tuning.seed {self.tuning.seed} is one of the seeds of {name!r}; choose another")
             earlier.append(name)
         for claim in self.claims:
             for setting in claim.steering:
@@ -112,12 +132,32 @@ class ExperimentConfig(Section):
             inputs[text] = (name, rest.partition("/")[0])
         return inputs
 
-    def run_config(self, setting: str, folder: Path) -> RunConfig:
+    def run_config(self, setting: str, folder: Path, rates: Mapping[str, float | None] | None = None) -> RunConfig:
         """The run configuration of `setting`; settings live below `folder` by their names.
+
+        Args:
+            rates: learning rates by variant, where they were chosen.
 
         Raises:
             CocomixError: it does not validate.
         """
+        raw = self._raw(setting, folder)
+        for name, rate in (rates or {}).items():
+            raw["students"][name] |= {} if rate is None else {"learning_rate": rate}
+        return validate_config(raw, f"setting {setting}")
+
+    def tries_config(self, setting: str, folder: Path, tuning: TuningConfig) -> RunConfig:
+        """The same with a student for each variant and learning rate beside the variants, which these may refer to."""
+        raw = self._raw(setting, folder)
+        raw["seeds"] = [tuning.seed]
+        for name in self.names(setting):
+            raw["students"] |= {
+                try_name(name, number): merge(raw["students"][name], {"learning_rate": rate})
+                for number, rate in enumerate(tuning.learning_rates)
+            }
+        return validate_config(raw, f"setting {setting}")
+
+    def _raw(self, setting: str, folder: Path) -> dict[str, Any]:
         config, names = self.settings[setting], self.names(setting)
         raw: dict[str, Any] = merge(self.base, _resolved(config.overrides, folder))
         raw["title"] = f"{self.title}: {config.title}"
@@ -125,7 +165,12 @@ class ExperimentConfig(Section):
         raw["baseline"] = self.baseline if self.baseline in names else names[0]
         students = raw.pop("students", {})
         raw["students"] = {name: merge(self.variants[name], students.get(name, {})) for name in names}
-        return validate_config(raw, f"setting {setting}")
+        return raw
+
+
+def try_name(variant: str, number: int) -> str:
+    """Name of the student that tries learning rate `number` of the list."""
+    return f"{variant}-lr{number}"
 
 
 def _references(value: Any) -> list[str]:

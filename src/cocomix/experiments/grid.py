@@ -15,18 +15,20 @@ import shlex
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.cost_stage import TimingStage
 from cocomix.experiments.steering_stage import SteeringStage
+from cocomix.experiments.tuning import Tries
 from cocomix.pipeline.run import Run, collect_results
 from cocomix.pipeline.stage import ExternalInput, ExternalInputs, Stage
 from cocomix.utils.errors import CocomixError
 
 INDEPENDENT = ("labels/", "logits/")
-"""Shared stages that need nothing of each other."""
+"""Shared stages that need nothing of those beside them."""
 
 
 class Round(NamedTuple):
@@ -49,10 +51,22 @@ class Grid:
     def __init__(self, config: ExperimentConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.runs: dict[str, Run] = {}
+        self.tries: dict[str, Tries] = {}
+        self.steering: dict[str, list[SteeringStage]] = {}
+        self.timing: dict[str, TimingStage] = {}
         for name in config.settings:
-            self.runs[name] = Run(folder / name, config.run_config(name, folder), self._external_inputs(name))
-        self.steering = {name: self._steering(run) for name, run in self.runs.items()}
-        self.timing = {name: self._timing(run) for name, run in self.runs.items() if config.timing_steps}
+            self._plan(name)
+
+    def _plan(self, name: str) -> None:
+        """The run of a setting and the stages beside it, with the learning rates chosen so far."""
+        rates, inputs = None, self._external_inputs(name)
+        if self.config.tuning is not None:
+            self.tries[name] = Tries(self.config, self.config.tuning, name, self.folder, inputs)
+            rates = self.tries[name].chosen()
+        self.runs[name] = run = Run(self.folder / name, self.config.run_config(name, self.folder, rates), inputs)
+        self.steering[name] = self._steering(run)
+        if self.config.timing_steps:
+            self.timing[name] = self._timing(run)
 
     def _external_inputs(self, setting: str) -> ExternalInputs:
         """Stages of earlier settings that this one names."""
@@ -77,15 +91,23 @@ class Grid:
     def rounds(self) -> Iterator[Round]:
         """Rounds of jobs in the order they can be done; timing comes last, alone.
 
-        The jobs of a round need nothing of each other, only rounds before it.
+        The jobs of a round need nothing of each other, only rounds before it. A variant whose learning rate is not
+        chosen when its round comes, because a try failed, is left out.
         """
-        for name, run in self.runs.items():
-            alone = [stage for stage in run.shared() if not stage.name.startswith(INDEPENDENT)]
-            others = [stage for stage in run.shared() if stage.name.startswith(INDEPENDENT)]
-            for stages in (*([stage] for stage in alone), others):
-                yield Round(name, [[f"{name}:{stage.name}"] for stage in stages], needed=True)
+        for name in self.config.settings:
+            run = self.runs[name]
+            for independent, stages in groupby(run.shared(), lambda stage: stage.name.startswith(INDEPENDENT)):
+                jobs = [[f"{name}:{stage.name}"] for stage in stages]
+                for together in [jobs] if independent else [[job] for job in jobs]:
+                    yield Round(name, together, needed=True)
+            if name in self.tries:
+                yield Round(name, [[f"{name}:{stage.name}"] for stage in self.tries[name].stages()], needed=False)
+                self._plan(name)
+                run = self.runs[name]
             jobs = []
             for student, evaluation in zip(run.students, run.evaluations, strict=True):
+                if name in self.tries and not self.tries[name].done(student.student):
+                    continue
                 steering = [stage for stage in self.steering[name] if stage.student is student]
                 jobs.append([f"{name}:{stage.name}" for stage in (student, evaluation, *steering)])
             yield Round(name, jobs, needed=False)
@@ -118,16 +140,22 @@ class Grid:
         run = self.runs.get(setting)
         if run is None:
             raise CocomixError(f"there is no setting {setting!r} in this experiment; it has {', '.join(self.runs)}")
-        extra: list[Stage] = [*self.steering[setting], *([self.timing[setting]] if setting in self.timing else [])]
-        stages = run.stages | {stage.name: stage for stage in extra}
+        stages = {stage.name: stage for stage in self.stages(setting)}
         if path not in stages:
             raise CocomixError(f"there is no stage {path!r} in the setting {setting}; it has {', '.join(stages)}")
         return stages[path]
 
+    def stages(self, setting: str) -> list[Stage]:
+        """Every stage of a setting."""
+        timing = [self.timing[setting]] if setting in self.timing else []
+        tries = self.tries[setting].stages() if setting in self.tries else []
+        return [*self.runs[setting].stages.values(), *tries, *self.steering[setting], *timing]
+
     def run_stage(self, name: str) -> dict[str, Any]:
         """Run one stage in this process, unless it is done."""
-        stage = self.stage(name)
-        return self.runs[name.partition(":")[0]].do(stage, name)
+        stage, setting = self.stage(name), name.partition(":")[0]
+        run = self.tries[setting].run if setting in self.tries and stage in self.tries[setting].stages() else None
+        return (run or self.runs[setting]).do(stage, name)
 
 
 def collect(grid: Grid) -> dict[str, Any]:
@@ -185,7 +213,9 @@ def _setting(grid: Grid, name: str, run: dict[str, Any]) -> dict[str, Any]:
         for student in run["students"]
     ]
     title = {"title": grid.config.settings[name].title}
-    return title | {key: run[key] for key in kept} | {"students": students, "timing": timing, "steering": steering}
+    tuning = grid.tries[name].figures() if name in grid.tries else {}
+    measured = {"students": students, "timing": timing, "steering": steering, "tuning": tuning}
+    return title | {key: run[key] for key in kept} | measured
 
 
 def _run(run: dict[str, Any], step_seconds: float | None, labelled: int) -> dict[str, Any]:

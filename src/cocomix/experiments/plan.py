@@ -45,6 +45,7 @@ from cocomix.pipeline.run import Run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.config import TrainConfig
+from cocomix.train.optimizer import OPTIMIZERS
 from cocomix.utils.errors import CocomixError
 
 GPT2_VOCABULARY = 50257
@@ -67,14 +68,19 @@ class PlanInputs:
         run: its stages.
         earlier: settings made before it, by name, which it may refer to as `$NAME/...`.
         corpus_tokens: tokens of the training split, if the user says so.
+        tries: trainings of each variant that choose its learning rate.
 
     Attributes:
         notes: what was assumed, one sentence each.
     """
 
-    def __init__(self, name: str, run: Run, earlier: dict[str, "PlanInputs"], corpus_tokens: int | None) -> None:
-        self.name, self.run, self.config, self._earlier = name, run, run.config, earlier
+    def __init__(
+        self, name: str, run: Run, earlier: dict[str, "PlanInputs"], corpus_tokens: int | None, tries: int = 0
+    ) -> None:
+        self.name, self.run, self.config, self._earlier, self.tries = name, run, run.config, earlier, tries
         self.notes: list[str] = []
+        if tries:
+            self.notes.append(f"{tries} trainings of each variant that choose its learning rate are in its FLOPs")
         self._record = (run.tokens.record() or {}).get("figures")
         self.vocab_size = self._vocab_size()
         self.corpus, self.basis = self._corpus(corpus_tokens)
@@ -314,7 +320,8 @@ def plan(
     inputs_by_setting: dict[str, PlanInputs] = {}
     for name in config.settings:
         run = Run(folder / name, config.run_config(name, folder))
-        inputs_by_setting[name] = PlanInputs(name, run, dict(inputs_by_setting), corpus_tokens)
+        tries = 0 if config.tuning is None else len(config.tuning.learning_rates)
+        inputs_by_setting[name] = PlanInputs(name, run, dict(inputs_by_setting), corpus_tokens, tries)
     settings: dict[str, dict[str, Any]] = {
         name: {"title": config.settings[name].title} | _setting(inputs, gpus, gpu_memory_gib)
         for name, inputs in inputs_by_setting.items()
@@ -362,7 +369,7 @@ def _variant(inputs: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib:
     seq_len, seeds = inputs.config.seq_len, len(inputs.config.seeds)
     steps = stage.train.total_steps(inputs.corpus["train"] // seq_len)
     tokens = steps * stage.train.batch_size * seq_len
-    labels = None if stage.labels is None or not stage.labels.config.live else stage.labels
+    labels = None if stage.labels is None or not stage.labels.live_share(1, 1) else stage.labels
     live = labels is not None or "teacher" in stage.config.reads
     row = {"name": stage.student, "objective": stage.config.objective, "about": stage.config.describe()}
     row |= {"steps": steps, "batch_size": stage.train.batch_size, "tokens": tokens, "seeds": seeds}
@@ -387,12 +394,13 @@ def _variant(inputs: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib:
     parts = {f"{part}_gib": size / GIB for part, size in memory._asdict().items()}
     fits = {"fits_ddp": gib["ddp_gib"] <= gpu_memory_gib, "fits_sharded": gib["sharded_gib"] <= gpu_memory_gib}
     per_token = objective.flops_per_token(seq_len)
+    step_flops = OPTIMIZERS[stage.train.optimizer].step_flops(objective.trainable())
     return row | {
         "parameters": model.num_parameters(),
         "width": model.config.hidden_size,
         "flops_per_token": per_token,
-        "flops": per_token * tokens * seeds,
-        "checkpoint_bytes": checkpoint_bytes(objective),
+        "flops": (per_token * tokens + steps * step_flops) * (seeds + inputs.tries),
+        "checkpoint_bytes": checkpoint_bytes(objective, stage.train),
         "model_bytes": 4 * sum(parameters(model)),
         "memory": gib | parts | fits,
     }

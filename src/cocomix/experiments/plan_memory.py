@@ -2,7 +2,8 @@
 
 Memory, in bytes:
 
-- weights: 16 a trained parameter (fp32 weight, gradient and AdamW's two moments), 4 a parameter that is only kept
+- weights: 16 a trained parameter (fp32 weight, gradient and AdamW's two moments; 12 where Muon keeps one), 4 a
+  parameter that is only kept
   (a student's average, a live teacher), in bf16 2 more a trained one (autocast's copy). Under DDP
   every GPU holds all of them; under FSDP2 (`parallel: fsdp`), each its part of the 16.
 - activations: what a block keeps for its backward pass, for each slot: the inputs of its two norms in fp32, and in
@@ -31,9 +32,10 @@ from cocomix.model.mixers import BlockCost
 from cocomix.objectives.base import Objective
 from cocomix.train.checkpoint import KEEP
 from cocomix.train.config import TrainConfig
+from cocomix.train.optimizer import OPTIMIZERS
 
-TRAINED, KEPT = 16, 4
-"""Bytes of a trained parameter and of one that is only kept, in memory."""
+TRAINED, KEPT = 8, 4
+"""Bytes of a trained parameter with its gradient, and of one that is only kept, in memory."""
 
 FLOAT_BYTES = {"fp32": 4, "bf16": 2}
 COPY_BYTES = {"fp32": 0, "bf16": 2}
@@ -79,7 +81,7 @@ def training_memory(
     tokens = windows * seq_len
     width = FLOAT_BYTES[train.precision]
     return Memory(
-        trained=TRAINED * trained,
+        trained=TRAINED * trained + state_bytes(objective, train),
         kept=KEPT * kept,
         copies=COPY_BYTES[train.precision] * trained,
         activations=tokens * token_activations(model, width, train.gradient_checkpointing),
@@ -146,7 +148,11 @@ def store_bytes(tokens: int, seq_len: int, k: int, n_ids: int, *, scores: bool) 
     return tokens // seq_len * seq_len * k * ((2 if n_ids < 1 << 16 else 4) + (4 if scores else 0))
 
 
-def checkpoint_bytes(objective: Objective) -> int:
+def state_bytes(objective: Objective, train: TrainConfig) -> int:
+    """The optimiser's state."""
+    return OPTIMIZERS[train.optimizer].state_bytes(objective.trainable())
+
+
+def checkpoint_bytes(objective: Objective, train: TrainConfig) -> int:
     """The checkpoints kept of one training: weights and moments; one more lies there while it is being written."""
-    trained, kept = parameters(objective.trainable())
-    return KEEP * (12 * trained + 4 * kept)
+    return KEEP * (KEPT * sum(parameters(objective.trainable())) + state_bytes(objective, train))

@@ -133,18 +133,24 @@ def _pictures(results: dict[str, Any], setting: dict[str, Any]) -> list[tuple[Ma
     return [(Markup(svg), kind) for svg, kind in drawn if svg is not None]
 
 
+BITS_PER_BYTE = ("val_bits_per_byte", "test_bits_per_byte")
+
+
 def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each setting and variant; what was not measured is None.
+    """One row for each setting and variant; what was not measured is None, and bits per byte that no run has are left
+    out.
 
     Perplexities, tokens, FLOPs and seconds are means over seeds; `vs_baseline` is the paired difference in test loss
     (nats per token); `..._ratio` and `..._to_baseline` are multiples of the baseline's.
     """
-    return [
+    rows = [
         _row(name, setting, student)
         for name, setting in results["settings"].items()
         for student in setting["students"]
         if student["runs"]
     ]
+    unknown = [figure for figure in BITS_PER_BYTE if all(row[figure] is None for row in rows)]
+    return [{key: value for key, value in row.items() if key not in unknown} for row in rows]
 
 
 def _row(name: str, setting: dict[str, Any], student: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +175,8 @@ def _row(name: str, setting: dict[str, Any], student: dict[str, Any]) -> dict[st
         "seeds": len(runs),
         "val_perplexity": average("val_perplexity"),
         "test_perplexity": average("test_perplexity"),
+        "val_bits_per_byte": average("val_bits_per_byte"),
+        "test_bits_per_byte": average("test_bits_per_byte"),
         "test_ci95": estimate([run["test_perplexity"] for run in runs])["ci95"],
         "vs_baseline": difference["difference"],
         "vs_baseline_ci95": difference["ci95"],

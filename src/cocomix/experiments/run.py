@@ -22,6 +22,7 @@ from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.grid import Grid, collect
 from cocomix.experiments.plan import plan, plan_table
 from cocomix.experiments.report import console_summary, write_experiment_report
+from cocomix.pipeline.run import ask_before_replacing
 from cocomix.utils.console import console, duration
 from cocomix.utils.distributed import StopRequest
 from cocomix.utils.errors import CocomixError, Interrupted
@@ -146,11 +147,13 @@ def run_experiment(
     plan_for: tuple[int, float | None] | None,
     report_only: bool,
     stages: Sequence[str],
+    replace: bool,
 ) -> None:
     """Plan, run or report as the command line says; see `cocomix experiment --help`.
 
     Args:
         plan_for: print a plan for so many GPUs, with the peak TFLOPS of one, and do nothing else.
+        replace: do not ask before stages finished with other settings are done anew.
     """
     config = validate(ExperimentConfig, read_yaml(recipe, overrides), str(recipe))
     if plan_for is not None:
@@ -166,6 +169,9 @@ def run_experiment(
     output = output or folder
     if output.exists() and not output.is_dir():
         raise CocomixError(f"{output} is a file, not a folder; give another --output")
+    if not (report_only or replace):
+        for name, run in grid.runs.items():
+            ask_before_replacing(run.folder, grid.stages(name))
     failed = None if report_only else _run(grid, jobs=jobs, processes=processes)
     if failed is None or any(grid.finished(name) for name in grid.runs):
         _report(grid, output)

@@ -118,7 +118,11 @@ class Api:
     def compare(self, request: CompareRequest) -> BaseModel:
         left, right = (self._read(key, request.text, None, request.top) for key in (request.left, request.right))
         same = [token.token for token in left.tokens] == [token.token for token in right.tokens]
-        return CompareResponse(left=left, right=right, same_tokens=same)
+        bits = {
+            f"{side}_bits_per_byte": self.catalog.open(reading.model).bits_per_byte(request.text, reading)
+            for side, reading in (("left", left), ("right", right))
+        }
+        return CompareResponse(left=left, right=right, same_tokens=same, **bits)
 
     def name(self, request: NameRequest) -> BaseModel:
         return self.catalog.open(request.model).rename(request.concept, request.name)

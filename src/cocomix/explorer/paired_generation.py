@@ -129,6 +129,7 @@ def generate_pair(
     prompt: Sequence[int],
     setting: Setting,
     decode: Callable[[Sequence[int]], str],
+    token_bytes: Sequence[int] = (),
     *,
     tokens: int,
     temperature: float,
@@ -142,6 +143,7 @@ def generate_pair(
         lock: held while it runs; free between tokens.
         prompt: at least one token; with `tokens` more it must fit the student.
         decode: text of token ids.
+        token_bytes: bytes of each token of the vocabulary; none: no bits per byte.
         tokens: number of new tokens.
         temperature: of the sampling; 0 is greedy.
         seed: of the noise.
@@ -154,7 +156,7 @@ def generate_pair(
     prompt_tokens = [PromptToken(id=token, token=decode([token])) for token in prompt]
     yield StartEvent(prompt=prompt_tokens, judge=judge.name, concepts=list(setting))
     judge.score(ids)
-    texts = tuple(_GeneratedText(judge.concepts) for _ in range(ROWS))
+    texts = tuple(_GeneratedText(judge.concepts, token_bytes) for _ in range(ROWS))
     for index in range(tokens):
         ids = sample(model.next_logits(ids), temperature, noise)
         losses, activations = judge.score(ids)
@@ -180,7 +182,8 @@ def sample(logits: torch.Tensor, temperature: float, noise: torch.Generator) -> 
 class _GeneratedText:
     """Running sums over one of the texts."""
 
-    def __init__(self, concepts: Sequence[int]) -> None:
+    def __init__(self, concepts: Sequence[int], token_bytes: Sequence[int] = ()) -> None:
+        self._token_bytes, self._bytes = token_bytes, 0
         self._ids: list[int] = []
         self._losses: list[float] = []
         self._present = dict.fromkeys(concepts, 0)
@@ -188,7 +191,9 @@ class _GeneratedText:
     def add(self, token: GeneratedToken) -> GeneratedToken:
         """Count a token; returns it."""
         self._ids.append(token.id)
-        self._losses += [] if token.loss is None else [token.loss]
+        if token.loss is not None:
+            self._losses.append(token.loss)
+            self._bytes += self._token_bytes[token.id] if self._token_bytes else 0
         for concept, activation in token.concepts.items():
             self._present[concept] += activation > 0
         return token
@@ -198,6 +203,7 @@ class _GeneratedText:
         loss = sum(self._losses) / len(self._losses) if self._losses else math.inf
         return TextSummary(
             perplexity=math.exp(loss) if loss < 700 else None,
+            bits_per_byte=sum(self._losses) / (math.log(2) * self._bytes) if self._bytes else None,
             presence={concept: count / len(self._ids) for concept, count in self._present.items()},
             distinct=float(distinct(torch.tensor([self._ids]), 2)) if len(self._ids) > 1 else None,
         )

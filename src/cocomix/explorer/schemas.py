@@ -147,6 +147,10 @@ class CompareResponse(BaseModel):
     left: ReadResponse
     right: ReadResponse
     same_tokens: bool
+    left_bits_per_byte: float | None = Field(
+        description="loss of the text behind its first token, over the UTF-8 bytes of these tokens; null for one token"
+    )
+    right_bits_per_byte: float | None
 
 
 class Snippets(BaseModel):
@@ -180,6 +184,9 @@ class TextSummary(BaseModel):
     """Figures of one of the two texts, without the prompt."""
 
     perplexity: float | None = Field(description="exp of the mean loss under the judge")
+    bits_per_byte: float | None = Field(
+        description="the judge's loss over the UTF-8 bytes of the tokens as the vocabulary writes them"
+    )
     presence: dict[int, float] = Field(description="share of tokens where the judge's SAE has each concept active")
     distinct: float | None = Field(description="distinct-2: different pairs of neighbouring tokens / all pairs")
 

@@ -7,6 +7,7 @@
 A model is used under its lock, because hooks sit on the model and not on the request.
 """
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from cocomix.analysis.concept_index import ConceptIndex, Listing
 from cocomix.analysis.dashboards import Dashboard, Dashboards
 from cocomix.analysis.inspect import Reading, check_length, read_text
 from cocomix.analysis.naming import EDITED, FOUND, ConceptName, FoundNames, Names, edit_name, read_names, with_edits
+from cocomix.data.byte_counts import document_bytes
+from cocomix.data.byte_offsets import ByteOffsets
 from cocomix.data.special_tokens import SpecialTokens
 from cocomix.evaluation.perplexity import window_subset
 from cocomix.explorer.paired_generation import CachedModel, StreamingJudge, generate_pair
@@ -162,7 +166,7 @@ class RunSession:
 
     def can_label(self, stage: StudentStage) -> bool:
         """Whether the teacher can label the concepts that a student should have predicted."""
-        return stage.config.uses_sae_concepts and has_teacher_labels(stage)
+        return stage.uses_sae_concepts and has_teacher_labels(stage)
 
     def labels(self, stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
         """The teacher's labels of a text, `[1, seq, K_attr]`; only for a student with `can_label`.
@@ -181,7 +185,7 @@ class RunSession:
     def name_store(self, stage: StudentStage) -> NameStore:
         """Names of a student's concepts; all students that learn the SAE's concepts share them."""
         with self.lock:
-            shared = stage.config.uses_sae_concepts and self.run.sae.done()
+            shared = stage.uses_sae_concepts and self.run.sae.done()
             owner = "sae" if shared else stage.name
             if owner not in self._name_stores:
                 weights = sorted((stage.folder / "model").glob("*.safetensors"))
@@ -265,6 +269,19 @@ class ModelSession:
         with self.lock:
             return read_text(self.model, ids, self.decode, top=top, concept=concept, labels=labels, name=names.name)
 
+    def bits_per_byte(self, text: str, reading: Reading) -> float | None:
+        """Loss of a text behind its first token over the bytes of these tokens; None if they stand for none."""
+        ids = [token.id for token in reading.tokens]
+        before = int(ids[:1] == [self.special.bos_id])
+        sizes = document_bytes(self._offsets, text, np.array(ids[before:], dtype=np.int64))
+        size = int(sizes[1 - before :].sum())
+        nats = sum(token.loss for token in reading.tokens if token.loss is not None)
+        return nats / (math.log(2) * size) if size else None
+
+    @cached_property
+    def _offsets(self) -> ByteOffsets:
+        return ByteOffsets(self.tokenizer)
+
     @cached_property
     def name_store(self) -> NameStore:
         """Names of its concepts.
@@ -339,17 +356,24 @@ class ModelSession:
             ids,
             setting,
             self.decode,
+            self._token_bytes(),
             tokens=min(tokens, positions - len(ids)),
             temperature=temperature,
             seed=seed,
             clock=time.perf_counter,
         )
 
+    def _token_bytes(self) -> list[int]:
+        """Bytes of each token of the vocabulary, 0 for special ones."""
+        lengths = self._offsets.lengths(self.model.config.vocab_size)
+        lengths[[number for number in self.tokenizer.all_special_ids if number < len(lengths)]] = 0
+        return lengths.tolist()
+
     def _judge(self, concepts: Sequence[int]) -> StreamingJudge:
         if not (self.run.has_teacher and self.run.run.teacher.config.shares_tokens):
             return StreamingJudge("the unsteered student", CachedModel(self.model, self.lock), [])
         teacher = CachedModel(self.run.teacher(), self.run.lock)
-        if not (self.run.has_sae and self.stage.config.uses_sae_concepts):
+        if not (self.run.has_sae and self.stage.uses_sae_concepts):
             return StreamingJudge("teacher", teacher, [])
         return StreamingJudge("teacher", teacher, concepts, self.run.sae(), self.stage.sae.config.layer)
 

@@ -49,12 +49,14 @@ def linear_losses(
     targets: torch.Tensor,
     top_k: int = 0,
     weights: torch.Tensor | None = None,
+    cap: float | None = None,
+    z_weight: float = 0.0,
 ) -> LinearLosses:
     """Cross entropies and the K largest of the scores z = weight x + bias.
 
-    The loss is the sum of logsumexp(z[n]) - z[n, i] over all targets i of all positions n, each times its weight. Under
-    autocast the products are computed in its dtype and everything else in float32. All outputs are differentiable once,
-    with respect to x, weight and bias.
+    The loss is the sum of logsumexp(z[n]) - z[n, i] + z_weight logsumexp(z[n])^2 over all targets i of all positions n,
+    each times its weight. Under autocast the products are computed in its dtype and everything else in float32. All
+    outputs are differentiable once, with respect to x, weight and bias.
 
     Args:
         x: `[n, d]`.
@@ -63,11 +65,15 @@ def linear_losses(
         targets: columns of z, int64 `[n, J]`; -100 is ignored.
         top_k: K; with 0 the largest scores are not computed.
         weights: of the targets, 0 or more, `[n, J]`, without a gradient; None: 1 each.
+        cap: soft-cap of the scores: z = cap tanh((weight x + bias) / cap); only with top_k 0. None: there is none.
+        z_weight: weight of the z-loss, the squared logarithm of the softmax's normaliser.
     """
+    assert cap is None or not top_k, "the gradient of the largest scores knows no cap"
     device_type = x.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
     with torch.autocast(device_type, enabled=False):
-        total, values, ids = _LinearLosses.apply(x, weight, bias, targets, top_k, dtype, weights)  # pyright: ignore
+        options = (top_k, dtype, weights, cap, z_weight)
+        total, values, ids = _LinearLosses.apply(x, weight, bias, targets, *options)  # pyright: ignore
     count = (targets != -100).sum()
     return LinearLosses(total, count, values, ids) if top_k else LinearLosses(total, count, None, None)
 
@@ -83,8 +89,10 @@ class _LinearLosses(torch.autograd.Function):
         top_k: int,
         dtype: torch.dtype,
         weights: torch.Tensor | None,
+        cap: float | None,
+        z_weight: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        options = (top_k, dtype, ctx.needs_input_grad[:3])
+        options = (top_k, dtype, ctx.needs_input_grad[:3], cap, z_weight)
         total, values, ids, gradients = _chunked_pass(x, weight, bias, targets, weights, *options)
         ctx.save_for_backward(x, weight, bias, targets, weights, ids)
         ctx.gradients, ctx.options = gradients, options
@@ -107,7 +115,7 @@ class _LinearLosses(torch.autograd.Function):
             gradients = [t if g is None else g if t is None else g.add_(t) for g, t in zip(gradients, top, strict=True)]
         inputs = (x, weight, bias)
         typed = [g if g is None or i is None else g.to(i.dtype) for g, i in zip(gradients, inputs, strict=True)]
-        return *typed, None, None, None, None
+        return *typed, None, None, None, None, None, None
 
 
 def _top_k_gradients(
@@ -136,6 +144,8 @@ def _chunked_pass(
     top_k: int,
     dtype: torch.dtype,
     needs_grad: Sequence[bool],
+    cap: float | None,
+    z_weight: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor | None] | None]:
     """Sum of losses, K largest values and their ids, and the gradients of that sum in x, weight and bias as needed."""
     wide = torch.promote_types(dtype, torch.float32)
@@ -150,6 +160,7 @@ def _chunked_pass(
     for chunk in work.chunks():
         work.score(chunk)
         for rows, scores in work.parts(chunk):
+            slope = None if cap is None else capped_(scores, cap)
             if top_k:
                 values[rows], ids[rows] = largest(scores, top_k)
                 peak, place = values[rows, :1], ids[rows, :1]
@@ -160,12 +171,26 @@ def _chunked_pass(
             probabilities = torch.softmax(scores, -1, out=scores)
             log_sum = peak - probabilities.gather(-1, place).log()  # the largest one is never too small for a log
             total += ((log_sum - at_targets) * shares[rows]).sum()
+            if z_weight:
+                total += z_weight * (log_sum.square() * counts[rows]).sum()
             if work.gradients:
+                if z_weight:
+                    probabilities.mul_(1 + 2 * z_weight * log_sum)
                 probabilities.scatter_add_(-1, chosen, -(shares[rows] / divisors[rows]))
+                if slope is not None:
+                    probabilities.mul_(slope)
                 work.store_gradient(chunk, rows, probabilities)
         if work.gradients:
             work.add_gradients(chunk, counts[chunk])
     return total, values, ids, work.gradients
+
+
+def capped_(scores: torch.Tensor, cap: float) -> torch.Tensor:
+    """Replace scores by cap tanh(scores / cap), in place; returns the slope 1 - tanh^2 at each."""
+    share = scores.div_(cap).tanh_()
+    slope = 1 - share.square()
+    scores.mul_(cap)
+    return slope
 
 
 def chunk_size(n: int, most: int) -> int:

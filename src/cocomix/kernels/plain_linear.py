@@ -30,9 +30,13 @@ def plain_linear(layer: nn.Module, *, shards: bool = False) -> bool:
 
 
 def is_wrapped(module: nn.Module) -> bool:
-    """Whether hooks, or a replaced `forward` (Accelerate's offloading), add to the module's own forward pass."""
+    """Whether hooks, or a replaced `forward` (Accelerate's offloading), add to the module's own forward pass.
+
+    A hook that says it `adds_arguments` changes nothing but the arguments, whose outputs are the module's own.
+    """
+    before = [hook for hook in module._forward_pre_hooks.values() if not getattr(hook, "adds_arguments", False)]
     return "forward" in module.__dict__ or bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks or before or module._backward_hooks or module._backward_pre_hooks
     )
 
 

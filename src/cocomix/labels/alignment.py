@@ -115,7 +115,7 @@ def align_split(
 
 def teacher_places(where: np.ndarray, shards: TokenShards, windows: np.ndarray, seq_len: int) -> np.ndarray:
     """Place in the teacher's stream of each position of a student's `windows`, int64 `[len, seq_len]`, or `NOWHERE`."""
-    positions = shards.positions(windows, seq_len)
+    positions = shards.places(windows, seq_len)
     source = np.where(positions < 0, NOWHERE, where[np.maximum(positions, 0)])
     source[:, -1] = NOWHERE
     return source

@@ -27,6 +27,7 @@ from cocomix.labels.exact import can_run_tail, check_two_streams, fused_gelu, ta
 from cocomix.model.flops import ModelParts, model_parts
 from cocomix.model.teacher import NextTokenLoss, blocks, check_layer, frozen, has_next_token, hidden_at, resumed_at
 from cocomix.model.text_config import text_shape
+from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import SparseLatents, TopKSAE
 from cocomix.utils.errors import CocomixError, ConfigError
 from cocomix.utils.registry import Registry
@@ -42,7 +43,7 @@ class ActiveAttribution(NamedTuple):
     values: torch.Tensor
     """activations, `[batch, seq, K]`"""
     valid: torch.Tensor
-    """whether the position has a next token, bool `[batch, seq]`"""
+    """whether the position has a next token and is not left out, bool `[batch, seq]`"""
 
 
 class Rule(ABC):
@@ -226,11 +227,16 @@ def attribute_active(
     sign: str = "signed",
     attention_mask: torch.Tensor | None = None,
     first: int = 0,
+    left_out: LeftOut = NOTHING,
+    padding: torch.Tensor | None = None,
 ) -> ActiveAttribution:
     """Attribution of the K active concepts of each position: `attribute` without the scatter to C columns.
 
     Args:
         first: positions before it are context alone, and not valid.
+        left_out: positions that are not valid either.
+        padding: bool `[batch, seq]`, behind the text, which no norm in `left_out` is compared with. A causal concept
+            model's scores at the text do not depend on it, so a rule may need no attention mask beside it.
 
     Raises:
         CocomixError: the rule or sign is unknown, the layer does not exist, or the SAE has another width.
@@ -250,7 +256,7 @@ def attribute_active(
         if first:
             latents = SparseLatents(*(F.pad(field, (0, 0, first, 0)) for field in latents))
         signed = RULES[rule]().scores_from(first, concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
-    valid = has_next_token(input_ids, attention_mask)
+    valid = has_next_token(input_ids, attention_mask) & left_out.kept(hidden, padding)
     valid[:, :first] = False
     return with_sign(ActiveAttribution(latents.ids, signed.detach(), latents.values, valid), rule, sign)
 

@@ -38,6 +38,8 @@ from cocomix.labels.store import (
     StoreLayout,
     remove_marks,
 )
+from cocomix.model.documents import document_rule
+from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.console import Stopwatch, is_main, rank, world_size
 from cocomix.utils.distributed import StopRequest, barrier, sum_over_processes
@@ -119,7 +121,9 @@ class ConceptLabeller(Labeller):
         sae: autoencoder of the teacher's residual stream after block `layer` (0-based).
         rule, signs: see `cocomix.labels.attribution`.
         k: labels per position K_attr.
-        first_position: positions of a window before it get no labels: that of a beginning-of-text token.
+        first_position: positions of a window before it get no labels: that of a beginning-of-text token. A teacher that
+            reads windows document by document sees one at the beginning of each.
+        left_out: other positions without labels, since the autoencoder is not for their hidden states.
     """
 
     def __init__(
@@ -134,12 +138,18 @@ class ConceptLabeller(Labeller):
         batch_size: int = 16,
         precision: str = "fp32",
         first_position: int = 0,
+        left_out: LeftOut = NOTHING,
     ) -> None:
         super().__init__(teacher, n_labels=k, n_ids=sae.n_latents, batch_size=batch_size, precision=precision)
         self.sae, self.layer, self.rule, self.names = sae, layer, rule, signs
-        self.first_position = first_position
+        self.first_position, self.left_out = first_position, left_out
 
     def make(self, ids: torch.Tensor, bounds: WindowBounds | None = None) -> dict[str, ConceptLabels]:
+        padding = None
+        if bounds is not None:
+            lengths = torch.from_numpy(bounds.lengths).to(ids.device)
+            padding = torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None]
+        masked = padding is not None and RULES[self.rule].sees_later_positions  # other rules never see the padding
         signed = attribute_active(
             self.teacher,
             self.sae,
@@ -147,18 +157,16 @@ class ConceptLabeller(Labeller):
             layer=self.layer,
             rule=self.rule,
             sign="signed",
-            attention_mask=self._padding(ids, bounds),
+            attention_mask=(~padding).long() if masked else None,
             first=0 if bounds is None else int(bounds.first[0]),
+            left_out=self.left_out,
+            padding=padding,
         )
         signed.valid[:, : self.first_position] = False
+        documents = document_rule(self.teacher.config)
+        if documents is not None and self.first_position:
+            signed.valid[documents.begins(ids)] = False
         return {sign: select_active(with_sign(signed, self.rule, sign), self.n_labels) for sign in self.names}
-
-    def _padding(self, ids: torch.Tensor, bounds: WindowBounds | None) -> torch.Tensor | None:
-        """The attention mask, for a rule whose scores depend on later positions; others never see the padding."""
-        if bounds is None or not RULES[self.rule].sees_later_positions:
-            return None
-        lengths = torch.from_numpy(bounds.lengths).to(ids.device)
-        return (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
 
 
 class TopTokens(Labeller):

@@ -22,6 +22,9 @@ class ShuffledLabels(LabelReader):
         self.where = f"{labels.where}, shuffled"
         self.window_of = np.random.default_rng(seed).permutation(n_windows)
 
+    def begin_step(self, step: int, total: int) -> None:
+        self.labels.begin_step(step, total)
+
     def read(self, windows: np.ndarray, seq_len: int) -> np.ndarray:
         found = self.labels.read(self.window_of[windows], seq_len)
         orders = [np.random.default_rng((self.seed, 1, int(window))).permutation(seq_len) for window in windows]

@@ -50,6 +50,16 @@ class LabelReader(ABC):
 
     n_labels: int
     where: str
+    weighted: bool = False
+    """Whether its labels have weights."""
+
+    def begin_step(self, step: int, total: int) -> None:
+        """Called before a step, 0-based, of a training of `total` steps; for labels that depend on it."""
+        return
+
+    def weights(self, windows: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+        """Weights of `labels`, as read for `windows`, float32 of their shape; None: 1 each."""
+        return None
 
     @abstractmethod
     def read(self, windows: np.ndarray, seq_len: int) -> np.ndarray:

@@ -38,6 +38,15 @@ from cocomix.model.predictors import (
 )
 from cocomix.model.teacher import hidden_at
 from cocomix.model.transformer import BACKBONES, Backbone, register_backbone
+from cocomix.model.vector_replacements import (
+    REPLACEMENTS,
+    MeanVector,
+    ShuffledVector,
+    VectorReplacement,
+    ZeroVector,
+    mean_vector,
+    vector_replaced,
+)
 
 AutoConfig.register("cocomix", CoCoMixConfig, exist_ok=True)
 AutoModel.register(CoCoMixConfig, CoCoMixModel, exist_ok=True)
@@ -48,6 +57,7 @@ __all__ = [
     "INTERVENTIONS",
     "MIXERS",
     "PREDICTORS",
+    "REPLACEMENTS",
     "Ablate",
     "Amplify",
     "Backbone",
@@ -60,13 +70,17 @@ __all__ = [
     "ConceptPrediction",
     "Dampen",
     "Intervention",
+    "MeanVector",
     "MixConfig",
     "Mixer",
     "ModelShape",
     "Predictor",
     "Setting",
+    "ShuffledVector",
     "Sizes",
     "Steering",
+    "VectorReplacement",
+    "ZeroVector",
     "build_mixed",
     "build_plain",
     "concept_head",
@@ -74,6 +88,7 @@ __all__ = [
     "hidden_at",
     "load_causal_lm",
     "match_width",
+    "mean_vector",
     "model_config",
     "model_flops",
     "parameter_count",
@@ -83,4 +98,5 @@ __all__ = [
     "sae_training_flops",
     "special_ids",
     "steered",
+    "vector_replaced",
 ]

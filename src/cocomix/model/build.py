@@ -16,11 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.data.special_tokens import SpecialTokens
 from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.initialisation import INITS
 from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.model.transformer import BACKBONES, SpecialIds
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.settings import Section
+from cocomix.utils.settings import Section, added
 
 
 class ModelShape(Section):
@@ -33,10 +34,24 @@ class ModelShape(Section):
     kv_heads: int | None = Field(
         default=None, ge=1, description="key/value heads, if the backbone has grouped queries; empty: same as heads"
     )
+    init: str = added(
+        default="classic",
+        description=f"how weights are drawn: {INITS.names} (standard deviation 0.02 throughout, or by the number of"
+        " inputs)",
+    )
+    tie_head: bool = added(default=True, description="the LM head is the token embedding; false: weights of its own")
+    logit_cap: float | None = added(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="soft-cap c of the next-token logits, c tanh(z / c), in training and use; a plain student is then"
+        " saved as a cocomix model without concepts",
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         backbone = BACKBONES.choose(self.backbone)
+        INITS.choose(self.init)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; change one of them")
         if backbone.rotary_positions and self.width // self.heads % 2:
@@ -60,12 +75,22 @@ class MixConfig(Section):
     )
     mixer: str = Field(default="interleave", description=f"how the vector joins the hidden states: {MIXERS.names}")
     mixer_options: dict[str, Any] = Field(
-        default_factory=dict, description="the mixer's own settings, e.g. {every: 4} or {blocks: 1}"
+        default_factory=dict, description="the mixer's own settings, e.g. {slot: residual} or {every: 4}"
+    )
+
+    vector_scale: float | None = added(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="rms of the vector at the start, as a share of the hidden state's, e.g. 0.3, with a learned factor"
+        " from then on; empty: as the reference has it",
     )
 
     @model_validator(mode="after")
     def _mixer_exists(self) -> Self:
         MIXERS.check(self.mixer, self.mixer_options)
+        if self.vector_scale is not None and not MIXERS[self.mixer].uses_vector:
+            raise ValueError(f"the mixer {self.mixer} uses no vector that `vector_scale` could scale; leave it out")
         return self
 
 
@@ -102,8 +127,15 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> S
 def build_plain(
     shape: ModelShape, *, vocab_size: int, seq_len: int, special: SpecialIds | None = None
 ) -> PreTrainedModel:
-    """Build Transformers' causal LM of this shape, initialised from torch's global generator."""
-    return BACKBONES[shape.backbone].plain_model(shape, vocab_size, seq_len, special or NO_IDS)
+    """Build Transformers' causal LM of this shape, initialised from torch's global generator.
+
+    With a logit_cap, which GPT-2 and Llama have no place for, it is the same transformer as a `CoCoMixForCausalLM`.
+    """
+    if shape.logit_cap is not None:
+        return _build_capped(shape, vocab_size, seq_len, special or NO_IDS)
+    model = BACKBONES[shape.backbone].plain_model(shape, vocab_size, seq_len, special or NO_IDS)
+    INITS[shape.init]().apply(model)
+    return model
 
 
 def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any) -> CoCoMixForCausalLM:
@@ -125,10 +157,23 @@ def build_mixed(shape: ModelShape, mix: MixConfig, sizes: Sizes, **settings: Any
         concept_layer=mix.concept_layer,
         mixer=mix.mixer,
         mixer_options=mix.mixer_options,
+        vector_scale=mix.vector_scale,
+        tie_word_embeddings=shape.tie_head,
+        final_logit_softcapping=shape.logit_cap,
         **{**NO_CONCEPTS, **settings},
         **sizes.special,
     )
-    return CoCoMixForCausalLM(config)
+    model = CoCoMixForCausalLM(config)
+    INITS[shape.init]().apply(model)
+    return model
+
+
+def _build_capped(shape: ModelShape, vocab_size: int, seq_len: int, special: SpecialIds) -> CoCoMixForCausalLM:
+    if shape.layers < 2:
+        raise CocomixError("a student with logit_cap needs 2 layers or more; add a layer or leave logit_cap out")
+    sizes = Sizes(vocab_size, seq_len, n_concepts=0, top_k=0, teacher_width=0, sae_layer=0, special=special)
+    # A channel that has neither weights nor losses where nothing is mixed in.
+    return build_mixed(shape, MixConfig(concept_layer=1, mixer="none"), sizes, channel="mlp")
 
 
 NO_CONCEPTS: dict[str, Any] = {"num_concepts": 1, "concept_top_k": 1}

@@ -1,5 +1,6 @@
 """Configuration of a CoCoMix model; the concept settings live in config.json with the rest."""
 
+import math
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -21,7 +22,8 @@ class CoCoMixConfig(PretrainedConfig):
         num_key_value_heads: key/value heads (llama backbone); empty: one for each query head.
         intermediate_size: inner width of the MLP; empty: 4 * hidden_size.
         max_position_embeddings: longest sequence, in tokens.
-        backbone: "gpt2" (learned positions, LayerNorm, GELU) or "llama" (rotary, RMSNorm, SwiGLU, grouped queries).
+        backbone: "gpt2" (learned positions, LayerNorm, GELU) or "llama" (rotary, RMSNorm, SwiGLU, grouped queries)
+            or "qwen3" (that, and a norm of each head's query and key).
         norm_eps: epsilon of the norms.
         rope_theta: base of the rotary frequencies (llama backbone).
         concept_layer: block (0-based) before which concepts are predicted and mixed; 1 to num_hidden_layers - 1.
@@ -32,8 +34,11 @@ class CoCoMixConfig(PretrainedConfig):
         channel_options: the channel's own settings.
         mixer: how the predicted vector joins the hidden states, a key of `MIXERS`.
         mixer_options: the mixer's own settings.
+        vector_scale: rms of the predicted vector at the start, as a share of the rms of its token's hidden state; a
+            learned factor from then on. Empty: as the reference has it, whatever the initialisation makes of it.
         dropout: dropout of embeddings, residual branches and attention.
         initializer_range: standard deviation of the initial weights.
+        final_logit_softcapping: soft-cap c of the next-token logits, c tanh(z / c), as in Gemma 2; None: no cap.
 
     Raises:
         ConfigError: a value that does not fit, with what would.
@@ -73,8 +78,10 @@ class CoCoMixConfig(PretrainedConfig):
         channel_options: dict[str, Any] | None = None,
         mixer: str = "interleave",
         mixer_options: dict[str, Any] | None = None,
+        vector_scale: float | None = None,
         dropout: float = 0.0,
         initializer_range: float = 0.02,
+        final_logit_softcapping: float | None = None,
         use_cache: bool = True,
         tie_word_embeddings: bool = True,
         bos_token_id: int | None = None,
@@ -100,8 +107,11 @@ class CoCoMixConfig(PretrainedConfig):
         self.channel_options = dict(channel_options or {})
         self.mixer = mixer
         self.mixer_options = dict(mixer_options or {})
+        self.vector_scale = vector_scale
         self.dropout = dropout
         self.initializer_range = initializer_range
+        if final_logit_softcapping is not None:  # without one, config.json has no such key, as in earlier versions
+            self.final_logit_softcapping = final_logit_softcapping
         self.use_cache = use_cache
         kwargs |= {
             "tie_word_embeddings": tie_word_embeddings,
@@ -112,7 +122,15 @@ class CoCoMixConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self._check()
 
+    @property
+    def logit_cap(self) -> float | None:
+        """Soft-cap of the next-token logits."""
+        return getattr(self, "final_logit_softcapping", None)
+
     def _check(self) -> None:
+        cap: Any = self.logit_cap
+        if cap is not None and not (isinstance(cap, int | float) and 0 < cap < float("inf")):
+            raise ConfigError(f"final_logit_softcapping {cap!r} is no cap; give a number above 0, or none")
         if not 1 <= self.concept_layer < self.num_hidden_layers:
             raise ConfigError(
                 f"concept_layer {self.concept_layer} is outside the stack of {self.num_hidden_layers} blocks;"
@@ -141,3 +159,19 @@ class CoCoMixConfig(PretrainedConfig):
             )
         MIXERS.check(self.mixer, self.mixer_options)
         PREDICTORS.check(self.channel, self.channel_options)
+        if self.vector_scale is not None:
+            self._check_scale(self.vector_scale)
+
+    def _check_scale(self, scale: Any) -> None:
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise ConfigError(
+                f"vector_scale {scale!r} cannot be used; choose a number above 0, such as 0.3, or leave it out"
+            )
+        if not MIXERS[self.mixer].uses_vector:
+            raise ConfigError(
+                f"the mixer {self.mixer} uses no vector that vector_scale could scale; leave vector_scale out"
+            )
+        if not PREDICTORS[self.channel].takes_scale:
+            raise ConfigError(
+                f"the channel {self.channel} does not say how its vector is initialised to a vector_scale; leave it out"
+            )

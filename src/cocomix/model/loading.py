@@ -27,6 +27,7 @@ from torch.nn.modules.module import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from cocomix.model.documents import apply_rule
 from cocomix.model.text_config import text_config, text_shape
 from cocomix.utils.errors import CocomixError, ConfigError, reason
 from cocomix.utils.files import check_readable, check_source, read_json
@@ -160,6 +161,7 @@ def load_causal_lm(
     except Exception as error:  # a damaged file raises errors of many types
         raise CocomixError(f"{role} cannot be loaded from {source} ({reason(error)}); {hint}") from error
     _set_generation(model)
+    apply_rule(model)
     return model.eval()
 
 

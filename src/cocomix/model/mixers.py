@@ -7,10 +7,14 @@ A mixer is one class in `MIXERS`; `register_mixer` adds one.
 `interleave` and `add` are the paper's. The others are cheaper variants, to measure how much of the gain remains:
 `keys_values` (the vector is only attended to), `every` (a slot every m tokens), `drop_tokens` (token slots leave after
 a few blocks), `gated_add`, and `none` (concepts are predicted and never mixed in).
+
+Mixers whose vectors have slots, or keys and values, of their own (`SlotMixer`) take the option `slot`: what such a slot
+starts from. `bare` is the paper's, the vector alone; what its token's hidden state says must first be fetched by
+attention. `residual` starts from the token's hidden state plus the vector. The token's own slot is the same either way.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -67,13 +71,37 @@ class Mixer(nn.Module, ABC):
         return blocks * (cost.linear + cost.attention)
 
 
-class InterleaveMixer(Mixer):
+Slot = Literal["bare", "residual"]
+
+
+class SlotMixer(Mixer):
+    """Base class of mixers whose vectors have slots, or keys and values, beside those of the tokens.
+
+    Args:
+        slot: what the vector's slot starts from: "bare", the vector; "residual", its token's hidden state + the vector.
+    """
+
+    def __init__(self, hidden_size: int, slot: Slot = "bare") -> None:
+        super().__init__(hidden_size)
+        self.slot = slot
+
+    def start(self, hidden: torch.Tensor, vector: torch.Tensor | None) -> torch.Tensor:
+        """What the vectors' slots start from, `[batch, seq, d_model]`."""
+        vector = _required(vector, hidden)
+        return vector if self.slot == "bare" else hidden + vector
+
+    def interleaved(self, hidden: torch.Tensor, vector: torch.Tensor | None) -> torch.Tensor:
+        """Slots of tokens and vectors in turns, `[batch, 2 * seq, d_model]`."""
+        return torch.stack((hidden, self.start(hidden, vector)), dim=2).flatten(1, 2)
+
+
+class InterleaveMixer(SlotMixer):
     """(h1, c1, h2, c2, ...): each vector has a slot after its token, and these slots feed the head."""
 
     name = "interleave"
 
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
-        return upper_blocks.run(_interleaved(hidden, vector), slots=2, query_slots=CONCEPTS)
+        return upper_blocks.run(self.interleaved(hidden, vector), slots=2, query_slots=CONCEPTS)
 
     def cached_slots(self, blocks: int) -> list[int]:
         return [2] * blocks
@@ -107,13 +135,13 @@ class GatedAddMixer(Mixer):
         return super().upper_flops(blocks, hidden_size, cost) + 2 * hidden_size**2
 
 
-class KeysValuesMixer(Mixer):
+class KeysValuesMixer(SlotMixer):
     """Vectors are extra keys and values in every upper block, without queries, MLP or slots."""
 
     name = "keys_values"
 
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
-        return upper_blocks.run(hidden, extra_kv=_required(vector, hidden))
+        return upper_blocks.run(hidden, extra_kv=self.start(hidden, vector))
 
     def cached_slots(self, blocks: int) -> list[int]:
         return [2] * blocks
@@ -122,36 +150,41 @@ class KeysValuesMixer(Mixer):
         return blocks * (cost.linear + cost.keys_values + 2 * cost.attention)
 
 
-class EveryMixer(Mixer):
+class EveryMixer(SlotMixer):
     """A slot with the vector after every m-th token, which later tokens attend to; token slots feed the head.
 
-    Tokens are counted in each row without padding. Training and scoring run over only these slots. With a cache or
-    padding every token has a second slot, masked where it is not the m-th, which gives the same result.
+    Tokens are counted in each row without padding, and in each document where attention does not cross them. Training
+    and scoring run over only these slots. With a cache, padding or documents every token has a second slot, masked
+    where it is not the m-th, which gives the same result.
 
     Args:
         every: m.
+        slot: as in `SlotMixer`.
     """
 
     name = "every"
 
-    def __init__(self, hidden_size: int, every: int = 4) -> None:
-        super().__init__(hidden_size)
+    def __init__(self, hidden_size: int, every: int = 4, slot: Slot = "bare") -> None:
+        super().__init__(hidden_size, slot)
         self.every = every
 
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
-        vector = _required(vector, hidden)
         if not upper_blocks.unmasked:
             visible = self._visible(upper_blocks, hidden.shape[1], hidden.device)
-            return upper_blocks.run(_interleaved(hidden, vector), slots=2, visible=visible, query_slots=TOKENS)
-        seq = hidden.shape[1]
+            slots = self.interleaved(hidden, vector)
+            return upper_blocks.run(slots, slots=2, visible=visible, query_slots=TOKENS)
+        seq, due = hidden.shape[1], slice(self.every - 1, None, self.every)
+        starts = self.start(hidden[:, due], _required(vector, hidden)[:, due])
         tokens = torch.arange(seq, device=hidden.device)
-        token_of_slot = torch.cat((tokens, tokens[self.every - 1 :: self.every]))
+        token_of_slot = torch.cat((tokens, tokens[due]))
         order = token_of_slot.argsort(stable=True)  # a token, then its vector's slot
-        slots = torch.cat((hidden, vector[:, self.every - 1 :: self.every]), dim=1)[:, order]
+        slots = torch.cat((hidden, starts), dim=1)[:, order]
         return upper_blocks.run_packed(slots, token_of_slot[order])[:, order.argsort()[:seq]]
 
     def _visible(self, upper_blocks: BlockRunner, new: int, device: torch.device) -> torch.Tensor:
-        if upper_blocks.padding is None:
+        if upper_blocks.documents is not None:
+            places = upper_blocks.positions
+        elif upper_blocks.padding is None:
             places = torch.arange(upper_blocks.past + new, device=device)[None]
         else:
             places = upper_blocks.padding.long().cumsum(-1) - 1
@@ -166,21 +199,22 @@ class EveryMixer(Mixer):
         return blocks * (slots * cost.linear + slots**2 * cost.attention)
 
 
-class DropTokensMixer(Mixer):
+class DropTokensMixer(SlotMixer):
     """Interleaved for a few blocks; then only the slots of the vectors continue, and feed the head.
 
     Args:
         blocks: number of upper blocks with both slots.
+        slot: as in `SlotMixer`.
     """
 
     name = "drop_tokens"
 
-    def __init__(self, hidden_size: int, blocks: int = 1) -> None:
-        super().__init__(hidden_size)
+    def __init__(self, hidden_size: int, blocks: int = 1, slot: Slot = "bare") -> None:
+        super().__init__(hidden_size, slot)
         self.blocks = blocks
 
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
-        slots = _interleaved(hidden, vector)
+        slots = self.interleaved(hidden, vector)
         concepts = upper_blocks.run(slots, slots=2, blocks=self.blocks, query_slots=CONCEPTS)
         return upper_blocks.run(concepts)
 
@@ -214,10 +248,6 @@ def _interleaved_flops(blocks: int, cost: BlockCost) -> float:
 def _required(vector: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
     assert vector is not None, "this mixer needs the vector"
     return vector.to(hidden.dtype)
-
-
-def _interleaved(hidden: torch.Tensor, vector: torch.Tensor | None) -> torch.Tensor:
-    return torch.stack((hidden, _required(vector, hidden)), dim=2).flatten(1, 2)
 
 
 MIXERS: Registry[type[Mixer]] = Registry(

@@ -29,6 +29,7 @@ from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses
 from cocomix.kernels.plain_linear import apply_linear, plain_linear
 from cocomix.model.cache import slot_cache
 from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.documents import document_rule
 from cocomix.model.interventions import Steering, steered
 from cocomix.model.mixers import MIXERS, Mixer
 from cocomix.model.predictors import PREDICTORS, Predictor
@@ -39,6 +40,7 @@ from cocomix.model.transformers_api import (
     check_attention_mask,
     hidden_from_trainer,
 )
+from cocomix.model.vector_replacements import VectorReplacement, vector_replaced
 from cocomix.utils.errors import ConfigError
 
 
@@ -109,7 +111,7 @@ class CoCoMixOutput(ModelOutput):
         return self.cache
 
 
-def concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def concept_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of CE(z[t], i) over all labels i != -100: 1/K_attr sum_i (logsumexp(z[t]) - z[t, i]) per labelled position.
 
     One logsumexp and a gather stand for K_attr cross entropies over the same logits. Computed in float32 or better.
@@ -117,6 +119,7 @@ def concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Args:
         logits: z, `[batch, seq, C]`.
         labels: int64 `[batch, seq, K_attr]`; -100 is ignored.
+        weights: of the labels, of the same shape; the mean is still over their number. None: 1 each.
 
     Returns:
         A scalar; 0 (still part of the graph) where nothing is labelled.
@@ -125,7 +128,8 @@ def concept_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     chosen = wide.gather(-1, labels.masked_fill(~used, 0))
     losses = wide.logsumexp(-1, keepdim=True) - chosen
-    return (losses * used).sum() / used.sum().clamp_min(1)
+    counted = losses * used if weights is None else losses * used * weights
+    return counted.sum() / used.sum().clamp_min(1)
 
 
 class Parts(NamedTuple):
@@ -169,29 +173,38 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         return_dict: bool | None = None,
         cache: Cache | None = None,
         fused_labels: torch.Tensor | None = None,
+        fused_weights: torch.Tensor | None = None,
         **_: Any,
     ) -> CoCoMixModelOutput | tuple[Any, ...]:
         """One pass over `seq` tokens; arguments as in `CoCoMixForCausalLM.forward`.
 
         Args:
             fused_labels: int64 `[batch, seq, K_attr]`: compute the losses of these concepts, and not all logits.
+            fused_weights: of these losses, of the same shape; None: 1 each.
         """
         embedded = self._embedded(input_ids, inputs_embeds)
-        cache = self._cache(cache if cache is not None else past_key_values, use_cache)
+        cache = cache if cache is not None else past_key_values
+        rule = document_rule(self.config)
+        if attention_mask is not None or position_ids is not None or cache is not None or use_cache:
+            rule = None
+        cache = self._cache(cache, use_cache if rule is None else False)
         past = cache.get_seq_length() if cache is not None else 0
         self._check_length(past + embedded.shape[1])
         check_attention_mask(attention_mask, len(embedded), past + embedded.shape[1])
         positions = _positions(position_ids, attention_mask, past, embedded.shape[1], embedded.device)
-        padding = shown_padding(attention_mask)
+        padding, documents = shown_padding(attention_mask), None
+        if rule is not None and input_ids is not None:
+            positions, documents = rule.positions(input_ids), rule.numbers(input_ids)
         hidden_states = _list_if(output_hidden_states, self.config.output_hidden_states)
         attentions = _list_if(output_attentions, self.config.output_attentions)
 
         blocks = BlockRunner(
-            self.backbone.blocks, self.backbone, positions, padding, past, cache, hidden_states, attentions
+            self.backbone.blocks, self.backbone, positions, padding, past, cache, hidden_states, attentions, documents
         )
         hidden = self._lower_blocks(embedded, blocks)
         # Concept logits, their TopK, and the continuous vector these project to (equations 4 and 5).
-        prediction = self.channel(hidden, positions, padding, fused_labels)
+        weighted = () if fused_weights is None else (fused_weights,)
+        prediction = self.channel(hidden, positions, padding, fused_labels, *weighted)
         # The vector joins the hidden states for the blocks that are left (equation 6: interleaved).
         hidden = self.mixer(hidden, prediction.vector, blocks)
 
@@ -220,8 +233,12 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
 
         No padding; in the latter case no block above runs.
         """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        blocks = BlockRunner(self.backbone.blocks, self.backbone, positions)
+        rule = document_rule(self.config)
+        if rule is None:
+            positions, documents = torch.arange(input_ids.shape[1], device=input_ids.device)[None], None
+        else:
+            positions, documents = rule.positions(input_ids), rule.numbers(input_ids)
+        blocks = BlockRunner(self.backbone.blocks, self.backbone, positions, documents=documents)
         hidden = self._lower_blocks(self.backbone.embed_tokens(input_ids), blocks)
         return self.mixer(hidden, self.channel(hidden, positions, None).vector, blocks) if top else hidden
 
@@ -288,7 +305,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         self.model.training = mode
         return super().train(mode)
 
-    @hidden_from_trainer("concept_labels")
+    @hidden_from_trainer("concept_labels", "concept_label_weights")
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -306,6 +323,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         return_dict: bool | None = None,
         cache: Cache | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
+        concept_label_weights: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CoCoMixOutput | tuple[Any, ...]:
         """One pass over `seq` tokens.
@@ -326,7 +344,10 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             return_dict: False returns a plain tuple of what is not None.
             num_items_in_batch: targets of all micro-batches of a step; `loss` is then this pass's part of their mean,
                 by its share of the targets.
-            kwargs: `shift_labels`: next-token labels `[batch, seq]` that are shifted already, instead of `labels`.
+            concept_label_weights: 0 or more, `[batch, seq, K_attr]`: the concept loss is the sum of the labels' losses,
+                each times its weight, over the number of labels.
+            kwargs: `shift_labels`: next-token labels `[batch, seq]` that are shifted already, instead of `labels`;
+                `z_loss`: weight of the mean of `z_losses` that is added to `lm_loss`.
 
         Raises:
             ConfigError: more tokens than the model has positions, or an argument that cannot be used.
@@ -336,6 +357,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         if concept_labels is not None and padding is not None:
             concept_labels = concept_labels.masked_fill(~padding.bool().unsqueeze(-1), -100)
         skip_logits = skip_logits and targets is not None and plain_linear(self.lm_head)
+        z_weight = kwargs.pop("z_loss", 0.0)
         logits_to_keep = kwargs.pop("num_logits_to_keep", logits_to_keep)  # its first name
 
         output = self.model(
@@ -350,16 +372,21 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             return_dict=True,
             cache=cache,
             fused_labels=concept_labels if skip_logits else None,
+            fused_weights=concept_label_weights if skip_logits else None,
             **kwargs,
         )
         logits = None
         if skip_logits and targets is not None:
-            lm_loss = self._fused_lm_loss(output.last_hidden_state, targets)
+            lm_loss = self._fused_lm_loss(output.last_hidden_state, targets, z_weight)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = apply_linear(self.lm_head, output.last_hidden_state[:, kept])
-            lm_loss = None if targets is None else _lm_loss(logits, targets)
-        concepts_loss = None if concept_labels is None else self._concept_loss(output, concept_labels)
+            if self.config.logit_cap is not None:
+                logits = self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
+            lm_loss = None if targets is None else _lm_loss(logits, targets, z_weight)
+        concepts_loss = None
+        if concept_labels is not None:
+            concepts_loss = self._concept_loss(output, concept_labels, concept_label_weights)
         loss = self._total_loss(lm_loss, concepts_loss, output.channel_loss)
         if num_items_in_batch is not None and loss is not None and targets is not None:
             loss = loss * (targets != -100).sum() / num_items_in_batch
@@ -393,25 +420,38 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         """
         return steered(self, steering)
 
+    def replace_vector(self, replacement: VectorReplacement) -> AbstractContextManager[None]:
+        """A context in which forward passes and generation mix in other vectors than the model predicts.
+
+        `with model.replace_vector(ZeroVector()): ...`. See `cocomix.model.vector_replaced`.
+
+        Raises:
+            CocomixError: on entering, if the model mixes no vector in.
+        """
+        return vector_replaced(self, replacement)
+
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _fused_lm_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _fused_lm_loss(self, hidden: torch.Tensor, targets: torch.Tensor, z_weight: float) -> torch.Tensor:
         """Mean next-token cross entropy from normed hidden states `[batch, seq, d_model]`, without their logits."""
         weight: Any = self.lm_head.weight  # a module of another type would not have come here
         bias: Any = self.lm_head.bias
         hidden = hidden[:, : targets.shape[1]].flatten(0, 1)
-        return linear_losses(hidden, weight, bias, targets.reshape(-1, 1)).mean
+        options: dict[str, Any] = {"cap": self.config.logit_cap, "z_weight": z_weight}
+        return linear_losses(hidden, weight, bias, targets.reshape(-1, 1), **options).mean
 
-    def _concept_loss(self, output: CoCoMixModelOutput, labels: torch.Tensor) -> torch.Tensor:
+    def _concept_loss(
+        self, output: CoCoMixModelOutput, labels: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
         if output.concept_losses is not None:
             return output.concept_losses.mean
         if output.concept_logits is None:
             raise ConfigError(f"the channel {self.config.channel} predicts no concepts; leave concept_labels out")
-        return concept_loss(output.concept_logits, labels)
+        return concept_loss(output.concept_logits, labels, weights)
 
     def _total_loss(
         self, lm_loss: torch.Tensor | None, concepts_loss: torch.Tensor | None, channel_loss: torch.Tensor | None
@@ -443,14 +483,21 @@ def _targets(
     return labels[:, 1:]
 
 
-def _lm_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _lm_loss(logits: torch.Tensor, targets: torch.Tensor, z_weight: float = 0.0) -> torch.Tensor:
     """Mean cross entropy of logits `[batch, seq, vocab]` and the targets of the first of them, in float32 or better."""
     if logits.shape[1] < targets.shape[1]:
         raise ConfigError("a loss needs the logits of all positions; leave logits_to_keep or the labels out")
     wide = logits[:, : targets.shape[1]].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
     flat = targets.flatten()
     summed = F.cross_entropy(wide, flat, ignore_index=-100, reduction="sum")
+    if z_weight:
+        summed = summed + z_weight * (z_losses(wide) * (flat != -100)).sum()
     return summed / (flat != -100).sum().clamp_min(1)
+
+
+def z_losses(logits: torch.Tensor) -> torch.Tensor:
+    """z-loss of each position: the squared logarithm of the softmax's normaliser, in float32 or better."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1).square()
 
 
 def _positions(

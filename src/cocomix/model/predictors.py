@@ -13,11 +13,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses
-from cocomix.kernels.normalise import normalise
+from cocomix.kernels.normalise import normalise, root_mean_square
 from cocomix.kernels.plain_linear import apply_linear, plain_linear
 from cocomix.kernels.sparse import largest, weighted_rows
 from cocomix.model.mixers import BlockCost
 from cocomix.model.transformer import AttentionLayout, Backbone, ParameterModule
+from cocomix.model.vector_scale import (
+    gelu_square,
+    largest_squares,
+    logit_variance,
+    mean_square,
+    softmax_squares,
+    unit_std,
+)
 from cocomix.utils.errors import ConfigError
 from cocomix.utils.registry import Registry
 
@@ -47,15 +55,37 @@ class Predictor(ParameterModule, ABC):
         config: the model's; its `channel_options` are the further keyword arguments of the class.
         backbone: the model's, for blocks of its family.
         with_vector: whether the mixer uses the vector; if not, the weights that compute it are left out.
+
+    Attributes:
+        with_vector: as given.
+        scale: learned factor of the vector, `[1]`, which starts at `config.vector_scale`; None where that is not set.
     """
 
     name: ClassVar[str]
     """Name in settings."""
     cacheable: ClassVar[bool] = True
     """Whether the vector at a position depends on the hidden state of that position only, as a KV cache requires."""
+    takes_scale: ClassVar[bool] = False
+    """Whether `config.vector_scale` may be set: it has `init_as_hidden` and multiplies its vector by `scale`."""
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__()
+        self.with_vector = with_vector
+        self._start = config.vector_scale if with_vector else None
+        # Not a scalar, which FSDP2 cannot shard.
+        self.scale = None if self._start is None else nn.Parameter(torch.empty(1))
+
+    def reset_parameters(self, std: float) -> None:
+        if self.scale is not None and self._start is not None:
+            nn.init.constant_(self.scale, self._start)
+            self.init_as_hidden()
+
+    def init_as_hidden(self) -> None:
+        """Initialise what makes the vector so that its rms is that of the hidden state; all else is initialised."""
+
+    def scaled(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` times `scale`, if there is one."""
+        return tensor if self.scale is None else tensor * self.scale
 
     @abstractmethod
     def forward(
@@ -72,7 +102,7 @@ class Predictor(ParameterModule, ABC):
             positions: positions of the tokens, int64 `[batch or 1, seq]`.
             padding: 1 for tokens, 0 for padding, `[batch, past + seq]`; None: no padding.
             labels: concepts of each position, int64 `[batch, seq, K_attr]`, if their losses are enough and the logits
-                are not needed.
+                are not needed. `ConceptPredictor` also takes weights of these losses, of the same shape, after them.
         """
 
     @classmethod
@@ -119,7 +149,11 @@ class ConceptHead(ParameterModule):
         nn.init.zeros_(self.pre_bias)
 
     def forward(
-        self, hidden: torch.Tensor, labels: torch.Tensor | None = None, top_k: int | None = None
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        top_k: int | None = None,
+        label_weights: torch.Tensor | None = None,
     ) -> ConceptPrediction:
         """Prediction for `hidden` `[batch, seq, d_model]`, with `top_k` of the logits; None: K.
 
@@ -136,7 +170,8 @@ class ConceptHead(ParameterModule):
             values, ids = largest(logits, top_k) if top_k else _nothing(logits)
             return ConceptPrediction(logits, values, ids, mean, std, pre_bias)
         weights = self.proj.weight, self.proj.bias
-        losses = linear_losses(centred.flatten(0, 1), *weights, labels.flatten(0, 1), top_k=top_k)
+        shares = None if label_weights is None else label_weights.flatten(0, 1)
+        losses = linear_losses(centred.flatten(0, 1), *weights, labels.flatten(0, 1), top_k=top_k, weights=shares)
         if losses.values is None or losses.ids is None:
             return ConceptPrediction(None, *_nothing(centred), mean, std, pre_bias, losses)
         values, ids = (tensor.view(*hidden.shape[:-1], -1) for tensor in (losses.values, losses.ids))
@@ -177,6 +212,7 @@ class ConceptPredictor(Predictor):
     """The paper's predictor: concept logits, their TopK and its vector (equations 4 and 5)."""
 
     name = "concepts"
+    takes_scale = True
     _tp_plan: ClassVar[dict[str, str]] = {"head.proj": "colwise_gather_output"}
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
@@ -184,17 +220,24 @@ class ConceptPredictor(Predictor):
         self.head = ConceptHead(config.hidden_size, config.num_concepts, config.concept_top_k)
         self.vector = ConceptVector(config.hidden_size, config.num_concepts) if with_vector else None
 
+    def init_as_hidden(self) -> None:
+        if self.vector is not None:
+            squares = logit_variance(self.head.proj) * largest_squares(self.head.num_concepts, self.head.top_k)
+            nn.init.normal_(self.vector.weight, std=unit_std(squares))
+
     def forward(
         self,
         hidden: torch.Tensor,
         positions: torch.Tensor,
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
+        label_weights: torch.Tensor | None = None,
     ) -> Prediction:
         if self.vector is None:
-            unused = self.head(hidden, labels, top_k=0)
+            unused = self.head(hidden, labels, top_k=0, label_weights=label_weights)
             return Prediction(None, unused.logits, concept_losses=unused.losses)
-        prediction = self.head(hidden, labels)
+        prediction = self.head(hidden, labels, label_weights=label_weights)
+        prediction = prediction._replace(mean=self.scaled(prediction.mean), std=self.scaled(prediction.std))
         return Prediction(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
 
     @classmethod
@@ -211,6 +254,7 @@ class PausePredictor(Predictor):
     """
 
     name = "pause"
+    takes_scale = True
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__(config, backbone, with_vector)
@@ -225,6 +269,8 @@ class PausePredictor(Predictor):
         labels: torch.Tensor | None = None,
     ) -> Prediction:
         embedded = self._backbone[0].embed(self.vector.expand(*positions.shape, -1), positions)
+        if self.scale is not None:
+            embedded = self.scaled(embedded / root_mean_square(embedded) * root_mean_square(hidden))
         return Prediction(embedded.expand_as(hidden))
 
     @classmethod
@@ -232,6 +278,7 @@ class PausePredictor(Predictor):
         return 0.0
 
     def reset_parameters(self, std: float) -> None:
+        super().reset_parameters(std)
         nn.init.normal_(self.vector, std=std)
 
 
@@ -245,11 +292,16 @@ class HiddenPredictor(Predictor):
     """
 
     name = "hidden"
+    takes_scale = True
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool, *, target_size: int) -> None:
         super().__init__(config, backbone, with_vector)
         self.head = nn.Linear(config.hidden_size, target_size)
         self.back = nn.Linear(target_size, config.hidden_size) if with_vector else None
+
+    def init_as_hidden(self) -> None:
+        if self.back is not None:
+            nn.init.normal_(self.back.weight, std=unit_std(self.back.in_features * logit_variance(self.head)))
 
     def forward(
         self,
@@ -260,7 +312,7 @@ class HiddenPredictor(Predictor):
     ) -> Prediction:
         normed, mean, std = normalise(hidden)
         predicted = self.head(normed)
-        vector = None if self.back is None else self.back(predicted) * std + mean
+        vector = None if self.back is None else self.back(predicted) * self.scaled(std) + self.scaled(mean)
         return Prediction(vector, hidden=predicted)
 
     @classmethod
@@ -275,11 +327,17 @@ class MlpPredictor(Predictor):
     """
 
     name = "mlp"
+    takes_scale = True
 
     def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
         super().__init__(config, backbone, with_vector)
         self.up = nn.Linear(config.hidden_size, config.num_concepts) if with_vector else None
         self.down = nn.Linear(config.num_concepts, config.hidden_size) if with_vector else None
+
+    def init_as_hidden(self) -> None:
+        if self.up is not None and self.down is not None:
+            squares = self.down.in_features * gelu_square(logit_variance(self.up))
+            nn.init.normal_(self.down.weight, std=unit_std(squares))
 
     def forward(
         self,
@@ -291,7 +349,7 @@ class MlpPredictor(Predictor):
         if self.up is None or self.down is None:
             return Prediction(None)
         normed, mean, std = normalise(hidden)
-        return Prediction(self.down(F.gelu(self.up(normed))) * std + mean)
+        return Prediction(self.down(F.gelu(self.up(normed))) * self.scaled(std) + self.scaled(mean))
 
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
@@ -323,7 +381,7 @@ class NextConceptPredictor(Predictor):
     """
 
     name = "ncp"
-
+    takes_scale = True
     cacheable = False  # a vector depends on all tokens of earlier chunks
 
     def __init__(
@@ -360,6 +418,12 @@ class NextConceptPredictor(Predictor):
         padding: torch.Tensor | None,
         labels: torch.Tensor | None = None,
     ) -> Prediction:
+        prediction = self._by_chunks(hidden, padding)
+        if prediction.vector is None or self.scale is None:
+            return prediction
+        return prediction._replace(vector=self.scaled(prediction.vector * root_mean_square(hidden)))
+
+    def _by_chunks(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> Prediction:
         if padding is None:
             return self._aligned(hidden, None)
         # Move the tokens of every row to its front, so that chunks start at the first token.
@@ -432,6 +496,17 @@ class NextConceptPredictor(Predictor):
         nn.init.normal_(self.codebook)  # the scale of the layer-normalised pooled states
         if self.start is not None:
             nn.init.normal_(self.start, std=std)
+        super().reset_parameters(std)
+
+    def init_as_hidden(self) -> None:
+        if self.project is None or self.start is None:
+            return
+        nn.init.normal_(self.start)
+        # Expected codes are near the mean code: its square, and that of what the probabilities differ from uniform by.
+        d = self.project.in_features
+        uneven = softmax_squares(self.codes, d * mean_square(self.predict.weight)) - 1 / self.codes
+        squares = d * (mean_square(self.codebook.mean(1)) + uneven * mean_square(self.codebook))
+        nn.init.normal_(self.project.weight, std=unit_std(squares))
 
 
 PREDICTORS: Registry[type[Predictor]] = Registry(

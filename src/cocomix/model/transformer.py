@@ -1,8 +1,8 @@
 """The transformer below and above concept_layer: masks, attention, blocks, the backbones and `BlockRunner`.
 
 The blocks are not Transformers' because above concept_layer a token takes more than one slot: both slots of a token
-share its position, and the cache holds both. Without concepts they agree with Transformers' GPT-2 (to 1e-9 in float64)
-and Llama (tests/model). The model and the mixers call `BlockRunner`, at the end of the file.
+share its position, and the cache holds both. Without concepts they agree with Transformers' GPT-2 (to 1e-9 in float64),
+Llama and Qwen3 (tests/model). The model and the mixers call `BlockRunner`, at the end of the file.
 
 Choices:
 - Slots are ordered token by token, so causality over slots is plain causality over `token * slots + slot`.
@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Cache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    Cache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cocomix.kernels.plain_linear import apply_linear, plain_linear, some_outputs
@@ -66,6 +75,7 @@ def attention_layout(
     device: torch.device,
     key_slots: int | None = None,
     visible: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
 ) -> AttentionLayout:
     """Causal layout for `new` tokens after `past` cached ones.
 
@@ -74,10 +84,12 @@ def attention_layout(
         slots: queries per token.
         key_slots: keys per token, if more than queries; a query sees all keys of its own token.
         visible: False for slots that no query attends to, bool `[batch or 1, (past + new) * key_slots]`; None: all.
+        documents: numbers of the documents, int64 `[batch, new]`, without cached tokens: a query sees keys of its own
+            only; None: all are one text.
     """
     key_slots = key_slots or slots
     queries, keys = new * slots, (past + new) * key_slots
-    if padding is None and visible is None and slots == key_slots:
+    if padding is None and visible is None and documents is None and slots == key_slots:
         if past == 0:
             return AttentionLayout(None, causal=True)
         if queries == 1:
@@ -91,6 +103,9 @@ def attention_layout(
     if visible is not None:
         # A padded or hidden query would see nothing and become NaN. It sees itself, and no query sees it.
         mask = (mask & visible[:, None, None, :]) | (column == last)
+    if documents is not None:
+        of_queries, of_keys = (documents.repeat_interleave(each, dim=1) for each in (slots, key_slots))
+        mask = mask & (of_queries[:, None, :, None] == of_keys[:, None, None, :])
     return AttentionLayout(mask, causal=False)
 
 
@@ -115,12 +130,22 @@ class Attention(nn.Module):
         layer_index: index in the cache.
         bias: whether the projections have biases.
         dropout: dropout of the attention weights and the output.
+        head_norms: norms of each head's query and key, before the rotation; None: there are none.
     """
 
     def __init__(
-        self, hidden_size: int, heads: int, kv_heads: int, layer_index: int, *, bias: bool, dropout: float
+        self,
+        hidden_size: int,
+        heads: int,
+        kv_heads: int,
+        layer_index: int,
+        *,
+        bias: bool,
+        dropout: float,
+        head_norms: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        self.q_norm, self.k_norm = head_norms or (None, None)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, hidden_size // heads
         self.layer_index, self.dropout = layer_index, dropout
         self.qkv = nn.Linear(hidden_size, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
@@ -176,7 +201,9 @@ class Attention(nn.Module):
             split = self._heads(apply_linear(self.qkv, hidden))
             query, key, value = split.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
             query = query if query_slots is None else query[:, :, query_slots]
+            key = key if self.k_norm is None else self.k_norm(key)
             key = key if rotary is None else rotate(key, rotary)
+        query = query if self.q_norm is None else self.q_norm(query)
         if rotary is not None:
             places = slice(None) if query_slots is None else query_slots
             query = rotate(query, (rotary[0][:, :, places], rotary[1][:, :, places]))
@@ -211,6 +238,7 @@ class Attention(nn.Module):
         """Keys and values of vectors at the positions of the slots, each `[batch, kv_heads, slots, head_dim]`."""
         both = some_outputs(self.qkv, extra_kv, slice(self.heads * self.head_dim, None))
         key, value = both.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
+        key = key if self.k_norm is None else self.k_norm(key)
         return (key if rotary is None else rotate(key, rotary)), value
 
 
@@ -327,6 +355,7 @@ class Backbone(nn.Module, ABC):
             index,
             bias=self.bias,
             dropout=config.dropout,
+            head_norms=self.head_norms(config),
         )
         mlp = self.mlp(config)
         for writer in (attention.out, mlp.down):
@@ -336,6 +365,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def norm(self, config: "CoCoMixConfig") -> nn.Module:
         """A norm layer of this family."""
+
+    def head_norms(self, config: "CoCoMixConfig") -> tuple[nn.Module, nn.Module] | None:
+        """Norms of each head's query and key, of width d_model / heads; None: there are none."""
+        return None
 
     @abstractmethod
     def mlp(self, config: "CoCoMixConfig") -> nn.Module:
@@ -405,6 +438,7 @@ class GPT2Backbone(Backbone):
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             activation_function="gelu_pytorch_tanh",  # GPT-2's own GELU, as one fused operation
+            tie_word_embeddings=shape.tie_head,
             **special,
         )
         return GPT2LMHeadModel(config)
@@ -449,7 +483,7 @@ class LlamaBackbone(Backbone):
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
             num_key_value_heads=shape.kv_heads or shape.heads,
-            tie_word_embeddings=True,
+            tie_word_embeddings=shape.tie_head,
             # No pad_token_id: Llama would freeze that row of its embedding at zero; here it is the end-of-text row.
             bos_token_id=special["bos_token_id"],
             eos_token_id=special["eos_token_id"],
@@ -457,7 +491,37 @@ class LlamaBackbone(Backbone):
         return LlamaForCausalLM(config)
 
 
-BACKBONES: Registry[type[Backbone]] = Registry("backbone", [GPT2Backbone, LlamaBackbone], own=("config",))
+class Qwen3Backbone(LlamaBackbone):
+    """Llama's parts, and an RMSNorm of each head's query and key (QK-norm)."""
+
+    name = "qwen3"
+
+    def head_norms(self, config: "CoCoMixConfig") -> tuple[nn.Module, nn.Module]:
+        width = config.hidden_size // config.num_attention_heads
+        return nn.RMSNorm(width, eps=config.norm_eps), nn.RMSNorm(width, eps=config.norm_eps)
+
+    @classmethod
+    def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+        config = Qwen3Config(
+            vocab_size=vocab_size,
+            max_position_embeddings=seq_len,
+            hidden_size=shape.width,
+            intermediate_size=cls.inner_width(shape.width),
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads or shape.heads,
+            head_dim=shape.width // shape.heads,
+            tie_word_embeddings=shape.tie_head,
+            # No pad_token_id, as in Llama.
+            bos_token_id=special["bos_token_id"],
+            eos_token_id=special["eos_token_id"],
+        )
+        return Qwen3ForCausalLM(config)
+
+
+BACKBONES: Registry[type[Backbone]] = Registry(
+    "backbone", [GPT2Backbone, LlamaBackbone, Qwen3Backbone], own=("config",)
+)
 
 
 def register_backbone(cls: type[Backbone]) -> type[Backbone]:
@@ -479,6 +543,7 @@ class BlockRunner:
         cache: keys and values to read and extend, or None.
         hidden_states: a list to which the output of each block is appended, or None.
         attentions: a list to which the attention weights of each block are appended, or None.
+        documents: numbers of the documents that attention does not cross, int64 `[batch, new]`; None: one text a row.
     """
 
     def __init__(
@@ -491,15 +556,17 @@ class BlockRunner:
         cache: Cache | None = None,
         hidden_states: list[torch.Tensor] | None = None,
         attentions: list[torch.Tensor] | None = None,
+        documents: torch.Tensor | None = None,
     ) -> None:
+        self.documents = documents
         self._blocks, self._backbone = list(blocks), backbone
         self.positions, self.padding, self.past, self.cache = positions, padding, past, cache
         self.hidden_states, self.attentions = hidden_states, attentions
 
     @property
     def unmasked(self) -> bool:
-        """Whether there is neither padding nor a cache, so that no mask beyond causality is needed."""
-        return self.padding is None and self.cache is None
+        """Whether there is neither padding nor a cache nor a document, so that no mask beyond causality is needed."""
+        return self.padding is None and self.cache is None and self.documents is None
 
     def run(
         self,
@@ -526,6 +593,7 @@ class BlockRunner:
             slots=slots,
             key_slots=slots if extra_kv is None else 2 * slots,
             visible=visible,
+            documents=self.documents,
             device=hidden.device,
         )
         rotary = self._rotary(self.positions.repeat_interleave(slots, dim=1), hidden.dtype)

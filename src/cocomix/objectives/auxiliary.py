@@ -7,17 +7,19 @@ know nothing of them. While the second loss has no weight (`loss_until`), it is 
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses
 from cocomix.kernels.plain_linear import plain_linear
+from cocomix.model.build import ModelShape
 from cocomix.model.flops import model_flops
+from cocomix.model.initialisation import INITS
 from cocomix.objectives.base import Objective
 from cocomix.objectives.ntp import PlainStudent, plain_head
 from cocomix.objectives.schedule import FallingWeight, WeightSchedule
@@ -28,6 +30,14 @@ class AuxiliaryStudent(PlainStudent, FallingWeight):
     """A plain student with a second target; its weight may fall to 0 during training."""
 
     loss_weight: float = Field(default=1.0, ge=0, description="weight of the second loss")
+
+    @model_validator(mode="after")
+    def _logits_are_linear(self) -> Self:
+        if self.model.logit_cap is not None:
+            raise ValueError(
+                f"the objective {self.name} reads the student's LM head, which a logit_cap bends; leave it out"
+            )
+        return self
 
     def describe_weight(self) -> str:
         """The weight and its schedule, in a few words."""
@@ -94,19 +104,24 @@ class AuxiliaryObjective(Objective):
 
     def next_token(self, ids: torch.Tensor, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Mean cross entropy of the next token over the `seq - 1` targets of each window, a scalar."""
-        return self.unembedded(states[-1][:, :-1], ids[:, 1:, None]).mean
+        return self.unembedded(states[-1][:, :-1], ids[:, 1:, None], z_weight=self.z_loss).mean
 
     @abstractmethod
     def second(self, ids: torch.Tensor, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The second loss, a mean over positions, a scalar."""
 
     def unembedded(
-        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        z_weight: float = 0.0,
     ) -> LinearLosses:
         """Cross entropies of `targets` `[batch, n, J]` from `hidden` `[batch, n, d_model]` by the student's LM head."""
         head = self.lm_head()
         weights = None if weights is None else weights.flatten(0, 1)
-        return linear_losses(hidden.flatten(0, 1), head.weight, head.bias, targets.flatten(0, 1), weights=weights)
+        inputs = hidden.flatten(0, 1), head.weight, head.bias, targets.flatten(0, 1)
+        return linear_losses(*inputs, weights=weights, z_weight=z_weight)
 
     def lm_head(self) -> nn.Linear:
         """The student's LM head, whose weights are read in place of a call.
@@ -121,6 +136,9 @@ class AuxiliaryObjective(Objective):
                 " of adapters and hooks"
             )
         return head
+
+    def initialise_heads(self, shape: ModelShape) -> None:
+        INITS[shape.init]().apply(self.all.student, self.all.heads)
 
     def trainable(self) -> WithHeads:
         return self.all

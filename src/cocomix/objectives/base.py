@@ -15,10 +15,11 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from cocomix.model.build import MixConfig, ModelShape, Sizes
+from cocomix.labels.schedule import LabelPart
+from cocomix.model.build import MixConfig, ModelShape, Sizes, match_width
 from cocomix.objectives.schedule import WeightSchedule
 from cocomix.utils.registry import Registry
-from cocomix.utils.settings import Section
+from cocomix.utils.settings import Section, added
 
 
 class Objective(nn.Module, ABC):
@@ -28,9 +29,11 @@ class Objective(nn.Module, ABC):
         holds_logits: whether a step holds the logits of all its tokens and their gradient; for memory estimates.
         holds_teacher_logits: whether it also holds the teacher's logits.
         schedule: of the weight of its second loss; constant if there is none.
+        z_loss: weight of the squared logarithm of the softmax's normaliser, in the next-token loss; set by the trainer.
     """
 
     schedule: WeightSchedule = WeightSchedule()
+    z_loss: float = 0.0
     holds_logits: ClassVar[bool] = True
     holds_teacher_logits: ClassVar[bool] = False
 
@@ -79,6 +82,10 @@ class Objective(nn.Module, ABC):
         """Training FLOPs per token, as a mean up to `progress` of the training; differs where a part ends early."""
         return self.flops_per_token(seq_len)
 
+    def initialise_heads(self, shape: ModelShape) -> None:
+        """Draw the weights of modules that only training uses as `shape` says."""
+        return
+
     def before_step(self) -> None:
         """Called after the backward pass, before gradient clipping and the optimiser."""
 
@@ -101,6 +108,9 @@ class StudentSettings(Section, ABC):
     model: ModelShape = Field(default_factory=ModelShape)
     length: float = Field(
         default=1.0, gt=0, description="training length, as a multiple of students_train's; its schedule follows"
+    )
+    learning_rate: float | None = added(
+        default=None, gt=0, allow_inf_nan=False, description="maximum learning rate; empty: students_train's"
     )
 
     @model_validator(mode="after")
@@ -130,6 +140,21 @@ class StudentSettings(Section, ABC):
         return None
 
     @property
+    def label_parts(self) -> tuple[LabelPart, ...]:
+        """The label sets it is trained on, where it has several; the run reads these alone."""
+        return () if self.label_set is None else (LabelPart(set=self.label_set, sign=self.label_sign),)
+
+    @property
+    def mixes_labels_by_position(self) -> bool:
+        """Whether label sets that are read at the same time are drawn for each position, not for each window."""
+        return False
+
+    @property
+    def weighs_labels(self) -> bool:
+        """Whether its labels count by how predictable their concepts are."""
+        return False
+
+    @property
     def shuffles_labels(self) -> bool:
         """Whether it is trained on those labels at other positions, as a control."""
         return False
@@ -141,8 +166,14 @@ class StudentSettings(Section, ABC):
 
     @property
     def same_size_as(self) -> str | None:
-        """Name of the student whose parameter count it is widened to match."""
+        """Name of the student whose parameter count it is to have."""
         return None
+
+    def resized(self, parameters: int, sizes: Sizes) -> Self:
+        """These settings with as many parameters as can be had: here by the model's width."""
+        shape: Any = self.model  # frozen, and so hashable
+        shape = match_width(shape, parameters, vocab_size=sizes.vocab_size, seq_len=sizes.seq_len)
+        return self.model_copy(update={"model": shape})
 
     @property
     def mixing(self) -> MixConfig | None:
@@ -176,6 +207,9 @@ OBJECTIVES: Registry[type[StudentSettings]] = Registry("objective")
 
 
 def describe_mixing(mix: MixConfig) -> str:
-    """Short description of the mixer and its options."""
-    options = ", ".join(f"{name} {value}" for name, value in mix.mixer_options.items())
-    return f"{mix.mixer} ({options})" if options else mix.mixer
+    """Short description of the mixer, its options and the vector's scale."""
+    options = dict(mix.mixer_options)
+    if mix.vector_scale is not None:
+        options["vector scale"] = f"{mix.vector_scale:g}"
+    listed = ", ".join(f"{name} {value}" for name, value in options.items())
+    return f"{mix.mixer} ({listed})" if listed else mix.mixer

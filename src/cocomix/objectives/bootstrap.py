@@ -125,7 +125,7 @@ class BootstrapObjective(Objective):
             top = latents.values.topk(self.k, dim=-1)
             labels = latents.ids.gather(-1, top.indices).masked_fill(top.values <= 0, -100)
             labels[:, : self.first_position] = -100
-        output = self.all.student(input_ids=ids, labels=ids, use_cache=False)
+        output = self.all.student(input_ids=ids, labels=ids, use_cache=False, z_loss=self.z_loss)
         begun = (batch["progress"] >= self.warmup).to(output.lm_loss.dtype)
         weight = begun * self.all.student.config.concept_loss_weight
         with torch.autocast(ids.device.type, enabled=False):

@@ -1,13 +1,14 @@
 """CoCoMix: next-token loss plus the weighted concept loss (lambda in the paper, `concept.loss_weight` in settings)."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from transformers import PreTrainedModel
 
 from cocomix.labels.attribution import check_sign
+from cocomix.labels.schedule import LabelPart, describe_parts, label_phases
 from cocomix.model.build import MixConfig, ModelShape, Sizes, build_mixed
 from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
@@ -24,16 +25,35 @@ class ConceptConfig(FallingWeight, MixConfig):
     loss_weight: float = Field(default=0.1, ge=0, description="lambda, weight of the concept loss")
 
 
+LabelSets = Annotated[
+    Annotated[str, Tag("name")] | Annotated[tuple[LabelPart, ...], Tag("parts")] | Annotated[None, Tag("none")],
+    Discriminator(lambda value: "none" if value is None else "parts" if isinstance(value, list | tuple) else "name"),
+]
+"""The name of a label set, or several sets."""
+
+
 class CoCoMixStudent(StudentSettings):
     """Next-token loss plus the weighted concept loss; with `loss_weight: 0` mixing only, without labels."""
 
     name = "cocomix"
     uses_sae_concepts = True
 
-    labels: str | None = Field(default=None, description="name of the label set")
+    labels: LabelSets = Field(
+        default=None,
+        description="name of the label set; or several, as a list of `set` with `sign`, `until` and `share`: one after"
+        " the other, and those with the same `until` mixed",
+    )
     sign: str | None = Field(default=None, description="sign of those labels; empty: the first one they have")
     shuffled: bool = added(
         default=False, description="train on those labels moved to other positions at random: a control"
+    )
+    mix_labels_by: Literal["window", "position"] = added(
+        default="window", description="what gets the labels of one of several sets that are read at the same time"
+    )
+    label_weights: Literal["equal", "predictability"] = added(
+        default="equal",
+        description="equal, or by the nats above the marginal at which a linear probe predicts a label's concept"
+        " (`cocomix label --predictability`), 0 at least and 1 on average",
     )
     concept: ConceptConfig
 
@@ -43,11 +63,25 @@ class CoCoMixStudent(StudentSettings):
 
     @property
     def label_set(self) -> str | None:
-        return self.labels
+        return self.label_parts[-1].set if self.label_parts else None
 
     @property
     def label_sign(self) -> str | None:
         return self.sign
+
+    @property
+    def label_parts(self) -> tuple[LabelPart, ...]:
+        if isinstance(self.labels, str):
+            return (LabelPart(set=self.labels, sign=self.sign),)
+        return self.labels or ()
+
+    @property
+    def mixes_labels_by_position(self) -> bool:
+        return self.mix_labels_by == "position"
+
+    @property
+    def weighs_labels(self) -> bool:
+        return self.label_weights == "predictability"
 
     @property
     def shuffles_labels(self) -> bool:
@@ -63,6 +97,13 @@ class CoCoMixStudent(StudentSettings):
             check_sign(self.sign)
         if (self.labels is None) != (self.concept.loss_weight == 0):
             raise ValueError("a cocomix student needs `labels`, unless its concept.loss_weight is 0, then it has none")
+        if isinstance(self.labels, tuple):
+            label_phases(self.labels)
+            if self.sign is not None:
+                raise ValueError("`sign` is for one label set; with several, give each part its own")
+        if self.weighs_labels and (self.labels is None or self.shuffled):
+            what = "no labels" if self.labels is None else "`shuffled` labels, which nothing predicts"
+            raise ValueError(f"label_weights are for labels that a text predicts, and these are {what}; leave it out")
         if self.labels is None and self.shuffled:
             raise ValueError("there are no labels that could be `shuffled`; give `labels`, or leave it out")
         if self.labels is None and self.concept.loss_until is not None:
@@ -88,7 +129,8 @@ class CoCoMixStudent(StudentSettings):
             loss = "no concept loss"
         else:
             loss = "shuffled " * self.shuffled
-            loss += f"labels {self.labels}{f'/{self.sign}' if self.sign else ''}, lambda {concept.loss_weight:g}"
+            loss += f"labels {describe_parts(self.label_parts, self.mix_labels_by)}"
+            loss += " weighted by predictability" * self.weighs_labels + f", lambda {concept.loss_weight:g}"
             loss += concept.schedule.describe()
         return f"concepts before block {concept.concept_layer}, {loss}, mixing {describe_mixing(concept)}"
 
@@ -151,12 +193,15 @@ class CoCoMixObjective(NtpObjective):
         self.schedule, self.label_flops = WeightSchedule(until, shape), label_flops
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        weights = {name: batch[name] for name in ("concept_label_weights",) if name in batch}
         output = self.model(
             input_ids=batch["input_ids"],
             labels=batch["input_ids"],
             concept_labels=batch["concept_labels"],
             use_cache=False,
             skip_logits=True,
+            z_loss=self.z_loss,
+            **weights,
         )
         weight = self.model.config.concept_loss_weight * batch.get("concept_weight", 1.0)
         if self.schedule.until is not None:

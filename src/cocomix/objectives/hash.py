@@ -3,12 +3,11 @@
 A control. Such labels hold no concept: those of the current token bring back what the input was, those of the next
 token are a coarser form of the target. What concept labels gain beyond them is theirs.
 
-Labels are part of the vocabulary alone: K_attr different numbers below C for each token, from a hash of its id.
+Labels are part of the vocabulary alone: K_attr different numbers below C for each token, from a hash of its id
+(`labels/controls.py`, which also has them as a label set of a run).
 """
 
-import hashlib
 from collections.abc import Callable
-from itertools import count
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
+from cocomix.labels.controls import hash_labels
 from cocomix.model.build import Sizes
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.base import Objective, describe_mixing
@@ -52,24 +52,6 @@ class HashStudent(OwnConceptsStudent):
             f" lambda {self.concept.loss_weight:g}{self.concept.schedule.describe()},"
             f" mixing {describe_mixing(self.concept)}"
         )
-
-
-def hash_labels(vocab_size: int, n_labels: int, n_concepts: int) -> np.ndarray:
-    """For each token `n_labels` different numbers below `n_concepts`; int64 `[vocab_size, n_labels]`.
-
-    They are the first bytes of hashes of `TOKEN DRAW`, DRAW = 0, 1, 2, ..., modulo `n_concepts`, each number once.
-    """
-
-    def labels(token: int) -> list[int]:
-        drawn: dict[int, None] = {}  # in the order of drawing, each once
-        for draw in count():
-            digest = hashlib.blake2b(f"{token} {draw}".encode(), digest_size=8).digest()
-            drawn[int.from_bytes(digest, "big") % n_concepts] = None
-            if len(drawn) == n_labels:
-                break
-        return list(drawn)
-
-    return np.array([labels(token) for token in range(vocab_size)], dtype=np.int64)
 
 
 class HashObjective(CoCoMixObjective):

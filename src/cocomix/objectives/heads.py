@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.documents import document_rule
 from cocomix.model.flops import model_parts
-from cocomix.model.transformer import BACKBONES, AttentionLayout
+from cocomix.model.transformer import BACKBONES, AttentionLayout, attention_layout
 
 STD = 0.02
 """Standard deviation of initial weights, as of the plain students'."""
@@ -33,8 +34,12 @@ class Head(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """The hidden state for the LM head, `[batch, seq, d_model]`, from the student's hidden states."""
+    def forward(self, states: tuple[torch.Tensor, ...], ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The hidden state for the LM head, `[batch, seq, d_model]`, from the student's hidden states of `ids`.
+
+        Args:
+            ids: int64 `[batch, seq]`; None: each row is one text.
+        """
 
     @staticmethod
     @abstractmethod
@@ -47,7 +52,7 @@ class SharedHead(Head):
 
     own = False
 
-    def forward(self, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def forward(self, states: tuple[torch.Tensor, ...], ids: torch.Tensor | None = None) -> torch.Tensor:
         return states[-1]
 
     @staticmethod
@@ -64,7 +69,7 @@ class LinearHead(Head):
         self.proj = nn.Linear(width, width, bias=False)
         initialise(self)
 
-    def forward(self, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def forward(self, states: tuple[torch.Tensor, ...], ids: torch.Tensor | None = None) -> torch.Tensor:
         return states[-1] + self.proj(states[-1])
 
     @staticmethod
@@ -77,7 +82,7 @@ class BlockHead(Head):
 
     def __init__(self, model: PreTrainedModel, family: str) -> None:
         super().__init__(model, family)
-        config: Any = model.config
+        self._config = config = model.config  # which may be told later to read documents
         sizes = (getattr(config, name, None) for name in ("intermediate_size", "n_inner"))
         shape = CoCoMixConfig(
             vocab_size=1,
@@ -98,10 +103,14 @@ class BlockHead(Head):
         self._rotary = backbone.rotary
         initialise(self)
 
-    def forward(self, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        hidden = states[-2]
-        rotary = self._rotary(torch.arange(hidden.shape[1], device=hidden.device)[None], hidden.dtype)
-        return self.norm(self.block(hidden, layout=AttentionLayout(None, causal=True), rotary=rotary))
+    def forward(self, states: tuple[torch.Tensor, ...], ids: torch.Tensor | None = None) -> torch.Tensor:
+        hidden, rule = states[-2], document_rule(self._config)
+        if rule is None or ids is None:
+            positions, layout = torch.arange(hidden.shape[1], device=hidden.device)[None], AttentionLayout(None, True)
+        else:
+            positions, numbers = rule.positions(ids), rule.numbers(ids)
+            layout = attention_layout(None, ids.shape[1], 0, slots=1, device=hidden.device, documents=numbers)
+        return self.norm(self.block(hidden, layout=layout, rotary=self._rotary(positions, hidden.dtype)))
 
     @staticmethod
     def flops(config: Any, seq_len: int) -> float:

@@ -104,7 +104,7 @@ class HiddenObjective(NtpObjective):
         with torch.no_grad():
             target = hidden_at(self._teacher[0], ids, self.layer)
             target, _, _ = normalise(target.to(torch.promote_types(target.dtype, torch.float32)))
-        output = self.model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True)
+        output = self.model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True, z_loss=self.z_loss)
         predicted = output.predicted_hidden.to(target.dtype)
         distance = self.distance(predicted[:, self.first_position :], target[:, self.first_position :])
         return output.lm_loss + self.weight * distance

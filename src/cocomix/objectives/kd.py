@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from cocomix.model.build import Sizes
 from cocomix.model.flops import model_flops
+from cocomix.model.modeling_cocomix import z_losses
 from cocomix.objectives.base import Objective
 from cocomix.objectives.ntp import NtpObjective, PlainStudent
 
@@ -121,6 +122,8 @@ class KdObjective(NtpObjective):
         logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
         log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         ntp = -log_probs.gather(-1, ids[:, 1:, None]).mean()
+        if self.z_loss:
+            ntp = ntp + self.z_loss * z_losses(logits).mean()
         return ntp + self.weight * self.source.divergence(log_probs, batch).mean()
 
     def flops_per_token(self, seq_len: int) -> float:

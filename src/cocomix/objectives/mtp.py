@@ -92,7 +92,7 @@ class MtpObjective(AuxiliaryObjective):
     def second(self, ids: torch.Tensor, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         loss = states[-1].new_zeros(())
         for head, (targets, weight) in zip(self.heads, self._ahead(ids, 1.0), strict=True):
-            hidden = head(states)[:, : targets.shape[1]]
+            hidden = head(states, ids)[:, : targets.shape[1]]
             loss = loss + weight * self.unembedded(hidden, targets[..., None]).mean
         return loss
 
@@ -117,4 +117,6 @@ def several_targets(
     shares = torch.stack(
         [torch.as_tensor(weight, dtype=wide, device=hidden.device) / max(1, one.numel()) for one, weight in targets]
     )
-    return objective.unembedded(hidden[:, :seq], stacked, shares.expand(stacked.shape)).total
+    shares = shares.expand(stacked.shape)
+    # Their common z-loss counts with the weights of all targets.
+    return objective.unembedded(hidden[:, :seq], stacked, shares, objective.z_loss).total

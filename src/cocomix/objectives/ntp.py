@@ -14,7 +14,7 @@ from cocomix.kernels.linear_cross_entropy import linear_losses
 from cocomix.kernels.plain_linear import plain_linear
 from cocomix.model.build import Sizes, build_plain
 from cocomix.model.flops import model_flops
-from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, z_losses
 from cocomix.model.teacher import linear_head
 from cocomix.objectives.base import Objective, StudentSettings
 
@@ -63,14 +63,16 @@ class NtpObjective(Objective):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         ids, head = batch["input_ids"], self._head[0]
         if isinstance(self.model, CoCoMixForCausalLM):
-            return self.model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True).loss
+            return self.model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True, z_loss=self.z_loss).loss
         if head is None or head is not self.model.get_output_embeddings() or not plain_linear(head, shards=True):
-            return self.model(input_ids=ids, labels=ids, use_cache=False).loss
+            output = self.model(input_ids=ids, labels=ids, use_cache=False)
+            return output.loss + self.z_loss * z_losses(output.logits[:, :-1]).mean() if self.z_loss else output.loss
         # The model itself is called because FSDP2 gathers its weights only then.
         output = self.model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
         hidden = output.hidden_states[-1]
         targets = ids[:, 1:].reshape(-1, 1)
-        return linear_losses(hidden[:, :-1].flatten(0, 1), head.weight, head.bias, targets).mean
+        hidden = hidden[:, :-1].flatten(0, 1)
+        return linear_losses(hidden, head.weight, head.bias, targets, z_weight=self.z_loss).mean
 
     def trainable(self) -> PreTrainedModel:
         return self.model

@@ -93,7 +93,7 @@ class PrefixObjective(AuxiliaryObjective):
         return several_targets(self, states[-1], [(ids[:, 1:], 1.0), (self.prefixes[ids[:, 1:]], weight)])
 
     def second(self, ids: torch.Tensor, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        losses = self.unembedded(self.head[0](states)[:, :-1], self.prefixes[ids[:, 1:, None]])
+        losses = self.unembedded(self.head[0](states, ids)[:, :-1], self.prefixes[ids[:, 1:, None]])
         return losses.total / max(1, ids[:, 1:].numel())
 
     def second_flops(self, config: Any, seq_len: int) -> float:

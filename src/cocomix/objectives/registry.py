@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from transformers import PreTrainedModel
 
-from cocomix.model.build import Sizes, match_width, parameter_count
+from cocomix.model.build import Sizes, parameter_count
 from cocomix.objectives.base import OBJECTIVES, StudentSettings
 from cocomix.objectives.bootstrap import BootstrapStudent
 from cocomix.objectives.cocomix import CoCoMixStudent
@@ -65,7 +65,5 @@ def build_student(students: Mapping[str, StudentSettings], name: str, sizes: Cal
     student, student_sizes = students[name], sizes(name)
     if student.same_size_as is not None:
         target = parameter_count(lambda: build_student(students, student.same_size_as or "", sizes))
-        shape: Any = student.model  # frozen, and so hashable
-        shape = match_width(shape, target, vocab_size=student_sizes.vocab_size, seq_len=student_sizes.seq_len)
-        student = student.model_copy(update={"model": shape})
+        student = student.resized(target, student_sizes)
     return student.build(student_sizes)

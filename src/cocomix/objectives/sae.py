@@ -1,4 +1,4 @@
-"""Training of the TopK autoencoder on hidden states that the concept model computes in each step.
+"""Training of an autoencoder on hidden states that the concept model computes in each step.
 
 With bf16 the concept model runs under autocast. The autoencoder stays in float32, because small latents and the
 gradients of dead ones would lose precision.
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from cocomix.model.flops import sae_training_flops
 from cocomix.model.teacher import hidden_at
 from cocomix.objectives.base import Objective
+from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
 from cocomix.sae.training import SaeTraining
 
@@ -22,43 +23,47 @@ class SaeObjective(Objective):
     """Normalised reconstruction error plus the auxiliary loss of dead latents.
 
     Args:
-        sae: the autoencoder.
+        sae: the autoencoder, or the training of one of any kind, which then has settings of its own.
         teacher: the concept model; it gets no gradients and is not part of this module's state.
         layer: block (0-based) whose output is reconstructed.
         aux_k, aux_coefficient, dead_after_tokens: see `SaeTraining`.
-        first_position: positions of a window before it are left out: that of a beginning-of-text token.
+        left_out: positions that it is not trained on. With a limit on norms, processes whose windows keep different
+            numbers of positions count alike.
         about: saved with the autoencoder.
     """
 
     def __init__(
         self,
-        sae: TopKSAE,
+        sae: TopKSAE | SaeTraining,
         teacher: PreTrainedModel,
         *,
         layer: int,
         aux_k: int = 64,
         aux_coefficient: float = 1 / 32,
         dead_after_tokens: int = 100_000,
-        first_position: int = 0,
+        left_out: LeftOut = NOTHING,
         about: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.training_module = SaeTraining(
-            sae, aux_k=aux_k, aux_coefficient=aux_coefficient, dead_after_tokens=dead_after_tokens
-        )
-        self.layer, self.first_position, self.about = layer, first_position, about or {}
+        if isinstance(sae, TopKSAE):
+            sae = SaeTraining(sae, aux_k=aux_k, aux_coefficient=aux_coefficient, dead_after_tokens=dead_after_tokens)
+        self.training_module = sae
+        self.layer, self.left_out, self.about = layer, left_out, about or {}
         # In a tuple nn.Module does not see the teacher: DDP must not broadcast it, checkpoints must not contain it.
         self._teacher = (teacher,)
 
-    def initialise(self, input_ids: torch.Tensor, padding: torch.Tensor | None = None) -> None:
-        """Initialise pre_bias from the hidden states of `input_ids` int64 `[batch, seq]`, without padding."""
+    def initialise(self, input_ids: torch.Tensor, rows: str = "random", padding: torch.Tensor | None = None) -> None:
+        """Initialise what depends on data from the hidden states of `input_ids` int64 `[batch, seq]`; rows as there.
+
+        Args:
+            padding: bool `[batch, seq]`, positions without text.
+        """
         with torch.no_grad():
-            self.training_module.sae.init_from_data(self._hidden(input_ids, padding))
+            self.training_module.initialise(self._hidden(input_ids, padding), rows)
 
     def _hidden(self, input_ids: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
         """Hidden states that are reconstructed, `[n, d_model]`."""
-        hidden = hidden_at(self._teacher[0], input_ids, self.layer)[:, self.first_position :]
-        return hidden.flatten(0, 1) if padding is None else hidden[~padding[:, self.first_position :]]
+        return self.left_out.select(hidden_at(self._teacher[0], input_ids, self.layer), padding)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
@@ -77,7 +82,7 @@ class SaeObjective(Objective):
         return sae_training_flops(self._teacher[0].config, sae.n_latents, sae.k, self.layer, seq_len)
 
     def before_step(self) -> None:
-        self.training_module.sae.remove_parallel_gradient_()
+        self.training_module.before_step()
 
     def after_step(self) -> None:
-        self.training_module.sae.normalize_decoder_()
+        self.training_module.after_step()

@@ -63,7 +63,14 @@ def find_names(run: Run, *, tokens: int, llm: str | None = None, llm_seconds: fl
     checksum = run.sae.checksum()
     with StageProgress(console, "names") as progress:
         seen = observe(
-            teacher, sae, shards, layer=run.config.sae.layer, seq_len=seq_len, tokens=tokens, progress=progress
+            teacher,
+            sae,
+            shards,
+            layer=run.config.sae.layer,
+            seq_len=seq_len,
+            tokens=tokens,
+            left_out=run.sae.left_out,
+            progress=progress,
         )
         concepts = name_concepts(seen, lambda ids: str(tokenizer.decode(list(ids))), shards, seq_len)
     if llm is not None:
@@ -163,7 +170,7 @@ def student_statistics(
     kept = read_statistics(path, key)
     if kept is not None:
         return kept
-    truth = None if stage.labels is None else f"{stage.labels.config.rule}/{stage.sign} labels"
+    truth = None if stage.labels is None else f"{stage.labels.describe_labels(stage.sign)} labels"
     model = stage.model() if student is None else student
     with StageProgress(console, f"concept statistics of {stage.student}, seed {stage.seed}") as progress:
         statistics = gather_statistics(model, shards, key, labels=labels, truth=truth, progress=progress)
@@ -189,7 +196,7 @@ def statistics_path(stage: StudentStage, snapshot: str | None = None) -> Path:
 def _labels(stage: StudentStage) -> LabelReader | None:
     """Validation labels by the student's rule and sign: stored ones, else computed again, else none."""
     labels = stage.labels
-    if labels is None or not stage.config.uses_sae_concepts or not (labels.teacher.done() and labels.sae.done()):
+    if labels is None or not stage.uses_sae_concepts or not (labels.teacher.done() and labels.sae.done()):
         return None
     if all(needed.done() for needed in labels.needed):
         return labels.reader(INDEX_SPLIT, stage.sign)
@@ -201,7 +208,7 @@ def _labels(stage: StudentStage) -> LabelReader | None:
 def _depend_on(stage: StudentStage) -> str:
     """Checksum of what makes the labels: the same whether they are stored or not."""
     assert stage.labels is not None
-    if isinstance(stage.labels, AlignedLabelStage):
-        return combined([stage.labels.outcome(), stage.sign])
+    if isinstance(stage.labels.last, AlignedLabelStage):
+        return combined([stage.labels.last.outcome(), stage.sign])
     settings = stage.labels.config.model_dump_json(include={"rule", "k", "precision"})
     return combined([stage.labels.teacher.checksum(), stage.labels.sae.checksum(), settings, stage.sign])

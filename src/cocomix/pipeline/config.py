@@ -14,14 +14,19 @@ from pydantic import Field, field_validator, model_validator
 from cocomix.data.sources import SOURCES
 from cocomix.data.special_tokens import Bos
 from cocomix.labels.attribution import RULES, SIGNS, check_sign
+from cocomix.labels.controls import CONTROLS
+from cocomix.labels.schedule import label_phases
 from cocomix.model.build import ModelShape
 from cocomix.model.loading import ATTENTION, check_attention
 from cocomix.objectives.base import StudentSettings
 from cocomix.objectives.cocomix import ConceptConfig
 from cocomix.objectives.registry import StudentConfig
+from cocomix.pipeline.presets import PRESETS, WIDTHS, expanded
+from cocomix.sae.kinds import SAE_KINDS
 from cocomix.train.config import TrainConfig
+from cocomix.train.optimizer import OPTIMIZERS
 from cocomix.utils.env import Precision
-from cocomix.utils.settings import Section, read_yaml, validate
+from cocomix.utils.settings import Section, added, read_yaml, validate
 
 CONFIG = "config.yaml"
 """The settings' file in a run's folder; see `cocomix.utils.settings.SettingsFile`."""
@@ -94,6 +99,11 @@ class TokensConfig(Section):
         " (with its end-of-text token, if it has no other); auto: as the tokenizer does by default, and without one for"
         " a tokenizer trained here",
     )
+    packing: Literal["stream", "best_fit"] = added(
+        "stream",
+        description="what a window holds: a slice of all documents one after the other, or whole documents where they"
+        " fit, so that few are cut; tokens are made anew for another seq_len",
+    )
     shard_tokens: int = Field(default=1_000_000, ge=1, description="tokens per shard file")
     workers: int | None = Field(
         default=None, ge=1, description="processes on each machine; tokens do not depend on it; empty: one a core"
@@ -153,6 +163,11 @@ class TeacherConfig(Section):
             )
         if self.tokenizer == "shared" and (self.seq_len is not None or self.bos != "auto"):
             raise ValueError("`seq_len` and `bos` are for `tokenizer: own`; else the run's own settings count")
+        if self.model.logit_cap is not None:
+            raise ValueError(
+                "a capped concept model is none of Transformers' families, which labels are made with; leave"
+                " teacher.model.logit_cap out"
+            )
         return self
 
     @property
@@ -162,7 +177,7 @@ class TeacherConfig(Section):
 
 
 class SaeConfig(Section):
-    """The TopK sparse autoencoder on the teacher's residual stream."""
+    """The sparse autoencoder on the teacher's residual stream."""
 
     pretrained: str | None = Field(
         default=None,
@@ -178,20 +193,64 @@ class SaeConfig(Section):
     dead_after_tokens: int = Field(
         default=100_000, ge=1, description="a latent silent for this many tokens counts as dead"
     )
+    kind: str = added(
+        default="topk",
+        description=f"what is trained: {SAE_KINDS.names}; all but topk learn thresholds and have k active latents on"
+        " average",
+    )
+    kind_options: dict[str, Any] = added(
+        default={}, description="options of the kind, e.g. {prefixes: [0.1, 1]} of matryoshka"
+    )
+    most_active: int | None = added(
+        default=None,
+        ge=1,
+        description="largest number of active latents at a position, of a kind with thresholds; empty: twice k",
+    )
+    init: Literal["random", "data"] = added(
+        default="random",
+        description="where each latent points at the start: a random direction, or a hidden state; data leaves fewer"
+        " of them dead",
+    )
+    skip_first: int | None = added(
+        default=None,
+        ge=0,
+        description="positions at the start of each window left out of its training, quality and labels: attention"
+        " sinks; empty: 1 for a pretrained teacher, 0 for one trained in the run",
+    )
+    skip_norm: float | None = added(
+        default=None,
+        gt=1,
+        allow_inf_nan=False,
+        description="also leave out positions whose hidden state is longer than so many times the window's median:"
+        " massive activations; empty: none",
+    )
     train: TrainConfig | None = Field(default=None, description="its training; needed unless pretrained")
 
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
         _check_source(self)
+        if self.train is not None and not OPTIMIZERS[self.train.optimizer].for_any_model:
+            raise ValueError("an autoencoder has no transformer blocks; set sae.train.optimizer to adamw")
+        if self.train is not None and self.train.z_loss:
+            raise ValueError("an autoencoder has no next-token logits; leave sae.train.z_loss out")
         if self.k > self.n_latents:
             raise ValueError(f"k {self.k} is larger than n_latents {self.n_latents}; lower k or add latents")
+        SAE_KINDS.check(self.kind, self.kind_options)
+        if self.most_active is not None and self.kind == "topk":
+            raise ValueError("`most_active` is for kinds with thresholds; topk has k active latents everywhere")
+        if self.most_active is not None and not self.k <= self.most_active <= self.n_latents:
+            raise ValueError(f"most_active {self.most_active} must be from k {self.k} to n_latents {self.n_latents}")
         return self
 
 
 class LabelConfig(Section):
-    """Concept labels by one rule; several signs share the cost of one attribution pass."""
+    """Concept labels by one rule, several signs share the cost of one attribution pass; or a control."""
 
-    rule: str = Field(default="exact", description=f"attribution rule: {RULES.names}")
+    rule: str = Field(
+        default="exact",
+        description=f"attribution rule: {RULES.names}; or a control, which runs no teacher: {CONTROLS.names}",
+    )
+    of: str | None = added(default=None, description="random only: the label set whose labels are moved about")
     signs: tuple[str, ...] = Field(
         default=("helpful",),
         min_length=1,
@@ -214,7 +273,8 @@ class LabelConfig(Section):
     @field_validator("rule")
     @classmethod
     def _rule_exists(cls, rule: str) -> str:
-        RULES.choose(rule)
+        if rule not in CONTROLS and rule not in RULES:
+            raise ValueError(f"there is no label rule {rule!r}; choose one of {RULES.names}, {CONTROLS.names}")
         return rule
 
     @field_validator("signs")
@@ -230,6 +290,23 @@ class LabelConfig(Section):
             raise ValueError("`scores` are for stored labels; live ones keep nothing, so leave one of the two out")
         return self
 
+    @model_validator(mode="after")
+    def _control_fits(self) -> Self:
+        moves = self.rule in CONTROLS and CONTROLS[self.rule].moves_labels
+        if moves != (self.of is not None):
+            raise ValueError(
+                f"labels by the rule {self.rule} are those of another set; name it with `of`"
+                if moves
+                else f"labels by the rule {self.rule} are no other set's; leave `of` out"
+            )
+        if self.rule in CONTROLS and (self.live or self.scores):
+            raise ValueError(f"labels by the rule {self.rule} are never stored; leave `live` and `scores` out")
+        fields = type(self).model_fields
+        given = [name for name in ("k", "signs") if moves and getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(f"labels by the rule {self.rule} have the {given[0]} of the set {self.of}; leave it out")
+        return self
+
 
 class EvaluationConfig(Section):
     """How finished students are measured."""
@@ -240,6 +317,33 @@ class EvaluationConfig(Section):
     )
     curve_windows: int = Field(default=64, ge=1, description="validation windows behind each point of a training curve")
     sae_windows: int = Field(default=1024, ge=1, description="validation windows the SAE's quality is measured on")
+    probe_positions: int = Field(
+        default=20_000,
+        ge=0,
+        description="validation positions of the k-sparse probes on the SAE's quality page (some seconds); 0: none",
+    )
+
+
+class PredictabilityConfig(Section):
+    """How `cocomix label --predictability` measures what labels offer to learn."""
+
+    threshold: float = Field(
+        default=0.1, ge=0, description="labels fewer nats above their marginal than this are warned of"
+    )
+    tokens: int = Field(
+        default=200_000, ge=1, description="tokens the next-token student is trained on whose hidden states are probed"
+    )
+    model: ModelShape | None = Field(
+        default=None, description="its shape; empty: that of the first student that reads the labels"
+    )
+    concept_layer: int | None = Field(
+        default=None, ge=1, description="block (0-based) whose input is probed; empty: that student's"
+    )
+    positions: int = Field(
+        default=98_304, ge=1, description="training positions, in evenly spread windows, that the probe is fitted to"
+    )
+    passes: float = Field(default=2.0, gt=0, description="passes over them")
+    val_windows: int = Field(default=256, ge=1, description="validation windows, evenly spread, that it is measured on")
 
 
 class RunConfig(Section):
@@ -249,7 +353,22 @@ class RunConfig(Section):
     seeds: tuple[int, ...] = Field(
         default=(0,), min_length=1, description="seeds of the students (initialisation and data order)"
     )
+    preset: str | None = added(
+        default=None,
+        description=f"{' or '.join(PRESETS)}: the paper's defaults, or a baseline of 2026 for every student, where its"
+        " settings are not given; the run keeps these values and not the name",
+    )
+    size: int | None = added(
+        default=None,
+        description=f"1 to {len(WIDTHS)}: sets the students' width, layers and heads, and of students_train batch_size,"
+        " learning_rate and weight_decay, where they are not given; the run keeps these values and not the size",
+    )
     seq_len: int = Field(default=256, ge=2, description="tokens per window, everywhere")
+    context: Literal["window", "document"] = added(
+        "window",
+        description="what a token attends to, in every model: what is before it in its window, or in its document only;"
+        " positions then start again with each document",
+    )
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     tokens: TokensConfig = Field(default_factory=TokensConfig)
     teacher: TeacherConfig
@@ -259,6 +378,12 @@ class RunConfig(Section):
     students_train: TrainConfig = Field(description="training of every student")
     baseline: str = Field(default="ntp", description="student the others are compared with")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    predictability: PredictabilityConfig = Field(default_factory=PredictabilityConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_presets(cls, raw: Any) -> Any:
+        return expanded(raw, cls.model_fields["seq_len"].default) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -277,29 +402,58 @@ class RunConfig(Section):
                 f" choose 0 to {self.teacher.model.layers - 1}"
             )
         for label_name, label in self.labels.items():
+            self._check_labels(label_name, label)
             if label.live and not self.teacher.shares_tokens:
                 raise ValueError(
                     f"labels {label_name!r} cannot be live: the concept model reads other tokens than the students; set"
                     f" labels.{label_name}.live=false"
                 )
-            if self.sae.pretrained is None and label.k > self.sae.k:
-                raise ValueError(
-                    f"labels {label_name!r} ask for k {label.k} of only {self.sae.k} active latents (sae.k)"
-                )
         return self
 
+    def _check_labels(self, name: str, label: LabelConfig) -> None:
+        control, sae = label.rule in CONTROLS, self.sae
+        if label.of is not None and (label.of not in self.labels or self.labels[label.of].of is not None):
+            sources = ", ".join(name for name, other in self.labels.items() if other.of is None)
+            raise ValueError(f"labels {name!r} are to be those of {label.of!r}; choose one of {sources or 'none'}")
+        most, what = (sae.n_latents, "latents (sae.n_latents)") if control else (sae.k, "active latents (sae.k)")
+        if sae.pretrained is None and label.k > most:
+            raise ValueError(f"labels {name!r} ask for k {label.k} of only {most} {what}")
+
+    def _check_parts(self, name: str, student: StudentSettings) -> None:
+        """Refuse label sets that there are not, or that do not go together in one student."""
+        parts = student.label_parts
+        for part in parts:
+            if part.set not in self.labels:
+                raise ValueError(f"student {name!r} asks for labels {part.set!r}; there are: {', '.join(self.labels)}")
+            source = self.label_source(part.set)
+            signs = () if source.rule in CONTROLS else source.signs
+            if part.sign is not None and part.sign not in signs:
+                raise ValueError(f"student {name!r} asks for the sign {part.sign!r}, which its labels do not have")
+        sizes = {part.set: self.label_source(part.set).k for part in parts}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{label} {k}" for label, k in sizes.items())
+            raise ValueError(f"the labels of student {name!r} differ in k ({listed}); give them the same")
+        for phase in label_phases(parts) if parts else ():
+            live = [parts[place].set for place in phase.parts if self.label_source(parts[place].set).live]
+            if live and len(phase.parts) > 1:
+                raise ValueError(f"student {name!r} mixes {live[0]}, which is live; set labels.{live[0]}.live=false")
+
+    def label_source(self, name: str) -> LabelConfig:
+        """The settings of the set `name`, or of the set whose labels it moves."""
+        config = self.labels[name]
+        return config if config.of is None else self.labels[config.of]
+
     def _check_student(self, name: str, student: StudentSettings) -> None:
-        labels, sign, mix = student.label_set, student.label_sign, student.mixing
+        mix = student.mixing
         if not self.teacher.shares_tokens and student.reads & {"teacher", "logits"}:
             raise ValueError(
                 f"student {name!r} (objective {student.objective}) learns from the concept model's outputs at each"
                 " token, so both need one tokenizer; leave it out, or set teacher.tokenizer=shared and tokens.tokenizer"
                 " to the concept model's"
             )
-        if labels is not None and labels not in self.labels:
-            raise ValueError(f"student {name!r} asks for labels {labels!r}; there are: {', '.join(self.labels)}")
-        if sign is not None and (labels is None or sign not in self.labels[labels].signs):
-            raise ValueError(f"student {name!r} asks for the sign {sign!r}, which its labels do not have")
+        if student.label_sign is not None and not student.label_parts:
+            raise ValueError(f"student {name!r} asks for the sign {student.label_sign!r}, which its labels do not have")
+        self._check_parts(name, student)
         if student.same_size_as is not None:
             other = self.students.get(student.same_size_as)
             if other is None or other.same_size_as is not None:

@@ -3,11 +3,14 @@
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cocomix.data.byte_counts import ByteCounts, byte_counts
 from cocomix.data.corpus import SKIPPED, SPLITS, STATE, Corpus, CorpusWriter, passed_over
 from cocomix.data.document_windows import DocumentWindows
+from cocomix.data.packing import MANIFEST as PACKING
 from cocomix.data.shards import TokenShards, token_dtype
 from cocomix.data.sources import TextSource, open_mix, open_source
 from cocomix.data.special_tokens import SpecialTokens, saved_with_tokenizer, with_policy
@@ -89,6 +92,7 @@ class TokensStage(Stage):
         other_runs = external_stages(external_inputs, config.tokens.tokenizer)
         super().__init__(run_dir, "tokens", "cocomix tokenize", [corpus, *other_runs])
         self.config, self.external_inputs = config.tokens, external_inputs
+        self.seq_len, self.packs = config.seq_len, config.tokens.packing == "best_fit"
         self.corpus = corpus
 
     def settings(self) -> dict[str, Any]:
@@ -97,10 +101,15 @@ class TokensStage(Stage):
             del settings["train_chars"]  # as in runs made before there was such a key
         if settings["bos"] == "auto":
             del settings["bos"]  # likewise
+        if self.packs:
+            settings["seq_len"] = self.seq_len
+        else:
+            del settings["packing"]  # likewise
         return settings | {"tokenizer": stable_name(self.external_inputs, self.config.tokenizer)}
 
     def outputs(self) -> list[str]:
-        return ["tokenizer/tokenizer_config.json", *(f"{split}/manifest.json" for split in SPLITS)]
+        manifests = ["manifest.json", *([PACKING] if self.packs else [])]
+        return ["tokenizer/tokenizer_config.json", *(f"{split}/{name}" for split in SPLITS for name in manifests)]
 
     def scratch(self) -> list[str]:
         return [*super().scratch(), PARTS, MADE_OF]
@@ -112,7 +121,10 @@ class TokensStage(Stage):
     def describe(self, figures: dict[str, Any]) -> str:
         counts = ", ".join(f"{split} {count:,} tokens" for split, count in figures["tokens"].items())
         bos = self.special.bos_id
-        return counts + ("" if bos is None else f"; every document, window and prompt begins with token {bos}")
+        counts += "" if bos is None else f"; every document, window and prompt begins with token {bos}"
+        if not self.packs:
+            return counts
+        return counts + _describe_packing(figures["packing"]["train"], figures["tokens"]["train"])
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         corpus = Corpus(self.corpus.folder / "text")
@@ -136,7 +148,7 @@ class TokensStage(Stage):
         barrier()
         if not is_main():
             return {}
-        counts = {}
+        counts, packing = {}, {}
         for split in SPLITS:
             shards = join_parts(
                 parts[split],
@@ -148,8 +160,13 @@ class TokensStage(Stage):
                 dtype=dtype,
             )
             counts[split] = shards.n_tokens
+            if self.packs:
+                packed = shards.packed(self.seq_len).packing
+                assert packed is not None, "it was just written"
+                packing[split] = packed.figures
         n_bytes = sum((finished_part(part) or {})["text_bytes"] for part in parts["test"])
-        return {"vocab_size": tokenizer_spec.vocab_size, "tokens": counts, "bytes_per_token": n_bytes / counts["test"]}
+        sizes = {"vocab_size": tokenizer_spec.vocab_size, "tokens": counts}
+        return sizes | {"bytes_per_token": n_bytes / counts["test"]} | ({"packing": packing} if self.packs else {})
 
     def _workers(self) -> int | None:
         """Processes of this one; of those that torchrun started on this machine, each gets its share."""
@@ -214,6 +231,19 @@ class TokensStage(Stage):
         """What the concept model reads of `split` in windows of `seq_len`: the windows that students train on."""
         return self.shards(split)
 
+    def bytes_of(self, split: str) -> ByteCounts | None:
+        """Bytes of the tokens of `split`; None where that takes their text, and it is not there any more."""
+
+        def texts() -> Iterator[str]:
+            for document in Corpus(self.corpus.folder / "text").documents(split):
+                yield document.text
+
+        tokenizer, shards = self.tokenizer(), self.shards(split)
+        try:
+            return byte_counts(tokenizer, shards, texts)
+        except CocomixError:
+            return None
+
     def tokenizer(self) -> Any:
         """The run's tokenizer; by default it does what the tokens' policy says."""
         self.check()
@@ -241,6 +271,16 @@ def _sums(folder: Path) -> dict[str, str]:
 
 def _parts(folder: Path, corpus: Corpus, split: str) -> list[Path]:
     return [folder / PARTS / f"{split}-{number:05d}.json" for number in range(len(corpus.files(split)))]
+
+
+def _describe_packing(figures: dict[str, Any], n_tokens: int) -> str:
+    """What packing did to the training split, as the end of a sentence."""
+    cut, by_stream = (figures[name] / figures["documents"] for name in ("cut", "cut_by_stream"))
+    padded = f", padded {figures['padded'] / n_tokens:.3%}" if figures["padded"] else ""
+    return (
+        f"; packed by best fit: {cut:.1%} of documents cut ({by_stream:.1%} in slices of the stream),"
+        f" tokens dropped {figures['dropped'] / n_tokens:.3%}{padded}"
+    )
 
 
 class _Pace:

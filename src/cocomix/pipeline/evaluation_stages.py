@@ -22,6 +22,7 @@ from cocomix.model.loading import load_causal_lm
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
+from cocomix.pipeline.training import in_bytes
 from cocomix.utils.console import StageProgress, console, is_main
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError
@@ -64,7 +65,7 @@ class SnapshotStage(Stage):
         return {"seq_len": config.seq_len, "windows": config.evaluation.windows, "split": self.split}
 
     def describe(self, figures: dict[str, Any]) -> str:
-        return f"perplexity {figures['perplexity']:.2f} ({self.split})"
+        return f"perplexity {figures['perplexity']:.2f}{in_bytes(figures.get('bits_per_byte'))} ({self.split})"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         config = self.student.run_config
@@ -78,6 +79,7 @@ class SnapshotStage(Stage):
             seq_len=config.seq_len,
             batch_size=config.evaluation.batch_size,
             max_windows=config.evaluation.windows,
+            bytes_of=self.student.tokens.bytes_of(self.split),
         )
         progress(1, 1, {})
         return measured
@@ -342,7 +344,10 @@ def evaluate_snapshots(run: Run, students: Sequence[str], options: TaskOptions, 
     splits = ("val", "test") if test else ("val",)
     stages = [SnapshotStage(student, name, split) for student, name in chosen for split in splits]
     for stage, figures in zip(stages, _do(run, stages), strict=True):
-        rows.append(_row(stage.student, stage.snapshot, f"{stage.split} perplexity", figures["perplexity"], None))
+        for figure in ("perplexity", "bits_per_byte"):
+            if figure in figures:
+                name = f"{stage.split} {figure.replace('_', ' ')}"
+                rows.append(_row(stage.student, stage.snapshot, name, figures[figure], None))
     if options.names:
         known, settings = options.known(), options.settings()
         task_stages = [

@@ -3,7 +3,7 @@
 Labels are stored once (`LabelStage`), or made by the concept model while students train (`LiveLabelSet`). Both use the
 same labeller, so a student ends with the same weights either way. A store costs disk space, and its cost is charged to
 its readers by the share they read. Live labels cost their passes again in every epoch of every student, and count as
-training.
+training. Controls (`ControlSet`) have nothing to store and run no teacher.
 """
 
 import math
@@ -22,7 +22,15 @@ from cocomix.data.document_windows import DocumentWindows
 from cocomix.data.text_ends import ENDS, read_ends
 from cocomix.labels.alignment import TextAligner, align_split, find_places
 from cocomix.labels.attribution import ConceptLabels, attribute_active, labelling_flops, select_active
+from cocomix.labels.controls import CONTROLS
 from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
+from cocomix.labels.schedule import (
+    LabelPart,
+    ScheduledLabels,
+    describe_parts,
+    label_phases,
+    shares_of_training,
+)
 from cocomix.labels.store import LabelReader, LabelStore
 from cocomix.model.flops import model_flops
 from cocomix.model.loading import as_run, model_config
@@ -39,15 +47,44 @@ class LabelSet(ABC):
     """One named set of labels.
 
     Attributes:
+        set_name: its name in the run's settings.
         config: its section of the run's settings.
         needed: stages that must be finished before it can be read.
+        of_teacher: whether its labels are the SAE's concepts, where the teacher has them.
     """
 
+    set_name: str
     config: LabelConfig
     teacher: TeacherStage
     sae: SaeStage
     seq_len: int
     needed: list[Stage]
+    of_teacher: bool = True
+    depends_on_progress: bool = False
+    """whether what is read depends on the share of training done"""
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        """Signs of which it has labels, the first one unless a student names another."""
+        return self.config.signs
+
+    @property
+    def n_labels(self) -> int:
+        """Labels per position K_attr."""
+        return self.config.k
+
+    @property
+    def last(self) -> "LabelSet":
+        """The set whose labels a student is taught last: this one, unless it is made of several."""
+        return self
+
+    def describe_labels(self, sign: str) -> str:
+        """Rule and sign of its labels, in a few words."""
+        return f"{self.config.rule}/{sign}"
+
+    def in_words(self, sign: str) -> str:
+        """Rule and sign of its labels, as a model's card says them."""
+        return f"rule {self.config.rule}" + (f", sign {sign}" if sign else "")
 
     @abstractmethod
     def reader(self, split: str, sign: str) -> LabelReader:
@@ -81,6 +118,7 @@ class LabelSet(ABC):
             batch_size=config.batch_size,
             precision=config.precision,
             first_position=self.sae.teacher_tokens.special.first_position,
+            left_out=self.sae.left_out,
         )
 
     def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
@@ -101,8 +139,9 @@ class LabelSet(ABC):
 class LiveLabelSet(LabelSet):
     """Labels made in every training step; nothing on disk."""
 
-    def __init__(self, config: LabelConfig, teacher: TeacherStage, sae: SaeStage) -> None:
-        self.config, self.teacher, self.sae, self.seq_len = config, teacher, sae, sae.seq_len
+    def __init__(self, name: str, config: LabelConfig, teacher: TeacherStage, sae: SaeStage) -> None:
+        self.set_name, self.config = name, config
+        self.teacher, self.sae, self.seq_len = teacher, sae, sae.seq_len
         self.needed = [teacher, sae]
 
     def reader(self, split: str, sign: str) -> LabelReader:
@@ -112,7 +151,7 @@ class LiveLabelSet(LabelSet):
         return {"seconds": 0.0, "flops": 0.0}
 
     def reader_settings(self) -> dict[str, Any]:
-        return {"live_labels": self.config.model_dump(mode="json", exclude={"signs", "scores"})}
+        return {"live_labels": self.config.model_dump(mode="json", exclude={"signs", "scores", "of"})}
 
     def live_share(self, batch_size: int, processes: int) -> float:
         share = math.ceil(batch_size / processes)
@@ -120,11 +159,139 @@ class LiveLabelSet(LabelSet):
         return passes * self.config.batch_size / share
 
 
-def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> LabelSet:
-    """The set `name`, stored or live as its settings say."""
+class ControlSet(LabelSet):
+    """Labels of a control: from tokens, or those of another set in the wrong places; nothing on disk.
 
-    if config.labels[name].live:
-        return LiveLabelSet(config.labels[name], teacher, sae)
+    Args:
+        source: the set whose labels it moves, if it does.
+    """
+
+    of_teacher = False
+
+    def __init__(
+        self, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage, source: LabelSet | None
+    ) -> None:
+        self.set_name, self.config, self.source = name, config.labels[name], source
+        self.teacher, self.sae, self.seq_len = teacher, sae, config.seq_len
+        self.needed = [sae] if source is None else source.needed
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        return ("",) if self.source is None else self.source.signs
+
+    @property
+    def n_labels(self) -> int:
+        return self.config.k if self.source is None else self.source.n_labels
+
+    def describe_labels(self, sign: str) -> str:
+        return self.config.rule if self.source is None else f"{self.config.rule} of {self.source.describe_labels(sign)}"
+
+    def reader(self, split: str, sign: str) -> LabelReader:
+        tokens, n_concepts = self.teacher.tokens, self.sae.figures["n_latents"]
+        source = None if self.source is None else self.source.reader(split, sign)
+        sizes = (self.seq_len, self.n_labels, n_concepts, tokens.special.first_position)
+        return CONTROLS[self.config.rule].reader(source, tokens.shards(split), *sizes)
+
+    def made_once(self) -> dict[str, float]:
+        return {"seconds": 0.0, "flops": 0.0} if self.source is None else self.source.made_once()
+
+    def reader_settings(self) -> dict[str, Any]:
+        own = {"rule": self.config.rule} | ({"k": self.config.k} if self.source is None else {})
+        return {"label_control": own} | ({} if self.source is None else self.source.reader_settings())
+
+    def live_share(self, batch_size: int, processes: int) -> float:
+        return 0.0 if self.source is None else self.source.live_share(batch_size, processes)
+
+    def live_flops(self, batch_size: int) -> float:
+        return 0.0 if self.source is None else self.source.live_flops(batch_size)
+
+    def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
+        return 0.0 if self.source is None else self.source.flops_per_token(teacher, n_latents, k)
+
+
+class ScheduledLabelSet(LabelSet):
+    """Several sets for one student, see `cocomix.labels.schedule`; what it is taught last says what its concepts are.
+
+    Args:
+        sets: one a part.
+        parts: of the student's settings.
+        seed: the student's.
+    """
+
+    def __init__(self, sets: list[LabelSet], parts: tuple[LabelPart, ...], *, by_position: bool, seed: int) -> None:
+        self.sets, self.parts, self.by_position, self.seed = sets, parts, by_position, seed
+        self.part_signs = [part.sign or labels.signs[0] for labels, part in zip(sets, parts, strict=True)]
+        last = label_phases(parts)[-1]
+        self._last = max(last.parts, key=lambda place: parts[place].share)
+        final = sets[self._last]
+        self.set_name, self.config = final.set_name, final.config
+        self.teacher, self.sae, self.seq_len = final.teacher, final.sae, final.seq_len
+        self.needed = list(dict.fromkeys(stage for labels in sets for stage in labels.needed))
+        self.of_teacher = all(sets[place].of_teacher for place in last.parts)
+        self.depends_on_progress = len(label_phases(parts)) > 1
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        return (self.part_signs[self._last],)
+
+    @property
+    def n_labels(self) -> int:
+        return self.sets[self._last].n_labels
+
+    @property
+    def last(self) -> LabelSet:
+        return self.sets[self._last].last
+
+    def describe_labels(self, sign: str) -> str:
+        return describe_parts(self.parts, "position" if self.by_position else "window")
+
+    def in_words(self, sign: str) -> str:
+        return self.describe_labels(sign)
+
+    def reader(self, split: str, sign: str) -> LabelReader:
+        """The scheduled labels of the training split; of another one, those it is taught last."""
+        if split != "train":
+            return self.sets[self._last].reader(split, self.part_signs[self._last])
+        readers = [labels.reader(split, own) for labels, own in zip(self.sets, self.part_signs, strict=True)]
+        return self.scheduled(readers)
+
+    def scheduled(self, readers: list[LabelReader]) -> LabelReader:
+        """`readers` of the training split, one a part, as its parts say."""
+        return ScheduledLabels(readers, self.parts, by_position=self.by_position, seq_len=self.seq_len, seed=self.seed)
+
+    def made_once(self) -> dict[str, float]:
+        """What all its sets took, each counted once and whole, however small its share of the training."""
+        costs = [labels.made_once() for labels in {labels.set_name: labels for labels in self.sets}.values()]
+        return {name: sum(cost[name] for cost in costs) for name in ("seconds", "flops")}
+
+    def reader_settings(self) -> dict[str, Any]:
+        return {"label_parts": [labels.reader_settings() for labels in self.sets]}
+
+    def live_share(self, batch_size: int, processes: int) -> float:
+        shares = zip(shares_of_training(self.parts), self.sets, strict=True)
+        return sum(share * labels.live_share(batch_size, processes) for share, labels in shares)
+
+    def live_flops(self, batch_size: int) -> float:
+        shares = zip(shares_of_training(self.parts), self.sets, strict=True)
+        return sum(share * labels.live_flops(batch_size) for share, labels in shares)
+
+    def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
+        """Operations a labelled token takes, as a mean over the live sets, by how often each is read."""
+        shares = zip(shares_of_training(self.parts), self.sets, strict=True)
+        live = [(share * labels.live_share(1, 1), labels) for share, labels in shares]
+        total = sum(share for share, _ in live)
+        each = sum(share * labels.flops_per_token(teacher, n_latents, k) for share, labels in live)
+        return each / total if total else 0.0
+
+
+def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> LabelSet:
+    """The set `name`: stored, live or a control, as its settings say."""
+    section = config.labels[name]
+    if section.rule in CONTROLS:
+        source = None if section.of is None else label_set(run_dir, section.of, config, teacher, sae)
+        return ControlSet(name, config, teacher, sae, source)
+    if section.live:
+        return LiveLabelSet(name, section, teacher, sae)
     if not config.teacher.shares_tokens:
         return AlignedLabelStage(run_dir, name, config, TeacherLabelStage(run_dir, name, config, teacher, sae))
     return LabelStage(run_dir, name, config, teacher, sae)
@@ -152,12 +319,13 @@ class LabelStage(Stage, LabelSet):
         self.seq_len, self.tokens = config.seq_len, teacher.tokens
 
     def _read(self, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
-        self.config, self.shard_tokens = config.labels[name], config.tokens.shard_tokens
+        self.set_name, self.config = name, config.labels[name]
+        self.shard_tokens = config.tokens.shard_tokens
         self.teacher, self.sae = teacher, sae
         self.needed = [self]
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json", exclude={"live"}) | {"seq_len": self.seq_len}
+        return self.config.model_dump(mode="json", exclude={"live", "of"}) | {"seq_len": self.seq_len}
 
     def outputs(self) -> list[str]:
         return [f"{split}/{sign}/manifest.json" for split in self.splits for sign in self.config.signs]
@@ -201,6 +369,7 @@ class LabelStage(Stage, LabelSet):
             "seq_len": self.seq_len,
             "batch_size": self.config.batch_size,
             "precision": self.config.precision,
+            **self.sae.skips,
         }
 
     def reader(self, split: str, sign: str) -> LabelStore:
@@ -339,6 +508,7 @@ class AlignedLabelStage(LabelStage):
                 rule=self.config.rule,
                 sign=sign,
                 first=self.source.tokens.special.first_position,
+                left_out=self.sae.left_out,
             )
             return select_active(active, self.config.k)
 

@@ -4,17 +4,19 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
+from cocomix.labels.controls import CONTROLS
 from cocomix.pipeline.attempts import KEPT
 from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
-from cocomix.pipeline.label_stages import LabelSet, LabelStage, LogitsStage, label_set, label_stages
+from cocomix.pipeline.label_stages import LabelStage, LogitsStage, ScheduledLabelSet, label_set, label_stages
+from cocomix.pipeline.predictability_stages import PredictabilityStage, ProbeStudentStage, place_of
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import ExternalInputs, Stage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
@@ -24,7 +26,7 @@ from cocomix.report.page import write_report
 from cocomix.report.tables import summary_table
 from cocomix.utils.advice import command_line
 from cocomix.utils.console import StageProgress, console, duration, errors, in_bytes, is_main
-from cocomix.utils.distributed import barrier
+from cocomix.utils.distributed import barrier, on_main
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import remove_temporaries
 from cocomix.utils.settings import SettingsFile, changes, last_written, listed, override
@@ -57,16 +59,21 @@ class Run:
         self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs, self.teacher_tokens)
         self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
         stored_labels = {name: labels for name, labels in self.labels.items() if isinstance(labels, Stage)}
+        self.predictability = dict(self._predictability())
         stored = [student.stored_teacher_tokens for student in config.students.values()]
         self.logits = {k: LogitsStage(folder, k, config, self.teacher) for k in stored if k is not None}
         self.students = [
             self._student(name, student, seed) for seed in config.seeds for name, student in config.students.items()
         ]
         self.evaluations = [EvaluationStage(student) for student in self.students]
-        used = {student.label_set for student in config.students.values()}
+        used = {needed.name for student in self.students if student.labels for needed in student.labels.needed}
         own = [] if self.teacher_tokens is self.tokens else [self.teacher_tokens]
         self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, *own, self.sae]
-        self._shared += [stage for name in stored_labels if name in used for stage in label_stages(self.labels[name])]
+        for name, label in stored_labels.items():
+            self._shared += label_stages(self.labels[name]) if label.name in used else []
+        weighing = {stage for student in self.students if student.config.weighs_labels for stage in student.probes}
+        for stage in (stage for stage in self.predictability.values() if stage in weighing):
+            self._shared += [needed for needed in (stage.student, stage) if needed not in self._shared]
         self._shared += self.logits.values()
         stages = [*self._shared, *self.students, *self.evaluations]
         self.stages = {stage.name: stage for stage in stages}
@@ -74,15 +81,35 @@ class Run:
         self.stages |= {stage.name: stage for stage in stored_stages if stage.name not in self.stages}
         self._all = [stage.name for stage in stages]
         self._reused: dict[str, bool] = {}
+        self.replace: bool | None = None
+        """before a stage that is finished with other settings is done anew: ask (False), or announce it only"""
 
     def _student(self, name: str, student: Any, seed: int) -> StudentStage:
-        labels = self.labels.get(student.label_set or "")
+        parts, labels = student.label_parts, None
+        sets = [self.labels[part.set] for part in parts]
+        if len(parts) == 1:
+            (labels,) = sets
+        elif parts:
+            labels = ScheduledLabelSet(sets, parts, by_position=student.mixes_labels_by_position, seed=seed)
         logits = self.logits.get(student.stored_teacher_tokens or 0)
-        return StudentStage(self.folder, name, seed, self.config, self.sae, labels, logits)
+        signs = [part.sign or labels.signs[0] for labels, part in zip(sets, parts, strict=True)]
+        keys = zip((labels.set_name for labels in sets), signs, strict=True)
+        probes = [self.predictability[key] for key in keys]
+        return StudentStage(self.folder, name, seed, self.config, self.sae, labels, logits, probes)
+
+    def _predictability(self) -> Iterator[tuple[tuple[str, str], PredictabilityStage]]:
+        """The stage of each label set and sign; a student of one shape is shared."""
+        students: dict[str, ProbeStudentStage] = {}
+        for name, labels in self.labels.items():
+            place = place_of(self.config, name)
+            student = ProbeStudentStage(self.folder, place.shape, self.config, self.tokens)
+            student = students.setdefault(student.name, student)
+            for sign in labels.signs:
+                yield (name, sign), PredictabilityStage(self.folder, labels, sign, place.concept_layer, student)
 
     def advise(self, options: Sequence[str]) -> None:
         """Let messages name commands with these options, --config and overrides, which made the run's settings."""
-        for stage in self.stages.values():
+        for stage in [*self.stages.values(), *self.predictability.values()]:
             stage.user_options = list(options)
 
     def shared(self) -> list[Stage]:
@@ -104,6 +131,9 @@ class Run:
 
     def run_all(self) -> None:
         """Do every stage the students need, then write the report."""
+        if self.replace is False:
+            ask_before_replacing(self.folder, list(self.stages.values()))
+            self.replace = True
         if is_main():
             console.print(Text(self.config.title, style="bold"), f"in {self.folder}", soft_wrap=True)
         for number, name in enumerate(self._all):
@@ -118,6 +148,8 @@ class Run:
         writable = is_writable(self.folder)
         if not reused and not writable:
             raise CocomixError(f"{self.folder} cannot be written; fix its permissions or give another --run")
+        if self.replace is False and not reused:
+            ask_before_replacing(self.folder, [stage])
         if is_main() and writable:
             remove_temporaries(self.folder, below=False)
             for note in [] if reused else notes_on_others(stage):
@@ -142,29 +174,6 @@ class Run:
             )
         return figures
 
-    def check_nothing_replaced(self, replace: bool) -> None:
-        """Ask before doing all stages if finished ones have other settings; `replace` answers yes.
-
-        Raises:
-            CocomixError: there is no terminal to ask on, or the answer is no.
-        """
-        replaced = {stage.name: record for stage in self.stages.values() if (record := stage.replaces()) is not None}
-        if replace or not replaced or not is_main():
-            return
-        seconds = sum(record.get("seconds") or 0.0 for record in replaced.values())
-        said = (
-            f"{self.folder} has finished stages with other settings: {listed(list(replaced), SHOWN_STAGES)}; they took"
-            f" {duration(seconds)}"
-        )
-        if not (console.is_terminal and sys.stdin.isatty()):
-            raise CocomixError(
-                f"{said}; give another --run, or --replace to do them anew (the old ones are kept in"
-                f" {self.folder / KEPT} and come back with their settings)"
-            )
-        question = f"{said}. Keep them in {self.folder / KEPT} and do these stages anew? [y/N] "
-        if console.input(Text(question)).strip().lower() not in ("y", "yes"):
-            raise CocomixError("nothing was changed; give another --run")
-
     def training_stages(self, name: str) -> list[str]:
         """Names of the stages that train `name`: the teacher, or a student with every seed."""
         if name == "teacher":
@@ -187,11 +196,31 @@ class Run:
         if name not in self.labels:
             choices = ", ".join([*self.labels, *(["logits"] if stored else [])])
             raise CocomixError(f"there are no labels called {name!r} in this run; it has {choices}")
+        if self.config.labels[name].rule in CONTROLS:
+            raise CocomixError(f"the labels {name} are a control's, which follow from others; nothing is stored")
         if name not in labels:
             raise CocomixError(
                 f"the labels {name} are made while students train; set labels.{name}.live=false to store them"
             )
         return [stage.name for stage in labels[name]]
+
+    def measure_predictability(self, name: str | None) -> list[PredictabilityStage]:
+        """Do the stages that say how predictable labels are, of one set or of all, and store labels that are not yet.
+
+        Raises:
+            CocomixError: there is no such set.
+        """
+        if name is not None and name not in self.labels:
+            raise CocomixError(f"there are no labels called {name!r} in this run; it has {', '.join(self.labels)}")
+        stages = [stage for (labels, _), stage in self.predictability.items() if name in (None, labels)]
+        if not stages:
+            raise CocomixError("this run has no labels whose predictability could be measured; add some under `labels`")
+        sets = [needed for stage in stages for needed in stage.labels.needed if isinstance(needed, LabelStage)]
+        stored = [part for labels in sets for part in label_stages(labels)]
+        needed = {stage.name: stage for stage in [*stored, *(stage.student for stage in stages), *stages]}
+        for name, stage in needed.items():
+            self.do(stage, name)
+        return stages
 
     def evaluation_stages(self) -> list[str]:
         """Names of the evaluation stages of every student and seed."""
@@ -221,6 +250,34 @@ class Run:
         page = (output or self.folder) / "report.html"
         if page.exists():
             console.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
+
+
+def ask_before_replacing(folder: Path, stages: Sequence[Stage]) -> None:
+    """Ask, once in a launch of several processes, before finished stages are done anew with other settings.
+
+    Raises:
+        CocomixError: there is no terminal to ask on, or the answer is no.
+    """
+    on_main(lambda: _ask_before_replacing(folder, stages))
+
+
+def _ask_before_replacing(folder: Path, stages: Sequence[Stage]) -> None:
+    replaced = {stage.name: record for stage in stages if (record := stage.replaces()) is not None}
+    if not replaced:
+        return
+    seconds = sum(record.get("seconds") or 0.0 for record in replaced.values())
+    said = (
+        f"{folder} has finished stages with other settings: {listed(list(replaced), SHOWN_STAGES)}; they took"
+        f" {duration(seconds)}"
+    )
+    if not (console.is_terminal and sys.stdin.isatty()):
+        raise CocomixError(
+            f"{said}; give another --run, or --replace to do them anew (the old ones are kept in {folder / KEPT} and"
+            " come back with their settings)"
+        )
+    question = f"{said}. Keep them in {folder / KEPT} and do these stages anew? [y/N] "
+    if console.input(Text(question)).strip().lower() not in ("y", "yes"):
+        raise CocomixError("nothing was changed; give another --run")
 
 
 def notes_on_others(stage: Stage) -> list[str]:
@@ -329,7 +386,8 @@ def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | 
             "splits": {name: counts | {"tokens": tokens["tokens"][name]} for name, counts in corpus["splits"].items()},
         },
         "tokenizer": {"vocab_size": tokens["vocab_size"], "bytes_per_token": tokens["bytes_per_token"]},
-        "teacher": teacher | {"val_perplexity": _last(teacher.get("curve"))},
+        "teacher": teacher
+        | {f"val_{name}": _last(teacher.get("curve"), f"val_{name}") for name in ("perplexity", "bits_per_byte")},
         "sae": run.sae.figures | {"seconds": _seconds(run, run.sae.name)},
         "labels": [
             _labels(name, labels, sign)
@@ -363,14 +421,11 @@ def _several_machines(made: list[dict[str, Any]]) -> list[str]:
 
 def _live_labels(run: "Run", chosen: list[str]) -> list[str]:
     """A note where labels are part of a student's own training cost, unlike those made once."""
-    live = [name for name in chosen if (found := _labels_of(run, name)) is not None and found.config.live]
+    labels = {stage.student: stage.labels for stage in run.students}
+    live = [name for name in chosen if (found := labels[name]) is not None and found.live_share(1, 1)]
     if not live:
         return []
     return [f"The labels of {', '.join(live)} were made during training: its FLOPs and seconds include theirs."]
-
-
-def _labels_of(run: "Run", student: str) -> LabelSet | None:
-    return run.labels.get(getattr(run.config.students[student], "labels", None) or "")
 
 
 def _student(run: "Run", name: str) -> dict[str, Any]:
@@ -384,7 +439,7 @@ def _student(run: "Run", name: str) -> dict[str, Any]:
         "about": config.describe(),
         "width": first["width"],
         "parameters": first["parameters"],
-        "label_rule": f"{label.config.rule}/{stages[0].student.sign}" if label else None,
+        "label_rule": label.describe_labels(stages[0].student.sign) if label else None,
         "flops_per_token": first["flops_per_token"],
         "runs": [_student_run(stage) for stage in stages],
     }
@@ -397,6 +452,8 @@ def _student_run(stage: EvaluationStage) -> dict[str, Any]:
         "seed": stage.student.seed,
         "val_perplexity": measured["val"]["perplexity"],
         "test_perplexity": measured["test"]["perplexity"],
+        "val_bits_per_byte": measured["val"].get("bits_per_byte"),
+        "test_bits_per_byte": measured["test"].get("bits_per_byte"),
         "val_loss": measured["val"]["loss"],
         "test_loss": measured["test"]["loss"],
         "seconds": trained["seconds"],
@@ -437,6 +494,6 @@ def _seconds(run: "Run", name: str) -> float:
     return record["seconds"] if record else 0.0
 
 
-def _last(curve: list[dict[str, Any]] | None) -> float | None:
-    points = [point["val_perplexity"] for point in curve or [] if "val_perplexity" in point]
+def _last(curve: list[dict[str, Any]] | None, figure: str) -> float | None:
+    points = [point[figure] for point in curve or [] if figure in point]
     return points[-1] if points else None

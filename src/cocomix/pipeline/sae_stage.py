@@ -16,26 +16,33 @@ from cocomix.model.text_config import text_shape
 from cocomix.objectives.sae import SaeObjective
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import TokensStage
+from cocomix.pipeline.sae_probing import probe_sae
 from cocomix.pipeline.stage import ExternalInputs, external_stages, stable_name
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.training import ModelStage, recipe, train_objective, training_figures
 from cocomix.report.page import write_sae_page
 from cocomix.sae.formats import load_sae
+from cocomix.sae.kinds import SAE_KINDS
 from cocomix.sae.metrics import Reconstruction, spliced_losses
+from cocomix.sae.positions import LeftOut
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.batches import BatchSource
 from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device, on_main
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.settings import identity
 
 LOWEST_EXPLAINED_VARIANCE = 0.3
 """A loaded autoencoder that explains less is refused as another layer's; published ones explain well over 0.8."""
 MOST_SPLICED_WINDOWS = 256
 """At most so many validation windows are run with the reconstruction in place of the hidden states."""
 
+SKIPS = ("skip_first", "skip_norm")
+"""Settings that leave positions out; see `cocomix.sae.positions`."""
+
 
 class SaeStage(ModelStage):
-    """A TopK autoencoder on the concept model's residual stream, with its quality on validation text.
+    """An autoencoder on the concept model's residual stream, with its quality on validation text.
 
     Args:
         tokens: the students'.
@@ -63,10 +70,12 @@ class SaeStage(ModelStage):
     def settings(self) -> dict[str, Any]:
         if self.config.pretrained is not None:
             source = stable_name(self.external_inputs, self.config.pretrained)
-            settings = {"pretrained": source, "layer": self.config.layer, "seq_len": self.seq_len}
+            own = identity(self.config)
+            skips = {name: own[name] for name in SKIPS if name in own}
+            settings = {"pretrained": source, "layer": self.config.layer, "seq_len": self.seq_len} | skips
             # An autoencoder of another run has a k of its own; one from elsewhere may take the configured one.
             return settings if source != self.config.pretrained else settings | {"k": self.config.k}
-        return self.config.model_dump(mode="json") | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
+        return identity(self.config) | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def outputs(self) -> list[str]:
         return ["model/sae.safetensors", "model/sae.json"]
@@ -109,11 +118,22 @@ class SaeStage(ModelStage):
             | quality
             | {
                 "n_latents": sae.n_latents,
-                "k": sae.k,
+                "k": sae.k if self.config.pretrained is not None else self.config.k,
                 "layer": self.config.layer,
                 "teacher": as_run(teacher),
             }
         )
+        if is_main() and self.evaluation.probe_positions:
+            figures |= probe_sae(
+                sae,
+                teacher,
+                self.teacher_tokens,
+                layer=self.config.layer,
+                seq_len=self.seq_len,
+                positions=self.evaluation.probe_positions,
+                batch_size=self.evaluation.batch_size,
+                left_out=self.to_leave_out(),
+            )
         if is_main():
             write_sae_page(figures, folder / "quality.html")
         return figures
@@ -122,23 +142,32 @@ class SaeStage(ModelStage):
         config, train = self.config, self.config.train
         assert train is not None, "the config asks for pretrained or train"
         torch.manual_seed(train.seed)
-        sae = TopKSAE(text_shape(teacher.config).hidden_size, config.n_latents, config.k)
-        windows = self.teacher_tokens.windows("train", self.seq_len)
-        objective = SaeObjective(
-            sae,
-            teacher,
-            layer=config.layer,
+        training = SAE_KINDS[config.kind].make(
+            text_shape(teacher.config).hidden_size,
+            config.n_latents,
+            config.k,
             aux_k=config.aux_k,
             aux_coefficient=config.aux_coefficient,
             dead_after_tokens=config.dead_after_tokens,
-            first_position=windows.special.first_position,
+            **({} if config.most_active is None else {"most_active": config.most_active}),
+            **config.kind_options,
+        )
+        windows = self.teacher_tokens.windows("train", self.seq_len)
+        objective = SaeObjective(
+            training,
+            teacher,
+            layer=config.layer,
+            left_out=self.to_leave_out(),
             about={"prepend_bos": windows.special.bos_id is not None, "context_size": self.seq_len},
         )
+        n_first = 16 if config.init == "random" else max(16, -(-2 * config.n_latents // self.seq_len))
         data = BatchSource(windows, self.seq_len)
-        first = data(window_subset(data.n_windows, 16), device())
-        objective.to(device()).initialise(first["input_ids"], first.get("padding"))
+        first = data(window_subset(data.n_windows, n_first), device())
+        objective.to(device()).initialise(first["input_ids"], config.init, first.get("padding"))
         result = train_objective(objective, data, train, folder, None, progress)
-        return TopKSAE.from_pretrained(folder / "model"), training_figures(result)  # each process may hold a part only
+        sae = TopKSAE.from_pretrained(folder / "model")  # each process may hold a part only
+        kind = {} if config.kind == "topk" else {"kind": config.kind, "most_active": sae.k}
+        return sae, training_figures(result) | kind
 
     def _load(self, source: str, folder: Path, width: int) -> tuple[TopKSAE, dict[str, Any]]:
         """Copy the autoencoder `source` into the run; one process fetches and converts it for all."""
@@ -171,15 +200,40 @@ class SaeStage(ModelStage):
     def _quality(self, sae: TopKSAE, teacher: PreTrainedModel) -> dict[str, Any]:
         """Figures on evenly spread validation windows; splicing takes fewer, because it runs the model four times."""
         n_windows = self.evaluation.sae_windows
-        reconstruction, first = Reconstruction(sae), self.teacher_tokens.special.first_position
+        reconstruction, left_out, read = Reconstruction(sae), self.to_leave_out(), 0
         with torch.no_grad():
             for ids in self._validation(n_windows):
-                reconstruction.add(hidden_at(teacher, ids, self.config.layer)[:, first:].flatten(0, 1))
-        figures = reconstruction.figures()
+                reconstruction.add(left_out.select(hidden_at(teacher, ids, self.config.layer)))
+                read += ids.numel()
+        figures = reconstruction.figures() | {"left_out_share": 1 - reconstruction.tokens / read} | self._skips()
         spliced = self._validation(min(n_windows, MOST_SPLICED_WINDOWS))
         return figures | spliced_losses(
-            teacher, sae, spliced, layer=self.config.layer, mean=reconstruction.mean, first_position=first
+            teacher, sae, spliced, layer=self.config.layer, mean=reconstruction.mean, left_out=left_out
         )
+
+    def _skips(self) -> dict[str, Any]:
+        """The settings among `SKIPS` that leave something out, with the default for this teacher."""
+        first = self.config.skip_first
+        if first is None:
+            first = 1 if self.teacher.published else 0
+        chosen = {"skip_first": first or None, "skip_norm": self.config.skip_norm}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    def to_leave_out(self) -> LeftOut:
+        """Positions that the next training or measurement leaves out."""
+        skips = self._skips()
+        first = max(skips.get("skip_first", 0), self.teacher_tokens.special.first_position)
+        return LeftOut(first, skips.get("skip_norm"))
+
+    @property
+    def skips(self) -> dict[str, Any]:
+        """What the finished autoencoder was made without; one of an earlier version has seen every position."""
+        return {name: self.figures[name] for name in SKIPS if name in self.figures}
+
+    @property
+    def left_out(self) -> LeftOut:
+        """Positions that the finished autoencoder is not for."""
+        return LeftOut(self.skips.get("skip_first", 0), self.skips.get("skip_norm"))
 
     def _validation(self, n_windows: int) -> Iterator[torch.Tensor]:
         """Token ids of `n_windows` evenly spread validation windows, int64 `[batch, seq]`, on the device.

@@ -147,9 +147,20 @@ NAMED_FROM = 250_000
 
 
 def steer_eval(
-    folder: Path, output: Path, student: str, *, concepts: int, prompts: int, tokens: int, seed: int
+    folder: Path,
+    output: Path,
+    student: str,
+    *,
+    concepts: int,
+    prompts: int,
+    tokens: int,
+    seed: int,
+    replace: bool | None = None,
 ) -> dict[str, Any]:
     """Measure what is not measured yet and write `report.json` and `report.html` into `output`.
+
+    Args:
+        replace: `Run.replace`.
 
     Returns:
         the report.
@@ -159,6 +170,7 @@ def steer_eval(
             can take, or too few concepts that can be measured.
     """
     run = existing_run(folder)
+    run.replace = replace
     stages = [stage for stage in run.students if stage.student == student]
     student_stage(run, student, run.config.seeds[0])  # says which students exist if this one does not
     _check(run, stages, tokens)
@@ -214,10 +226,8 @@ def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
     run.teacher.must_share_tokens("judges steered texts")
     for stage in stages:
         _ = stage.figures
-    if not stages[0].config.uses_sae_concepts or stages[0].labels is None:
-        usable = sorted(
-            {one.student for one in run.students if one.config.uses_sae_concepts and one.labels is not None}
-        )
+    if not stages[0].uses_sae_concepts or stages[0].labels is None:
+        usable = sorted({one.student for one in run.students if one.uses_sae_concepts and one.labels is not None})
         raise CocomixError(
             f"the student {stages[0].student} is not trained on the SAE's concepts, so the SAE cannot judge it; "
             + (

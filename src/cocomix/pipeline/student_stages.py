@@ -1,6 +1,7 @@
 """Student and evaluation stages, one of each per student and seed."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ from transformers import PreTrainedModel
 from cocomix.data.prefixes import longest_prefixes, token_bytes
 from cocomix.evaluation.perplexity import perplexity
 from cocomix.evaluation.recall import concept_recall
+from cocomix.labels.schedule import WeightedLabels
 from cocomix.labels.shuffled import ShuffledLabels
+from cocomix.labels.store import LabelReader
 from cocomix.model.build import Sizes, special_ids
+from cocomix.model.documents import mask_documents
 from cocomix.model.loading import load_causal_lm
 from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.registry import build_student
 from cocomix.pipeline.attempts import kept_folders
 from cocomix.pipeline.config import RunConfig
-from cocomix.pipeline.label_stages import LabelSet, LogitsStage
+from cocomix.pipeline.label_stages import LabelSet, LogitsStage, ScheduledLabelSet
+from cocomix.pipeline.predictability_stages import PredictabilityStage
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import CHECKPOINTS, Stage
 from cocomix.pipeline.starting_points import (
@@ -27,7 +32,15 @@ from cocomix.pipeline.starting_points import (
     weights_checksum,
     weights_folder,
 )
-from cocomix.pipeline.training import ModelStage, describe_curve, train_objective, training_figures, validation_curve
+from cocomix.pipeline.training import (
+    ModelStage,
+    context_setting,
+    describe_curve,
+    in_bytes,
+    train_objective,
+    training_figures,
+    validation_curve,
+)
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.utils.console import console, is_main
@@ -42,6 +55,7 @@ class StudentStage(ModelStage):
     Args:
         labels: its concept labels, stored or live, if it reads any.
         logits: the stage of the teacher's stored logits, if it reads any.
+        probes: stages that say how predictable its labels are, one for each set it reads.
     """
 
     distributed = True
@@ -55,12 +69,14 @@ class StudentStage(ModelStage):
         sae: SaeStage,
         labels: LabelSet | None = None,
         logits: LogitsStage | None = None,
+        probes: Sequence[PredictabilityStage] = (),
     ) -> None:
+        self.probes = list(probes)
         self.student, self.seed, self.run_config = student, seed, config
         self.config: StudentSettings = config.students[student]
         self.tokens, self.sae, self.labels, self.logits = sae.tokens, sae, labels, logits
-        self.train = _of_length(config.students_train, self.config.length, seed)
-        self.sign = self.config.label_sign or (labels.config.signs[0] if labels else "")
+        self.train = _own_training(config.students_train, self.config, seed)
+        self.sign = self.config.label_sign or (labels.signs[0] if labels else "")
         available: dict[str, list[Stage]] = {
             "teacher": [sae.teacher],
             "sae": [sae],
@@ -73,7 +89,9 @@ class StudentStage(ModelStage):
             needed |= config.students[matched].reads & {"teacher"}
         read = dict.fromkeys(stage for name, stages in available.items() if name in needed for stage in stages)
         self.must_extend = False
-        super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", [sae.tokens, *read])
+        weights = self.probes if self.config.weighs_labels else []
+        inputs = [sae.tokens, *read, *dict.fromkeys(weights)]
+        super().__init__(run_dir, f"students/{student}/seed{seed}", f"cocomix train {student}", inputs)
 
     def settings(self) -> dict[str, Any]:
         matched = self.config.same_size_as
@@ -86,10 +104,16 @@ class StudentStage(ModelStage):
             "train": self.train.recipe() | self._start(),
             "seq_len": self.run_config.seq_len,
             "curve_windows": self.run_config.evaluation.curve_windows,
+            **context_setting(self.run_config),
         } | ({} if self.labels is None else self.labels.reader_settings())
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['parameters']:,} parameters{describe_curve(figures)}"
+
+    @property
+    def uses_sae_concepts(self) -> bool:
+        """Whether what it predicts are the concepts of the run's SAE, and so have their names."""
+        return self.config.uses_sae_concepts and (self.labels is None or self.labels.of_teacher)
 
     def _start(self) -> dict[str, str]:
         """The weights it starts from, by their checksum; empty: its own initialisation."""
@@ -103,7 +127,8 @@ class StudentStage(ModelStage):
         total = self.train.total_steps(n_windows)
         settings = json.loads(json.dumps(self.settings()))
         found = find_extension(folders, settings, self._inputs_outcome(), self.train, total)
-        if found.state is not None and objective.uses_progress:
+        scheduled = self.labels is not None and self.labels.depends_on_progress
+        if found.state is not None and (objective.uses_progress or scheduled):
             why = "its loss depends on the share of training done"
             return Extension(None, found.steps, f"the finished {found.steps} steps cannot be extended: {why}")
         return found
@@ -124,13 +149,27 @@ class StudentStage(ModelStage):
             console.print(f"  {self.title}: {found.reason}{begins}", highlight=False, markup=False, soft_wrap=True)
         return found.state
 
+    def _say_predictability(self) -> dict[str, Any]:
+        """Print how predictable its labels are, or what measures it; returns the figures that are known."""
+        known = {}
+        for probe in dict.fromkeys(self.probes):
+            words, low = probe.sentence()
+            if is_main():
+                style = "yellow" if low else None
+                console.print(f"  {words}", style=style, highlight=False, markup=False, soft_wrap=True)
+            if probe.done():
+                known[probe.label_name] = {name: probe.figures[name] for name in ("nats", "interval", "beyond_token")}
+        return {"label_predictability": known} if known else {}
+
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        predictability = self._say_predictability()
         objective, batches = self.objective(), self.batches()
         labels = (
             self.labels.reader("val", self.sign) if self.config.uses_sae_concepts and self.labels is not None else None
         )
         val, evaluation = self.tokens.shards("val"), self.run_config.evaluation
-        validate = validation_curve(val, self.run_config.seq_len, evaluation, self.train.precision, labels)
+        bytes_of = self.tokens.bytes_of("val")
+        validate = validation_curve(val, self.run_config.seq_len, evaluation, self.train.precision, labels, bytes_of)
         extend = on_main(lambda: self._extended(objective, batches, folder))
         options: dict[str, Any] = {"keep_state": True, "extend": extend}
         result = train_objective(objective, batches, self.train, folder, validate, progress, **options)
@@ -141,6 +180,7 @@ class StudentStage(ModelStage):
             "parameters": model.num_parameters(),
             "width": model.config.hidden_size,
             "flops_per_token": objective.flops_per_token(self.run_config.seq_len),
+            **predictability,
         }
 
     def objective(self) -> Objective:
@@ -149,17 +189,32 @@ class StudentStage(ModelStage):
         model = build_student(self.run_config.students, self.student, self._sizes)
         if self.train.init_from is not None:
             load_weights(model, weights_folder(self.train.init_from, self.run_dir))
+        if context_setting(self.run_config):
+            mask_documents(model, self.tokens.special)
         precision = self.train.precision
-        return self.config.make_objective(model, self._sizes(self.student), lambda: self.sae.teacher.model(precision))
+        sizes = self._sizes(self.student)
+        objective = self.config.make_objective(model, sizes, lambda: self.sae.teacher.model(precision))
+        objective.initialise_heads(self.config.model)
+        return objective
 
     def batches(self) -> BatchSource:
         """Its training data: tokens, and labels or logits if it reads any."""
         shards, seq_len = self.tokens.shards("train"), self.run_config.seq_len
-        labels = None if self.labels is None else self.labels.reader("train", self.sign)
+        labels = None if self.labels is None else self._training_labels(self.labels)
         if labels is not None and self.config.shuffles_labels:
             labels = ShuffledLabels(labels, shards.n_windows(seq_len))
         logits = None if self.logits is None else self.logits.store()
         return BatchSource(shards, seq_len, labels, logits)
+
+    def _training_labels(self, labels: LabelSet) -> LabelReader:
+        """Its labels of the training split, with their weights if it has some."""
+        if not self.config.weighs_labels:
+            return labels.reader("train", self.sign)
+        weights = [probe.weights() for probe in self.probes]
+        if not isinstance(labels, ScheduledLabelSet):
+            return WeightedLabels(labels.reader("train", self.sign), weights[0])
+        readers = [part.reader("train", sign) for part, sign in zip(labels.sets, labels.part_signs, strict=True)]
+        return labels.scheduled([WeightedLabels(*pair) for pair in zip(readers, weights, strict=True)])
 
     def _sizes(self, name: str) -> Sizes:
         reads = self.run_config.students[name].reads
@@ -192,13 +247,16 @@ class StudentStage(ModelStage):
         return model.to(device())  # pyright: ignore[reportArgumentType]
 
 
-def _of_length(train: TrainConfig, length: float, seed: int) -> TrainConfig:
-    """The students' training, `length` times as long and with its own seed."""
-    longer = {
-        "steps": None if train.steps is None else max(1, round(train.steps * length)),
-        "epochs": None if train.epochs is None else train.epochs * length,
+def _own_training(train: TrainConfig, student: StudentSettings, seed: int) -> TrainConfig:
+    """The students' training, with this one's length, learning rate and seed."""
+    own: dict[str, Any] = {
+        "steps": None if train.steps is None else max(1, round(train.steps * student.length)),
+        "epochs": None if train.epochs is None else train.epochs * student.length,
+        "seed": seed,
     }
-    return train.model_copy(update=longer | {"seed": seed})
+    if student.learning_rate is not None:
+        own["learning_rate"] = student.learning_rate
+    return train.model_copy(update=own)
 
 
 class EvaluationStage(Stage):
@@ -218,9 +276,11 @@ class EvaluationStage(Stage):
 
     def describe(self, figures: dict[str, Any]) -> str:
         recall = f", concept recall {figures['recall']['recall']:.3f}" if "recall" in figures else ""
-        return (
-            f"perplexity {figures['val']['perplexity']:.2f} (val), {figures['test']['perplexity']:.2f} (test){recall}"
+        val, test = (
+            f"{figures[split]['perplexity']:.2f}{in_bytes(figures[split].get('bits_per_byte'))}"
+            for split in ("val", "test")
         )
+        return f"perplexity {val} (val), {test} (test){recall}"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         model, student = self.student.model(), self.student
@@ -232,7 +292,8 @@ class EvaluationStage(Stage):
         }
         figures: dict[str, Any] = {}
         for number, split in enumerate(("val", "test")):
-            figures[split] = perplexity(model, student.tokens.shards(split), **options)
+            bytes_of = student.tokens.bytes_of(split)
+            figures[split] = perplexity(model, student.tokens.shards(split), bytes_of=bytes_of, **options)
             progress(number + 1, 2, {})
         if student.config.uses_sae_concepts and student.labels is not None:
             labels = student.labels.reader("val", student.sign)

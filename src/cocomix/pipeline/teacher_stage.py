@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocomix.data.special_tokens import trained_policy
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.model.build import build_plain, special_ids
+from cocomix.model.documents import KEY, document_rule, mask_documents
 from cocomix.model.loading import load_causal_lm, model_config
 from cocomix.model.teacher import check_teacher
 from cocomix.model.text_config import text_shape
@@ -18,6 +19,7 @@ from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.stage import ExternalInputs, external_stages, stable_name
 from cocomix.pipeline.training import (
     ModelStage,
+    context_setting,
     describe_curve,
     recipe,
     train_objective,
@@ -28,6 +30,7 @@ from cocomix.train.batches import BatchSource
 from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.settings import identity
 
 SPARE_IDS = 1024
 """Embedding rows a published model may have beyond its tokenizer's vocabulary, as padding for alignment."""
@@ -45,16 +48,20 @@ class TeacherStage(ModelStage):
         self.external_inputs = external_inputs
         self.config, self.evaluation = config.teacher, config.evaluation
         self.seq_len = config.teacher.seq_len or config.seq_len
+        # Windows of a tokenizer of its own follow documents in any case.
+        self.context = context_setting(config) if config.teacher.shares_tokens else {}
         self.tokens = tokens
 
     def settings(self) -> dict[str, Any]:
         attention = {} if self.config.attention == "sdpa" else {"attention": self.config.attention}
+        attention |= self.context
         if self.config.pretrained is not None:
             name = stable_name(self.external_inputs, self.config.pretrained)
             tokenizer = {} if self.config.shares_tokens else {"tokenizer": self.config.tokenizer}
             return {"pretrained": name, "seq_len": self.seq_len} | tokenizer | attention
-        own = self.config.model_dump(mode="json", exclude={"attention", "tokenizer", "bos"}) | attention
-        return own | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
+        elsewhere = {"attention", "tokenizer", "bos"}
+        own = {name: value for name, value in identity(self.config).items() if name not in elsewhere}
+        return own | attention | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['description']}{describe_curve(figures)}"
@@ -70,7 +77,15 @@ class TeacherStage(ModelStage):
         torch.manual_seed(train.seed)
         special = special_ids(self.tokens.tokenizer(), self.tokens.special)
         model = build_plain(self.config.model, vocab_size=vocab_size, seq_len=self.seq_len, special=special)
-        validate = validation_curve(self.tokens.shards("val"), self.seq_len, self.evaluation, train.precision)
+        if self.context:
+            mask_documents(model, self.tokens.special)
+        validate = validation_curve(
+            self.tokens.shards("val"),
+            self.seq_len,
+            self.evaluation,
+            train.precision,
+            bytes_of=self.tokens.bytes_of("val"),
+        )
         data = BatchSource(self.tokens.shards("train"), self.seq_len)
         result = train_objective(NtpObjective(model), data, train, folder, validate, progress)
         if is_main():
@@ -87,6 +102,10 @@ class TeacherStage(ModelStage):
                 f"the concept model {source} has {positions} positions,"
                 f" fewer than seq_len {self.seq_len}; lower {'' if self.config.shares_tokens else 'teacher.'}seq_len"
             )
+        if self.context:
+            mask_documents(model, self.tokens.special)
+        if not self.config.shares_tokens and document_rule(model.config) is not None:
+            setattr(model.config, KEY, None)  # its windows follow documents
         if is_main():
             model.save_pretrained(folder / "model")
             if not self.config.shares_tokens:
@@ -159,6 +178,14 @@ class TeacherStage(ModelStage):
             attention=self.config.attention,
         )
         return model.requires_grad_(False).to(device())  # pyright: ignore[reportArgumentType]
+
+    @property
+    def published(self) -> bool:
+        """Whether it comes from outside, trained neither in this run nor in one whose teacher this run was given."""
+        given = external_stages(self.external_inputs, self.config.pretrained)
+        if given and isinstance(given[0], TeacherStage):
+            return given[0].published
+        return self.config.pretrained is not None
 
     @property
     def width(self) -> int:

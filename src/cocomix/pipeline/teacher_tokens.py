@@ -29,6 +29,7 @@ class TeacherTokensStage(TokensStage):
         Stage.__init__(self, run_dir, "teacher-tokens", "cocomix train teacher", [corpus, teacher])
         source = {"tokenizer": str(teacher.folder / "model"), "bos": config.teacher.bos}
         self.config = config.tokens.model_copy(update=source)
+        self.seq_len, self.packs = teacher.seq_len, False
         self.corpus, self.teacher = corpus, teacher
 
     def settings(self) -> dict[str, Any]:

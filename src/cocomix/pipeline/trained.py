@@ -55,7 +55,7 @@ def with_concepts(run: Run, stage: StudentStage) -> Any:
     """
     model = stage.model()
     if getattr(getattr(model, "channel", None), "head", None) is None:
-        suitable = sorted({other.student for other in run.students if other.config.uses_sae_concepts})
+        suitable = sorted({other.student for other in run.students if other.uses_sae_concepts})
         raise CocomixError(
             f"the student {stage.student} predicts no concepts; "
             + (f"choose --student {' or '.join(suitable)}" if suitable else "train one with the objective cocomix")
@@ -76,7 +76,7 @@ def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, 
         ids = stage.tokens.special.prompt(tokenizer, text)
     if not text.strip():
         raise CocomixError("the text is empty; give some words")
-    uses_sae = stage.config.uses_sae_concepts and stage.sae.done()  # bootstrapped concepts are the student's own
+    uses_sae = stage.uses_sae_concepts and stage.sae.done()  # bootstrapped concepts are the student's own
     names = read_names(folder, stage.sae.checksum()) if uses_sae else Names(None, {})
     fits = len(ids) <= model.config.max_position_embeddings
     return read_text(
@@ -102,18 +102,27 @@ def teacher_labels(stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
 
 def has_teacher_labels(stage: StudentStage) -> bool:
     """Whether it was taught with labels whose teacher and autoencoder are there."""
-    return stage.labels is not None and stage.sae.teacher.done() and stage.sae.done()
+    return stage.labels is not None and stage.labels.of_teacher and stage.sae.teacher.done() and stage.sae.done()
 
 
 def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae: TopKSAE) -> ConceptLabels | None:
     """`teacher_labels` with models that are loaded already; only for a student that has labels."""
     if stage.labels is None or len(ids) < 2:
         return None
-    if isinstance(stage.labels, AlignedLabelStage):
-        return stage.labels.of_text(ids, teacher, sae, stage.sign)
+    taught_last = stage.labels.last
+    if isinstance(taught_last, AlignedLabelStage):
+        return taught_last.of_text(ids, teacher, sae, stage.sign)
     config = stage.labels.config
     tokens = torch.tensor([ids], device=sae.encoder_weight.device)
-    active = attribute_active(teacher, sae, tokens, layer=stage.sae.config.layer, rule=config.rule, sign=stage.sign)
+    active = attribute_active(
+        teacher,
+        sae,
+        tokens,
+        layer=stage.sae.config.layer,
+        rule=config.rule,
+        sign=stage.sign,
+        left_out=stage.sae.left_out,
+    )
     active.valid[:, : stage.tokens.special.first_position] = False
     return select_active(active, config.k)
 
@@ -132,6 +141,7 @@ def export_sae(run: Run, name: str, folder: Path) -> Path:
         "layer": run.sae.config.layer,
         "model": teacher or f"{run.config.title} (trained by cocomix)",
         "prepend_bos": run.teacher_tokens.special.bos_id is not None,
+        "full_share": run.sae.figures.get("full_share", 1.0),
         "context_size": run.sae.figures.get("context_size", run.sae.seq_len),
     }
     format.write(sae.cpu(), folder, metadata)
@@ -149,6 +159,11 @@ def export_student(run: Run, student: str, seed: int, folder: Path) -> Path:
     model = stage.model()
     if isinstance(model, CoCoMixForCausalLM):
         plain = sorted({other.student for other in run.students if other.config.mixing is None})
+        if stage.config.mixing is None:
+            raise CocomixError(
+                f"the student {student} has a logit_cap, for which GPT-2 and Llama have no place, and without it would"
+                " be another model; export one that was trained without"
+            )
         raise CocomixError(
             f"the student {student} has a predictor ({model.config.channel}) in the middle of its stack, for which"
             " GPT-2 and Llama have no place, and without it would be another model; export a plain student"

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from cocomix.data.byte_counts import ByteCounts
 from cocomix.data.shards import TokenShards
 from cocomix.evaluation.perplexity import perplexity
 from cocomix.evaluation.recall import concept_recall
 from cocomix.labels.store import LabelReader
 from cocomix.objectives.base import Objective
-from cocomix.pipeline.config import EvaluationConfig
+from cocomix.pipeline.config import EvaluationConfig, RunConfig
 from cocomix.pipeline.stage import Stage
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
@@ -56,6 +57,11 @@ def train_objective(
     return result
 
 
+def context_setting(config: RunConfig) -> dict[str, str]:
+    """What a model's stage must know of the run's `context`; nothing at its default, as before there was one."""
+    return {} if config.context == "window" else {"context": config.context}
+
+
 def recipe(config: TrainConfig | None) -> dict[str, Any] | None:
     """The settings of a training that decide its outcome; None without a training."""
     return None if config is None else config.recipe()
@@ -67,11 +73,17 @@ def training_figures(result: TrainResult) -> dict[str, Any]:
 
 
 def validation_curve(
-    shards: TokenShards, seq_len: int, evaluation: EvaluationConfig, precision: str, labels: LabelReader | None = None
+    shards: TokenShards,
+    seq_len: int,
+    evaluation: EvaluationConfig,
+    precision: str,
+    labels: LabelReader | None = None,
+    bytes_of: ByteCounts | None = None,
 ) -> Callable[[nn.Module], dict[str, float]]:
     """The evaluation of each point of a training curve, on a fixed, evenly spread subset of the validation windows.
 
-    Perplexity, and concept recall if there are `labels`; the processes of a launch share the work.
+    Perplexity, bits per byte with `bytes_of`, and concept recall if there are `labels`; the processes of a launch share
+    the work.
     """
     options: dict[str, Any] = {
         "seq_len": seq_len,
@@ -82,7 +94,8 @@ def validation_curve(
     }
 
     def validate(model: nn.Module) -> dict[str, float]:
-        figures = {"val_perplexity": perplexity(model, shards, **options)["perplexity"]}
+        measured = perplexity(model, shards, bytes_of=bytes_of, **options)
+        figures = {f"val_{name}": measured[name] for name in ("perplexity", "bits_per_byte") if name in measured}
         if labels is not None:
             figures["val_recall"] = concept_recall(model, shards, labels, **options)["recall"]
         return figures
@@ -92,5 +105,12 @@ def validation_curve(
 
 def describe_curve(figures: dict[str, Any]) -> str:
     """The last validation perplexity in a training stage's figures, as the end of a sentence."""
-    points = [point["val_perplexity"] for point in figures.get("curve") or [] if "val_perplexity" in point]
-    return f", validation perplexity {points[-1]:.2f}" if points else ""
+    points = [point for point in figures.get("curve") or [] if "val_perplexity" in point]
+    if not points:
+        return ""
+    return f", validation perplexity {points[-1]['val_perplexity']:.2f}{in_bytes(points[-1].get('val_bits_per_byte'))}"
+
+
+def in_bytes(bits: float | None) -> str:
+    """Bits per byte behind a perplexity, in brackets; empty where they are not known, as in earlier runs."""
+    return "" if bits is None else f" ({bits:.4f} bits per byte)"

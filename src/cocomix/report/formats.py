@@ -26,10 +26,10 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def spread(stats: dict[str, Any], sign: str = "") -> str:
+def spread(stats: dict[str, Any], sign: str = "", digits: int = 2) -> str:
     """A mean with half its 95 % interval where there is one: `93.10 ± 0.40`; with sign "+", `+0.12 ± 0.04`."""
     half = stats["ci95"]
-    return f"{stats['mean']:{sign}.2f}" + ("" if half is None else f" ± {half:.2f}")
+    return f"{stats['mean']:{sign}.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
 def difference(stats: dict[str, Any], digits: int = 4) -> str:

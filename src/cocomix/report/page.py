@@ -15,7 +15,7 @@ from markupsafe import Markup
 from cocomix.report import formats
 from cocomix.report.charts import AXES, COLOURS, curve_chart, density_chart
 from cocomix.report.statistics import derive, headline
-from cocomix.report.tables import STUDENT_COLUMNS, student_rows
+from cocomix.report.tables import student_columns, student_rows
 from cocomix.utils.files import write_json, write_text
 
 FILTERS = ("between", "clock", "count", "difference", "missing", "percent", "signed", "times")
@@ -54,7 +54,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
         results=results,
         derived=derived,
         headline=sentences,
-        columns=STUDENT_COLUMNS,
+        columns=student_columns(results),
         rows=student_rows(results),
         colours=COLOURS,
         charts=[Markup(curve_chart(results["students"], axis)) for axis in AXES],

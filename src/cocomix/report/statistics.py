@@ -98,6 +98,10 @@ def derive(results: dict[str, Any]) -> dict[str, Any]:
             figure: summary([run[figure] for run in student["runs"]])
             for figure in ("val_perplexity", "test_perplexity", "seconds", "flops", "tokens")
         }
+        for figure in ("val_bits_per_byte", "test_bits_per_byte"):  # runs of earlier versions have none
+            known = [run[figure] for run in student["runs"] if run.get(figure) is not None]
+            if len(known) == len(student["runs"]):
+                figures[figure] = summary(known)
         recalls = [run["recall"] for run in student["runs"] if run.get("recall") is not None]
         figures["recall"] = summary(recalls) if recalls else None
         others = {other: reference for other, reference in references.items() if other != name}

@@ -17,12 +17,14 @@ from cocomix.report.statistics import derive, headline
 
 # --- students of a run ---
 
+BITS = "test bits/byte"
 STUDENT_COLUMNS: tuple[str, ...] = (
     "student",
     "width",
     "parameters",
     "val ppl",
     "test ppl",
+    BITS,
     "vs baseline",
     "train s",
     "PFLOP",
@@ -33,6 +35,7 @@ STUDENT_HEADINGS = {
     "student": "student",
     "parameters": "params",
     "test ppl": "test ppl",
+    BITS: "b/byte",
     "vs baseline": "vs base",
     "tokens": "tokens",
     "train s": "train s",
@@ -41,29 +44,42 @@ STUDENT_HEADINGS = {
 """The columns that fit 80 characters, and their short headings there."""
 
 
+def student_columns(results: dict[str, Any]) -> list[str]:
+    """Columns of the students' table: `STUDENT_COLUMNS`, without bits per byte where no student's are known."""
+    known = any("test_bits_per_byte" in figures for figures in derive(results)["students"].values())
+    return [column for column in STUDENT_COLUMNS if known or column != BITS]
+
+
 def student_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Cells of the students' table, one list a student, in the order of `STUDENT_COLUMNS`."""
-    derived = derive(results)
+    """Cells of the students' table, one list a student, in the order of `student_columns`."""
+    derived, columns = derive(results), student_columns(results)
     table = []
     for student in results["students"]:
         name, figures = student["name"], derived["students"][student["name"]]
         against = figures["difference"].get(results["baseline"])
         reach = figures["to_same_perplexity"].get(results["baseline"])
         recall = figures["recall"]
-        table.append(
-            [
-                name,
-                str(student["width"]),
-                f"{student['parameters'] / 1e6:.2f}M",
-                spread(figures["val_perplexity"]),
-                spread(figures["test_perplexity"]),
-                "" if against is None else spread(against["test_perplexity"], sign="+"),
-                f"{figures['seconds']['mean']:.0f}",
-                f"{figures['flops']['mean'] / 1e15:.3f}",
-                "" if reach is None else ("never" if reach["tokens"] is None else f"{reach['tokens']:.2f}x"),
-                "" if recall is None else f"{recall['mean']:.3f}",
-            ]
+        bits = figures.get("test_bits_per_byte")
+        cells = dict(
+            zip(
+                STUDENT_COLUMNS,
+                [
+                    name,
+                    str(student["width"]),
+                    f"{student['parameters'] / 1e6:.2f}M",
+                    spread(figures["val_perplexity"]),
+                    spread(figures["test_perplexity"]),
+                    "–" if bits is None else spread(bits, digits=4),
+                    "" if against is None else spread(against["test_perplexity"], sign="+"),
+                    f"{figures['seconds']['mean']:.0f}",
+                    f"{figures['flops']['mean'] / 1e15:.3f}",
+                    "" if reach is None else ("never" if reach["tokens"] is None else f"{reach['tokens']:.2f}x"),
+                    "" if recall is None else f"{recall['mean']:.3f}",
+                ],
+                strict=True,
+            )
         )
+        table.append([cells[column] for column in columns])
     return table
 
 
@@ -71,14 +87,17 @@ def summary_table(results: dict[str, Any]) -> Group:
     """A run's result for the terminal: the table, then the result in words."""
     seeds = len(results["students"][0]["runs"])
     table = Table(title=results["title"], title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in STUDENT_HEADINGS.values():
+    columns = student_columns(results)
+    headings = {column: heading for column, heading in STUDENT_HEADINGS.items() if column in columns}
+    for heading in headings.values():
         table.add_column(
             heading, justify="left" if heading == "student" else "right", no_wrap=heading != "student", overflow="fold"
         )
     for row in student_rows(results):
-        cells: dict[str, str] = dict(zip(STUDENT_COLUMNS, row, strict=True))
-        cells["test ppl"] = cells["test ppl"].partition(" ")[0]  # its interval is on the page; paired ones say more
-        table.add_row(*(cells[column] for column in STUDENT_HEADINGS))
+        cells: dict[str, str] = dict(zip(columns, row, strict=True))
+        for column in headings.keys() & {"test ppl", BITS}:
+            cells[column] = cells[column].partition(" ")[0]  # its interval is on the page; paired ones say more
+        table.add_row(*(cells[column] for column in headings))
     note = (
         f"{seeds} seed{'s' if seeds > 1 else ''}. vs base: difference in test perplexity from {results['baseline']},"
         " ± the 95 % interval paired by seed. tokens: share of them that reached its final validation perplexity."

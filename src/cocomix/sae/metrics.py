@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cocomix.model.teacher import hidden_at, model_inputs, next_token_losses, resumed_at
+from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
 from cocomix.utils.env import as_float64
 from cocomix.utils.errors import CocomixError
@@ -26,7 +27,7 @@ class Reconstruction:
 
     def __init__(self, sae: TopKSAE) -> None:
         self.sae, self.tokens = sae, 0
-        self._error = self._square = self._active = 0.0
+        self._error = self._square = self._active = self._full = 0.0
         self._total = torch.zeros(sae.d_model, dtype=torch.float64)
         self.fired = torch.zeros(sae.n_latents, dtype=torch.int64)
         """number of tokens at which each latent was active, int64 `[C]`"""
@@ -38,6 +39,7 @@ class Reconstruction:
         active, wide = latents.values > 0, as_float64(x)
         self._error += float(as_float64(self.sae.decode(latents) - x).square().sum())
         self._active += int(active.sum())
+        self._full += int(active.all(-1).sum())
         self.fired += torch.bincount(latents.ids[active], minlength=self.sae.n_latents).cpu()
         self._total += wide.sum(0).cpu()
         self._square += float(wide.square().sum())
@@ -59,6 +61,7 @@ class Reconstruction:
             "explained_variance": 1 - self._error / deviation if deviation else math.nan,
             "l0": self._active / self.tokens,
             "dead_share": float((self.fired == 0).double().mean()),
+            "full_share": self._full / self.tokens,
             "mse": self._error / self.tokens / self.sae.d_model,
             "measured_tokens": self.tokens,
             "density": density(self.fired, self.tokens),
@@ -93,7 +96,8 @@ def sae_quality(sae: TopKSAE, batches: Iterable[torch.Tensor]) -> dict[str, Any]
 
     Returns:
         `explained_variance` (1 - squared error / squared deviation from the mean hidden state), `l0` (mean number
-        of non-zero latents), `dead_share` (share of latents that never fired here), `mse` (per element),
+        of non-zero latents), `dead_share` (share of latents that never fired here), `full_share` (share of positions
+        at which all k are active, so that one with thresholds may have been cut), `mse` (per element),
         `measured_tokens`, `density` (a histogram, see `density`).
     """
     reconstruction = Reconstruction(sae)
@@ -110,14 +114,14 @@ def spliced_losses(
     *,
     layer: int,
     mean: torch.Tensor,
-    first_position: int = 0,
+    left_out: LeftOut = NOTHING,
 ) -> dict[str, Any]:
-    """Next-token losses of the model with the output of block `layer` replaced at every position.
+    """Next-token losses of the model with the output of block `layer` replaced at every position kept.
 
     Args:
         batches: token ids, int64 `[batch, seq]`, on the model's device.
         mean: the mean hidden state, `[d_model]`.
-        first_position: positions before it, that of a beginning-of-text token, keep their hidden states.
+        left_out: positions that keep their hidden states.
 
     Returns:
         `loss_plain`, `loss_sae` (reconstruction spliced in), `loss_zero`, `loss_mean` (zeros or the mean hidden state
@@ -134,9 +138,7 @@ def spliced_losses(
             "mean": mean.to(hidden.dtype).to(hidden.device).expand_as(hidden),
         }
         for name, replaced in spliced.items():
-            if first_position:
-                replaced = torch.cat([hidden[:, :first_position], replaced[:, first_position:]], dim=1)
-            with resumed_at(model, layer, replaced):
+            with resumed_at(model, layer, left_out.keep(hidden, replaced)):
                 logits = model(**model_inputs(model, ids, None)).logits
             totals[name] += float(as_float64(next_token_losses(logits, ids)).sum())
         tokens += ids.shape[0] * (ids.shape[1] - 1)

@@ -404,6 +404,19 @@ class TopKSAE(nn.Module):
         self.pre_bias.copy_(self.preprocess(x.to(self.pre_bias.dtype))[0].mean(0))
 
     @torch.no_grad()
+    def rows_from_data_(self, x: torch.Tensor) -> None:
+        """Point every latent at a hidden state of `x` `[n, d_model]`, as seen from pre_bias, drawn without repetition.
+
+        So latents begin where data is, and few of them die. Decoder rows get unit norm, encoder rows the same.
+        """
+        normed = self.preprocess(x.to(self.pre_bias.dtype))[0] - self.pre_bias
+        rounds = -(-self.n_latents // len(normed))
+        order = torch.cat([torch.randperm(len(normed)) for _ in range(rounds)])[: self.n_latents]
+        rows = F.normalize(normed[order.to(normed.device)], dim=-1)
+        self.encoder_weight.copy_(rows)
+        self.decoder_weight.copy_(rows)
+
+    @torch.no_grad()
     def normalize_decoder_(self) -> None:
         """Scale every decoder row to unit norm, in place."""
         self.decoder_weight.div_(self.decoder_weight.norm(dim=-1, keepdim=True).clamp_min(1e-8))

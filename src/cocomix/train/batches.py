@@ -32,6 +32,11 @@ class BatchSource:
         self.n_windows = shards.n_windows(seq_len)
         self.waited = 0.0
 
+    def begin_step(self, step: int, total: int) -> None:
+        """Called before the batches of a step, 0-based, of a training of `total` steps are read."""
+        if self.labels is not None:
+            self.labels.begin_step(step, total)
+
     def label_density(self, indices: np.ndarray) -> float | None:
         """Labelled positions per window over windows `indices`; None without labels.
 
@@ -49,7 +54,8 @@ class BatchSource:
     ) -> dict[str, torch.Tensor]:
         """Batch of windows `indices`: `input_ids` int64 `[batch, seq]`.
 
-        With labels also `concept_labels` int64 `[batch, seq, k]`, -100 where there are none. With stored logits also
+        With labels also `concept_labels` int64 `[batch, seq, k]`, -100 where there are none, and where these have
+        weights `concept_label_weights` float32 of the same shape. With stored logits also
         `teacher_ids` int64 and `teacher_log_probs` float32, `[batch, seq, k]`. Where windows are padded also `padding`,
         bool `[batch, seq]`.
 
@@ -65,6 +71,9 @@ class BatchSource:
         if self.labels is not None:
             ids = self.labels.read(indices, self.seq_len)
             batch["concept_labels"] = torch.from_numpy(ids)
+            weights = self.labels.weights(indices, ids)
+            if weights is not None:
+                batch["concept_label_weights"] = torch.from_numpy(weights)
             batch["concept_weight"] = torch.tensor(1.0)
             if label_density is not None:
                 part_density = (ids[..., 0] >= 0).sum() / len(indices)

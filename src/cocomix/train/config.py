@@ -4,6 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cocomix.train.optimizer import OPTIMIZERS
 from cocomix.train.schedules import SCHEDULES, Schedule
 from cocomix.train.trackers import TRACKERS
 from cocomix.utils.env import Precision
@@ -22,7 +23,7 @@ PERFORMANCE_SETTINGS = (
 """Settings of how training is computed; they change results in their last bits at most."""
 
 
-LATER_SETTINGS = ("schedule", "warmup_steps", "decay_fraction", "init_from")
+LATER_SETTINGS = ("schedule", "warmup_steps", "decay_fraction", "init_from", "optimizer", "muon_momentum", "z_loss")
 """Left out of a recipe at their defaults, so that stages finished before they existed stay finished."""
 LENGTH_SETTINGS = ("steps", "epochs", "n_evals", "n_snapshots", "warmup_fraction", "warmup_steps", "decay_fraction")
 """What may differ between a finished training and one that extends it, if the learning rates so far are the same."""
@@ -53,10 +54,20 @@ class TrainConfig(BaseModel):
         default=None,
         description="students_train only: start from these weights, a model folder or a stage of the run (`teacher`)",
     )
+    optimizer: str = Field(
+        default="adamw", description=f"{OPTIMIZERS.names}; muon is for the matrices of blocks, with AdamW for the rest"
+    )
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's momentum decay")
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW moment decays")
     eps: float = Field(default=1e-8, gt=0, description="AdamW epsilon")
     weight_decay: float = Field(
         default=0.1, ge=0, description="decoupled decay of matrices; biases and norms have none"
+    )
+    z_loss: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the z-loss, (log of the softmax's normaliser)^2 of the next-token logits, in training",
     )
     grad_clip: float = Field(default=1.0, gt=0, description="maximum global gradient norm")
     precision: Precision = Field(
@@ -99,6 +110,11 @@ class TrainConfig(BaseModel):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of `epochs` and `steps`")
         SCHEDULES.choose(self.schedule)
+        if not OPTIMIZERS.choose(self.optimizer).shards and self.parallel == "fsdp":
+            raise ValueError(
+                f"optimizer {self.optimizer} needs whole matrices, which fsdp divides; set parallel to ddp or optimizer"
+                " to adamw"
+            )
         return self
 
     def recipe(self) -> dict[str, Any]:

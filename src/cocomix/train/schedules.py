@@ -51,6 +51,15 @@ class CosineSchedule(Schedule):
         return self.final + (1 - self.final) * cosine
 
 
+class LinearSchedule(Schedule):
+    """A line from the maximum to zero, which it reaches after the last step; `final_lr_fraction` is not read."""
+
+    name = "linear"
+
+    def after_warmup(self, step: int) -> float:
+        return (self.total - step) / max(1, self.total - self.warmup)
+
+
 class ConstantSchedule(Schedule):
     """The maximum to the end; a finished training can be extended."""
 
@@ -84,5 +93,5 @@ class WsdSchedule(Schedule):
         return self._stable_until if self._stable_until >= self.warmup else None
 
 
-SCHEDULES = Registry("schedule", [CosineSchedule, ConstantSchedule, WsdSchedule])
+SCHEDULES = Registry("schedule", [CosineSchedule, LinearSchedule, ConstantSchedule, WsdSchedule])
 """Every learning-rate schedule."""

@@ -35,7 +35,7 @@ from cocomix.train.batches import BatchSource
 from cocomix.train.checkpoint import load_checkpoint, save_alone, save_checkpoint
 from cocomix.train.config import TrainConfig
 from cocomix.train.metrics import Metrics
-from cocomix.train.optimizer import adamw
+from cocomix.train.optimizer import OPTIMIZERS, TrainingOptimizer
 from cocomix.train.parallel import parallel, save_snapshot
 from cocomix.utils.clock import CLOCK
 from cocomix.utils.console import is_main, rank, world_size
@@ -52,8 +52,8 @@ from cocomix.utils.env import autocast
 from cocomix.utils.errors import CocomixError, Interrupted
 
 
-def training_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Parameters, persistent buffers and AdamW's moments by name; writing into them in place restores the run.
+def training_tensors(module: nn.Module, optimizer: TrainingOptimizer) -> dict[str, torch.Tensor]:
+    """Parameters, persistent buffers and the optimiser's moments by name; writing into them in place restores the run.
 
     A tied parameter appears once. Moments that do not exist before the first step are created as zeros.
     """
@@ -61,19 +61,10 @@ def training_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     for name, parameter in module.named_parameters():
         tensors[f"model.{name}"] = parameter.detach()
         if parameter.requires_grad:
-            for kind, moment in _moments(optimizer, parameter).items():
+            for kind, moment in optimizer.moments(parameter).items():
                 tensors[f"optimizer.{name}.{kind}"] = moment
     persistent = module.state_dict().keys()
     return tensors | {f"model.{name}": buffer for name, buffer in module.named_buffers() if name in persistent}
-
-
-def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    state = optimizer.state[parameter]
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
-        state["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
-        state["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
-    return state
 
 
 def total_norm(norms: list[torch.Tensor]) -> torch.Tensor:
@@ -122,7 +113,7 @@ class TrainResult:
     Attributes:
         curve: points with step, tokens, flops, seconds, train_loss and the metrics of the evaluation.
         tokens: number of tokens trained on, repeats included.
-        flops: FLOPs of the forward and backward passes; a multiply-accumulate is two.
+        flops: FLOPs of the forward and backward passes and of the optimiser's products; a multiply-accumulate is two.
         seconds: wall-clock time of the training steps only.
         wait_share: share of those seconds spent waiting for data.
         skipped: skipped steps: step, fault, and the ids of the batch's windows.
@@ -164,6 +155,7 @@ class Trainer:
     ) -> None:
         self.objective, self.data, self.config, self.folder = objective, data, config, folder
         self._keep_state, self._extend = keep_state, extend
+        objective.z_loss = config.z_loss
         self.evaluate, self.progress = evaluate, progress
         self.device = device()
         self.total = config.total_steps(data.n_windows)
@@ -180,7 +172,8 @@ class Trainer:
         self.objective.to(self.device)
         self.parallel = parallel(config.parallel)
         self.parallel.prepare(objective)
-        self.optimizer = adamw(objective.trainable(), config)
+        self.optimizer = OPTIMIZERS[config.optimizer](objective.trainable(), config)
+        self._optimizer_flops = self.optimizer.step_flops(objective.trainable())
         self.step, self.seconds, self.saved_at = 0, 0.0, 0.0
         self._stopped_before, self._waited_for_stopped = CLOCK.stopped(), 0.0
         self._buffers: tuple[int, dict[str, torch.Tensor]] = (-1, {})
@@ -288,6 +281,7 @@ class Trainer:
         config = self.config
         torch.manual_seed(_seed(config.seed, self.step, rank()))
         indices = batch_order(self.data.n_windows, config.batch_size, config.seed, self.step)
+        self.data.begin_step(self.step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step, self.total)
         loss = float(mean_over_processes(self._forward_backward(loss_fn, indices)))
@@ -405,6 +399,7 @@ class Trainer:
     def _cost(self) -> dict[str, Any]:
         tokens = self.step * self.config.batch_size * self.data.seq_len
         flops = tokens * self.objective.flops_so_far(self.data.seq_len, self.step / self.total)
+        flops += self.step * self._optimizer_flops
         return {"step": self.step, "tokens": tokens, "flops": flops, "seconds": self.seconds}
 
     def _evaluation_missing(self) -> bool:

@@ -7,7 +7,7 @@ options a class takes is what its constructor takes, so nothing else has to be k
 
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from cocomix.utils.errors import CocomixError, ConfigError
 
@@ -99,7 +99,9 @@ class Registry(Mapping[str, Kind], Generic[Kind]):
 
 
 def _check_value(what: str, annotation: Any, value: Any) -> None:
-    """Numbers are checked here; what else a class takes it checks itself."""
+    """Numbers and choices are checked here; what else a class takes it checks itself."""
+    if get_origin(annotation) is Literal and value not in (choices := get_args(annotation)):
+        raise ConfigError(f"{what} must be one of {', '.join(map(str, choices))}")
     if annotation is float and (
         not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf")
     ):

@@ -60,7 +60,10 @@ def test_everything_is_written(whole: tuple[dict[str, Any], str]) -> None:
         assert found[name]["runs"] == [found[name]["value"]]
         assert "met" not in found[name], "the bars are not for this shape"
     assert set(found["slopes"]) == set(SHAPES["tiny"].growth.axes)
-    assert set(found["peak_share"]) == {"step", "labelling", "sae"} and set(found["matmul_peak"]) == {"fp32", "bf16"}
+    assert set(found["peak_share"]) == {"step", "mixing", "labelling", "sae"} and set(found["matmul_peak"]) == {
+        "fp32",
+        "bf16",
+    }
     assert set(found["waiting_share"]) >= {"gpt2 fp32", "cocomix fp32", "cocomix bf16"}
     assert set(found["labelling_bf16_vs_dense"]["agreement_with_fp32"]) == {"reference", "exact"}
     assert found["shape"]["name"] == "tiny" and found["machine"]["threads"] == 1 and found["machine"]["torch"]

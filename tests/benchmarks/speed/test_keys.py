@@ -21,6 +21,7 @@ from benchmarks.speed.keys import (
     waiting_shares,
 )
 from benchmarks.speed.labelling import agreement
+from benchmarks.speed.students import MIXINGS
 from cocomix.labels import ConceptLabels
 
 ROUNDS = 5
@@ -55,6 +56,8 @@ def raw() -> dict[str, Any]:
         "peak": contestants(rng, "8 fp32", "16 fp32", "8 bf16", flops=5e12),
         "step": step,
         "memory": {"bytes": {name: {kind: [rng.uniform(1, 9), 2.0] for kind in kinds} for name in students}},
+        "mixing": contestants(rng, *(f"{name} fp32" for name in MIXINGS))
+        | {"bytes": {name: rng.randint(1, 9) for name in MIXINGS}},
         "labelling": contestants(rng, *rules, "dense fp32") | {"agreement": {"reference": {"labels": 1.0}}},
         "generate": contestants(rng, "gpt2 x1", "cocomix x1", "gpt2 x8", "cocomix x8"),
         "sae": contestants(rng, "cocomix", "saelens dense", "saelens sparse", "sparsify"),
@@ -79,6 +82,9 @@ def by_hand(raw: dict[str, Any], group: str, above: str, below: str) -> list[flo
         ("exact_vs_reference_rule", "labelling", "exact fp32", "reference fp32"),
         ("generate_vs_gpt2", "generate", "cocomix x1", "gpt2 x1"),
         ("bf16_gain", "step", "cocomix fp32", "cocomix bf16"),
+        ("residual_vs_bare", "mixing", "residual fp32", "bare fp32"),
+        ("scaled_vs_bare", "mixing", "scaled fp32", "bare fp32"),
+        ("residual_scaled_vs_bare", "mixing", "residual scaled fp32", "bare fp32"),
     ],
 )
 def test_a_ratio_is_that_of_its_two_contestants(raw: dict, key: str, group: str, above: str, below: str) -> None:
@@ -106,6 +112,11 @@ def test_memory_is_compared_process_by_process(raw: dict) -> None:
     }
     expected = [peaks["cocomix fp32"][i] / peaks["gpt2 fp32"][i] for i in range(len(ours))]
     assert found["forward_backward_with_libraries"]["runs"] == expected
+
+
+def test_memory_of_a_slot_is_a_ratio_to_the_bare_one(raw: dict) -> None:
+    raw["mixing"]["bytes"] |= {"bare": 4, "residual": 5}
+    assert all_keys(raw)["residual_vs_bare"]["memory"] == 1.25
 
 
 def test_saelens_is_taken_at_its_fastest(raw: dict) -> None:

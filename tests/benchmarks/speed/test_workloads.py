@@ -7,12 +7,14 @@ import torch
 
 from benchmarks.speed.groups import measure_interleaved
 from benchmarks.speed.labelling import DenseLabels, OurLabels
+from benchmarks.speed.optimizers import measure as measure_optimizers
 from benchmarks.speed.own_process import measure_in_own_process
 from benchmarks.speed.sae_steps import SAE_STEPS, OurSae, SaeStep
 from benchmarks.speed.shapes import SHAPES
-from benchmarks.speed.students import STUDENTS, TrainingState, TrainingStep
+from benchmarks.speed.students import MIXINGS, STUDENTS, TrainingState, TrainingStep
 from benchmarks.speed.synthetic import StoredData, autoencoder, concept_model
 from benchmarks.speed.workload import Setting
+from cocomix.train.optimizer import OPTIMIZERS
 from cocomix.utils.errors import CocomixError
 
 SETTING = Setting(SHAPES["tiny"], 1, torch.device("cpu"), 0)
@@ -24,7 +26,7 @@ def data() -> StoredData:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", list(STUDENTS))
+@pytest.mark.parametrize("name", [*STUDENTS, *MIXINGS])
 def test_a_step_updates_every_weight_in_three_laps(name: str, precision: str, data: StoredData) -> None:
     step, laps = TrainingStep(TrainingState(name, SETTING, data), precision), []
     step.prepare()
@@ -34,6 +36,13 @@ def test_a_step_updates_every_weight_in_three_laps(name: str, precision: str, da
     assert laps == ["data", "forward_backward", "update"]
     assert all(not torch.equal(*pair) for pair in zip(before, student.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in student.parameters())
+
+
+@pytest.mark.long
+def test_optimizers_are_compared_step_by_step() -> None:
+    found = measure_optimizers(SETTING, "fp32")
+    assert list(found) == list(OPTIMIZERS) and found["adamw"]["step_vs_adamw"]["value"] == 1
+    assert found["muon"]["update_vs_adamw"]["value"] > 0
 
 
 def test_batches_come_with_labels_and_go_round(data: StoredData) -> None:

@@ -91,7 +91,7 @@ export function compareView(app) {
     board.removeAttribute("aria-busy");
     if (answer.same_tokens) showDifferences();
     else showSideBySide();
-    setChildren(totals, answer.same_tokens ? totalCards() : []);
+    setChildren(totals, answer.same_tokens ? totalCards() : bitsCards());
     showSelected();
     announce("compared");
   }
@@ -175,6 +175,19 @@ export function compareView(app) {
     );
   }
 
+  /** Where vocabularies differ, perplexities do not compare; bits per byte do. */
+  function bitsCards() {
+    return SIDES.map((side) =>
+      el(
+        "div",
+        { class: `card total ${side}` },
+        el("h3", { class: `key ${side}` }, label(side)),
+        el("div", { class: "big" }, decimal(answer[`${side}_bits_per_byte`], 4), el("span", { class: "soft" }, " bits per byte")),
+        el("div", { class: "soft" }, "of the text behind the first token"),
+      ),
+    );
+  }
+
   function totalCards() {
     const losses = Object.fromEntries(
       SIDES.map((side) => [side, answer[side].tokens.map((token) => token.loss).filter((loss) => loss !== null)]),
@@ -195,6 +208,7 @@ export function compareView(app) {
           el("h3", { class: `key ${side}` }, label(side)),
           el("div", { class: "big" }, decimal(Math.exp(means[side]), 1), el("span", { class: "soft" }, " perplexity")),
           el("div", { class: "soft" }, `mean surprise ${decimal(means[side], 3)} nats`),
+          el("div", { class: "soft" }, `${decimal(answer[`${side}_bits_per_byte`], 4)} bits per byte`),
         ),
       ),
       el(

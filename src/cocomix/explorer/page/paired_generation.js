@@ -158,6 +158,16 @@ export class PairedGeneration {
         largest,
         (value) => decimal(value, value < 100 ? 1 : 0),
       ),
+      (base.bits_per_byte ?? null) !== null &&
+        (steered.bits_per_byte ?? null) !== null &&
+        pair(
+          "Fluency: bits per byte",
+          "the same loss over the bytes of the text",
+          base.bits_per_byte,
+          steered.bits_per_byte,
+          Math.max(base.bits_per_byte, steered.bits_per_byte),
+          (value) => decimal(value, 3),
+        ),
       concepts.map((id) =>
         pair(
           [

@@ -171,7 +171,7 @@ class SaeFormat(ABC):
 
         Args:
             metadata: may hold `layer` (block whose output it reads, 0-based), `model`, and of its training windows
-                `prepend_bos` and `context_size`.
+                `prepend_bos` and `context_size`, and `full_share` of its quality.
 
         Raises:
             CocomixError: the format cannot represent this autoencoder.

@@ -105,10 +105,11 @@ class SaeLensFormat(SaeFormat):
 
     def write(self, sae: TopKSAE, folder: Path, metadata: Mapping[str, Any]) -> None:
         saelens_names = {ours: name for name, ours in NORMALISATION.items() if name != "expected_average_only_in"}
-        if sae.activation.kind != "relu":
+        threshold = _thresholds(sae, metadata)
+        if sae.activation.kind != "relu" and threshold is None:
             raise CocomixError(
                 f"SAELens has no {sae.activation.kind} activation of which {sae.k} are kept;"
-                " only TopK with ReLU can be exported to it"
+                " only TopK with ReLU can be exported to it, and an autoencoder with thresholds that cut nothing off"
             )
         layer = metadata.get("layer")
         model_metadata = {
@@ -122,27 +123,36 @@ class SaeLensFormat(SaeFormat):
         if metadata.get("context_size") is not None:
             model_metadata["context_size"] = metadata["context_size"]
         config = {
-            "architecture": "topk",
+            "architecture": "topk" if threshold is None else "jumprelu",
             "d_in": sae.d_model,
             "d_sae": sae.n_latents,
-            "k": sae.k,
             "dtype": str(sae.encoder_weight.dtype).removeprefix("torch."),
             "device": "cpu",
             "apply_b_dec_to_input": sae.bias_input,
             "normalize_activations": saelens_names[sae.normalisation],
             "reshape_activations": "none",
-            "rescale_acts_by_decoder_norm": False,
             "metadata": model_metadata,
-        }
+        } | ({"k": sae.k, "rescale_acts_by_decoder_norm": False} if threshold is None else {})
         tensors = {
             "W_enc": sae.encoder_weight.detach().T,
             "b_enc": sae.latent_bias.detach(),
             "W_dec": sae.decoder_weight.detach(),
             "b_dec": sae.pre_bias.detach(),
-        }
+        } | ({} if threshold is None else {"threshold": threshold})
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
         write_json(folder / CONFIG, config)
+
+
+MOST_FULL = 1e-3
+"""An autoencoder with thresholds is exported if at most this share of positions may have lost an active latent."""
+
+
+def _thresholds(sae: TopKSAE, metadata: Mapping[str, Any]) -> torch.Tensor | None:
+    """Thresholds, `[C]`, of an autoencoder that means the same without its limit on active latents; else None."""
+    if not isinstance(sae.activation, JumpReLU) or metadata.get("full_share", 1.0) > MOST_FULL:
+        return None
+    return sae.activation.threshold.detach().clamp_min(0)
 
 
 READERS: dict[str, tuple[tuple[str, ...], bool]] = {
