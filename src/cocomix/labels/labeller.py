@@ -99,7 +99,8 @@ class Labeller(ABC):
         full = None if bounds is None else WindowBounds(*(field[rows.numpy()] for field in bounds))
         # autocast() does nothing for fp32; the outer context switches a caller's autocast off.
         with torch.autocast(self.device.type, enabled=False), autocast(self.device, self.precision):
-            label_sets = self.make(ids[rows].to(self.device), full)
+            batch = ids[rows].to(self.device)
+            label_sets = self.make(batch) if full is None else self.make(batch, full)
         found = {
             name: ConceptLabels(*(field[: len(ids)].detach().cpu() for field in labels))
             for name, labels in label_sets.items()
