@@ -146,11 +146,12 @@ class ConceptLabeller(Labeller):
         self.first_position, self.left_out = first_position, left_out
 
     def make(self, ids: torch.Tensor, bounds: WindowBounds | None = None) -> dict[str, ConceptLabels]:
-        padding = None
+        padding = mask = None
         if bounds is not None:
             lengths = torch.from_numpy(bounds.lengths).to(ids.device)
             padding = torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None]
-        masked = padding is not None and RULES[self.rule].sees_later_positions  # other rules never see the padding
+            if RULES[self.rule].sees_later_positions:  # other rules never see the padding
+                mask = (~padding).long()
         signed = attribute_active(
             self.teacher,
             self.sae,
@@ -158,7 +159,7 @@ class ConceptLabeller(Labeller):
             layer=self.layer,
             rule=self.rule,
             sign="signed",
-            attention_mask=(~padding).long() if masked else None,
+            attention_mask=mask,
             first=0 if bounds is None else int(bounds.first[0]),
             left_out=self.left_out,
             padding=padding,

@@ -218,8 +218,8 @@ class Run:
         sets = [needed for stage in stages for needed in stage.labels.needed if isinstance(needed, LabelStage)]
         stored = [part for labels in sets for part in label_stages(labels)]
         needed = {stage.name: stage for stage in [*stored, *(stage.student for stage in stages), *stages]}
-        for name, stage in needed.items():
-            self.do(stage, name)
+        for title, stage in needed.items():
+            self.do(stage, title)
         return stages
 
     def evaluation_stages(self) -> list[str]:
