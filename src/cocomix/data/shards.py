@@ -157,6 +157,10 @@ class TokenShards:
         write_packing(self.folder, self.documents, self.n_tokens, seq_len, policy)
         return TokenShards.open(self.folder, verify=False)
 
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Tokens at `positions` of the stream, int64 of the same shape."""
+        return self._read(positions.ravel()).reshape(positions.shape)
+
     def span(self, begin: int, end: int) -> np.ndarray:
         """Tokens `begin` to `end` - 1 of the stream, int64 `[end - begin]`.
 

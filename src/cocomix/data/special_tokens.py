@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer, processors
 
-from cocomix.utils.errors import CocomixError
+from cocomix.utils.errors import CocomixError, tokenizer_errors
 
 Bos = Literal["auto"] | bool
 """auto: what the tokenizer puts first when it is called with its defaults"""
@@ -208,7 +208,8 @@ class TextReader:
 
 def _habit(encode: Callable[[str, bool], list[int]]) -> tuple[list[int], list[int]]:
     """What a tokenizer puts before and behind a text by default."""
-    plain, default = encode("a", False), encode("a", True)
+    with tokenizer_errors("that was given"):
+        plain, default = encode("a", False), encode("a", True)
     for start in range(len(default) - len(plain) + 1):
         if default[start : start + len(plain)] == plain:
             return default[:start], default[start + len(plain) :]

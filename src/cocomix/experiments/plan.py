@@ -430,7 +430,8 @@ def _shared(inputs: PlanInputs) -> dict[str, float | None]:
     for stage in _label_stages(run):
         flops[stage.name] = None
         if known is not None:
-            flops[stage.name] = windows * stage.flops_per_token(known, inputs.n_concepts, inputs.k)
+            each = stage.flops_per_token(known, inputs.n_concepts, inputs.k)
+            flops[stage.name] = windows * stage.times_read * each
     for stage in run.logits.values():
         flops[stage.name] = None if known is None else windows * model_flops(known, seq_len).forward
     return flops

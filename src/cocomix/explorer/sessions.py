@@ -370,7 +370,7 @@ class ModelSession:
         return lengths.tolist()
 
     def _judge(self, concepts: Sequence[int]) -> StreamingJudge:
-        if not self.run.has_teacher:
+        if not (self.run.has_teacher and self.run.run.teacher.config.shares_tokens):
             return StreamingJudge("the unsteered student", CachedModel(self.model, self.lock), [])
         teacher = CachedModel(self.run.teacher(), self.run.lock)
         if not (self.run.has_sae and self.stage.uses_sae_concepts):

@@ -20,9 +20,10 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.labels.exact import check_two_streams, fused_gelu, two_streams
+from cocomix.labels.exact import can_run_tail, check_two_streams, fused_gelu, tail_inputs, two_streams
 from cocomix.model.flops import ModelParts, model_parts
 from cocomix.model.teacher import NextTokenLoss, blocks, check_layer, frozen, has_next_token, hidden_at, resumed_at
 from cocomix.model.text_config import text_shape
@@ -52,6 +53,8 @@ class Rule(ABC):
     """name in settings"""
     has_sign: ClassVar[bool] = True
     """whether scores can be negative; if not, the sign setting has no effect"""
+    sees_later_positions: ClassVar[bool] = True
+    """whether a position's scores depend on what comes after its next token, padding too"""
 
     @abstractmethod
     def scores(
@@ -65,6 +68,20 @@ class Rule(ABC):
         latents: SparseLatents,
     ) -> torch.Tensor:
         """Signed attribution `[batch, seq, K]` of the latents of hidden states `[batch, seq, d_model]`."""
+
+    def scores_from(
+        self,
+        first: int,
+        model: PreTrainedModel,
+        sae: TopKSAE,
+        input_ids: torch.Tensor,
+        layer: int,
+        attention_mask: torch.Tensor | None,
+        hidden: torch.Tensor,
+        latents: SparseLatents,
+    ) -> torch.Tensor:
+        """`scores` of which only those from position `first` on are used, which may be cheaper."""
+        return self.scores(model, sae, input_ids, layer, attention_mask, hidden, latents)
 
     @classmethod
     @abstractmethod
@@ -101,19 +118,30 @@ class ExactRule(Rule):
     """Gradient of each position's own next-token loss at its reconstruction, from one two-stream pass."""
 
     name = "exact"
+    sees_later_positions = False
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
+        return self.scores_from(0, model, sae, input_ids, layer, attention_mask, hidden, latents)
+
+    def scores_from(self, first, model, sae, input_ids, layer, attention_mask, hidden, latents):
         check_two_streams(model, layer)
         loss = NextTokenLoss(model, input_ids, attention_mask)
+        tail = NextTokenLoss(model, input_ids[:, first:]) if first and attention_mask is None else loss
         with two_streams(model, len(blocks(model)) - layer - 1) as streams:
             with torch.no_grad(), resumed_at(model, layer, hidden):
                 streams.record(lambda: model.base_model(**loss.inputs))
+            if tail is loss or not can_run_tail(model, layer, streams):
+                first, tail = 0, loss
+            else:
+                tail.inputs = tail_inputs(model, input_ids, first)
+            used = SparseLatents(*(field[:, first:] for field in latents))
             with torch.enable_grad():
-                patched = sae.decode(latents).to(hidden.dtype).detach().requires_grad_()
+                patched = sae.decode(used).to(hidden.dtype).detach().requires_grad_()
                 with resumed_at(model, layer, patched):
-                    total = loss.total()
+                    total = tail.total()
                 (gradient,) = torch.autograd.grad(total, patched)
-        return latents.values * latents.std * sae.active_directional_derivative(gradient, latents.ids)
+        scores = used.values * used.std * sae.active_directional_derivative(gradient, used.ids)
+        return F.pad(scores, (0, 0, first, 0)) if first else scores
 
     @classmethod
     def flops_above(cls, parts: ModelParts, blocks_above: int, sparse: float) -> float:
@@ -127,6 +155,7 @@ class ActivationRule(Rule):
 
     name = "activation"
     has_sign = False
+    sees_later_positions = False
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
         valid = has_next_token(input_ids, attention_mask)
@@ -197,12 +226,17 @@ def attribute_active(
     rule: str = "exact",
     sign: str = "signed",
     attention_mask: torch.Tensor | None = None,
+    first: int = 0,
     left_out: LeftOut = NOTHING,
+    padding: torch.Tensor | None = None,
 ) -> ActiveAttribution:
     """Attribution of the K active concepts of each position: `attribute` without the scatter to C columns.
 
     Args:
-        left_out: positions that are not valid.
+        first: positions before it are context alone, and not valid.
+        left_out: positions that are not valid either.
+        padding: bool `[batch, seq]`, behind the text, which no norm in `left_out` is compared with. A causal concept
+            model's scores at the text do not depend on it, so a rule may need no attention mask beside it.
 
     Raises:
         CocomixError: the rule or sign is unknown, the layer does not exist, or the SAE has another width.
@@ -218,9 +252,12 @@ def attribute_active(
         )
     with frozen(concept_model), fused_gelu(concept_model), torch.no_grad():
         hidden = hidden_at(concept_model, input_ids, layer, attention_mask)
-        latents = sae.encode(hidden)
-        signed = RULES[rule]().scores(concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
-    valid = has_next_token(input_ids, attention_mask) & left_out.kept(hidden)
+        latents = sae.encode(hidden[:, first:])
+        if first:
+            latents = SparseLatents(*(F.pad(field, (0, 0, first, 0)) for field in latents))
+        signed = RULES[rule]().scores_from(first, concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
+    valid = has_next_token(input_ids, attention_mask) & left_out.kept(hidden, padding)
+    valid[:, :first] = False
     return with_sign(ActiveAttribution(latents.ids, signed.detach(), latents.values, valid), rule, sign)
 
 

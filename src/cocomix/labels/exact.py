@@ -8,6 +8,8 @@ Choices:
 - The model's own forward pass runs with a custom attention function. Any model that uses Transformers' attention
   interface works, and rotary positions, grouped queries and masks come in as usual.
 - Only keys and values of stream A are needed, so its pass ends when the last block has computed them.
+- Stream B may run on the last positions alone (`can_run_tail`): no position of it is seen by another. Where windows
+  overlap that is half of them.
 - `exact_attention` is the definition, with any mask. `fused_exact_attention` is for the causal mask and never holds
   `[seq, seq]` scores. Both are differentiable in stream B's query, key and value; stream A's keys and values are
   constants.
@@ -15,6 +17,7 @@ Choices:
   `[batch, seq, 4 d_model]`, each of which keeps its result; that is a tenth of a labelling pass.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -72,26 +75,27 @@ def exact_attention(
     All tensors are `[batch, heads, seq, head_dim]`, of any floating dtype.
 
     Args:
-        plain_kv: keys and values of stream A.
+        plain_kv: keys and values of stream A; with more positions than the queries, these are the last ones.
         mask: True where a query may look, broadcasting to `[batch, heads, seq, seq]`; None: causal.
         softcap: softcap of the model's attention scores, if it has one.
     """
     plain_key, plain_value = plain_kv
-    seq = query.shape[-2]
+    seq, before = query.shape[-2], plain_key.shape[-2] - query.shape[-2]
     scores = query @ plain_key.transpose(-1, -2) * scale
-    diagonal = torch.eye(seq, dtype=torch.bool, device=query.device)
+    earlier = torch.ones(seq, before + seq, dtype=torch.bool, device=query.device).tril(before)
+    diagonal = earlier.triu(before)
     self_score = (query * key).sum(-1) * scale
     scores = torch.where(diagonal, self_score.to(scores.dtype).unsqueeze(-1), scores)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is None:
-        mask = torch.ones(seq, seq, dtype=torch.bool, device=query.device).tril()
+        mask = earlier
     # A padded query sees nothing. A finite score keeps its result from being NaN; the result is not used.
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     # The product below uses stream A's value at the diagonal; replace it by stream B's.
-    self_weight = weights.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-    return weights @ plain_value + self_weight * (value - plain_value)
+    self_weight = weights.diagonal(before, dim1=-2, dim2=-1).unsqueeze(-1)
+    return weights @ plain_value + self_weight * (value - plain_value[..., before:, :])
 
 
 def can_fuse(query: torch.Tensor, value: torch.Tensor) -> bool:
@@ -126,14 +130,28 @@ class _FusedExactAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query, key, value, plain_key, plain_value, scale) -> torch.Tensor:
         self_score = _dot(query, key) * scale
+        before = plain_key.shape[-2] - query.shape[-2]
         plain_output, log_sum = _flash(
-            query[:, :, 1:], plain_key[:, :, :-1], plain_value[:, :, :-1], 0.0, True, attn_mask=None, scale=scale
+            query[:, :, 1:],
+            plain_key[:, :, before:-1],
+            plain_value[:, :, before:-1],
+            0.0,
+            True,
+            attn_mask=None,
+            scale=scale,
         )
         total = self_score.clone()
         torch.logaddexp(log_sum, self_score[:, :, 1:], out=total[:, :, 1:])
+        if before:  # what is earlier than all queries is another, unmasked part of the same softmax
+            earlier_output, earlier_sum = _flash(
+                query, plain_key[:, :, :before], plain_value[:, :, :before], 0.0, False, attn_mask=None, scale=scale
+            )
+            total = torch.logaddexp(total, earlier_sum)
         self_weight = torch.exp(self_score - total)
         out = self_weight.unsqueeze(-1) * value
         out[:, :, 1:] += torch.exp(log_sum - total[:, :, 1:]).unsqueeze(-1) * plain_output
+        if before:
+            out += torch.exp(earlier_sum - total).unsqueeze(-1) * earlier_output
         out = out.to(value.dtype)
         ctx.save_for_backward(query, key, value, plain_key, plain_value, out, total, self_weight)
         ctx.scale = scale
@@ -175,13 +193,14 @@ def _add_plain_query_gradient(
         total: log-sum-exp of all scores, `[heads, seq]`.
         mean: <gradient, output>, `[heads, seq]`.
     """
-    seq = query.shape[-2]
+    seq, before = query.shape[-2], plain_key.shape[-2] - query.shape[-2]
     unseen = torch.ones(_BLOCK, _BLOCK, dtype=torch.bool, device=query.device).triu()
     scaled = query * scale
     for first in range(0, seq, _BLOCK):
-        rows, last = slice(first, first + _BLOCK), min(first + _BLOCK, seq)
+        rows, last = slice(first, first + _BLOCK), before + min(first + _BLOCK, seq)
         weights = _wide(torch.bmm(scaled[:, rows], plain_key[:, :last].transpose(-1, -2)))
-        weights[:, :, first:].masked_fill_(unseen[: last - first, : last - first], -torch.inf)
+        size = last - before - first
+        weights[:, :, before + first :].masked_fill_(unseen[:size, :size], -torch.inf)
         weights.sub_(total[:, rows].unsqueeze(-1)).exp_()
         grad_weights = _wide(torch.bmm(gradient[:, rows], plain_value[:, :last].transpose(-1, -2)))
         grad_scores = weights.mul_(grad_weights.sub_(mean[:, rows].unsqueeze(-1))).mul_(scale)
@@ -218,6 +237,8 @@ class Streams:
         self.recording = True
         self.causal: list[torch.Tensor] = []
         """masks of these passes that are purely causal"""
+        self.all_causal = True
+        """whether all masks of stream A were"""
 
     def record(self, run: Callable[[], Any]) -> None:
         """Run stream A by calling `run`, a forward pass; later passes are stream B.
@@ -306,7 +327,9 @@ def _attention(
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query, key, value = in_autocast_dtype(query), in_autocast_dtype(key), in_autocast_dtype(value)
+    is_causal = any(attention_mask is mask for mask in streams.causal)
     if streams.recording:
+        streams.all_causal &= is_causal
         streams.store(layer, key, value)
     if layer not in streams.plain_kv:  # while stream A runs, it has just been stored
         raise CocomixError(
@@ -314,13 +337,14 @@ def _attention(
             " does not support; use the reference rule or another concept model"
         )
     plain_kv = streams.plain_kv[layer]
-    causal = softcap is None and any(attention_mask is mask for mask in streams.causal)
+    causal = softcap is None and is_causal
     if causal and streams.recording:
         output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     elif causal and can_fuse(query, value):
         output = fused_exact_attention(query, key, value, plain_kv, scale)
     else:
-        output = exact_attention(query, key, value, plain_kv, scale, attention_mask, softcap)
+        tail = plain_kv[0].shape[-2] > query.shape[-2]  # only run where all masks are causal
+        output = exact_attention(query, key, value, plain_kv, scale, None if tail else attention_mask, softcap)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -345,8 +369,23 @@ def _mask(*arguments: Any, **options: Any) -> torch.Tensor:
 
 _checked: WeakKeyDictionary[PreTrainedModel, set[int]] = WeakKeyDictionary()
 """Layers of each model from which its blocks have been checked."""
+_with_tail: WeakKeyDictionary[PreTrainedModel, set[int]] = WeakKeyDictionary()
+"""Layers of each model from which stream B may run on the last positions alone."""
 _TRIAL = 6
 """Tokens of a check."""
+
+
+def tail_inputs(model: PreTrainedModel, input_ids: torch.Tensor, first: int) -> dict[str, Any]:
+    """Keyword arguments of stream B's forward pass on the positions from `first` on."""
+    seq = input_ids.shape[1]
+    positions = torch.arange(first, seq, device=input_ids.device).expand(len(input_ids), -1)
+    return model_inputs(model, input_ids[:, first:], None) | {"position_ids": positions}
+
+
+def can_run_tail(model: PreTrainedModel, layer: int, streams: Streams) -> bool:
+    """Whether stream B may run on the last positions alone, after stream A: `check_two_streams` found that this model's
+    blocks above `layer` give the same then, and no mask hides earlier positions."""
+    return streams.all_causal and layer in _with_tail.get(model, ())
 
 
 @torch.no_grad()
@@ -380,6 +419,8 @@ def check_two_streams(model: PreTrainedModel, layer: int) -> None:
                 streams.record(lambda: model.base_model(**inputs))
             with resumed_at(model, layer, patched):
                 actual = model(**inputs).logits[0]
+            if _tail_agrees(model, layer, ids, patched, actual):
+                _with_tail.setdefault(model, set()).add(layer)
     error, effect = (actual - expected).abs().max(), (expected - plain).abs().max()
     if not error <= (0.02 if model.dtype.itemsize >= 4 else 0.25) * effect:
         raise CocomixError(
@@ -388,6 +429,22 @@ def check_two_streams(model: PreTrainedModel, layer: int) -> None:
             " model"
         )
     _checked[model].add(layer)
+
+
+def _tail_agrees(
+    model: PreTrainedModel, layer: int, ids: torch.Tensor, patched: torch.Tensor, expected: torch.Tensor
+) -> bool:
+    """Whether stream B on the last half of positions gives the logits that it gives there on all."""
+    first = _TRIAL // 2
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    try:
+        with resumed_at(model, layer, patched[:, first:]):
+            logits = model(**tail_inputs(model, ids, first)).logits[0]
+    except Exception:  # a model of any family may fail in any way; stream B then runs on all positions
+        return False
+    tolerance = 1e-4 if model.dtype.itemsize >= 4 else 0.02
+    return bool((logits - expected[first:]).abs().max() <= tolerance * expected.std())
 
 
 AttentionInterface.register(NAME, _attention)

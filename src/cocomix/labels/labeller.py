@@ -10,7 +10,8 @@ Choices:
   reference rule's mean loss divides by the number of windows. So `batch_size` is a setting that labels depend on.
 - Precision is the labeller's setting; an autocast around the call has no effect.
 - `label_split` reads the windows that training reads, so a position is labelled with exactly the context the student
-  sees.
+  sees. A concept model with a tokenizer of its own reads in `DocumentWindows`, which overlap; a position is labelled in
+  one of them.
 - Processes of a torchrun launch divide the missing windows into contiguous ranges that end between blocks of the
   store's files. A killed run resumes from the store's marks, with any number of processes.
 """
@@ -25,8 +26,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.data.document_windows import DocumentWindows, WindowBounds
 from cocomix.data.shards import TokenShards
-from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active, with_sign
+from cocomix.labels.attribution import RULES, ConceptLabels, attribute_active, select_active, with_sign
 from cocomix.labels.store import (
     SHARD_TOKENS,
     LabelReader,
@@ -63,28 +65,54 @@ class Labeller(ABC):
         self.batch_size, self.precision = batch_size, precision
         self.device = next(teacher.parameters()).device
 
-    def __call__(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
-        """Labels of one or more windows `ids` int64 `[windows, seq]`, on the CPU."""
-        parts = [self._labels_of_batch(batch) for batch in ids.split(self.batch_size)]
-        return {
-            name: ConceptLabels(*(torch.cat(fields) for fields in zip(*(part[name] for part in parts), strict=True)))
-            for name in self.names
-        }
+    def __call__(self, ids: torch.Tensor, bounds: WindowBounds | None = None) -> dict[str, ConceptLabels]:
+        """Labels of one or more windows `ids` int64 `[windows, seq]`, on the CPU.
+
+        Args:
+            bounds: positions that are labelled; None: all.
+        """
+        if bounds is None:
+            parts = [self._labels_of_batch(batch) for batch in ids.split(self.batch_size)]
+            return {name: _joined([part[name] for part in parts]) for name in self.names}
+        # Windows with other positions to label take another pass: last bits must not depend on what else is in a batch.
+        order = np.argsort(bounds.first, kind="stable")
+        edges = np.flatnonzero(np.diff(bounds.first[order])) + 1
+        parts = []
+        for kind in np.split(order, edges):
+            for rows in np.split(kind, range(self.batch_size, len(kind), self.batch_size)):
+                part = WindowBounds(bounds.first[rows], bounds.lengths[rows])
+                parts.append(self._labels_of_batch(ids[torch.from_numpy(rows)], part))
+        back = torch.from_numpy(np.argsort(order, kind="stable"))
+        joined = {name: _joined([part[name] for part in parts]) for name in self.names}
+        return {name: ConceptLabels(*(field[back] for field in labels)) for name, labels in joined.items()}
 
     @abstractmethod
-    def make(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
-        """Labels of exactly one pass, `ids` int64 `[batch_size, seq]` on the teacher's device."""
+    def make(self, ids: torch.Tensor, bounds: WindowBounds | None = None) -> dict[str, ConceptLabels]:
+        """Labels of exactly one pass, `ids` int64 `[batch_size, seq]` on the teacher's device.
 
-    def _labels_of_batch(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
-        missing = self.batch_size - len(ids)
-        full = torch.cat([ids, ids[-1:].expand(missing, -1)]) if missing else ids
+        Args:
+            bounds: positions whose labels are used, beginning at the same place in all windows; others may be anything.
+        """
+
+    def _labels_of_batch(self, ids: torch.Tensor, bounds: WindowBounds | None = None) -> dict[str, ConceptLabels]:
+        rows = torch.arange(self.batch_size).clamp_max(len(ids) - 1)
+        full = None if bounds is None else WindowBounds(*(field[rows.numpy()] for field in bounds))
         # autocast() does nothing for fp32; the outer context switches a caller's autocast off.
         with torch.autocast(self.device.type, enabled=False), autocast(self.device, self.precision):
-            label_sets = self.make(full.to(self.device))
-        return {
+            batch = ids[rows].to(self.device)
+            label_sets = self.make(batch) if full is None else self.make(batch, full)
+        found = {
             name: ConceptLabels(*(field[: len(ids)].detach().cpu() for field in labels))
             for name, labels in label_sets.items()
         }
+        if bounds is None:
+            return found
+        used = torch.from_numpy(bounds.used(ids.shape[1]))
+        return {name: labels._replace(valid=labels.valid & used) for name, labels in found.items()}
+
+
+def _joined(parts: Sequence[ConceptLabels]) -> ConceptLabels:
+    return ConceptLabels(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
 class ConceptLabeller(Labeller):
@@ -117,9 +145,24 @@ class ConceptLabeller(Labeller):
         self.sae, self.layer, self.rule, self.names = sae, layer, rule, signs
         self.first_position, self.left_out = first_position, left_out
 
-    def make(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
+    def make(self, ids: torch.Tensor, bounds: WindowBounds | None = None) -> dict[str, ConceptLabels]:
+        padding = mask = None
+        if bounds is not None:
+            lengths = torch.from_numpy(bounds.lengths).to(ids.device)
+            padding = torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None]
+            if RULES[self.rule].sees_later_positions:  # other rules never see the padding
+                mask = (~padding).long()
         signed = attribute_active(
-            self.teacher, self.sae, ids, layer=self.layer, rule=self.rule, sign="signed", left_out=self.left_out
+            self.teacher,
+            self.sae,
+            ids,
+            layer=self.layer,
+            rule=self.rule,
+            sign="signed",
+            attention_mask=mask,
+            first=0 if bounds is None else int(bounds.first[0]),
+            left_out=self.left_out,
+            padding=padding,
         )
         signed.valid[:, : self.first_position] = False
         documents = document_rule(self.teacher.config)
@@ -143,7 +186,7 @@ class TopTokens(Labeller):
         super().__init__(teacher, n_labels=k, n_ids=vocab_size, batch_size=batch_size, precision=precision)
 
     @torch.no_grad()
-    def make(self, ids: torch.Tensor) -> dict[str, ConceptLabels]:
+    def make(self, ids: torch.Tensor, bounds: WindowBounds | None = None) -> dict[str, ConceptLabels]:
         logits = self.teacher(input_ids=ids, use_cache=False).logits
         top = logits[..., : self.n_ids].float().log_softmax(-1).topk(self.n_labels, dim=-1)
         return {"top": ConceptLabels(top.indices, top.values, torch.ones_like(ids, dtype=torch.bool))}
@@ -151,7 +194,7 @@ class TopTokens(Labeller):
 
 def label_split(
     labeller: Labeller,
-    shards: TokenShards,
+    shards: TokenShards | DocumentWindows,
     folder: Path,
     *,
     seq_len: int,
@@ -210,7 +253,7 @@ def label_split(
 def _fill(
     stores: dict[str, LabelWriter],
     labeller: Labeller,
-    shards: TokenShards,
+    shards: TokenShards | DocumentWindows,
     seq_len: int,
     watch: Stopwatch,
     progress: Callable[[int, int, dict[str, Any]], None] | None,
@@ -222,7 +265,8 @@ def _fill(
     with StopRequest() as stop:
         for number, windows in enumerate(batches):
             if len(windows):
-                label_sets = labeller(torch.from_numpy(shards.windows(windows, seq_len)))
+                bounds = shards.bounds(windows) if isinstance(shards, DocumentWindows) else None
+                label_sets = labeller(torch.from_numpy(shards.windows(windows, seq_len)), bounds)
                 for name, store in stores.items():
                     ids, scores, valid = (field.numpy() for field in label_sets[name])
                     for run in contiguous_runs(windows):

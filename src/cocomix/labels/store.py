@@ -547,12 +547,27 @@ class LabelStore(LabelReader):
             raise CocomixError(f"the labels in {self.folder} were stored without scores; label again with scores: true")
         return self._gather("scores", windows)
 
+    def at(self, windows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Labels of single positions, int64 `[len, n_labels]`, -100 where there are none; and scores, if stored."""
+        stored = self._gather_at("ids", windows, places)
+        ids = stored.astype(np.int64)
+        ids[stored == self.layout.no_label] = -100
+        return ids, self._gather_at("scores", windows, places) if self.layout.scores else None
+
     def labelled(self, windows: np.ndarray) -> np.ndarray:
         return (self._gather("ids", windows)[..., 0] != self.layout.no_label).sum(-1)
 
     def valid_share(self) -> float:
         """Share of positions that have labels."""
         return self._labelled / (self.layout.n_windows * self.layout.seq_len)
+
+    def _gather_at(self, kind: str, windows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        shards, rows = np.divmod(np.asarray(windows, dtype=np.int64), self.layout.shard_windows)
+        out = np.empty((len(shards), self.layout.n_labels), dtype=self.layout.dtypes[kind])
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            out[chosen] = self._maps[kind][shard][rows[chosen], places[chosen]]
+        return out
 
     def _check_length(self, seq_len: int) -> None:
         if seq_len != self.layout.seq_len:

@@ -52,17 +52,22 @@ class SaeObjective(Objective):
         # In a tuple nn.Module does not see the teacher: DDP must not broadcast it, checkpoints must not contain it.
         self._teacher = (teacher,)
 
-    def initialise(self, input_ids: torch.Tensor, rows: str = "random") -> None:
-        """Initialise what depends on data from the hidden states of `input_ids` int64 `[batch, seq]`; rows as there."""
-        with torch.no_grad():
-            self.training_module.initialise(self._hidden(input_ids), rows)
+    def initialise(self, input_ids: torch.Tensor, rows: str = "random", padding: torch.Tensor | None = None) -> None:
+        """Initialise what depends on data from the hidden states of `input_ids` int64 `[batch, seq]`; rows as there.
 
-    def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.left_out.select(hidden_at(self._teacher[0], input_ids, self.layer))
+        Args:
+            padding: bool `[batch, seq]`, positions without text.
+        """
+        with torch.no_grad():
+            self.training_module.initialise(self._hidden(input_ids, padding), rows)
+
+    def _hidden(self, input_ids: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states that are reconstructed, `[n, d_model]`."""
+        return self.left_out.select(hidden_at(self._teacher[0], input_ids, self.layer), padding)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
-            hidden = self._hidden(batch["input_ids"])
+            hidden = self._hidden(batch["input_ids"], batch.get("padding"))
         with torch.autocast(hidden.device.type, enabled=False):
             return self.training_module(hidden.float())
 

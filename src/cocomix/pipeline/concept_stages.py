@@ -26,6 +26,7 @@ from cocomix.analysis.token_statistics import observe
 from cocomix.labels.labeller import LiveLabels
 from cocomix.labels.store import LabelReader
 from cocomix.pipeline.evaluation_stages import snapshot_weights
+from cocomix.pipeline.label_stages import AlignedLabelStage
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run
@@ -57,8 +58,8 @@ def name_run(folder: Path, *, tokens: int, llm: str | None = None, llm_seconds: 
 
 def find_names(run: Run, *, tokens: int, llm: str | None = None, llm_seconds: float = 30.0) -> FoundNames:
     """As `name_run`, but nothing is written."""
-    sae, teacher, shards = run.sae.model(), run.teacher.model(), run.tokens.shards(NAMING_SPLIT)
-    tokenizer, seq_len = run.tokens.tokenizer(), run.config.seq_len
+    sae, teacher, shards = run.sae.model(), run.teacher.model(), run.teacher_tokens.shards(NAMING_SPLIT)
+    tokenizer, seq_len = run.teacher_tokens.tokenizer(), run.teacher.seq_len
     checksum = run.sae.checksum()
     with StageProgress(console, "names") as progress:
         seen = observe(
@@ -199,11 +200,15 @@ def _labels(stage: StudentStage) -> LabelReader | None:
         return None
     if all(needed.done() for needed in labels.needed):
         return labels.reader(INDEX_SPLIT, stage.sign)
+    if not labels.teacher.config.shares_tokens:
+        return None  # they are made of the whole text, at other tokens
     return LiveLabels(stage.tokens.shards(INDEX_SPLIT), labels.labeller((stage.sign,)), seq_len=labels.seq_len)
 
 
 def _depend_on(stage: StudentStage) -> str:
     """Checksum of what makes the labels: the same whether they are stored or not."""
     assert stage.labels is not None
+    if isinstance(stage.labels.last, AlignedLabelStage):
+        return combined([stage.labels.last.outcome(), stage.sign])
     settings = stage.labels.config.model_dump_json(include={"rule", "k", "precision"})
     return combined([stage.labels.teacher.checksum(), stage.labels.sae.checksum(), settings, stage.sign])

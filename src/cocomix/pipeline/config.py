@@ -132,6 +132,22 @@ class TeacherConfig(Section):
         " eager in its place",
     )
 
+    tokenizer: Literal["shared", "own"] = Field(
+        default="shared",
+        description="shared: it reads the run's tokens, so its tokenizer must be the students'; own (pretrained only):"
+        " it reads the text with its own tokenizer, in windows that follow documents, and labels are aligned by the"
+        " bytes that have been read",
+    )
+    seq_len: int | None = Field(
+        default=None,
+        ge=4,
+        description="tokens per window of a concept model with a tokenizer of its own; empty: seq_len of the run",
+    )
+    bos: Bos = Field(
+        default="auto",
+        description="as tokens.bos, for a concept model with a tokenizer of its own",
+    )
+
     @field_validator("attention")
     @classmethod
     def _is_known(cls, attention: str) -> str:
@@ -141,12 +157,23 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
         _check_source(self)
+        if self.tokenizer == "own" and self.pretrained is None:
+            raise ValueError(
+                "`tokenizer: own` is for a pretrained concept model; one that is trained here reads the run's tokens"
+            )
+        if self.tokenizer == "shared" and (self.seq_len is not None or self.bos != "auto"):
+            raise ValueError("`seq_len` and `bos` are for `tokenizer: own`; else the run's own settings count")
         if self.model.logit_cap is not None:
             raise ValueError(
                 "a capped concept model is none of Transformers' families, which labels are made with; leave"
                 " teacher.model.logit_cap out"
             )
         return self
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether it reads the students' tokens."""
+        return self.tokenizer == "shared"
 
 
 class SaeConfig(Section):
@@ -376,6 +403,11 @@ class RunConfig(Section):
             )
         for label_name, label in self.labels.items():
             self._check_labels(label_name, label)
+            if label.live and not self.teacher.shares_tokens:
+                raise ValueError(
+                    f"labels {label_name!r} cannot be live: the concept model reads other tokens than the students; set"
+                    f" labels.{label_name}.live=false"
+                )
         return self
 
     def _check_labels(self, name: str, label: LabelConfig) -> None:
@@ -413,6 +445,12 @@ class RunConfig(Section):
 
     def _check_student(self, name: str, student: StudentSettings) -> None:
         mix = student.mixing
+        if not self.teacher.shares_tokens and student.reads & {"teacher", "logits"}:
+            raise ValueError(
+                f"student {name!r} (objective {student.objective}) learns from the concept model's outputs at each"
+                " token, so both need one tokenizer; leave it out, or set teacher.tokenizer=shared and tokens.tokenizer"
+                " to the concept model's"
+            )
         if student.label_sign is not None and not student.label_parts:
             raise ValueError(f"student {name!r} asks for the sign {student.label_sign!r}, which its labels do not have")
         self._check_parts(name, student)

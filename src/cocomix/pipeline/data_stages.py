@@ -5,10 +5,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cocomix.data.byte_counts import ByteCounts, byte_counts
 from cocomix.data.corpus import SKIPPED, SPLITS, STATE, Corpus, CorpusWriter, passed_over
+from cocomix.data.document_windows import DocumentWindows
 from cocomix.data.packing import MANIFEST as PACKING
 from cocomix.data.shards import TokenShards, token_dtype
 from cocomix.data.sources import TextSource, open_mix, open_source
@@ -84,6 +85,8 @@ class TokensStage(Stage):
     """A tokenizer and one folder of token shards a split."""
 
     distributed = True
+    bos_setting: ClassVar[str] = "tokens.bos"
+    """the setting that says whether windows begin with BOS"""
 
     def __init__(self, run_dir: Path, config: RunConfig, corpus: CorpusStage, external_inputs: ExternalInputs) -> None:
         other_runs = external_stages(external_inputs, config.tokens.tokenizer)
@@ -223,6 +226,10 @@ class TokensStage(Stage):
         """The finished shards of `split`; checksums are verified on opening."""
         _ = self.figures
         return TokenShards.open(self.folder / split)
+
+    def windows(self, split: str, seq_len: int, *, overlapping: bool = False) -> TokenShards | DocumentWindows:
+        """What the concept model reads of `split` in windows of `seq_len`: the windows that students train on."""
+        return self.shards(split)
 
     def bytes_of(self, split: str) -> ByteCounts | None:
         """Bytes of the tokens of `split`; None where that takes their text, and it is not there any more."""

@@ -7,13 +7,21 @@ training. Controls (`ControlSet`) have nothing to store and run no teacher.
 """
 
 import math
+import time
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import PretrainedConfig
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.labels.attribution import labelling_flops
+from cocomix.data.byte_offsets import ByteOffsets
+from cocomix.data.corpus import Corpus
+from cocomix.data.document_windows import DocumentWindows
+from cocomix.data.text_ends import ENDS, read_ends
+from cocomix.labels.alignment import TextAligner, align_split, find_places
+from cocomix.labels.attribution import ConceptLabels, attribute_active, labelling_flops, select_active
 from cocomix.labels.controls import CONTROLS
 from cocomix.labels.labeller import ConceptLabeller, LiveLabels, TopTokens, label_split
 from cocomix.labels.schedule import (
@@ -30,6 +38,7 @@ from cocomix.pipeline.config import LabelConfig, RunConfig
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
+from cocomix.sae.sae import TopKSAE
 from cocomix.utils.console import world_size
 from cocomix.utils.errors import CocomixError
 
@@ -63,6 +72,11 @@ class LabelSet(ABC):
     def n_labels(self) -> int:
         """Labels per position K_attr."""
         return self.config.k
+
+    @property
+    def last(self) -> "LabelSet":
+        """The set whose labels a student is taught last: this one, unless it is made of several."""
+        return self
 
     def describe_labels(self, sign: str) -> str:
         """Rule and sign of its labels, in a few words."""
@@ -103,7 +117,7 @@ class LabelSet(ABC):
             k=config.k,
             batch_size=config.batch_size,
             precision=config.precision,
-            first_position=self.teacher.tokens.special.first_position,
+            first_position=self.sae.teacher_tokens.special.first_position,
             left_out=self.sae.left_out,
         )
 
@@ -155,10 +169,10 @@ class ControlSet(LabelSet):
     of_teacher = False
 
     def __init__(
-        self, name: str, config: LabelConfig, teacher: TeacherStage, sae: SaeStage, source: LabelSet | None
+        self, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage, source: LabelSet | None
     ) -> None:
-        self.set_name, self.config, self.source = name, config, source
-        self.teacher, self.sae, self.seq_len = teacher, sae, sae.seq_len
+        self.set_name, self.config, self.source = name, config.labels[name], source
+        self.teacher, self.sae, self.seq_len = teacher, sae, config.seq_len
         self.needed = [sae] if source is None else source.needed
 
     @property
@@ -224,6 +238,10 @@ class ScheduledLabelSet(LabelSet):
     def n_labels(self) -> int:
         return self.sets[self._last].n_labels
 
+    @property
+    def last(self) -> LabelSet:
+        return self.sets[self._last].last
+
     def describe_labels(self, sign: str) -> str:
         return describe_parts(self.parts, "position" if self.by_position else "window")
 
@@ -271,10 +289,19 @@ def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage
     section = config.labels[name]
     if section.rule in CONTROLS:
         source = None if section.of is None else label_set(run_dir, section.of, config, teacher, sae)
-        return ControlSet(name, section, teacher, sae, source)
+        return ControlSet(name, config, teacher, sae, source)
     if section.live:
         return LiveLabelSet(name, section, teacher, sae)
+    if not config.teacher.shares_tokens:
+        return AlignedLabelStage(run_dir, name, config, TeacherLabelStage(run_dir, name, config, teacher, sae))
     return LabelStage(run_dir, name, config, teacher, sae)
+
+
+def label_stages(labels: LabelSet) -> list[Stage]:
+    """The stages that store a set of labels, in the order in which they are done; none for a live one."""
+    if isinstance(labels, AlignedLabelStage):
+        return [labels.source, labels]
+    return [labels] if isinstance(labels, Stage) else []
 
 
 class LabelStage(Stage, LabelSet):
@@ -283,12 +310,18 @@ class LabelStage(Stage, LabelSet):
     version = 3  # 2: sharded stores; 3: fused kernels, whose labels differ in last bits
     distributed = True
     splits = ("train", "val")
+    times_read: ClassVar[int] = 1
+    """how often each token is read, about, because windows overlap"""
 
     def __init__(self, run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
         super().__init__(run_dir, f"labels/{name}", f"cocomix label --name {name}", [teacher.tokens, teacher, sae])
-        self.set_name, self.config, self.seq_len = name, config.labels[name], config.seq_len
+        self._read(name, config, teacher, sae)
+        self.seq_len, self.tokens = config.seq_len, teacher.tokens
+
+    def _read(self, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
+        self.set_name, self.config = name, config.labels[name]
         self.shard_tokens = config.tokens.shard_tokens
-        self.teacher, self.sae, self.tokens = teacher, sae, teacher.tokens
+        self.teacher, self.sae = teacher, sae
         self.needed = [self]
 
     def settings(self) -> dict[str, Any]:
@@ -311,7 +344,7 @@ class LabelStage(Stage, LabelSet):
         figures: dict[str, Any] = {
             split: label_split(
                 labeller,
-                self.tokens.shards(split),
+                self.tokens.windows(split, self.seq_len, overlapping=True),
                 folder / split,
                 seq_len=self.seq_len,
                 lineage=self.lineage(split),
@@ -351,6 +384,158 @@ class LabelStage(Stage, LabelSet):
 
     def live_share(self, batch_size: int, processes: int) -> float:
         return 0.0
+
+
+class TeacherLabelStage(LabelStage):
+    """Labels at the tokens of a concept model with a tokenizer of its own; the students' tokens do not matter."""
+
+    times_read = 2
+
+    def __init__(self, run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
+        inputs = [sae.teacher_tokens, teacher, sae]
+        Stage.__init__(self, run_dir, f"teacher-labels/{name}", f"cocomix label --name {name}", inputs)
+        self._read(name, config, teacher, sae)
+        self.seq_len, self.tokens = sae.seq_len, sae.teacher_tokens
+
+    def windows(self, split: str) -> DocumentWindows:
+        """The windows that were labelled."""
+        windows = self.tokens.windows(split, self.seq_len, overlapping=True)
+        assert isinstance(windows, DocumentWindows), "its tokens are the concept model's own"
+        return windows
+
+    def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        figures = super().work(folder, progress)
+        for split in self.splits:
+            windows, found = self.windows(split), figures[split]
+            used = windows.n_used() or 1
+            shares = found["valid_share"].items()
+            found["valid_share"] = {sign: share * found["tokens"] / used for sign, share in shares}
+            found["text_tokens"] = windows.n_used()
+        return figures
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        train = figures["train"]
+        shares = ", ".join(f"{sign} {share:.1%}" for sign, share in train["valid_share"].items())
+        rate = train["text_tokens"] / train["seconds"]
+        return (
+            f"of the concept model's tokens labelled: {shares}; {rate:,.0f} tokens/s,"
+            f" {train['tokens'] / max(1, train['text_tokens']):.2f} read for each"
+        )
+
+
+class AlignedLabelStage(LabelStage):
+    """Those labels at the students' tokens: an ordinary store, which students read like any other.
+
+    Args:
+        source: the labels at the concept model's tokens.
+    """
+
+    version = 1
+    distributed = False
+
+    def __init__(self, run_dir: Path, name: str, config: RunConfig, source: TeacherLabelStage) -> None:
+        tokens = source.teacher.tokens
+        Stage.__init__(
+            self,
+            run_dir,
+            f"labels/{name}",
+            f"cocomix label --name {name}",
+            [tokens.corpus, tokens, source.tokens, source],
+        )
+        self._read(name, config, source.teacher, source.sae)
+        self.seq_len, self.tokens, self.source = config.seq_len, tokens, source
+
+    def settings(self) -> dict[str, Any]:
+        return {"signs": list(self.config.signs), "seq_len": self.seq_len}
+
+    def scratch(self) -> list[str]:
+        return [*super().scratch(), PLACES]
+
+    def describe(self, figures: dict[str, Any]) -> str:
+        train = figures["train"]
+        shares = ", ".join(f"{sign} {share:.1%}" for sign, share in train["valid_share"].items())
+        unlocated = [
+            f"{1 - share:.1%} of {whose} tokens cannot be located in the text, because that tokenizer does not give it"
+            " back, and have no labels"
+            for whose, share in (("the students'", train["located"]), ("the concept model's", train["teacher_located"]))
+            if share < 1
+        ]
+        matched = f"of them {train['matched_share']:.1%} end where a token of the concept model ends"
+        return "; ".join([f"positions labelled: {shares} ({matched})", *unlocated])
+
+    def work(self, folder: Path, progress: Any) -> dict[str, Any]:
+        self.tokens.check_lengths(self.seq_len)
+        started = time.monotonic()
+        corpus = Corpus(self.tokens.corpus.folder / "text")
+        offsets = ByteOffsets(self.tokens.tokenizer())
+        teacher_located = self.source.tokens.figures["located"]
+        figures: dict[str, Any] = {}
+        for split in self.splits:
+            shards, ends = self.tokens.shards(split), read_ends(self.source.tokens.folder / ENDS / f"{split}.bin")
+            places = folder / PLACES / f"{split}.bin"
+            located = find_places(places, shards, corpus.documents(split), offsets, self.source.windows(split), ends)
+            stores = {sign: self.source.reader(split, sign) for sign in self.config.signs}
+            figures[split] = align_split(
+                stores,
+                self.source.windows(split),
+                places,
+                shards,
+                folder / split,
+                seq_len=self.seq_len,
+                lineage=self.lineage(split),
+                shard_tokens=self.shard_tokens,
+                progress=progress if split == "train" else None,
+            ) | {"located": located.located / max(1, located.tokens), "teacher_located": teacher_located[split]}
+        if not any(figures["train"]["valid_share"].values()):
+            raise CocomixError(
+                "no position of the students' tokens has labels, because no token of theirs that can be located in the"
+                " text ends where a labelled one of the concept model does; give another tokens.tokenizer"
+            )
+        made = self.source.figures
+        seconds = time.monotonic() - started
+        figures["train"] |= {"seconds": seconds, "tokens_per_second": made["train"]["tokens_per_second"]}
+        return figures | {"flops": made["flops"], "teacher": made["teacher"]}
+
+    def of_text(self, ids: list[int], teacher: PreTrainedModel, sae: TopKSAE, sign: str) -> ConceptLabels | None:
+        """Labels `[1, seq, K_attr]` of a text in the students' tokens; None if it is too short."""
+
+        def label(tokens: torch.Tensor) -> ConceptLabels:
+            active = attribute_active(
+                teacher,
+                sae,
+                tokens.to(sae.encoder_weight.device),
+                layer=self.sae.config.layer,
+                rule=self.config.rule,
+                sign=sign,
+                first=self.source.tokens.special.first_position,
+                left_out=self.sae.left_out,
+            )
+            return select_active(active, self.config.k)
+
+        return self._text_aligner(ids, label)
+
+    @cached_property
+    def _text_aligner(self) -> TextAligner:
+        own, others = self.tokens, self.source.tokens
+        return TextAligner(own.tokenizer(), own.special, others.tokenizer(), others.special)
+
+    def lineage(self, split: str) -> dict[str, Any]:
+        return self.source.lineage(split) | {
+            "tokens": self.tokens.shards(split).fingerprint,
+            "teacher_tokens": self.source.tokens.shards(split).fingerprint,
+            "teacher_seq_len": self.source.seq_len,
+            "seq_len": self.seq_len,
+        }
+
+    def made_once(self) -> dict[str, float]:
+        made = self.source.made_once()
+        return {"seconds": made["seconds"] + self.figures["train"]["seconds"], "flops": made["flops"]}
+
+    def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
+        return 0.0  # those of `source`
+
+
+PLACES = "places"
 
 
 class LogitsStage(Stage):

@@ -15,12 +15,13 @@ from cocomix.labels.controls import CONTROLS
 from cocomix.pipeline.attempts import KEPT
 from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
-from cocomix.pipeline.label_stages import LabelStage, LogitsStage, ScheduledLabelSet, label_set
+from cocomix.pipeline.label_stages import LabelStage, LogitsStage, ScheduledLabelSet, label_set, label_stages
 from cocomix.pipeline.predictability_stages import PredictabilityStage, ProbeStudentStage, place_of
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import ExternalInputs, Stage
 from cocomix.pipeline.student_stages import EvaluationStage, StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
+from cocomix.pipeline.teacher_tokens import TeacherTokensStage
 from cocomix.report.page import write_report
 from cocomix.report.tables import summary_table
 from cocomix.utils.advice import command_line
@@ -52,7 +53,10 @@ class Run:
         self.corpus = CorpusStage(folder, config)
         self.tokens = TokensStage(folder, config, self.corpus, external_inputs)
         self.teacher = TeacherStage(folder, config, self.tokens, external_inputs)
-        self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs)
+        self.teacher_tokens = self.tokens
+        if not config.teacher.shares_tokens:
+            self.teacher_tokens = TeacherTokensStage(folder, config, self.corpus, self.teacher)
+        self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs, self.teacher_tokens)
         self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
         stored_labels = {name: labels for name, labels in self.labels.items() if isinstance(labels, Stage)}
         self.predictability = dict(self._predictability())
@@ -63,15 +67,18 @@ class Run:
         ]
         self.evaluations = [EvaluationStage(student) for student in self.students]
         used = {needed.name for student in self.students if student.labels for needed in student.labels.needed}
-        self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, self.sae]
-        self._shared += [label for label in stored_labels.values() if label.name in used]
+        own = [] if self.teacher_tokens is self.tokens else [self.teacher_tokens]
+        self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, *own, self.sae]
+        for name, label in stored_labels.items():
+            self._shared += label_stages(self.labels[name]) if label.name in used else []
         weighing = {stage for student in self.students if student.config.weighs_labels for stage in student.probes}
         for stage in (stage for stage in self.predictability.values() if stage in weighing):
             self._shared += [needed for needed in (stage.student, stage) if needed not in self._shared]
         self._shared += self.logits.values()
         stages = [*self._shared, *self.students, *self.evaluations]
         self.stages = {stage.name: stage for stage in stages}
-        self.stages |= {label.name: label for label in stored_labels.values() if label.name not in self.stages}
+        stored_stages = [stage for label in stored_labels for stage in label_stages(self.labels[label])]
+        self.stages |= {stage.name: stage for stage in stored_stages if stage.name not in self.stages}
         self._all = [stage.name for stage in stages]
         self._reused: dict[str, bool] = {}
         self.replace: bool | None = None
@@ -170,7 +177,8 @@ class Run:
     def training_stages(self, name: str) -> list[str]:
         """Names of the stages that train `name`: the teacher, or a student with every seed."""
         if name == "teacher":
-            return [self.teacher.name]
+            own = [] if self.teacher_tokens is self.tokens else [self.teacher_tokens.name]
+            return [self.teacher.name, *own]
         stages = [stage.name for stage in self.students if stage.student == name]
         if not stages:
             choices = ", ".join(["teacher", *self.config.students])
@@ -180,9 +188,9 @@ class Run:
     def label_stages(self, name: str | None) -> list[str]:
         """Names of the stages that write labels: one set, the teacher's `logits`, or all there are."""
         stored = [stage.name for stage in self.logits.values()]
-        labels = {key: stage for key, stage in self.labels.items() if isinstance(stage, Stage)}
+        labels = {key: stages for key, label in self.labels.items() if (stages := label_stages(label))}
         if name is None:
-            return [*(label.name for label in labels.values()), *stored]
+            return [*(stage.name for stages in labels.values() for stage in stages), *stored]
         if name == "logits" and stored:
             return stored
         if name not in self.labels:
@@ -194,7 +202,7 @@ class Run:
             raise CocomixError(
                 f"the labels {name} are made while students train; set labels.{name}.live=false to store them"
             )
-        return [labels[name].name]
+        return [stage.name for stage in labels[name]]
 
     def measure_predictability(self, name: str | None) -> list[PredictabilityStage]:
         """Do the stages that say how predictable labels are, of one set or of all, and store labels that are not yet.
@@ -207,10 +215,11 @@ class Run:
         stages = [stage for (labels, _), stage in self.predictability.items() if name in (None, labels)]
         if not stages:
             raise CocomixError("this run has no labels whose predictability could be measured; add some under `labels`")
-        stored = [needed for stage in stages for needed in stage.labels.needed if isinstance(needed, LabelStage)]
+        sets = [needed for stage in stages for needed in stage.labels.needed if isinstance(needed, LabelStage)]
+        stored = [part for labels in sets for part in label_stages(labels)]
         needed = {stage.name: stage for stage in [*stored, *(stage.student for stage in stages), *stages]}
-        for name, stage in needed.items():
-            self.do(stage, name)
+        for title, stage in needed.items():
+            self.do(stage, title)
         return stages
 
     def evaluation_stages(self) -> list[str]:
@@ -475,8 +484,7 @@ def _labels(name: str, labels: LabelStage, sign: str) -> dict[str, Any]:
         "sign": sign,
         "k": config.k,
         "valid_share": figures["train"]["valid_share"][sign],
-        "seconds": figures["train"]["seconds"],
-        "flops": figures["flops"],
+        **labels.made_once(),
         "tokens_per_second": figures["train"]["tokens_per_second"],
     }
 

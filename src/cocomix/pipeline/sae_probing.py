@@ -15,6 +15,7 @@ from cocomix.pipeline.data_stages import TokensStage
 from cocomix.sae.positions import LeftOut
 from cocomix.sae.sae import TopKSAE
 from cocomix.sae.text_answers import NOT_ASKED, probing_figures, window_answers
+from cocomix.train.batches import BatchSource
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError
 
@@ -36,7 +37,7 @@ def probe_sae(
     Returns:
         `probing`, see `probing_figures`, and `probing_seconds`; nothing if the text is not there any more.
     """
-    started, shards = time.monotonic(), tokens.shards("val")
+    started, shards = time.monotonic(), tokens.windows("val", seq_len)
     windows = window_subset(shards.n_windows(seq_len), max(1, positions // seq_len))
     try:
         documents = Corpus(tokens.corpus.folder / "text").documents("val")
@@ -45,10 +46,11 @@ def probe_sae(
     except CocomixError:
         return {}
     parts: list[tuple[np.ndarray, ...]] = []
+    data = BatchSource(shards, seq_len)
     for start in range(0, len(windows), batch_size):
-        chosen = windows[start : start + batch_size]
-        hidden = hidden_at(teacher, torch.from_numpy(shards.windows(chosen, seq_len)).to(device()), layer)
-        latents, kept = sae.encode(hidden), left_out.kept(hidden)
+        batch = data(windows[start : start + batch_size], device())
+        hidden = hidden_at(teacher, batch["input_ids"], layer)
+        latents, kept = sae.encode(hidden), left_out.kept(hidden, batch.get("padding"))
         tensors = kept, latents.values.float(), latents.ids, hidden.float()
         parts.append(tuple(tensor.flatten(0, 1).cpu().numpy() for tensor in tensors))
     kept, values, ids, hidden_states = (np.concatenate(columns) for columns in zip(*parts, strict=True))

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.data.document_windows import DocumentWindows
 from cocomix.evaluation.perplexity import window_subset
 from cocomix.model.loading import as_run
 from cocomix.model.teacher import blocks, hidden_at
@@ -40,7 +42,12 @@ SKIPS = ("skip_first", "skip_norm")
 
 
 class SaeStage(ModelStage):
-    """An autoencoder on the concept model's residual stream, with its quality on validation text."""
+    """An autoencoder on the concept model's residual stream, with its quality on validation text.
+
+    Args:
+        tokens: the students'.
+        teacher_tokens: the concept model's, if it has a tokenizer of its own.
+    """
 
     distributed = True
 
@@ -51,11 +58,13 @@ class SaeStage(ModelStage):
         tokens: TokensStage,
         teacher: TeacherStage,
         external_inputs: ExternalInputs,
+        teacher_tokens: TokensStage | None = None,
     ) -> None:
         other_runs = external_stages(external_inputs, config.sae.pretrained)
-        super().__init__(run_dir, "sae", "cocomix sae", [tokens, teacher, *other_runs])
+        self.teacher_tokens = teacher_tokens or tokens
+        super().__init__(run_dir, "sae", "cocomix sae", [self.teacher_tokens, teacher, *other_runs])
         self.external_inputs = external_inputs
-        self.config, self.seq_len, self.evaluation = config.sae, config.seq_len, config.evaluation
+        self.config, self.seq_len, self.evaluation = config.sae, teacher.seq_len, config.evaluation
         self.tokens, self.teacher = tokens, teacher
 
     def settings(self) -> dict[str, Any]:
@@ -118,7 +127,7 @@ class SaeStage(ModelStage):
             figures |= probe_sae(
                 sae,
                 teacher,
-                self.tokens,
+                self.teacher_tokens,
                 layer=self.config.layer,
                 seq_len=self.seq_len,
                 positions=self.evaluation.probe_positions,
@@ -143,18 +152,19 @@ class SaeStage(ModelStage):
             **({} if config.most_active is None else {"most_active": config.most_active}),
             **config.kind_options,
         )
-        shards = self.tokens.shards("train")
+        windows = self.teacher_tokens.windows("train", self.seq_len)
         objective = SaeObjective(
             training,
             teacher,
             layer=config.layer,
             left_out=self.to_leave_out(),
-            about={"prepend_bos": shards.special.bos_id is not None, "context_size": self.seq_len},
+            about={"prepend_bos": windows.special.bos_id is not None, "context_size": self.seq_len},
         )
         n_first = 16 if config.init == "random" else max(16, -(-2 * config.n_latents // self.seq_len))
-        first = shards.windows(window_subset(shards.n_windows(self.seq_len), n_first), self.seq_len)
-        objective.to(device()).initialise(torch.from_numpy(first).to(device()), config.init)
-        result = train_objective(objective, BatchSource(shards, self.seq_len), train, folder, None, progress)
+        data = BatchSource(windows, self.seq_len)
+        first = data(window_subset(data.n_windows, n_first), device())
+        objective.to(device()).initialise(first["input_ids"], config.init, first.get("padding"))
+        result = train_objective(objective, data, train, folder, None, progress)
         sae = TopKSAE.from_pretrained(folder / "model")  # each process may hold a part only
         kind = {} if config.kind == "topk" else {"kind": config.kind, "most_active": sae.k}
         return sae, training_figures(result) | kind
@@ -178,13 +188,13 @@ class SaeStage(ModelStage):
 
     def _check_bos(self, source: str, prepend_bos: bool | None) -> None:
         """Refuse an autoencoder of hidden states that this run's windows do not have."""
-        has_bos = self.tokens.special.bos_id is not None
+        has_bos = self.teacher_tokens.special.bos_id is not None
         if prepend_bos is None or prepend_bos == has_bos:
             return
         trained, here = ("with", "without") if prepend_bos else ("without", "with")
         raise CocomixError(
             f"the SAE {source} was trained on windows {trained} a beginning-of-text token first (prepend_bos) and the"
-            f" windows of this run are {here} one; set tokens.bos={str(prepend_bos).lower()}"
+            f" windows of this run are {here} one; set {self.teacher_tokens.bos_setting}={str(prepend_bos).lower()}"
         )
 
     def _quality(self, sae: TopKSAE, teacher: PreTrainedModel) -> dict[str, Any]:
@@ -212,7 +222,7 @@ class SaeStage(ModelStage):
     def to_leave_out(self) -> LeftOut:
         """Positions that the next training or measurement leaves out."""
         skips = self._skips()
-        first = max(skips.get("skip_first", 0), self.tokens.special.first_position)
+        first = max(skips.get("skip_first", 0), self.teacher_tokens.special.first_position)
         return LeftOut(first, skips.get("skip_norm"))
 
     @property
@@ -226,11 +236,20 @@ class SaeStage(ModelStage):
         return LeftOut(self.skips.get("skip_first", 0), self.skips.get("skip_norm"))
 
     def _validation(self, n_windows: int) -> Iterator[torch.Tensor]:
-        """Token ids of `n_windows` evenly spread validation windows, int64 `[batch, seq]`, on the device."""
-        val = self.tokens.shards("val")
+        """Token ids of `n_windows` evenly spread validation windows, int64 `[batch, seq]`, on the device.
+
+        Windows shorter than the others, at ends of documents, come without padding, those of one length together.
+        """
+        val = self.teacher_tokens.windows("val", self.seq_len)
         windows, step = window_subset(val.n_windows(self.seq_len), n_windows), self.evaluation.batch_size
-        for start in range(0, len(windows), step):
-            yield torch.from_numpy(val.windows(windows[start : start + step], self.seq_len)).to(device())
+        kinds = [(self.seq_len, windows)]
+        if isinstance(val, DocumentWindows):
+            lengths = val.bounds(windows).lengths
+            kinds = [(int(length), windows[lengths == length]) for length in np.unique(lengths[lengths > 1])[::-1]]
+        for length, alike in kinds:
+            for start in range(0, len(alike), step):
+                ids = val.windows(alike[start : start + step], self.seq_len)[:, :length]
+                yield torch.from_numpy(ids).to(device())
 
     def model(self) -> TopKSAE:
         """The finished autoencoder."""

@@ -223,6 +223,7 @@ def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
     Raises:
         CocomixError: a student that is not trained, or not on the SAE's concepts, or texts that are too long.
     """
+    run.teacher.must_share_tokens("judges steered texts")
     for stage in stages:
         _ = stage.figures
     if not stages[0].uses_sae_concepts or stages[0].labels is None:

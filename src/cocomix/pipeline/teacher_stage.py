@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocomix.data.special_tokens import trained_policy
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.model.build import build_plain, special_ids
-from cocomix.model.documents import mask_documents
+from cocomix.model.documents import KEY, document_rule, mask_documents
 from cocomix.model.loading import load_causal_lm, model_config
 from cocomix.model.teacher import check_teacher
 from cocomix.model.text_config import text_shape
@@ -43,10 +43,13 @@ class TeacherStage(ModelStage):
 
     def __init__(self, run_dir: Path, config: RunConfig, tokens: TokensStage, external_inputs: ExternalInputs) -> None:
         external = external_stages(external_inputs, config.teacher.pretrained)
-        super().__init__(run_dir, "teacher", "cocomix train teacher", [tokens, *external])
+        read = [tokens] if config.teacher.shares_tokens else []
+        super().__init__(run_dir, "teacher", "cocomix train teacher", [*read, *external])
         self.external_inputs = external_inputs
-        self.config, self.seq_len, self.evaluation = config.teacher, config.seq_len, config.evaluation
-        self.context = context_setting(config)
+        self.config, self.evaluation = config.teacher, config.evaluation
+        self.seq_len = config.teacher.seq_len or config.seq_len
+        # Windows of a tokenizer of its own follow documents in any case.
+        self.context = context_setting(config) if config.teacher.shares_tokens else {}
         self.tokens = tokens
 
     def settings(self) -> dict[str, Any]:
@@ -54,15 +57,18 @@ class TeacherStage(ModelStage):
         attention |= self.context
         if self.config.pretrained is not None:
             name = stable_name(self.external_inputs, self.config.pretrained)
-            return {"pretrained": name, "seq_len": self.seq_len} | attention
-        own = {name: value for name, value in identity(self.config).items() if name != "attention"}
+            tokenizer = {} if self.config.shares_tokens else {"tokenizer": self.config.tokenizer}
+            return {"pretrained": name, "seq_len": self.seq_len} | tokenizer | attention
+        elsewhere = {"attention", "tokenizer", "bos"}
+        own = {name: value for name, value in identity(self.config).items() if name not in elsewhere}
         return own | attention | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def describe(self, figures: dict[str, Any]) -> str:
         return f"{figures['description']}{describe_curve(figures)}"
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        self.tokens.check_lengths(self.seq_len)
+        if self.config.shares_tokens:
+            self.tokens.check_lengths(self.seq_len)
         if self.config.pretrained is not None:
             return self._load(folder, self.config.pretrained)
         train = self.config.train
@@ -88,17 +94,22 @@ class TeacherStage(ModelStage):
 
     def _load(self, folder: Path, source: str) -> dict[str, Any]:
         model = load_causal_lm(source, "the concept model", precision="saved")
-        self._check_vocabulary(model, source)
+        if self.config.shares_tokens:
+            self._check_vocabulary(model, source)
         positions = text_shape(model.config).positions
         if positions is not None and positions < self.seq_len:
             raise CocomixError(
                 f"the concept model {source} has {positions} positions,"
-                f" fewer than seq_len {self.seq_len}; lower seq_len"
+                f" fewer than seq_len {self.seq_len}; lower {'' if self.config.shares_tokens else 'teacher.'}seq_len"
             )
         if self.context:
             mask_documents(model, self.tokens.special)
+        if not self.config.shares_tokens and document_rule(model.config) is not None:
+            setattr(model.config, KEY, None)  # its windows follow documents
         if is_main():
             model.save_pretrained(folder / "model")
+            if not self.config.shares_tokens:
+                _own_tokenizer(source).save_pretrained(folder / "model")
         saved = str(model.dtype).removeprefix("torch.")
         check_teacher(model.float())
         description = f"{source}: {_describe(model)}"
@@ -112,7 +123,10 @@ class TeacherStage(ModelStage):
         """
         tokenizer = self.tokens.tokenizer()
         rows = text_shape(model.config).vocab_size
-        hint = "set tokens.tokenizer to the concept model's own tokenizer"
+        hint = (
+            "set tokens.tokenizer to the concept model's own tokenizer, or teacher.tokenizer=own to let it read the"
+            " text with that and the students with theirs"
+        )
         published = _published_tokenizer(source)
         if published is not None and published.get_vocab() != tokenizer.get_vocab():
             raise CocomixError(
@@ -139,6 +153,18 @@ class TeacherStage(ModelStage):
             raise CocomixError(
                 f"the concept model {source} was trained {begin[0]} a beginning-of-text token first and the tokens of"
                 f" this run are {begin[1]} one; set tokens.bos={str(special.bos_id is not None).lower()}"
+            )
+
+    def must_share_tokens(self, why: str) -> None:
+        """Refuse what needs a concept model that reads the students' tokens; it `why`.
+
+        Raises:
+            CocomixError: it has a tokenizer of its own.
+        """
+        if not self.config.shares_tokens:
+            raise CocomixError(
+                f"the concept model {why}, token by token, and reads other tokens than the students; train with"
+                " teacher.tokenizer=shared and tokens.tokenizer set to the concept model's own"
             )
 
     def model(self, precision: str = "fp32") -> PreTrainedModel:
@@ -174,6 +200,16 @@ def _published_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
         return load_tokenizer(source)
     except CocomixError:
         return None
+
+
+def _own_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        return load_tokenizer(source)
+    except CocomixError as error:
+        raise CocomixError(
+            f"the concept model {source} has no tokenizer of its own to read the text with ({error}); put it beside the"
+            " weights, or set teacher.tokenizer=shared if its tokens are the students'"
+        ) from error
 
 
 def _describe(model: PreTrainedModel) -> str:

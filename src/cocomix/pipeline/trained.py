@@ -11,6 +11,7 @@ from cocomix.analysis.naming import Names, read_names
 from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.pipeline.config import CONFIG
+from cocomix.pipeline.label_stages import AlignedLabelStage
 from cocomix.pipeline.run import Run, load_run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.formats import FORMATS
@@ -108,6 +109,9 @@ def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae
     """`teacher_labels` with models that are loaded already; only for a student that has labels."""
     if stage.labels is None or len(ids) < 2:
         return None
+    taught_last = stage.labels.last
+    if isinstance(taught_last, AlignedLabelStage):
+        return taught_last.of_text(ids, teacher, sae, stage.sign)
     config = stage.labels.config
     tokens = torch.tensor([ids], device=sae.encoder_weight.device)
     active = attribute_active(
@@ -136,9 +140,9 @@ def export_sae(run: Run, name: str, folder: Path) -> Path:
     metadata = {
         "layer": run.sae.config.layer,
         "model": teacher or f"{run.config.title} (trained by cocomix)",
-        "prepend_bos": run.tokens.special.bos_id is not None,
+        "prepend_bos": run.teacher_tokens.special.bos_id is not None,
         "full_share": run.sae.figures.get("full_share", 1.0),
-        "context_size": run.sae.figures.get("context_size", run.config.seq_len),
+        "context_size": run.sae.figures.get("context_size", run.sae.seq_len),
     }
     format.write(sae.cpu(), folder, metadata)
     return folder

@@ -27,18 +27,27 @@ class LeftOut(NamedTuple):
     norm: float | None = None
     """also positions whose norm is more than this many times the window's median; None: none"""
 
-    def kept(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Whether each position is kept, bool `[batch, seq]`, by its hidden states `[batch, seq, d_model]`."""
+    def kept(self, hidden: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
+        """Whether each position is kept, bool `[batch, seq]`, by its hidden states `[batch, seq, d_model]`.
+
+        Args:
+            padding: bool `[batch, seq]`, positions without text, whose norms count for nothing.
+        """
         kept = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         kept[:, : self.first] = False
         if self.norm is not None and hidden.shape[1] > self.first:
             norms = hidden.detach().float().norm(dim=-1)
-            median = norms[:, self.first :].median(dim=1, keepdim=True).values
+            if padding is None:
+                median = norms[:, self.first :].median(dim=1, keepdim=True).values
+            else:
+                median = norms.masked_fill(padding, torch.nan)[:, self.first :].nanmedian(dim=1, keepdim=True).values
             kept &= norms <= self.norm * median
         return kept
 
-    def select(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden states kept, `[n, d_model]`, in the order of windows and positions."""
+    def select(self, hidden: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
+        """The hidden states kept, without padding, `[n, d_model]`, in the order of windows and positions."""
+        if padding is not None:
+            return hidden[self.kept(hidden, padding) & ~padding]
         if self.norm is None:
             return hidden[:, self.first :].flatten(0, 1)
         return hidden[self.kept(hidden)]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from cocomix.data.document_windows import DocumentWindows
 from cocomix.data.shards import TokenShards
 from cocomix.data.sources import Document
 from cocomix.sae.probing import TEXT_PROPERTIES, TextProperty, probe
@@ -19,7 +20,7 @@ KS = (1, 5)
 
 
 def window_answers(
-    shards: TokenShards,
+    shards: TokenShards | DocumentWindows,
     documents: Iterable[Document],
     byte_ends: Callable[[str, np.ndarray], np.ndarray],
     windows: np.ndarray,

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import torch
 
+from cocomix.data.document_windows import DocumentWindows
 from cocomix.data.shards import TokenShards
 from cocomix.labels.store import LabelReader, LabelStore
 
@@ -21,7 +22,11 @@ class BatchSource:
     """
 
     def __init__(
-        self, shards: TokenShards, seq_len: int, labels: LabelReader | None = None, logits: LabelStore | None = None
+        self,
+        shards: TokenShards | DocumentWindows,
+        seq_len: int,
+        labels: LabelReader | None = None,
+        logits: LabelStore | None = None,
     ) -> None:
         self.shards, self.seq_len, self.labels, self.logits = shards, seq_len, labels, logits
         self.n_windows = shards.n_windows(seq_len)
@@ -51,7 +56,8 @@ class BatchSource:
 
         With labels also `concept_labels` int64 `[batch, seq, k]`, -100 where there are none, and where these have
         weights `concept_label_weights` float32 of the same shape. With stored logits also
-        `teacher_ids` int64 and `teacher_log_probs` float32, `[batch, seq, k]`.
+        `teacher_ids` int64 and `teacher_log_probs` float32, `[batch, seq, k]`. Where windows are padded also `padding`,
+        bool `[batch, seq]`.
 
         Args:
             label_density: that of the whole batch, if `indices` are a part of it. `concept_weight` is then the density
@@ -59,6 +65,9 @@ class BatchSource:
         """
         started = time.perf_counter()
         batch = {"input_ids": torch.from_numpy(self.shards.windows(indices, self.seq_len))}
+        if isinstance(self.shards, DocumentWindows):
+            lengths = self.shards.bounds(indices).lengths
+            batch["padding"] = torch.from_numpy(np.arange(self.seq_len) >= lengths[:, None])
         if self.labels is not None:
             ids = self.labels.read(indices, self.seq_len)
             batch["concept_labels"] = torch.from_numpy(ids)

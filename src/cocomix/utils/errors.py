@@ -51,14 +51,20 @@ def tokenizer_errors(source: Any) -> Iterator[None]:
     """Context in which a failure inside the Tokenizers library is one sentence about the tokenizer `source`.
 
     Its Rust code panics, for instance, where a regular expression of the tokenizer takes too many steps on a text. A
-    panic is not an `Exception`: it would end any program with a traceback.
+    panic is not an `Exception`: it would end any program with a traceback. A model without an unknown token raises a
+    bare `Exception` for a text that it cannot write.
 
     Raises:
-        CocomixError: the library panicked.
+        CocomixError: the library panicked, or cannot encode the text.
     """
     try:
         yield
     except BaseException as error:
+        if type(error) is Exception:
+            raise CocomixError(
+                f"the tokenizer {source} cannot encode a text ({reason(error)}); use one whose vocabulary covers any"
+                " text, or that has an unknown token"
+            ) from None
         if type(error).__name__ != "PanicException":
             raise
         raise CocomixError(

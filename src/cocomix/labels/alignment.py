@@ -1,0 +1,177 @@
+"""Labels of a concept model with a tokenizer of its own, moved to the students' tokens.
+
+A student's position takes the labels of the position of the concept model that has read exactly the same bytes of the
+same document, and has none where there is no such position. So no label comes from a position that has read more text
+than the student has. The last position of a student's window has none either: its next token is outside the window, as
+with every other store.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cocomix.data.byte_offsets import UNKNOWN, ByteOffsets, corresponding
+from cocomix.data.document_windows import DocumentWindows
+from cocomix.data.shards import TokenShards
+from cocomix.data.sources import Document
+from cocomix.data.special_tokens import SpecialTokens
+from cocomix.data.text_ends import END, Located, corresponding_ends, document_ends
+from cocomix.labels.attribution import ConceptLabels
+from cocomix.labels.store import SHARD_TOKENS, LabelStore
+from cocomix.utils.files import make_folder
+
+NOWHERE = -1
+TYPE = np.dtype("<i8")
+CHUNK_TOKENS = 1 << 18
+"""Tokens aligned at a time."""
+
+
+def find_places(
+    path: Path,
+    shards: TokenShards,
+    documents: Iterable[Document],
+    offsets: ByteOffsets,
+    teacher: DocumentWindows,
+    teacher_ends: np.ndarray,
+) -> Located:
+    """Write to `path`, for each token of a student's stream, the place in the teacher's stream that corresponds to it.
+
+    Args:
+        shards: the student's tokens of `documents`; `offsets` are its tokenizer's.
+        teacher_ends: what each of the teacher's tokens has read, see `document_ends`.
+
+    Returns:
+        How many of the student's tokens could be located in the text.
+    """
+    make_folder(path.parent)
+    starts = [*teacher.shards.documents.tolist(), teacher.shards.n_tokens]
+    tokens = located = 0
+    with path.open("wb") as stream:
+        for number, (_, ends) in enumerate(document_ends(shards, documents, offsets)):
+            begin, end = starts[number], starts[number + 1]
+            places = corresponding_ends(ends, teacher_ends[begin:end])
+            stream.write(np.where(places < 0, NOWHERE, places + begin).astype(TYPE).tobytes())
+            text = ends[len(shards.special.before_document) :] if len(ends) else ends
+            tokens += len(text) - 1
+            located += int(((text != UNKNOWN) & (text != END)).sum())
+    return Located(tokens, located)
+
+
+def align_split(
+    stores: Mapping[str, LabelStore],
+    teacher: DocumentWindows,
+    places: Path,
+    shards: TokenShards,
+    folder: Path,
+    *,
+    seq_len: int,
+    lineage: dict[str, Any],
+    shard_tokens: int = SHARD_TOKENS,
+    progress: Callable[[int, int, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Write the labels of every window of `shards` to a store `folder/NAME` for each of `stores`.
+
+    Args:
+        stores: labels of the windows of `teacher`, by sign.
+        places: the file that `find_places` wrote.
+
+    Returns:
+        `tokens`, `matched_share`, the share of positions that correspond to one of the teacher's, and `valid_share`,
+        the share of labelled positions in each set.
+    """
+    where = np.memmap(places, dtype=TYPE, mode="r")
+    n_windows = shards.n_windows(seq_len)
+    step = max(1, CHUNK_TOKENS // seq_len)
+    chunks = [np.arange(start, min(start + step, n_windows)) for start in range(0, n_windows, step)]
+    shares = {}
+    for number, (name, store) in enumerate(stores.items()):
+        if LabelStore.finished(folder / name):
+            shares[name] = LabelStore.open(folder / name).valid_share()
+            continue
+        writer = LabelStore.create(
+            folder / name,
+            n_tokens=shards.labelled_tokens(seq_len),
+            seq_len=seq_len,
+            n_labels=store.n_labels,
+            n_latents=store.layout.n_latents,
+            lineage=lineage | {"sign": name},
+            shard_tokens=shard_tokens,
+            scores=store.layout.scores,
+        )
+        for windows in chunks:
+            source = teacher_places(where, shards, windows, seq_len)
+            writer.write(int(windows[0]), *_labels_at(store, teacher, source))
+            if progress is not None:
+                progress(number * n_windows + int(windows[-1]) + 1, len(stores) * n_windows, {})
+        writer.finish()
+        shares[name] = LabelStore.open(folder / name).valid_share()
+    tokens = n_windows * seq_len
+    matched = sum(int((teacher_places(where, shards, windows, seq_len) != NOWHERE).sum()) for windows in chunks)
+    return {"tokens": tokens, "matched_share": matched / tokens, "valid_share": shares}
+
+
+def teacher_places(where: np.ndarray, shards: TokenShards, windows: np.ndarray, seq_len: int) -> np.ndarray:
+    """Place in the teacher's stream of each position of a student's `windows`, int64 `[len, seq_len]`, or `NOWHERE`."""
+    positions = shards.places(windows, seq_len)
+    source = np.where(positions < 0, NOWHERE, where[np.maximum(positions, 0)])
+    source[:, -1] = NOWHERE
+    return source
+
+
+class TextAligner:
+    """Labels of single texts, moved from the tokens of one tokenizer to those of another.
+
+    Args:
+        tokenizer, special: of the student, who gives the text as tokens.
+        teacher_tokenizer, teacher_special: of the concept model, which labels it.
+    """
+
+    def __init__(
+        self, tokenizer: Any, special: SpecialTokens, teacher_tokenizer: Any, teacher_special: SpecialTokens
+    ) -> None:
+        self.tokenizer, self.special = tokenizer, special
+        self.teacher_tokenizer, self.teacher_special = teacher_tokenizer, teacher_special
+        self._offsets, self._teacher_offsets = ByteOffsets(tokenizer), ByteOffsets(teacher_tokenizer)
+
+    def __call__(self, ids: list[int], label: Callable[[torch.Tensor], ConceptLabels]) -> ConceptLabels | None:
+        """Labels `[1, seq, k]` of the student's tokens `ids` of a text, with BOS if its policy has one.
+
+        Args:
+            label: gives the labels of the concept model's tokens int64 `[1, teacher_seq]`.
+        """
+        before = self.special.first_position if ids[:1] == [self.special.bos_id] else 0
+        own = np.array(ids[before:], dtype=np.int64)
+        text = str(self.tokenizer.decode(own.tolist(), clean_up_tokenization_spaces=False))
+        teacher_ids = self.teacher_special.prompt(self.teacher_tokenizer, text)
+        if len(teacher_ids) < 2:
+            return None
+        first = self.teacher_special.first_position
+        ends = self._offsets.ends(text, own)
+        teacher_ends = self._teacher_offsets.ends(text, np.array(teacher_ids[first:], dtype=np.int64))
+        places = corresponding(
+            np.append(np.full(before, UNKNOWN), ends), np.append(np.full(first, UNKNOWN), teacher_ends)
+        )
+        places[-1] = NOWHERE  # its next token is not known
+        labels = label(torch.tensor([teacher_ids]))
+        there = torch.from_numpy(places != NOWHERE)
+        source = torch.from_numpy(np.maximum(places, 0))
+        valid = labels.valid[:, source].cpu() & there
+        return ConceptLabels(labels.ids[:, source].cpu(), labels.scores[:, source].cpu(), valid)
+
+
+def _labels_at(
+    store: LabelStore, teacher: DocumentWindows, source: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, scores and validity at places of the teacher's stream, `[windows, seq_len, n_labels]`."""
+    shape = (*source.shape, store.n_labels)
+    ids, scores = np.full(shape, -100, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+    window, place = teacher.locate(np.maximum(source, 0))
+    there = (source != NOWHERE) & (window >= 0)
+    found, found_scores = store.at(window[there], place[there])
+    ids[there] = found
+    if found_scores is not None:
+        scores[there] = found_scores
+    return ids, scores, ids[..., 0] >= 0
