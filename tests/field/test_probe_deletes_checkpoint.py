@@ -30,7 +30,7 @@ def test_a_probe_with_other_settings_deletes_nothing(
     trained(probe)
     finished = weights(home / "run")
 
-    process = fork(home, *TRAIN, "students_train.checkpoint_seconds=0.01")
+    process = fork(home, *TRAIN, "--replace", "students_train.checkpoint_seconds=0.01")
     wait_until(lambda: checkpoints(home / "run"), process)
     process.send_signal(signal.SIGTERM)
     ((code, said),) = ended(process)

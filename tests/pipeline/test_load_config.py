@@ -119,12 +119,15 @@ def test_a_cut_file_is_refused_and_the_missing_keys_are_named(tmp_path: Path) ->
     for spoilt, missing in (
         (
             sound[: sound.index("students_train")],
-            "has lost students_train, baseline, evaluation; put it back, or delete",
+            "has lost students_train, baseline, evaluation, predictability; put it back, or delete",
         ),
-        (sound[: sound.index("  sae_windows")], "has lost evaluation.sae_windows;"),
-        (sound[: sound.index("evaluation:") + 11], "has lost evaluation;"),
+        (
+            sound[: sound.index("  sae_windows")],
+            "has lost evaluation.sae_windows, evaluation.probe_positions, predictability;",
+        ),
+        (sound[: sound.index("evaluation:") + 11], "has lost evaluation, predictability;"),
         (sound.replace("  n_latents: 128\n", ""), "has lost sae.n_latents;"),
-        ("", "has lost baseline, corpus,"),
+        ("", "has lost baseline, context, corpus,"),
     ):
         path.write_text(spoilt)
         with pytest.raises(CocomixError, match=rf"config\.yaml {missing}"):

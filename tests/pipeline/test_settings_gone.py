@@ -52,7 +52,7 @@ def test_an_edit_is_announced_with_the_stages_to_redo(run: Path, capsys: pytest.
     assert edited != sound
     config.write_text(edited)
     capsys.readouterr()
-    opened = open_run(run, None, None)
+    opened = open_run(run, None, None, replace=True)
     said = capsys.readouterr().err
     assert "config.yaml was edited: tokens.vocab_size 512 -> 300" in said
     assert said.rstrip().endswith("to be redone: tokens")
@@ -75,6 +75,6 @@ def test_an_edit_stays_announced_until_a_stage_was_done_with_it(run: Path, capsy
     for _ in range(2):
         capsys.readouterr()
         with pytest.raises(CocomixError, match="nowhere"):
-            open_run(run, None, None).run_stage("corpus")
+            open_run(run, None, None, replace=True).run_stage("corpus")
         assert "corpus.options.path" in capsys.readouterr().err
     assert (run / "corpus" / "text").exists()

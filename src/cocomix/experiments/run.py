@@ -171,7 +171,7 @@ def run_experiment(
         raise CocomixError(f"{output} is a file, not a folder; give another --output")
     if not (report_only or replace):
         for name, run in grid.runs.items():
-            ask_before_replacing(run.folder, grid.stages(name))
+            ask_before_replacing(run.folder, grid.stages(name), "add --replace")
     failed = None if report_only else _run(grid, jobs=jobs, processes=processes)
     if failed is None or any(grid.finished(name) for name in grid.runs):
         _report(grid, output)

@@ -53,7 +53,7 @@ class CoCoMixStudent(StudentSettings):
     label_weights: Literal["equal", "predictability"] = added(
         default="equal",
         description="equal, or by the nats above the marginal at which a linear probe predicts a label's concept"
-        " (`cocomix label --predictability`), 0 at least and 1 on average",
+        " (measured by `label --predictability`), 0 at least and 1 on average",
     )
     concept: ConceptConfig
 

@@ -132,7 +132,9 @@ class Run:
     def run_all(self) -> None:
         """Do every stage the students need, then write the report."""
         if self.replace is False:
-            ask_before_replacing(self.folder, list(self.stages.values()))
+            given = next(iter(self.stages.values())).user_options
+            again = command_line("cocomix demo", self.folder, [*given, "--replace"])
+            ask_before_replacing(self.folder, list(self.stages.values()), f"run {again}")
             self.replace = True
         if is_main():
             console.print(Text(self.config.title, style="bold"), f"in {self.folder}", soft_wrap=True)
@@ -149,7 +151,8 @@ class Run:
         if not reused and not writable:
             raise CocomixError(f"{self.folder} cannot be written; fix its permissions or give another --run")
         if self.replace is False and not reused:
-            ask_before_replacing(self.folder, [stage])
+            again = command_line(stage.command, stage.user_folder, [*stage.user_options, "--replace"])
+            ask_before_replacing(self.folder, [stage], f"run {again}")
         if is_main() and writable:
             remove_temporaries(self.folder, below=False)
             for note in [] if reused else notes_on_others(stage):
@@ -252,16 +255,19 @@ class Run:
             console.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
 
 
-def ask_before_replacing(folder: Path, stages: Sequence[Stage]) -> None:
+def ask_before_replacing(folder: Path, stages: Sequence[Stage], advice: str) -> None:
     """Ask, once in a launch of several processes, before finished stages are done anew with other settings.
+
+    Args:
+        advice: what a user does who wants that and has no terminal.
 
     Raises:
         CocomixError: there is no terminal to ask on, or the answer is no.
     """
-    on_main(lambda: _ask_before_replacing(folder, stages))
+    on_main(lambda: _ask_before_replacing(folder, stages, advice))
 
 
-def _ask_before_replacing(folder: Path, stages: Sequence[Stage]) -> None:
+def _ask_before_replacing(folder: Path, stages: Sequence[Stage], advice: str) -> None:
     replaced = {stage.name: record for stage in stages if (record := stage.replaces()) is not None}
     if not replaced:
         return
@@ -272,7 +278,7 @@ def _ask_before_replacing(folder: Path, stages: Sequence[Stage]) -> None:
     )
     if not (console.is_terminal and sys.stdin.isatty()):
         raise CocomixError(
-            f"{said}; give another --run, or --replace to do them anew (the old ones are kept in {folder / KEPT} and"
+            f"{said}; give another --run, or {advice} to do them anew (the old ones are kept in {folder / KEPT} and"
             " come back with their settings)"
         )
     question = f"{said}. Keep them in {folder / KEPT} and do these stages anew? [y/N] "
