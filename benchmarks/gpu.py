@@ -161,7 +161,7 @@ def labelling(machine: Machine, limit: float) -> dict[str, Any]:
 
 def training(machine: Machine, limit: float) -> dict[str, Any]:
     """A whole run up to one student; its loss is finite and falls, or the part has failed."""
-    recipe = ["-c", "src/cocomix/recipes/tiny.yaml"] if machine.toy else ["-c", "recipes/gpu/five-minutes.yaml"]
+    recipe = ["-c", "src/cocomix/recipes/tiny.yaml"] if machine.toy else ["-c", "benchmarks/gpu.yaml"]
     shorter = ["students_train.steps=20", "teacher.train.steps=20", "sae.train.steps=40"] if machine.toy else []
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()

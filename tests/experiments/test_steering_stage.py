@@ -82,7 +82,7 @@ class StudentStub:
             check=dict,
             config=SimpleNamespace(layer=LAYER),
             model=lambda: sae,
-            teacher=SimpleNamespace(model=lambda: teacher),
+            teacher=SimpleNamespace(model=lambda: teacher, must_share_tokens=lambda why: None),
         )
 
 

@@ -29,7 +29,7 @@ from cocomix.steering.generate import continue_text
 from cocomix.utils.errors import CocomixError
 
 VOCAB, SEQ, BOS, EOS = 280, 24, 0, 1
-CHECKS = {(0, 0), (0, 1, 2, 3), (1, 2, 3, 4, 5, 6)}
+CHECKS = {(0, 0), (0, 1, 2, 3), (1, 2, 3, 4, 5, 6), (4, 5, 6)}
 """Ids that are no text: what heads of models and the attention above a layer do with them is checked."""
 TEXT = "the road </s> and the ship"
 SMALL = "{width: 16, layers: 2, heads: 2}"
