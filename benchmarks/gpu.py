@@ -111,7 +111,7 @@ def command(arguments: list[str], limit: float) -> str:
 def tests(machine: Machine, limit: float) -> dict[str, Any]:
     """The tests marked gpu; without a GPU they are skipped."""
     folders = ["tests/kernels/test_gpu.py"] if machine.toy else []
-    said = command(["-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", "gpu", *folders], limit)
+    said = command(["-m", "pytest", "-n0", "-p", "no:cacheprovider", "-m", "gpu", *folders], limit)
     return {"summary": said.strip().splitlines()[-1]}
 
 

@@ -1,6 +1,5 @@
 """k-sparse probing of a run's autoencoder on its validation text, for the quality page."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,9 @@ def probe_sae(
     """Figures of k-sparse probes on about `positions` positions of evenly spread validation windows.
 
     Returns:
-        `probing`, see `probing_figures`, and `probing_seconds`; nothing if the text is not there any more.
+        `probing`, see `probing_figures`; nothing if the text is not there any more.
     """
-    started, shards = time.monotonic(), tokens.windows("val", seq_len)
+    shards = tokens.windows("val", seq_len)
     windows = window_subset(shards.n_windows(seq_len), max(1, positions // seq_len))
     try:
         documents = Corpus(tokens.corpus.folder / "text").documents("val")
@@ -56,4 +55,4 @@ def probe_sae(
     kept, values, ids, hidden_states = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     asked = {name: np.where(kept, found.ravel(), NOT_ASKED) for name, found in answers.items()}
     figures = probing_figures(asked, owners.ravel(), values, ids, hidden_states, sae.n_latents)
-    return {"probing": figures, "probing_seconds": time.monotonic() - started}
+    return {"probing": figures}

@@ -263,12 +263,17 @@ class Stage(ABC):
         return self.figures
 
     def replaces(self) -> dict[str, Any] | None:
-        """The record of the finished stage that doing this one would set aside, if it has other settings."""
+        """The record of the finished stage that doing this one would set aside, if it has other settings or inputs.
+
+        One that only an earlier version made is not meant: doing it anew is what the new version is for.
+        """
         try:
             if self.record() is not None or self.kept() is not None:
                 return None
             record = read_record(self.folder)
-            return record if record["fingerprint"] != self.fingerprint else None
+            alike = record["settings"] == json.loads(json.dumps(self.settings()))
+            alike = alike and record.get("inputs_outcome") == self._inputs_outcome()
+            return None if alike or record["fingerprint"] == self.fingerprint else record
         except (OSError, ValueError, KeyError, TypeError, CocomixError):
             return None
 
