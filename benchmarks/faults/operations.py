@@ -178,6 +178,8 @@ def table(report: dict[str, Any]) -> str:
         row = [stage, total, *(tried[kind] for kind in kinds), *good, len(entries) - sum(good)]
         lines.append([str(cell) for cell in row])
     sample = "every operation" if report["sample"] is None else f"{report['sample']} operations a stage, evenly spread"
+    if report["sample"] is None and len(report["failures"]) < sum(report["operations"].values()) * len(kinds):
+        sample = "those tried so far, evenly spread"
     head = f"Commit {report['commit']}; {sample}. Columns with a kind's name say how many of it were tried."
     return head + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
