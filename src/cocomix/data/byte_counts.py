@@ -64,16 +64,15 @@ class DocumentBytes(ByteCounts):
     def __init__(self, shards: TokenShards, offsets: ByteOffsets, texts: Iterable[str]) -> None:
         self._shards = shards
         self._counts = np.zeros(shards.n_tokens, dtype=np.uint32)
-        before, starts = len(shards.special.before_document), [*shards.documents.tolist(), shards.n_tokens]
-        number = -1
+        bounds, number = shards.text_bounds().tolist(), -1
         for number, text in enumerate(texts):
-            if number >= len(shards.documents):
+            if number >= len(bounds):
                 break
-            begin, end = starts[number] + before, starts[number + 1] - 1
+            begin, end = bounds[number]
             self._counts[begin:end] = document_bytes(offsets, text, shards.span(begin, end))
-        if number + 1 != len(shards.documents):
+        if number + 1 != len(bounds):
             raise CocomixError(
-                f"{shards.folder} holds {len(shards.documents)} documents and its text another number, so it was made"
+                f"{shards.folder} holds {len(bounds)} documents and its text another number, so it was made"
                 " from another text"
             )
 

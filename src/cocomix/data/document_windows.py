@@ -46,11 +46,9 @@ class DocumentWindows:
         self.width = seq_len - self.special.first_position
         """tokens of the document in a window"""
         self.stride = max(1, self.width // 2) if overlapping else self.width
-        starts = np.asarray(shards.documents, dtype=np.int64)
-        ends = np.append(starts[1:], shards.n_tokens)
-        self.starts = starts + len(self.special.before_document)
+        self.starts, ends = shards.text_bounds().T
         """place of each document's first token after BOS in the stream, int64 `[n_documents]`"""
-        self.sizes = ends - self.starts
+        self.sizes = ends + 1 - self.starts
         """tokens of each document without BOS, with EOS, int64 `[n_documents]`"""
         self._later = np.cumsum(-(-np.maximum(self.sizes - self.width, 0) // self.stride))
 
@@ -83,6 +81,10 @@ class DocumentWindows:
     def span(self, begin: int, end: int) -> np.ndarray:
         """Tokens `begin` to `end` - 1 of the stream, as `TokenShards.span`."""
         return self.shards.span(begin, end)
+
+    def text_bounds(self) -> np.ndarray:
+        """As `TokenShards.text_bounds`."""
+        return self.shards.text_bounds()
 
     def bounds(self, indices: np.ndarray) -> WindowBounds:
         """What of each of `indices` is used; no position of a document is used twice."""

@@ -171,6 +171,15 @@ class TokenShards:
             raise IndexError(f"tokens {begin} to {end} are outside the stream of {self.n_tokens}")
         return self._read(np.arange(begin, end))
 
+    def text_bounds(self) -> np.ndarray:
+        """Where the tokens of each document's text begin and end in the stream, int64 `[n_documents, 2]`.
+
+        Without what the policy puts before a document, and without its end-of-text token.
+        """
+        starts = np.asarray(self.documents, dtype=np.int64)
+        ends = np.append(starts[1:], self.n_tokens) - 1
+        return np.stack((starts + len(self.special.before_document), ends), axis=1)
+
     def largest_id(self) -> int:
         """The largest token id in the shards; reads all of them."""
         return max(int(self._map(number).max()) for number in range(len(self._files)))

@@ -28,42 +28,39 @@ class Located(NamedTuple):
     tokens: int
     located: int
 
+    def and_of(self, ends: np.ndarray, shards: TokenShards) -> "Located":
+        """With those of one more document, of which `document_ends` says what its tokens have read."""
+        text = ends[len(shards.special.before_document) : -1]
+        return Located(self.tokens + len(text), self.located + int((text != UNKNOWN).sum()))
 
-def document_ends(
-    shards: TokenShards, documents: Iterable[Document], offsets: ByteOffsets
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Place of each document in the stream, and what its tokens have read, int64: bytes, `UNKNOWN` or `END`.
+
+def document_ends(shards: TokenShards, documents: Iterable[Document], offsets: ByteOffsets) -> Iterator[np.ndarray]:
+    """What the tokens of each document have read, int64: bytes, `UNKNOWN` or, the last one, `END`.
 
     Raises:
         CocomixError: the texts are not those of the tokens.
     """
-    starts = [*shards.documents.tolist(), shards.n_tokens]
-    before = len(shards.special.before_document)
-    count = 0
+    bounds, count = shards.text_bounds().tolist(), 0
+    before = np.zeros(len(shards.special.before_document), dtype=np.int64)
     for document in documents:
-        if count + 1 >= len(starts):
+        if count >= len(bounds):
             break
-        begin, end = starts[count], starts[count + 1]
-        ids = shards.span(begin + before, end - 1)
-        ends = offsets.ends(document.text, ids)
+        ends = offsets.ends(document.text, shards.span(*bounds[count]))
         ends[ends > np.iinfo(TYPE).max] = UNKNOWN
-        yield begin, np.concatenate([np.zeros(before, dtype=np.int64), ends, [END]])
+        yield np.concatenate([before, ends, [END]])
         count += 1
-    if count + 1 != len(starts):
+    if count != len(bounds):
         raise CocomixError(f"the tokens in {shards.folder} are not those of the corpus; delete them and tokenize again")
 
 
 def write_ends(path: Path, shards: TokenShards, documents: Iterable[Document], offsets: ByteOffsets) -> Located:
     """Write what each token of `shards` has read to `path`."""
-    tokens = located = 0
+    located = Located(0, 0)
     with path.open("wb") as stream:
-        for _, ends in document_ends(shards, documents, offsets):
-            text = ends != END
-            text[: len(shards.special.before_document)] = False
-            tokens += int(text.sum())
-            located += int((ends[text] != UNKNOWN).sum())
+        for ends in document_ends(shards, documents, offsets):
+            located = located.and_of(ends, shards)
             stream.write(ends.astype(TYPE).tobytes())
-    return Located(tokens, located)
+    return located
 
 
 def read_ends(path: Path) -> np.ndarray:

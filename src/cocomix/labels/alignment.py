@@ -18,7 +18,7 @@ from cocomix.data.document_windows import DocumentWindows
 from cocomix.data.shards import TokenShards
 from cocomix.data.sources import Document
 from cocomix.data.special_tokens import SpecialTokens
-from cocomix.data.text_ends import END, Located, corresponding_ends, document_ends
+from cocomix.data.text_ends import Located, corresponding_ends, document_ends
 from cocomix.labels.attribution import ConceptLabels
 from cocomix.labels.store import SHARD_TOKENS, LabelStore
 from cocomix.utils.files import make_folder
@@ -48,16 +48,14 @@ def find_places(
     """
     make_folder(path.parent)
     starts = [*teacher.shards.documents.tolist(), teacher.shards.n_tokens]
-    tokens = located = 0
+    located = Located(0, 0)
     with path.open("wb") as stream:
-        for number, (_, ends) in enumerate(document_ends(shards, documents, offsets)):
+        for number, ends in enumerate(document_ends(shards, documents, offsets)):
             begin, end = starts[number], starts[number + 1]
             places = corresponding_ends(ends, teacher_ends[begin:end])
             stream.write(np.where(places < 0, NOWHERE, places + begin).astype(TYPE).tobytes())
-            text = ends[len(shards.special.before_document) :] if len(ends) else ends
-            tokens += len(text) - 1
-            located += int(((text != UNKNOWN) & (text != END)).sum())
-    return Located(tokens, located)
+            located = located.and_of(ends, shards)
+    return located
 
 
 def align_split(

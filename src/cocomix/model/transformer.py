@@ -15,7 +15,7 @@ Choices:
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -474,21 +474,25 @@ class LlamaBackbone(Backbone):
         return -(-8 * width // 48) * 16  # 8/3 of the width, rounded up to a multiple of 16
 
     @classmethod
-    def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
-        config = LlamaConfig(
-            vocab_size=vocab_size,
-            max_position_embeddings=seq_len,
-            hidden_size=shape.width,
-            intermediate_size=cls.inner_width(shape.width),
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads or shape.heads,
-            tie_word_embeddings=shape.tie_head,
+    def plain_settings(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> dict[str, Any]:
+        """Fields of Transformers' configuration for this family and those made of its parts."""
+        return {
+            "vocab_size": vocab_size,
+            "max_position_embeddings": seq_len,
+            "hidden_size": shape.width,
+            "intermediate_size": cls.inner_width(shape.width),
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads or shape.heads,
+            "tie_word_embeddings": shape.tie_head,
             # No pad_token_id: Llama would freeze that row of its embedding at zero; here it is the end-of-text row.
-            bos_token_id=special["bos_token_id"],
-            eos_token_id=special["eos_token_id"],
-        )
-        return LlamaForCausalLM(config)
+            "bos_token_id": special["bos_token_id"],
+            "eos_token_id": special["eos_token_id"],
+        }
+
+    @classmethod
+    def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+        return LlamaForCausalLM(LlamaConfig(**cls.plain_settings(shape, vocab_size, seq_len, special)))
 
 
 class Qwen3Backbone(LlamaBackbone):
@@ -502,21 +506,8 @@ class Qwen3Backbone(LlamaBackbone):
 
     @classmethod
     def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
-        config = Qwen3Config(
-            vocab_size=vocab_size,
-            max_position_embeddings=seq_len,
-            hidden_size=shape.width,
-            intermediate_size=cls.inner_width(shape.width),
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads or shape.heads,
-            head_dim=shape.width // shape.heads,
-            tie_word_embeddings=shape.tie_head,
-            # No pad_token_id, as in Llama.
-            bos_token_id=special["bos_token_id"],
-            eos_token_id=special["eos_token_id"],
-        )
-        return Qwen3ForCausalLM(config)
+        settings = cls.plain_settings(shape, vocab_size, seq_len, special)
+        return Qwen3ForCausalLM(Qwen3Config(**settings, head_dim=shape.width // shape.heads))
 
 
 BACKBONES: Registry[type[Backbone]] = Registry(

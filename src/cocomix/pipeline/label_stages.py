@@ -229,6 +229,7 @@ class ScheduledLabelSet(LabelSet):
         self.needed = list(dict.fromkeys(stage for labels in sets for stage in labels.needed))
         self.of_teacher = all(sets[place].of_teacher for place in last.parts)
         self.depends_on_progress = len(label_phases(parts)) > 1
+        self._shares = list(zip(shares_of_training(parts), sets, strict=True))
 
     @property
     def signs(self) -> tuple[str, ...]:
@@ -268,17 +269,14 @@ class ScheduledLabelSet(LabelSet):
         return {"label_parts": [labels.reader_settings() for labels in self.sets]}
 
     def live_share(self, batch_size: int, processes: int) -> float:
-        shares = zip(shares_of_training(self.parts), self.sets, strict=True)
-        return sum(share * labels.live_share(batch_size, processes) for share, labels in shares)
+        return sum(share * labels.live_share(batch_size, processes) for share, labels in self._shares)
 
     def live_flops(self, batch_size: int) -> float:
-        shares = zip(shares_of_training(self.parts), self.sets, strict=True)
-        return sum(share * labels.live_flops(batch_size) for share, labels in shares)
+        return sum(share * labels.live_flops(batch_size) for share, labels in self._shares)
 
     def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
         """Operations a labelled token takes, as a mean over the live sets, by how often each is read."""
-        shares = zip(shares_of_training(self.parts), self.sets, strict=True)
-        live = [(share * labels.live_share(1, 1), labels) for share, labels in shares]
+        live = [(share * labels.live_share(1, 1), labels) for share, labels in self._shares]
         total = sum(share for share, _ in live)
         each = sum(share * labels.flops_per_token(teacher, n_latents, k) for share, labels in live)
         return each / total if total else 0.0

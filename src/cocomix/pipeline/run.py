@@ -58,7 +58,7 @@ class Run:
             self.teacher_tokens = TeacherTokensStage(folder, config, self.corpus, self.teacher)
         self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs, self.teacher_tokens)
         self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
-        stored_labels = {name: labels for name, labels in self.labels.items() if isinstance(labels, Stage)}
+        stored_labels = [labels for labels in self.labels.values() if isinstance(labels, LabelStage)]
         self.predictability = dict(self._predictability())
         stored = [student.stored_teacher_tokens for student in config.students.values()]
         self.logits = {k: LogitsStage(folder, k, config, self.teacher) for k in stored if k is not None}
@@ -69,15 +69,15 @@ class Run:
         used = {needed.name for student in self.students if student.labels for needed in student.labels.needed}
         own = [] if self.teacher_tokens is self.tokens else [self.teacher_tokens]
         self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, *own, self.sae]
-        for name, label in stored_labels.items():
-            self._shared += label_stages(self.labels[name]) if label.name in used else []
+        for label in stored_labels:
+            self._shared += label_stages(label) if label.name in used else []
         weighing = {stage for student in self.students if student.config.weighs_labels for stage in student.probes}
         for stage in (stage for stage in self.predictability.values() if stage in weighing):
             self._shared += [needed for needed in (stage.student, stage) if needed not in self._shared]
         self._shared += self.logits.values()
         stages = [*self._shared, *self.students, *self.evaluations]
         self.stages = {stage.name: stage for stage in stages}
-        stored_stages = [stage for label in stored_labels for stage in label_stages(self.labels[label])]
+        stored_stages = [stage for label in stored_labels for stage in label_stages(label)]
         self.stages |= {stage.name: stage for stage in stored_stages if stage.name not in self.stages}
         self._all = [stage.name for stage in stages]
         self._reused: dict[str, bool] = {}
@@ -109,7 +109,8 @@ class Run:
 
     def advise(self, options: Sequence[str]) -> None:
         """Let messages name commands with these options, --config and overrides, which made the run's settings."""
-        for stage in [*self.stages.values(), *self.predictability.values()]:
+        probes = list(self.predictability.values())
+        for stage in [*self.stages.values(), *probes, *(probe.student for probe in probes)]:
             stage.user_options = list(options)
 
     def shared(self) -> list[Stage]:

@@ -39,17 +39,16 @@ def window_answers(
         int64 of the same shape, -1 outside all.
     """
     offsets = shards.places(windows, seq_len)
-    starts = np.append(shards.documents, shards.n_tokens)
     owner = np.searchsorted(shards.documents, offsets, side="right") - 1
     answers = {name: np.full(offsets.shape, NOT_ASKED, dtype=np.int8) for name in properties}
     needed = set(np.unique(owner[offsets >= 0]).tolist())
-    before = len(shards.special.before_document)
+    bounds = shards.text_bounds().tolist()
     for number, document in enumerate(documents):
         if number > max(needed, default=-1):
             break
         if number not in needed:
             continue
-        begin, end = int(starts[number]) + before, int(starts[number + 1]) - 1  # the last one is end-of-text
+        begin, end = bounds[number]
         ends = _character_ends(document.text, byte_ends(document.text, shards.span(begin, end)))
         inside = (owner == number) & (offsets >= begin) & (offsets < end)
         places = ends[offsets[inside] - begin]
