@@ -1,5 +1,6 @@
 """The label store: bytes, blocks and marks; anything unfinished, damaged or foreign is refused."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from cocomix.labels import LabelStore
-from cocomix.labels.store import BLOCK, MARKS, LabelWriter, StoreLayout
+from cocomix.labels.store import BLOCK, MARKS, LabelWriter, StoreLayout, remove_marks
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_sealed
 
@@ -101,6 +102,24 @@ def test_a_mark_whose_labels_are_gone_does_not_count(tmp_path: Path) -> None:
     content[0] ^= 4  # another window's number
     marks.write_bytes(bytes(content))
     assert np.flatnonzero(again.done()).tolist() == [2]
+
+
+def test_marks_that_cannot_be_deleted_are_told_and_go_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, (ids, scores, valid) = begun(tmp_path / "l"), labels()
+    writer.write(0, ids, scores, valid)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output"):
+        patched.setattr(os, "unlink", broken)
+        writer.finish()
+    assert LabelStore.finished(tmp_path / "l") and (tmp_path / "l" / MARKS).exists()
+    remove_marks(tmp_path / "l")
+    assert not (tmp_path / "l" / MARKS).exists()
+    remove_marks(tmp_path / "l")
 
 
 def test_blocks_share_no_page(tmp_path: Path) -> None:

@@ -210,6 +210,16 @@ def test_temporaries_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stage_removes_what_the_dead_left_in_every_stage_that_it_reads(tmp_path: Path) -> None:
+    """A student reads tokens, and an evaluation of it reads them through the student."""
+    a, b = chain(tmp_path)
+    a.run(None), b.run(None)
+    left = tmp_path / f"a/verified.json.{files.NODE}-{2**22 + 1}.tmp"
+    left.touch()
+    Counting(tmp_path, "c", 3, (b,)).run(None)
+    assert not left.exists()
+
+
 def test_a_stop_request_while_a_stage_is_put_in_its_place_waits_until_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

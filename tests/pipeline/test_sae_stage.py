@@ -50,7 +50,7 @@ def test_the_page_and_the_figures_of_a_trained_one(home: Path) -> None:
 
 def test_an_export_comes_back_as_it_went(home: Path) -> None:
     before = figures(home)
-    cocomix("sae", "sae.pretrained=saelens", "sae.k=5", "--run", "run", cwd=home)
+    cocomix("sae", "sae.pretrained=saelens", "sae.k=5", "--run", "run", "--replace", cwd=home)
     after = figures(home)
     assert after["k"] == before["k"] and after["format"] == "saelens" and after["hook"] == "blocks.1.hook_resid_post"
     assert abs(after["explained_variance"] - before["explained_variance"]) < 1e-6
@@ -64,7 +64,7 @@ def test_one_without_a_k_of_its_own_takes_the_configured_one_down_to_the_student
     save_file(weights | {"threshold": torch.full((128,), 0.05)}, folder / "sae_weights.safetensors")
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps(config | {"architecture": "jumprelu"}))
-    cocomix("sae", "sae.pretrained=jumprelu", "sae.k=6", "--run", "run", cwd=home)
+    cocomix("sae", "sae.pretrained=jumprelu", "sae.k=6", "--run", "run", "--replace", cwd=home)
     sae = TopKSAE.from_pretrained(home / "run/sae/model")
     assert sae.k == 6 and sae.activation.kind == "jumprelu" and figures(home)["l0"] <= 6
     run = opened(home)
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused(home: Path) -> None:
     ):
         with pytest.raises(CocomixError, match=words):
             export_sae(opened(home), name, home / output)
-    wrong = cocomix("sae", "sae.pretrained=saelens", "sae.layer=2", "--run", "run", cwd=home, check=False)
+    wrong = cocomix("sae", "sae.pretrained=saelens", "sae.layer=2", "--run", "run", "--replace", cwd=home, check=False)
     refused(wrong, "output of block 1", "set sae.layer=1")
 
 
@@ -110,7 +110,14 @@ def test_positions_left_out_are_in_no_figure_and_have_no_label(home: Path) -> No
 
 
 def test_an_autoencoder_with_thresholds_goes_from_training_to_labels_and_out(home: Path) -> None:
-    overrides = ["sae.kind=batch_topk", "sae.train.steps=20", "sae.skip_norm=50", "evaluation.sae_windows=20"]
+    overrides = [
+        "sae.pretrained=null",
+        "sae.k=8",
+        "sae.kind=batch_topk",
+        "sae.train.steps=20",
+        "sae.skip_norm=50",
+        "evaluation.sae_windows=20",
+    ]
     run = Run(home / "run", load_config(home / "run/config.yaml", overrides))
     run.do(run.sae, "sae")
     found, sae = figures(home), run.sae.model()

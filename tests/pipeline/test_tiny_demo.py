@@ -94,7 +94,9 @@ def test_an_altered_manifest_of_labels_is_refused(tiny: Path) -> None:
     lineage["lineage"]["tokens"] = "0" * 64
     manifest.write_text(json.dumps(lineage))
     try:
-        done = cocomix("train", "cocomix", "students_train.steps=3", "--run", "runs/tiny", cwd=tiny, check=False)
+        done = cocomix(
+            "train", "cocomix", "students_train.steps=3", "--run", "runs/tiny", "--replace", cwd=tiny, check=False
+        )
         refused(done, "manifest.json", "cocomix label")
     finally:
         manifest.write_bytes(good)
@@ -112,7 +114,9 @@ def test_a_damaged_shard_is_refused_and_nothing_is_lost(tiny: Path, damage: str)
     model = run / "students/ntp/seed0/model/model.safetensors"
     before = model.read_bytes()
     try:
-        done = cocomix("train", "ntp", "students_train.steps=3", "--run", "runs/tiny", cwd=tiny, check=False)
+        done = cocomix(
+            "train", "ntp", "students_train.steps=3", "--run", "runs/tiny", "--replace", cwd=tiny, check=False
+        )
         refused(done, shard.name)
         assert model.read_bytes() == before
     finally:
@@ -145,7 +149,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 def test_a_failing_command_leaves_the_settings_alone(tiny: Path) -> None:
     config = tiny / "runs" / "tiny" / "config.yaml"
     before = config.read_bytes()
-    refused(cocomix("sae", "sae.pretrained=nowhere", "--run", "runs/tiny", cwd=tiny, check=False), "nowhere")
+    refused(
+        cocomix("sae", "sae.pretrained=nowhere", "--run", "runs/tiny", "--replace", cwd=tiny, check=False), "nowhere"
+    )
     assert config.read_bytes() == before
 
 

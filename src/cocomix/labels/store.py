@@ -270,9 +270,14 @@ def read_marks(folder: Path) -> list[Mark]:
 
 
 def remove_marks(folder: Path) -> None:
-    """Remove what a finished store was resumed from."""
+    """Remove what a finished store was resumed from.
+
+    Raises:
+        OSError: the disk failed; the store is finished all the same, and labelling it again removes the rest.
+    """
     (folder / PENDING).unlink(missing_ok=True)
-    shutil.rmtree(folder / MARKS, ignore_errors=True)
+    if (folder / MARKS).exists():
+        shutil.rmtree(folder / MARKS)
 
 
 def _check(record: np.ndarray) -> int:

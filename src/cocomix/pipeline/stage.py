@@ -136,6 +136,11 @@ class Stage(ABC):
         """What a user pastes to run it alone, for error messages."""
         return command_line(self.command, self.user_folder, self.user_options)
 
+    def upstream(self) -> list["Stage"]:
+        """Every stage that this one reads, directly or through others, each once."""
+        found = {stage.folder: stage for direct in self.inputs for stage in (direct, *direct.upstream())}
+        return list(found.values())
+
     @property
     def fingerprint(self) -> str:
         """Hash of kind, settings and inputs, 64 hex digits."""
@@ -235,9 +240,9 @@ class Stage(ABC):
         """
         if on_main(self._is_finished):
             return self.check()
+        for stage in self.upstream() if is_main() else []:
+            remove_temporaries(stage.folder)
         for stage in self.inputs:
-            if is_main():
-                remove_temporaries(stage.folder)
             stage.check()
         partial = partial_folder(self.run_dir, self.name, self.fingerprint)
         try:
