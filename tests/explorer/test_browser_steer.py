@@ -49,7 +49,7 @@ def test_steering_streams_both_sides_and_marks_where_they_differ(monitor: Monito
     assert marked == differ and page.locator(".column.steered .first").count() == 1
     assert f"first difference at token {differ.index(True) + 1}" in page.locator(".output").inner_text()
     meters = page.locator(".meter").all_inner_texts()
-    assert [meter.split(":")[0] for meter in meters] == ["Fluency", "Presence", "Presence", "Variety"]
+    assert [meter.split(":")[0] for meter in meters] == ["Fluency", "Fluency", "Presence", "Presence", "Variety"]
     page.reload()
     page.locator(".intervention").nth(1).wait_for()
     assert page.get_by_label("Amplify c3 by, as a number").input_value() == "1000"

@@ -26,6 +26,11 @@ LABEL = "wide, seed 0"
 class _Words:
     """A tokenizer with one token for each word."""
 
+    all_special_ids = (SPECIAL.eos_id,)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {f"w{token}": token for token in range(VOCAB)}
+
     def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[1 + zlib.crc32(word.encode()) % (VOCAB - 1) for word in text.split()] for text in texts]}
 

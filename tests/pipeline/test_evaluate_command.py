@@ -15,6 +15,7 @@ from cocomix.model import load_causal_lm
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.evaluation_stages import TaskOptions, evaluate_model, evaluate_snapshots, evaluate_tasks
 from cocomix.pipeline.run import Run
+from cocomix.utils.console import console
 from cocomix.utils.errors import CocomixError
 from tests.helpers import harness_data
 
@@ -70,7 +71,8 @@ def test_any_model_folder(run: Run, data: Path, tmp_path: Path, capsys) -> None:
     assert json.loads((tmp_path / "out/arc_easy/results.json").read_text())["results"]["arc_easy"]["sample_len"] == 2
 
 
-def test_snapshots_by_step_with_tasks(run: Run, data: Path, capsys) -> None:
+def test_snapshots_by_step_with_tasks(run: Run, data: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", 160)
     student = run.folder / "students/cocomix/seed0"
     for step, source in ((5, "ntp"), (60, "cocomix")):
         shutil.copytree(run.folder / f"students/{source}/seed0/model", student / f"snapshots/step-{step:08d}")
