@@ -1,9 +1,11 @@
-"""JSON that cannot be read is one kind of error, whatever is wrong with it."""
+"""JSON that cannot be read is one kind of error, whatever is wrong with it; temporary files of dead writers."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from cocomix.utils import files
 from cocomix.utils.files import parse_json, read_json
 
 
@@ -21,3 +23,14 @@ def test_bytes_that_are_no_text_are_a_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         read_json(tmp_path / "a.json")
     assert parse_json('{"a": [1]}') == {"a": [1]}
+
+
+def test_a_writer_removes_what_dead_writers_of_its_file_left(tmp_path: Path) -> None:
+    dead, living = 2**22 + 1, os.getppid()
+    left = [
+        tmp_path / f"{name}.{files.NODE}-{pid}.tmp" for name, pid in (("a[1]", dead), ("a[1]", living), ("b", dead))
+    ]
+    for path in left:
+        path.touch()
+    files.write_text(tmp_path / "a[1]", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1]", left[1].name, left[2].name}

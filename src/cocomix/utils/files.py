@@ -12,6 +12,7 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -34,8 +35,10 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Write `content` beside `path`, then rename: a reader sees the old file or the new one, never half of one.
 
-    With `durable` this also holds after a power cut, and the new file is on the disk when this returns.
+    With `durable` this also holds after a power cut, and the new file is on the disk when this returns. What dead
+    writers of this file left beside it is removed.
     """
+    _remove([*path.parent.glob(f"{glob.escape(path.name)}.*.tmp")])
     temporary = path.with_name(f"{path.name}.{NODE}-{os.getpid()}.tmp")  # several processes may write the same file
     try:
         temporary.write_bytes(content)
@@ -66,7 +69,13 @@ def remove_temporaries(folder: Path, *, exclusive: bool = False, below: bool = T
         below: also in the folders below.
     """
     with contextlib.suppress(OSError):
-        for path in [*(folder.rglob("*") if below else folder.glob("*"))]:
+        _remove([*(folder.rglob("*") if below else folder.glob("*"))], exclusive=exclusive)
+
+
+def _remove(paths: Sequence[Path], *, exclusive: bool = False) -> None:
+    """Remove those of `paths` that are temporary and left over; an error of the disk leaves the rest."""
+    with contextlib.suppress(OSError):
+        for path in paths:
             if _ANY_TEMPORARY.search(path.name) and (exclusive or _is_left_over(path)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
