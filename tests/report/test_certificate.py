@@ -63,7 +63,7 @@ def test_rows_by_hand() -> None:
     assert concepts["hash"]["difference"] == pytest.approx((0.1 + 0.3) / 2)
     assert other["loss"] is None and other["zero"] is None and is_known([other, concepts]) and not is_known([other])
     cells = dict(zip(CERTIFICATE_COLUMNS, certificate_cells(concepts), strict=True))
-    assert cells["zeroed"] == "+0.3000 ± 0.0300" and cells["labels'"] == cells["MLP"] == "–"
+    assert cells["zeroed"] == "+0.3000 ±\N{NO-BREAK SPACE}0.0300" and cells["labels'"] == cells["MLP"] == "–"
     assert certificate_cells(other)[1:] == ["–"] * (len(CERTIFICATE_COLUMNS) - 1)
 
 
@@ -94,7 +94,11 @@ def test_a_run_shows_it_and_a_run_of_an_earlier_version_does_not_change(tmp_path
         pages.append((tmp_path / name / "report.html").read_text())
         reports.append(json.loads((tmp_path / name / "report.json").read_text()))
     assert all(TITLE in page for page in pages)
-    assert "+0.3000 ± 0.0200" not in pages[0] and "+0.3000 ± 0.0200" in pages[1] and "-0.0500 ±" in pages[1]
+    assert (
+        "+0.3000 ±\N{NO-BREAK SPACE}0.0200" not in pages[0]
+        and "+0.3000 ±\N{NO-BREAK SPACE}0.0200" in pages[1]
+        and "-0.0500 ±" in pages[1]
+    )
     assert set(reports[0]["derived"]) == {"students", "baseline"}
     assert reports[1]["derived"]["certificate"][0]["labels"]["difference"] == -0.05
     plain = run_results([50], [60])
@@ -106,7 +110,7 @@ def test_an_experiment_shows_it_setting_by_setting(tmp_path: Path) -> None:
     data = experiment([], ("ntp",), a=setting("First", *students()), b=setting("Second", student("ntp", {0: 4.0})))
     complete = write_experiment_report(data, tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert page.count(TITLE) == 1 and "+0.3000 ± 0.0300" in page
+    assert page.count(TITLE) == 1 and "+0.3000 ±\N{NO-BREAK SPACE}0.0300" in page
     assert [row["student"] for row in complete["certificate"]["a"]] == ["concepts", "other"]
     assert complete["certificate"]["b"] == []
     with (tmp_path / "variants.csv").open() as stream:

@@ -66,7 +66,12 @@ def _over_seeds(variants: list[dict[str, Any] | None]) -> dict[str, Any] | None:
 
 def _against(student: dict[str, Any], name: str | None, students: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     control = None if name is None else find_student({"students": students}, name)
-    differences = [] if control is None else list(pairs(control, student, "val_loss").values())
+    if control is None:
+        return None
+    ours, theirs = (
+        {"runs": [run for run in one["runs"] if run.get("val_loss") is not None]} for one in (student, control)
+    )
+    differences = list(pairs(theirs, ours, "val_loss").values())
     return {"control": name} | estimate(differences) if differences else None
 
 
@@ -97,7 +102,9 @@ def _cell(stats: dict[str, Any] | None) -> str:
     if stats is None:
         return "–"
     text = f"{stats['difference']:+.4f}"
-    return text if stats["ci95"] is None else f"{text} ± {(stats['ci95'][1] - stats['ci95'][0]) / 2:.4f}"
+    return (
+        text if stats["ci95"] is None else f"{text} ±\N{NO-BREAK SPACE}{(stats['ci95'][1] - stats['ci95'][0]) / 2:.4f}"
+    )
 
 
 def certificate_table(title: str, rows: Sequence[dict[str, Any]]) -> Group:
