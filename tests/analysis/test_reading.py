@@ -115,6 +115,23 @@ def test_the_odds_without_a_concept_are_those_of_a_model_that_never_mixes_it(mix
     assert by_hand(model) == (z, odds)
 
 
+def test_the_nats_of_the_channel_are_those_of_a_model_whose_vector_is_zero() -> None:
+    model = build()
+    reading = read_text(model, IDS, decode)
+    mix = model.mixer.forward
+    model.mixer.forward = lambda hidden, vector, blocks: mix(hidden, torch.zeros_like(hidden), blocks)
+    _, odds = by_hand(model)
+    del model.mixer.forward
+    assert reading.tokens[0].channel is None
+    for place, one in enumerate(reading.tokens[1:], 1):
+        assert one.loss is not None and one.channel == pytest.approx(-math.log(odds[place - 1][IDS[place]]) - one.loss)
+    assert "channel" in printed(reading) and all(
+        f"{one.channel:+.2f}" in printed(reading) for one in reading.tokens[1:]
+    )
+    plain = read_text(build("none"), IDS, decode)
+    assert all(one.channel is None for one in plain.tokens) and "channel" not in printed(plain)
+
+
 def test_what_cannot_be_read_is_refused() -> None:
     model = build()
     plain = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=20, n_embd=16, n_layer=1, n_head=2)).eval()

@@ -19,6 +19,7 @@ WRONG = {
     "export-sae": (("export-sae", "-r", "run", "-o", "out"), "cocomix sae"),
     "label": (("label", "-r", "run", "--name", "nothing"), "no labels called 'nothing'"),
     "evaluate": (("evaluate", "-r", "run"), "not done yet"),
+    "certificate": (("certificate", "-r", "run"), "there is no run in run"),
     "perplexity": (("perplexity", ".", "nothing.txt"), "give a model folder"),
     "report": (("report", "-r", "run"), "not done yet"),
     "experiment": (("experiment", "absent.yaml"), "absent.yaml"),

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.data import TokenShards, write_shards
-from cocomix.evaluation import concept_recall, perplexity
+from cocomix.evaluation import channel_certificate, concept_recall, perplexity
 from cocomix.labels import LabelStore, attribute_active, labelling_flops
 from cocomix.model import model_flops
 from cocomix.sae import TopKSAE
@@ -91,8 +92,8 @@ def labelled(folder: Path, n: int, n_tokens: int) -> tuple[np.ndarray, np.ndarra
     return ids, valid
 
 
-def measured(home: Path, *, sharded: bool) -> dict[str, dict[str, float]]:
-    """Perplexity and recall over the 8 windows in `home`, two at a time; the first call writes the windows."""
+def measured(home: Path, *, sharded: bool) -> dict[str, dict[str, Any]]:
+    """Perplexity, recall and certificate over the 8 windows in `home`, two at a time; the first call writes these."""
     exists = (home / "s").exists()
     torch.manual_seed(0)
     data = TokenShards.open(home / "s") if exists else shards(home / "s")
@@ -103,6 +104,7 @@ def measured(home: Path, *, sharded: bool) -> dict[str, dict[str, float]]:
     return {
         "perplexity": perplexity(model, data, **options),
         "recall": concept_recall(model, data, LabelStore.open(home / "l"), **options),
+        "certificate": channel_certificate(model, data, labels=LabelStore.open(home / "l"), **options),
     }
 
 

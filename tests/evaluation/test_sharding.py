@@ -23,3 +23,8 @@ def test_three_processes_divide_four_batches(tmp_path: Path) -> None:
         figures = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert figures["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-12)
         assert figures["recall"] == alone["recall"]
+        certificate = figures["certificate"]
+        assert certificate["windows"] == alone["certificate"]["windows"] == 8
+        for name, variant in alone["certificate"]["variants"].items():
+            for figure in ("loss", "difference", "ci95"):
+                assert certificate["variants"][name][figure] == pytest.approx(variant[figure], rel=1e-6, abs=1e-7)

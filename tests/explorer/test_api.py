@@ -10,6 +10,7 @@ import torch
 from starlette.testclient import TestClient
 
 from cocomix import __version__
+from cocomix.analysis import read_channel
 from cocomix.analysis.naming import EDITED
 from cocomix.explorer.app import PAGE
 from cocomix.explorer.catalog import ModelCatalog
@@ -57,6 +58,21 @@ def test_read(client: TestClient, folder: Path, concept: int | None) -> None:
     assert result == json.loads(expected.model_dump_json())
     assert any(predicted["agreed"] for token in result["tokens"] for predicted in token["concepts"])
     assert (result["tokens"][2]["chosen"] is None) == (concept is None)
+
+
+def test_what_came_through_the_channel(client: TestClient, catalog: ModelCatalog) -> None:
+    session = catalog.open(COCOMIX)
+    result = client.post("/api/channel", json={"model": COCOMIX, "text": TEXT, "at": 4, "top": 3}).json()
+    expected = read_channel(session.model, session.encode(TEXT), 4, top=3, name=session.name_store.names().name)
+    assert result.pop("model") == COCOMIX and result.pop("milliseconds") > 0
+    assert result == json.loads(expected.model_dump_json()) and len(result["concepts"]) == 3
+    reading = client.post("/api/read", json={"model": COCOMIX, "text": TEXT}).json()["tokens"]
+    assert result["nats"] == pytest.approx(reading[4]["channel"], abs=1e-5) and reading[0]["channel"] is None
+    assert client.post("/api/read", json={"model": NTP, "text": TEXT}).json()["tokens"][4]["channel"] is None
+    for model, at, words in ((COCOMIX, 0, "nothing before the token 0"), (NTP, 4, "mixes no predicted vector in")):
+        answer = client.post("/api/channel", json={"model": model, "text": TEXT, "at": at})
+        assert answer.status_code == 400 and words in answer.json()["error"]
+    assert not hooked(catalog, COCOMIX)
 
 
 def test_a_snapshot_is_read_and_listed_like_its_student(client: TestClient, folder: Path) -> None:

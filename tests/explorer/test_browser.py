@@ -73,6 +73,27 @@ def test_a_chosen_concept_shades_the_text_and_pairs_the_odds(monitor: MonitoredP
     page.locator("#view-read .odds.paired").wait_for()
 
 
+def test_a_token_shows_what_came_through_the_channel(monitor: MonitoredPage, catalog: ModelCatalog) -> None:
+    page, session = monitor.open(), catalog.open(COCOMIX)
+    type_text(page, TEXT)
+    panel, at = page.locator("#view-read .side"), 5
+    page.locator(CHIPS).nth(at).click()
+    found = session.read_channel(TEXT, at=at, top=6)
+    panel.locator(".brought").wait_for()
+    shown = panel.locator(".brought a.number").all_text_contents()
+    assert shown == [f"c{one.concept}" for one in found.concepts]
+    value = f"{found.nats:+.{3 if abs(found.nats) < 0.1 else 2}f}".replace("-", "\u2212")
+    assert f"through the channel {value} nats" in panel.inner_text() and "first order" in panel.inner_text()
+    page.get_by_role("button", name="the channel", exact=True).click()
+    tokens = session.read(TEXT, concept=None, top=8).tokens
+    levels = page.locator(CHIPS).evaluate_all(
+        "(all) => all.map((chip) => Number(chip.style.getPropertyValue('--level')))"
+    )
+    assert levels == pytest.approx([min(abs(token.channel or 0), 1) for token in tokens], abs=2e-3)
+    page.locator(CHIPS).nth(0).click()
+    panel.locator(".channel").wait_for(state="hidden")
+
+
 def test_an_old_answer_never_replaces_a_newer_one(monitor: MonitoredPage) -> None:
     page, held = monitor.open(), []
     type_text(page, "first")

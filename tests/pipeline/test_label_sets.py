@@ -55,6 +55,22 @@ def test_a_student_with_live_labels_is_the_one_with_stored_labels(run: Run) -> N
     assert not (run.folder / "labels" / "live").exists()
 
 
+def test_a_vector_is_replaced_when_a_student_is_evaluated(run: Run) -> None:
+    ntp, stored, live = (stage.figures for stage in run.evaluations)
+    assert "channel" not in ntp and stored["channel"] == live["channel"]
+    assert stored["channel"]["windows"] == 10  # half of those measured
+    assert all(variant["difference"] for variant in stored["channel"]["variants"].values())
+    results = collect_results(run, {})
+    assert [student["runs"][0]["channel"] for student in results["students"]] == [
+        None,
+        stored["channel"],
+        stored["channel"],
+    ]
+    assert [student["mixes_vector"] for student in results["students"]] == [False, True, True]
+    assert all(stage.done() for stage in opened(run.folder).evaluations)
+    assert not any(stage.done() for stage in opened(run.folder, "evaluation.channel_windows=4").evaluations)
+
+
 def test_live_labels_are_part_of_what_training_costs(run: Run) -> None:
     stored, live = (stage.figures for stage in run.students if stage.student != "ntp")
     teacher, sae = run.teacher.model(), run.sae.model()

@@ -61,6 +61,9 @@ def test_the_commands_make_nothing_again(folder: Path) -> None:
     assert records(folder) == before and (folder / "report.html").exists()
     new = json.loads((folder / "report.json").read_text())
     assert new.keys() == old.keys() and new["derived"] == old["derived"] and new["headline"] == old["headline"]
+    page = (folder / "report.html").read_text()
+    certificate = page[page.index("Does the channel matter?") :]
+    assert certificate.index("–") < certificate.index("</table>") and "used" not in certificate.split("</table>")[0]
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -1,5 +1,6 @@
 """What the concepts of a student are: names, readings of a text, statistics and an index, dashboards."""
 
+from cocomix.analysis.channel import BroughtConcept, ChannelReading, contributions, read_channel
 from cocomix.analysis.concept_index import (
     SORTS,
     TOKENS,
@@ -40,6 +41,8 @@ from cocomix.analysis.token_statistics import Occurrences, observe
 __all__ = [
     "SORTS",
     "TOKENS",
+    "BroughtConcept",
+    "ChannelReading",
     "ConceptIndex",
     "ConceptName",
     "ConceptRow",
@@ -59,6 +62,7 @@ __all__ = [
     "TokenScore",
     "ablated",
     "check_length",
+    "contributions",
     "direct_effect",
     "edit_name",
     "gather_statistics",
@@ -67,6 +71,7 @@ __all__ = [
     "name_with",
     "observe",
     "print_reading",
+    "read_channel",
     "read_names",
     "read_statistics",
     "read_text",

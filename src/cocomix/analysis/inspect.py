@@ -18,6 +18,7 @@ from rich.text import Text
 from cocomix.analysis.naming import printable, visible
 from cocomix.labels.attribution import ConceptLabels
 from cocomix.model.interventions import Ablate, steered
+from cocomix.model.vector_replacements import ZeroVector, mixes_vector, vector_replaced
 from cocomix.utils.errors import CocomixError
 
 
@@ -48,6 +49,11 @@ class TokenReading(BaseModel):
     token: str
     loss: float | None = Field(description="-log of the probability this token had, nats; null for the first")
     loss_without: float | None = Field(default=None, description="the same with the chosen concept ablated")
+    channel: float | None = Field(
+        default=None,
+        description="nats of the token that come through the channel: loss with the vector zeroed, less the loss; null"
+        " for the first, and for a student that mixes no vector in",
+    )
     concepts: list[PredictedConcept] = Field(description="largest logit first")
     labels: list[int] | None = Field(description="the teacher's labels, best first; null where there are none")
     next: list[Odds] = Field(description="likeliest next tokens, with no concept ablated")
@@ -125,6 +131,10 @@ def read_text(
     if concept is not None:
         with ablated(student, concept):
             without = _log_probabilities(student(input_ids=tokens, use_cache=False).logits)
+    zeroed = None
+    if mixes_vector(student):
+        with vector_replaced(student, ZeroVector()):
+            zeroed = _log_probabilities(student(input_ids=tokens, use_cache=False).logits)
     label_ids: Sequence[list[int] | None] = [None] * len(ids)
     if labels is not None:
         label_ids = [None if min(row) < 0 else row for row in labels.targets()[0].tolist()]
@@ -134,7 +144,8 @@ def read_text(
     chosen = [None if concept is None else row.pop() for row in concepts]
     text = cache(lambda token: decode([token]))
     odds = _odds(log_p, without, top, text)
-    losses, losses_without = _losses(log_p, ids), _losses(without, ids)
+    losses, losses_without, losses_zeroed = (_losses(one, ids) for one in (log_p, without, zeroed))
+    through = [None if b is None or a is None else b - a for a, b in zip(losses, losses_zeroed, strict=True)]
     return Reading(
         concept=concept,
         name=None if concept is None else name(concept),
@@ -145,6 +156,7 @@ def read_text(
                 token=text(token),
                 loss=losses[place],
                 loss_without=losses_without[place],
+                channel=through[place],
                 concepts=concepts[place],
                 labels=label_ids[place],
                 next=odds[place],
@@ -226,6 +238,9 @@ def print_reading(reading: Reading, console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("token", no_wrap=True)
     table.add_column("loss", justify="right", no_wrap=True)
+    through = any(token.channel is not None for token in reading.tokens)
+    if through:
+        table.add_column("channel", justify="right", no_wrap=True)
     if reading.concept is None:
         table.add_column("next tokens", ratio=1)
         table.add_column("concepts, strength", ratio=2)
@@ -235,6 +250,7 @@ def print_reading(reading: Reading, console: Console) -> None:
         table.add_column("next tokens, with → without", ratio=1)
     for token in reading.tokens:
         cells = [Text(_token_cell(token.token)), Text(_number(token.loss))]
+        cells += [Text(_number(token.channel, "+"))] if through else []
         if token.chosen is None:
             table.add_row(*cells, _joined(map(_odds_text, token.next)), _joined(map(_concept, token.concepts)))
         else:
@@ -284,12 +300,15 @@ def _shaded(token: TokenReading) -> Text:
     return Text(text, style=f"{'black' if share > 0.5 else 'white'} on rgb({red},{green},{blue})")
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _number(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.2f}"
 
 
 def _legend(reading: Reading) -> str:
-    legend = "loss: nats of the token; strength: logit over the position's largest magnitude"
+    legend = "loss: nats of the token"
+    if any(token.channel is not None for token in reading.tokens):
+        legend += "; channel: what it would lose without the vector"
+    legend += "; strength: logit over the position's largest magnitude"
     legend += "" if reading.concept is None else "; *: mixed in"
     if any(token.labels is not None for token in reading.tokens):
         return legend + "; ✓: the teacher's attribution agrees"

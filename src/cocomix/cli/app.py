@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.concepts import explore, inspect_command, name_command
-from cocomix.cli.evaluate import evaluate, perplexity, steer_eval_command
+from cocomix.cli.evaluate import certificate, evaluate, perplexity, steer_eval_command
 from cocomix.cli.options import (
     DEFAULT_RUN,
     ConfigFile,
@@ -174,6 +174,7 @@ def label(
 
 
 app.command()(evaluate)
+app.command()(certificate)
 app.command()(perplexity)
 
 

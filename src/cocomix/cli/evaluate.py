@@ -70,6 +70,29 @@ def evaluate(
         evaluate_tasks(open_run(run, config, overrides, seeds, replace=replace), student or [], options)
 
 
+def certificate(
+    run: RunDir = DEFAULT_RUN,
+    student: Annotated[
+        list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all that mix a vector in.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Does the channel matter? Losses with the vector zeroed, shuffled, averaged or made of the labels.
+
+    Beside them, what students lose that were trained on random labels, on token hashes or with an MLP in the channel's
+    place. The figures are those of the evaluations; where they have none yet, they are measured now and not kept.
+    """
+    from cocomix.pipeline.certificates import certificates
+    from cocomix.report.certificate import certificate_table
+
+    quiet_libraries()
+    rows = certificates(run, student or [])
+    if as_json:
+        console.print_json(data=rows)
+    else:
+        console.print(certificate_table("Does the channel matter?", rows))
+
+
 def perplexity(
     model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
     text: Annotated[Path, PathArgument(help="Folder of token shards, .txt, .md or .jsonl file, or folder of texts.")],

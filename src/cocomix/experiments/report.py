@@ -17,6 +17,7 @@ from rich.console import RenderableType
 
 from cocomix.experiments.claims import judge_claims
 from cocomix.experiments.comparisons import AXES, best, main_variant, statement
+from cocomix.report.certificate import VARIANTS, certificate_cells, certificate_rows, is_known
 from cocomix.report.charts import MOST_CURVES, difference_bars, frontier_scatter, perplexity_curves
 from cocomix.report.page import render
 from cocomix.report.statistics import compared, estimate, find_student, loss_pairs, same_perplexity
@@ -50,7 +51,8 @@ def write_experiment_report(results: dict[str, Any], folder: Path) -> dict[str, 
         results: the experiment's raw results.
 
     Returns:
-        What `report.json` holds: the raw results with `claims` judged, and `variants`, `best`, `statement` added.
+        What `report.json` holds: the raw results with `claims` judged, and `variants`, `best`, `statement` added; where
+        vectors were replaced also `certificate`, by setting.
     """
     judged, ranked = judge_claims(results), best(results)
     complete = results | {
@@ -59,6 +61,9 @@ def write_experiment_report(results: dict[str, Any], folder: Path) -> dict[str, 
         "best": ranked,
         "statement": statement(results, ranked),
     }
+    certificates = {name: certificate_rows(setting["students"]) for name, setting in results["settings"].items()}
+    if any(map(is_known, certificates.values())):
+        complete["certificate"] = certificates
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", complete)
     write_text(folder / "variants.csv", variants_csv(complete["variants"]))
@@ -101,6 +106,10 @@ def _page(results: dict[str, Any], complete: dict[str, Any]) -> str:
         marks=MARKS,
         captions=CAPTIONS,
         main=main_variant(results),
+        certificates={
+            name: [certificate_cells(row) for row in certificate_rows(setting["students"])]
+            for name, setting in results["settings"].items()
+        },
         rows={name: _sorted_rows(name, complete) for name in results["settings"]},
         equal_cost={name: _equal_cost(ranked) for name, ranked in complete["best"].items()},
         pictures={name: _pictures(results, setting) for name, setting in results["settings"].items()},
@@ -133,15 +142,17 @@ def _pictures(results: dict[str, Any], setting: dict[str, Any]) -> list[tuple[Ma
     return [(Markup(svg), kind) for svg, kind in drawn if svg is not None]
 
 
-BITS_PER_BYTE = ("val_bits_per_byte", "test_bits_per_byte")
+LATER_FIGURES = ("val_bits_per_byte", "test_bits_per_byte", *(f"channel_{variant}" for variant in VARIANTS))
+"""Figures that evaluations of earlier versions do not have."""
 
 
 def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each setting and variant; what was not measured is None, and bits per byte that no run has are left
+    """One row for each setting and variant; what was not measured is None, and `LATER_FIGURES` that no run has are left
     out.
 
     Perplexities, tokens, FLOPs and seconds are means over seeds; `vs_baseline` is the paired difference in test loss
-    (nats per token); `..._ratio` and `..._to_baseline` are multiples of the baseline's.
+    (nats per token); `channel_...` is what validation loss loses with the vector replaced; `..._ratio` and
+    `..._to_baseline` are multiples of the baseline's.
     """
     rows = [
         _row(name, setting, student)
@@ -149,7 +160,7 @@ def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
         for student in setting["students"]
         if student["runs"]
     ]
-    unknown = [figure for figure in BITS_PER_BYTE if all(row[figure] is None for row in rows)]
+    unknown = [figure for figure in LATER_FIGURES if all(row[figure] is None for row in rows)]
     return [{key: value for key, value in row.items() if key not in unknown} for row in rows]
 
 
@@ -164,6 +175,10 @@ def _row(name: str, setting: dict[str, Any], student: dict[str, Any]) -> dict[st
         values = [run[figure] for run in runs if run.get(figure) is not None]
         return mean(values) if values else None
 
+    certified = certificate_rows([student])
+    replaced = {
+        variant: found["difference"] if certified and (found := certified[0][variant]) else None for variant in VARIANTS
+    }
     return {
         "setting": name,
         "variant": student["name"],
@@ -183,6 +198,7 @@ def _row(name: str, setting: dict[str, Any], student: dict[str, Any]) -> dict[st
         "vs_baseline_verdict": difference["verdict"] if other else "reference",
         "recall": average("recall"),
         "recall_baseline": average("recall_baseline"),
+        **{f"channel_{variant}": replaced[variant] for variant in VARIANTS},
         "tokens": average("tokens"),
         "flops": average("flops"),
         "label_flops": average("label_flops"),

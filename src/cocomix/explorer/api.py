@@ -21,6 +21,8 @@ from starlette.types import Receive, Scope, Send
 from cocomix import __version__
 from cocomix.explorer.catalog import ModelCatalog
 from cocomix.explorer.schemas import (
+    ChannelRequest,
+    ChannelResponse,
     CompareRequest,
     CompareResponse,
     ConceptListRequest,
@@ -96,6 +98,7 @@ class Api:
             Route("/api/concepts", get(ConceptListRequest, self.concepts)),
             Route("/api/concept", get(ConceptRequest, self.concept)),
             Route("/api/read", post(ReadRequest, self.read), methods=["POST"]),
+            Route("/api/channel", post(ChannelRequest, self.channel), methods=["POST"]),
             Route("/api/compare", post(CompareRequest, self.compare), methods=["POST"]),
             Route("/api/name", post(NameRequest, self.name), methods=["POST"]),
             Route("/api/steering", post(SteerRequest, self.steering), methods=["POST"]),
@@ -114,6 +117,12 @@ class Api:
 
     def read(self, request: ReadRequest) -> BaseModel:
         return self._read(request.model, request.text, request.concept, request.top)
+
+    def channel(self, request: ChannelRequest) -> BaseModel:
+        session, began = self.catalog.open(request.model), time.perf_counter()
+        found = session.read_channel(request.text, at=request.at, top=request.top)
+        milliseconds = 1000 * (time.perf_counter() - began)
+        return ChannelResponse(**dict(found), model=request.model, milliseconds=milliseconds)
 
     def compare(self, request: CompareRequest) -> BaseModel:
         left, right = (self._read(key, request.text, None, request.top) for key in (request.left, request.right))

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from cocomix.analysis.channel import ChannelReading
 from cocomix.analysis.inspect import Reading
 from cocomix.steering.serialization import SharedItem
 from cocomix.utils.errors import CocomixError
@@ -69,6 +70,15 @@ class ReadRequest(RequestBody):
     model: ModelKey
     text: Text
     concept: int | None = None
+    top: Top = 8
+
+
+class ChannelRequest(RequestBody):
+    """`POST /api/channel`."""
+
+    model: ModelKey
+    text: Text
+    at: int = Field(description="a token's index in the text, 1 or more")
     top: Top = 8
 
 
@@ -132,6 +142,13 @@ class ModelsResponse(BaseModel):
     models: list[ModelInfo]
     examples: list[str] = Field(description="beginnings of held-out text")
     version: str
+
+
+class ChannelResponse(ChannelReading):
+    """Answer to `POST /api/channel`."""
+
+    model: str
+    milliseconds: float
 
 
 class ReadResponse(Reading):

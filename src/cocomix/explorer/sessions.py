@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from cocomix.analysis.channel import ChannelReading, read_channel
 from cocomix.analysis.concept_index import ConceptIndex, Listing
 from cocomix.analysis.dashboards import Dashboard, Dashboards
 from cocomix.analysis.inspect import Reading, check_length, read_text
@@ -268,6 +269,17 @@ class ModelSession:
         names = self.name_store.names() if self.predicts_concepts else Names(None, {})
         with self.lock:
             return read_text(self.model, ids, self.decode, top=top, concept=concept, labels=labels, name=names.name)
+
+    def read_channel(self, text: str, *, at: int, top: int) -> ChannelReading:
+        """What came through the channel of one token of a text; see `cocomix.analysis.channel`.
+
+        Raises:
+            CocomixError: as `encode`, the student mixes no vector in, or nothing predicts that token.
+        """
+        ids = self.encode(text)
+        names = self.name_store.names() if self.predicts_concepts else Names(None, {})
+        with self.lock:
+            return read_channel(self.model, ids, at, top=top, name=names.name)
 
     def bits_per_byte(self, text: str, reading: Reading) -> float | None:
         """Loss of a text behind its first token over the bytes of these tokens; None if they stand for none."""

@@ -14,6 +14,7 @@ from cocomix.model.build import (
 )
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.flops import model_flops, sae_training_flops
+from cocomix.model.forced_concepts import concepts_forced
 from cocomix.model.interventions import (
     INTERVENTIONS,
     Ablate,
@@ -45,6 +46,7 @@ from cocomix.model.vector_replacements import (
     VectorReplacement,
     ZeroVector,
     mean_vector,
+    mixes_vector,
     vector_replaced,
 )
 
@@ -85,10 +87,12 @@ __all__ = [
     "build_plain",
     "concept_head",
     "concept_loss",
+    "concepts_forced",
     "hidden_at",
     "load_causal_lm",
     "match_width",
     "mean_vector",
+    "mixes_vector",
     "model_config",
     "model_flops",
     "parameter_count",

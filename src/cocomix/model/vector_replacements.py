@@ -164,6 +164,39 @@ def vector_replaced(model: nn.Module, replacement: VectorReplacement) -> Iterato
         handle.remove()
 
 
+class VectorMean:
+    """The mean of the vectors that a model predicts over all real positions, gathered while it runs.
+
+    Attributes:
+        total: their sum, float64 `[d_model]`, on the CPU; a scalar before the first.
+        count: how many.
+    """
+
+    def __init__(self) -> None:
+        self.total, self.count = torch.zeros((), dtype=torch.float64), 0
+
+    @contextmanager
+    def gathering(self, model: nn.Module) -> Iterator[None]:
+        """Context in which every forward pass of `model` counts.
+
+        Raises:
+            CocomixError: the model mixes no vector in.
+        """
+
+        def add(_module: nn.Module, inputs: tuple[Any, ...], prediction: Prediction) -> None:
+            assert prediction.vector is not None
+            real = _real(inputs)
+            vectors = prediction.vector.flatten(0, 1) if real is None else prediction.vector[real]
+            self.total = self.total + as_float64(vectors).sum(0).cpu()
+            self.count += len(vectors)
+
+        handle = mixed_predictor(model).register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
 @torch.no_grad()
 def mean_vector(model: nn.Module, batches: Batches) -> torch.Tensor:
     """Mean of the predicted vector over the real positions of all batches, float64 `[d_model]`.
@@ -173,25 +206,18 @@ def mean_vector(model: nn.Module, batches: Batches) -> torch.Tensor:
     Raises:
         CocomixError: the model mixes no vector in, or there is no position.
     """
-    total, count = torch.zeros((), dtype=torch.float64), 0
-
-    def add(_module: nn.Module, inputs: tuple[Any, ...], prediction: Prediction) -> None:
-        nonlocal total, count
-        assert prediction.vector is not None
-        real = _real(inputs)
-        vectors = prediction.vector.flatten(0, 1) if real is None else prediction.vector[real]
-        total = total + as_float64(vectors).sum(0).cpu()
-        count += len(vectors)
-
-    handle = mixed_predictor(model).register_forward_hook(add)
-    try:
+    mean = VectorMean()
+    with mean.gathering(model):
         for batch in batches:
             model(**batch, use_cache=False)
-    finally:
-        handle.remove()
-    if not count:
+    if not mean.count:
         raise CocomixError("there is no text to measure the mean vector on; give at least one batch with a token")
-    return total / count
+    return mean.total / mean.count
+
+
+def mixes_vector(model: nn.Module) -> bool:
+    """Whether the model mixes a predicted vector in, which can be replaced."""
+    return any(isinstance(module, Predictor) and module.with_vector for module in model.modules())
 
 
 def mixed_predictor(model: nn.Module) -> Predictor:

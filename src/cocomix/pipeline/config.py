@@ -315,6 +315,12 @@ class EvaluationConfig(Section):
     windows: int | None = Field(
         default=None, ge=1, description="windows of each held-out split measured, evenly spread; empty: all"
     )
+    channel_windows: int | None = added(
+        default=None,
+        ge=0,
+        description="validation windows on which a student's loss is also measured with its vector replaced, evenly"
+        " spread; empty: up to 64, and no more than half of those its perplexity is measured on; 0: none",
+    )
     curve_windows: int = Field(default=64, ge=1, description="validation windows behind each point of a training curve")
     sae_windows: int = Field(default=1024, ge=1, description="validation windows the SAE's quality is measured on")
     probe_positions: int = Field(

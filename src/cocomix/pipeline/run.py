@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cocomix.labels.controls import CONTROLS
 from cocomix.pipeline.attempts import KEPT
+from cocomix.pipeline.channel_controls import controls_of, mixes_vector
 from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
 from cocomix.pipeline.label_stages import LabelStage, LogitsStage, ScheduledLabelSet, label_set, label_stages
@@ -379,6 +380,8 @@ def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | 
     """
     chosen = list(run.config.students) if names is None else list(names)
     students = [_student(run, name) for name in chosen]
+    sizes = {student["name"]: student["parameters"] for student in students}
+    students = [student | {"controls": controls_of(run.config, student["name"], sizes)} for student in students]
     made = [record["made"] for stage in run.students if stage.student in chosen and (record := stage.record())]
     corpus, tokens, teacher = run.corpus.figures, run.tokens.figures, run.teacher.figures
     return {
@@ -447,6 +450,7 @@ def _student(run: "Run", name: str) -> dict[str, Any]:
         "width": first["width"],
         "parameters": first["parameters"],
         "label_rule": label.describe_labels(stages[0].student.sign) if label else None,
+        "mixes_vector": mixes_vector(config),
         "flops_per_token": first["flops_per_token"],
         "runs": [_student_run(stage) for stage in stages],
     }
@@ -470,6 +474,7 @@ def _student_run(stage: EvaluationStage) -> dict[str, Any]:
         "label_flops": made["flops"],
         "recall": recall["recall"] if recall else None,
         "recall_baseline": recall["baseline"] if recall else None,
+        "channel": measured.get("channel"),
         "curve": trained["curve"],
     }
 

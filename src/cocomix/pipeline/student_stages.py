@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from cocomix.data.prefixes import longest_prefixes, token_bytes
-from cocomix.evaluation.perplexity import perplexity
+from cocomix.evaluation.certificate import channel_certificate
+from cocomix.evaluation.perplexity import perplexity, window_subset
 from cocomix.evaluation.recall import concept_recall
 from cocomix.labels.schedule import WeightedLabels
 from cocomix.labels.shuffled import ShuffledLabels
@@ -17,6 +18,7 @@ from cocomix.labels.store import LabelReader
 from cocomix.model.build import Sizes, special_ids
 from cocomix.model.documents import mask_documents
 from cocomix.model.loading import load_causal_lm
+from cocomix.model.vector_replacements import mixes_vector
 from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.registry import build_student
 from cocomix.pipeline.attempts import kept_folders
@@ -259,8 +261,13 @@ def _own_training(train: TrainConfig, student: StudentSettings, seed: int) -> Tr
     return train.model_copy(update=own)
 
 
+MOST_CHANNEL_WINDOWS = 64
+"""Windows behind a certificate, where the settings do not say."""
+
+
 class EvaluationStage(Stage):
-    """Held-out figures of one trained student: perplexity on validation and test, concept recall."""
+    """Held-out figures of one trained student: perplexity on validation and test, concept recall, and the losses with
+    its vector replaced (`channel`; evaluations of earlier versions have none)."""
 
     distributed = True
 
@@ -270,9 +277,11 @@ class EvaluationStage(Stage):
         self.student = student
         self.batch_size = student.run_config.evaluation.batch_size
         self.seq_len, self.windows = student.run_config.seq_len, student.run_config.evaluation.windows
+        self.channel_windows = student.run_config.evaluation.channel_windows
 
     def settings(self) -> dict[str, Any]:
-        return {"seq_len": self.seq_len, "windows": self.windows}
+        own = {} if self.channel_windows is None else {"channel_windows": self.channel_windows}
+        return {"seq_len": self.seq_len, "windows": self.windows} | own
 
     def describe(self, figures: dict[str, Any]) -> str:
         recall = f", concept recall {figures['recall']['recall']:.3f}" if "recall" in figures else ""
@@ -295,7 +304,37 @@ class EvaluationStage(Stage):
             bytes_of = student.tokens.bytes_of(split)
             figures[split] = perplexity(model, student.tokens.shards(split), bytes_of=bytes_of, **options)
             progress(number + 1, 2, {})
-        if student.config.uses_sae_concepts and student.labels is not None:
-            labels = student.labels.reader("val", student.sign)
+        labels = self.own_labels()
+        if labels is not None:
             figures["recall"] = concept_recall(model, student.tokens.shards("val"), labels, **options)
-        return figures
+        channel = self.certificate(model)
+        return figures if channel is None else figures | {"channel": channel}
+
+    def certificate(self, model: PreTrainedModel) -> dict[str, Any] | None:
+        """`channel_certificate` of the loaded student on validation windows.
+
+        None where it mixes no vector in, or by the settings or for want of text fewer than two windows are measured.
+        """
+        shards = self.student.tokens.shards("val")
+        measured = len(window_subset(shards.n_windows(self.seq_len), self.windows))
+        most = self.channel_windows
+        if most is None:  # 4 or 5 passes over them, beside 2 or 3 over all
+            most = min(MOST_CHANNEL_WINDOWS, max(measured // 2, 2))
+        if min(most, measured) < 2 or not mixes_vector(model):
+            return None
+        return channel_certificate(
+            model,
+            shards,
+            seq_len=self.seq_len,
+            batch_size=self.batch_size,
+            max_windows=most,
+            labels=self.own_labels(),
+            sharded=True,
+        )
+
+    def own_labels(self) -> LabelReader | None:
+        """Labels of the validation split of a student that predicts their concepts."""
+        student = self.student
+        if not student.config.uses_sae_concepts or student.labels is None:
+            return None
+        return student.labels.reader("val", student.sign)

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cocomix.report import formats
+from cocomix.report.certificate import CERTIFICATE_COLUMNS, LEGEND, certificate_cells, certificate_rows, is_known
 from cocomix.report.charts import AXES, COLOURS, curve_chart, density_chart
 from cocomix.report.statistics import derive, headline
 from cocomix.report.tables import student_columns, student_rows
@@ -29,6 +30,8 @@ def environment() -> Environment:
         loader=PackageLoader("cocomix", "report/templates"), autoescape=True, undefined=StrictUndefined
     )
     templates.filters |= {name: getattr(formats, name) for name in FILTERS}
+    templates.globals["certificate_columns"] = CERTIFICATE_COLUMNS
+    templates.globals["certificate_legend"] = LEGEND
     templates.globals["css"] = Markup(
         (resources.files("cocomix.report") / "templates" / "page.css").read_text(encoding="utf-8")
     )
@@ -46,7 +49,9 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     Args:
         results: what `cocomix.pipeline.run.collect_results` returns.
     """
-    derived = derive(results)
+    derived, certificate = derive(results), certificate_rows(results["students"])
+    if is_known(certificate):
+        derived["certificate"] = certificate
     sentences = headline(results, derived)
     write_json(folder / "report.json", results | {"derived": derived, "headline": sentences})
     page = render(
@@ -56,6 +61,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
         headline=sentences,
         columns=student_columns(results),
         rows=student_rows(results),
+        certificate=[certificate_cells(row) for row in certificate],
         colours=COLOURS,
         charts=[Markup(curve_chart(results["students"], axis)) for axis in AXES],
         config=yaml.safe_dump(results["config"], sort_keys=False, allow_unicode=True),

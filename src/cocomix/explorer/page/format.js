@@ -17,6 +17,9 @@ export function signed(value, digits = 2) {
   return value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + decimal(value, digits);
 }
 
+/** Nats with a sign, and a digit more where they are few. */
+export const nats = (value) => signed(value, Math.abs(value) < 0.1 ? 3 : 2);
+
 /** A share (0 to 1) as a percentage, with the digits that matter. */
 export function percent(share) {
   if (share === null || share === undefined) return "–";

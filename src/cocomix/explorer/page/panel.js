@@ -2,16 +2,17 @@
 
 import { bar } from "./charts.js";
 import { button, el } from "./dom.js";
-import { concept, decimal, nameOrNumber, percent, tokenLabel } from "./format.js";
+import { concept, decimal, nameOrNumber, nats, percent, tokenLabel } from "./format.js";
 import { link } from "./state.js";
 
 /**
  * The panel of token `at`.
  *
  * `choose(concept)` shades the text by a concept, or by surprise if null; without it concepts cannot be chosen
- * (Compare). `chosen` is the concept that is chosen now; the reading may still be of another one.
+ * (Compare). `chosen` is the concept that is chosen now; the reading may still be of another one. `below` is a node to
+ * end with.
  */
-export function tokenPanel(reading, at, { choose = null, chosen = null, heading = null } = {}) {
+export function tokenPanel(reading, at, { choose = null, chosen = null, heading = null, below = null } = {}) {
   const token = reading.tokens[at];
   return el(
     "div",
@@ -26,12 +27,14 @@ export function tokenPanel(reading, at, { choose = null, chosen = null, heading 
     surprise(token, reading),
     reading.n_concepts > 0 && concepts(token, reading, choose, chosen),
     nextTokens(token, reading),
+    below,
   );
 }
 
 function surprise(token, reading) {
   if (token.loss === null)
     return el("p", { class: "soft" }, "The first token is not predicted, because nothing comes before it.");
+  const hasChannel = token.channel !== null && token.channel !== undefined;
   const hasWithout = token.loss_without !== null && token.loss_without !== undefined;
   return el(
     "p",
@@ -40,6 +43,12 @@ function surprise(token, reading) {
     el("b", null, `${decimal(token.loss)} nats`),
     el("span", { class: "soft" }, ` (probability ${percent(Math.exp(-token.loss))})`),
     hasWithout && el("span", { class: "soft" }, `; ${decimal(token.loss_without)} without ${concept(reading.concept)}`),
+    hasChannel && [
+      el("br"),
+      el("span", { class: "soft" }, "through the channel "),
+      el("b", null, `${nats(token.channel)} nats`),
+      el("span", { class: "soft" }, ` (surprise ${decimal(token.loss + token.channel)} with the vector zeroed)`),
+    ],
   );
 }
 

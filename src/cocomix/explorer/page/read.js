@@ -1,8 +1,9 @@
 // Read: what the student predicts at each token of a text, updated while the user types.
 
 import { post } from "./api.js";
+import { ChannelSection } from "./channel.js";
 import { announce, button, el, empty, errorBox, noConcepts, setChildren, skeleton } from "./dom.js";
-import { concept, decimal, mean, nameOrNumber } from "./format.js";
+import { concept, decimal, mean, nameOrNumber, nats } from "./format.js";
 import { tokenPanel } from "./panel.js";
 import { Strip } from "./strip.js";
 import { link } from "./state.js";
@@ -11,11 +12,14 @@ import { debounce, LatestRequest } from "./timing.js";
 
 const TOP = 8;
 const MAX_SURPRISE = 8; // nats at which the shade is full; a probability of 1 in 3000
+const MAX_CHANNEL = 1; // the same for what comes through the channel, either way
 
 export function readView(app) {
   const { state } = app;
   const requests = new LatestRequest();
+  const channel = new ChannelSection();
   let reading = null;
+  let byChannel = false;
 
   const box = textBox({ label: "Text to read", placeholder: "Type or paste a text", oninput: setText });
   const strip = new Strip({ label: "The text's tokens", onselect: (at) => state.set({ at }) });
@@ -51,7 +55,11 @@ export function readView(app) {
     if (!text) return showNoText();
     if (reading === null) setChildren(board, skeleton(4, "Reading"));
     board.setAttribute("aria-busy", "true");
-    requests.run((signal) => post("api/read", { model, text, concept: chosen, top: TOP }, signal), show, failed);
+    requests.run(
+      (signal) => post("api/read", { model, text, concept: chosen, top: TOP }, signal),
+      (answer) => show({ ...answer, text }),
+      failed,
+    );
   }
 
   function show(answer) {
@@ -88,9 +96,28 @@ export function readView(app) {
   function paint() {
     const chosen = state.now.concept;
     reading.tokens.forEach((token, at) => {
-      strip.paint(at, chosen === null ? bySurprise(token) : byConcept(predictedOf(token, chosen)));
+      const shade = chosen !== null ? byConcept(predictedOf(token, chosen)) : byNats(token);
+      strip.paint(at, shade);
     });
-    setChildren(legend, chosen === null ? surpriseLegend() : conceptLegend(chosen));
+    setChildren(legend, chosen === null ? natsLegend() : conceptLegend(chosen));
+  }
+
+  const byNats = (token) => (byChannel ? throughChannel(token) : bySurprise(token));
+
+  function natsLegend() {
+    if (!reading.tokens.some((token) => hasChannel(token))) return surpriseLegend();
+    const shadeBy = (next, label) =>
+      button(
+        label,
+        () => {
+          byChannel = next;
+          paint();
+          legend.querySelector("button[aria-pressed=true]").focus();
+        },
+        { class: "small", "aria-pressed": String(byChannel === next) },
+      );
+    const choices = [shadeBy(false, "surprise"), shadeBy(true, "the channel")];
+    return [...(byChannel ? channelLegend() : surpriseLegend()), el("span", { class: "soft" }, "Shade by"), ...choices];
   }
 
   function predictedOf(token, chosen) {
@@ -138,7 +165,9 @@ export function readView(app) {
     if (reading === null) return;
     const focused = panel.contains(document.activeElement) ? document.activeElement.dataset.concept : undefined;
     strip.select(selected());
-    setChildren(panel, tokenPanel(reading, selected(), { choose, chosen: state.now.concept }));
+    const at = selected();
+    channel.show(reading.model, reading.text, at, reading.tokens[at]); // the text may have been edited since
+    setChildren(panel, tokenPanel(reading, at, { choose, chosen: state.now.concept, below: channel.node }));
     if (focused !== undefined) panel.querySelector(`[data-concept="${CSS.escape(focused)}"]`)?.focus();
   }
 
@@ -177,6 +206,14 @@ function bySurprise(token) {
   return { level: token.loss / MAX_SURPRISE, tone: "loss", title: `surprise ${decimal(token.loss)} nats` };
 }
 
+const hasChannel = (token) => token.channel !== null && token.channel !== undefined;
+
+function throughChannel(token) {
+  if (!hasChannel(token)) return { title: "the first token" };
+  const tone = token.channel < 0 ? "left" : "right";
+  return { level: Math.abs(token.channel) / MAX_CHANNEL, tone, title: `${nats(token.channel)} nats through the channel` };
+}
+
 function byConcept(predicted) {
   if (predicted === null) return { title: "" };
   const marks = [predicted.used && "used", predicted.agreed && "agreed"].filter(Boolean);
@@ -200,8 +237,17 @@ function surpriseLegend() {
   ];
 }
 
+function channelLegend() {
+  return [
+    el("span", { class: "scale" }, `−${MAX_CHANNEL}`, el("span", { class: "ramp diverging" }), `+${MAX_CHANNEL}`),
+    el("span", { class: "soft" }, "nats of each token that come through the channel: lost with the vector zeroed."),
+  ];
+}
+
 function summarize(reading) {
   const losses = reading.tokens.map((token) => token.loss).filter((loss) => loss !== null);
-  const surprise = losses.length ? `mean surprise ${decimal(mean(losses))} nats · ` : "";
+  const through = reading.tokens.filter(hasChannel).map((token) => token.channel);
+  const channel = through.length ? `, ${nats(mean(through))} through the channel` : "";
+  const surprise = losses.length ? `mean surprise ${decimal(mean(losses))} nats${channel} · ` : "";
   return `${reading.tokens.length} tokens · ${surprise}read in ${reading.milliseconds.toFixed(0)} ms`;
 }
