@@ -5,8 +5,8 @@
 - `rank`, `world_size` and `is_main` read what torchrun sets in the environment, without loading torch.
 - `StageProgress` is a live bar with an estimated time on a terminal, and plain lines elsewhere. The estimate is the
   remaining steps times the mean step time of the stage so far, which is right for stages whose steps cost the same, as
-  all of ours do. The first steps cost more (memory is allocated, kernels are chosen, files are read for the first time),
-  so they are left out of the mean, and so is the slowest step after them; there is no estimate until some are done.
+  all of ours do. The first steps cost more (memory is allocated, kernels are chosen, files are read for the first
+  time), so they are left out of the mean, and so is the slowest step after them; until some are done there is none.
 - `Stopwatch` counts a stage's seconds over interrupted attempts, but not while the process is stopped.
 """
 
