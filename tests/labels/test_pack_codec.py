@@ -1,7 +1,6 @@
 """Labels as a pack stores them: what is read is the labeller's own, for every sign, ties included."""
 
 import lzma
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,34 +62,31 @@ def _stored(folder: Path, n: int, ties: bool = False) -> tuple[SetLayout, list[P
     exact = labelled(scores(n, 1, ties))
     other = {"signed": np.where(exact["absolute"] < 0, NO_LABEL, exact["absolute"])[:, ::-1].copy()}
     other["signed"][::5, 1] = np.where(other["signed"][::5, 1] < 0, NO_LABEL, C - 1)
-    layout, before = SetLayout(n, C, K), [np.empty((n, 0), dtype=np.int64)]
+    layout, before = SetLayout(n, C, K), []
     paths = [folder / "exact.xz", folder / "activation.xz"]
     for path, labels in zip(paths, (exact, other), strict=True):
         rows = to_rows(labels, np.ones(n, dtype=bool))
         blocks = [
-            (type(rows)(*(field[block] for field in rows)), np.concatenate([one[block] for one in before], 1))
-            for block in layout.blocks()
+            (type(rows)(*(field[block] for field in rows)), [one[block] for one in before]) for block in layout.blocks()
         ]
         write_set(path, layout, blocks)
         before.append(rows.slots)
     return layout, paths, [exact, other]
 
 
-def _empty(layout: SetLayout) -> Iterator[np.ndarray]:
-    return (np.empty((block.stop - block.start, 0), dtype=np.int64) for block in layout.blocks())
-
-
 @pytest.mark.parametrize("ties", [False, True])
 def test_files_give_the_labels_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ties: bool) -> None:
     monkeypatch.setattr(pack_codec, "BLOCK", 64)
     layout, paths, sets = _stored(tmp_path, 150, ties)
-    before: Iterator[np.ndarray] = _empty(layout)
+    slots: list[list[np.ndarray]] = [[], [], []]
     for path, labels in zip(paths, sets, strict=True):
-        blocks = list(read_set(path, layout, before))
+        before = iter(list(map(list, slots)))
+        blocks = list(read_set(path, layout, lambda before=before: next(before)))
         assert len(blocks) == 3
         for sign, expected in labels.items():
             assert np.concatenate([to_labels(rows, sign) for rows in blocks]).tolist() == expected.tolist()
-        before = iter([rows.slots for rows in blocks])
+        for block, rows in zip(slots, blocks, strict=True):
+            block.append(rows.slots)
 
 
 def test_references_and_ranks_take_fewer_bits(tmp_path: Path) -> None:
@@ -115,7 +111,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, spoil, words: str) -> No
     layout, (path, _), _ = _stored(tmp_path, 200)
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(CocomixError, match=words):
-        list(read_set(path, layout, _empty(layout)))
+        list(read_set(path, layout, list))
 
 
 def _set_of(*parts: np.ndarray) -> bytes:
@@ -133,9 +129,9 @@ def test_ids_and_references_out_of_range_are_refused(tmp_path: Path) -> None:
     ):
         path.write_bytes(_set_of(*parts))
         with pytest.raises(CocomixError, match=words):
-            list(read_set(path, layout, _empty(layout)))
+            list(read_set(path, layout, list))
     path.write_bytes(_set_of(flags, none, np.array([0, 1, 1], np.uint8), new[:1], np.full(1, 7, np.uint8)))
-    (rows,) = read_set(path, layout, _empty(layout))
+    (rows,) = read_set(path, layout, list)
     assert to_labels(rows, "signed").tolist() == [[7, 7, 7]]
 
 

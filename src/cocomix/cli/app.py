@@ -28,6 +28,7 @@ from cocomix.cli.options import (
     quiet_libraries,
     recipe_file,
 )
+from cocomix.cli.packs import pack
 from cocomix.cli.runs import clean
 from cocomix.cli.sharing import doctor, export, push
 from cocomix.utils.console import console, errors, is_main, use_any_encoding, wait_for_main_to_report, world_size
@@ -266,6 +267,7 @@ def generate(
 app.command("name")(name_command)
 app.command("inspect")(inspect_command)
 app.command()(explore)
+app.add_typer(pack, name="pack")
 app.command()(push)
 app.command()(export)
 

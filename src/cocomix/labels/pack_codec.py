@@ -14,7 +14,7 @@ of a size that follows from those before it: a table of ranks, then for each blo
 """
 
 import lzma
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -144,13 +144,13 @@ class SetLayout(NamedTuple):
             yield slice(start, min(start + BLOCK, self.positions))
 
 
-def write_set(path: Path, layout: SetLayout, blocks: Sequence[tuple[Rows, np.ndarray]]) -> None:
+def write_set(path: Path, layout: SetLayout, blocks: Sequence[tuple[Rows, Sequence[np.ndarray]]]) -> None:
     """Write one set to `path`.
 
     Args:
         blocks: of each of `layout.blocks()` the rows, and the slots of the sets before this one, int32 `[n, any]`.
     """
-    references = [_references(np.concatenate([before, rows.slots], 1), before.shape[1]) for rows, before in blocks]
+    references = [_references(before, rows.slots) for rows, before in blocks]
     counts = np.zeros(layout.n_latents, dtype=np.int64)
     for (rows, _), refers in zip(blocks, references, strict=True):
         counts += np.bincount(rows.slots[(rows.slots >= 0) & (refers == 0)], minlength=layout.n_latents)
@@ -168,11 +168,11 @@ def write_set(path: Path, layout: SetLayout, blocks: Sequence[tuple[Rows, np.nda
                 _write(stream, ((ranks >> (8 * plane)) & 255).astype(np.uint8))
 
 
-def read_set(path: Path, layout: SetLayout, before: Iterator[np.ndarray]) -> Iterator[Rows]:
+def read_set(path: Path, layout: SetLayout, before: Callable[[], Sequence[np.ndarray]]) -> Iterator[Rows]:
     """The blocks of the set that `write_set` wrote to `path`.
 
     Args:
-        before: of each block the slots of the sets before this one.
+        before: gives the slots of the sets before this one, of the block that is read.
 
     Raises:
         CocomixError: the file is cut, altered, or has ids outside the autoencoder.
@@ -184,7 +184,7 @@ def read_set(path: Path, layout: SetLayout, before: Iterator[np.ndarray]) -> Ite
         if (np.sort(order) != np.arange(layout.n_latents)).any():
             raise _damaged(path, "its table of concepts is not one")
         for block in layout.blocks():
-            n, earlier = block.stop - block.start, next(before)
+            n = block.stop - block.start
             flags = reader.read(n)
             merges = _merges(flags)
             bits = reader.read(int(merges.sum()) * -(-k // 8)).reshape(-1, -(-k // 8))
@@ -202,7 +202,7 @@ def read_set(path: Path, layout: SetLayout, before: Iterator[np.ndarray]) -> Ite
             slots = np.full((3 * k, n), EMPTY, dtype=np.int32)
             slots[new] = order[ranks]
             rows = Rows(flags, merged, slots.T)
-            yield rows._replace(slots=_resolved(earlier, rows.slots, refers.T, filled, path))
+            yield rows._replace(slots=_resolved(before(), rows.slots, refers.T, filled, path))
         reader.end()
 
 
@@ -210,8 +210,10 @@ def _merges(flags: np.ndarray) -> np.ndarray:
     return ((flags & 4) != 0) & ((flags & THIRD) == 0)
 
 
-def _references(slots: np.ndarray, own: int) -> np.ndarray:
-    """For each slot from column `own` on, 1 + the first earlier column with the same concept, or 0; uint8."""
+def _references(before: Sequence[np.ndarray], own_slots: np.ndarray) -> np.ndarray:
+    """For each slot, 1 + the first column with the same concept, of those `before` and the earlier own ones, or 0."""
+    slots = np.concatenate([*before, own_slots], axis=1)
+    own = slots.shape[1] - own_slots.shape[1]
     found = np.zeros((len(slots), slots.shape[1] - own), dtype=np.uint8)
     for place in range(max(1, own), slots.shape[1]):
         earlier = slots[:, : min(place, MOST_SLOTS)]
@@ -220,9 +222,11 @@ def _references(slots: np.ndarray, own: int) -> np.ndarray:
     return found
 
 
-def _resolved(earlier: np.ndarray, slots: np.ndarray, refers: np.ndarray, filled: np.ndarray, path: Path) -> np.ndarray:
-    everything = np.concatenate([earlier, slots], axis=1)
-    own = earlier.shape[1]
+def _resolved(
+    earlier: Sequence[np.ndarray], slots: np.ndarray, refers: np.ndarray, filled: np.ndarray, path: Path
+) -> np.ndarray:
+    everything = np.concatenate([*earlier, slots], axis=1)
+    own = everything.shape[1] - slots.shape[1]
     for place in range(slots.shape[1]):
         rows = np.flatnonzero(refers[:, place])
         columns = refers[rows, place] - 1
