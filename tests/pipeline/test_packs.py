@@ -1,6 +1,9 @@
 """Concept packs: built from a run, read by another, verified, and refused where they do not fit."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from cocomix.pipeline.pack_agreement import stored_labels
 from cocomix.pipeline.pack_build import PackOptions, build_pack, needed_stages
 from cocomix.pipeline.pack_verify import verify_pack
 from cocomix.pipeline.run import Run, collect_results
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import write_sealed
 from tests.data.test_byte_offsets import TOKENIZERS
 from tests.helpers.made_corpora import write_jsonl
 from tests.helpers.small_llamas import small_llama
@@ -33,7 +38,7 @@ def common(inputs: Path) -> list[str]:
         "tokens.workers=1",
         STUDENTS,
         "students_train={batch_size: 4, steps: 2, n_evals: 1, learning_rate: 0.01}",
-        "evaluation={windows: 4, curve_windows: 2, sae_windows: 8, batch_size: 4}",
+        "evaluation={windows: 4, curve_windows: 2, sae_windows: 8, batch_size: 4, probe_positions: 0}",
     ]
 
 
@@ -146,3 +151,124 @@ def test_verify_finds_it_sound_and_other_labels_not(
         ),
     )
     assert not any(one.sound for one in verify_pack(str(pack), share=0.5, seed=1, folder=tmp_path / "verify"))
+
+
+def altered(pack: Path, folder: Path, change: Any) -> Path:
+    """A copy of the pack with another `pack.json`, sealed anew."""
+    shutil.copytree(pack, folder / "altered")
+    path = folder / "altered" / "pack.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.unlink()
+    write_sealed(path, {key: value for key, value in content.items() if key != "seal"})
+    return folder / "altered"
+
+
+def text_of_another_version(content: dict[str, Any]) -> None:
+    content["corpora"][0]["splits"]["train"]["text"] = "0" * 64
+
+
+def partly_covered(content: dict[str, Any]) -> None:
+    content["corpora"][0]["splits"]["train"]["covered_share"] = 0.4
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "words"),
+    [
+        (None, ["teacher={pretrained: gpt2}"], "has teacher.pretrained .*teacher and the settings have gpt2; leave"),
+        (None, ["sae={layer: 2}"], "has sae.layer 1 and the settings have 2; leave sae.layer out"),
+        (None, ["labels={exact: {rule: exact, k: 3}}"], "no labels of jsonl by the rule exact with k 3"),
+        (None, ["labels={exact: {rule: reference, k: 2}}"], "no labels of jsonl by the rule reference"),
+        (text_of_another_version, [], "has labels of other texts .* than this corpus .*; use the corpus settings"),
+        (partly_covered, ["pack.least_share=0.5"], "covers 40.0% of the training text, less than the 50.0%"),
+        (lambda content: content.update(format=2), [], "is of format 2 and this version of cocomix reads up to 1"),
+        (lambda content: content.update(more=1), [], "the key 'more' does not exist"),
+        (lambda content: content["sae"].update(k=9), [], "the autoencoder of the pack .* has other sizes than it says"),
+        (
+            lambda content: content["corpora"][0]["splits"]["train"].update(tokens=1 << 39),
+            [],
+            "has more tokens than its text allows",
+        ),
+        (lambda content: content["files"][0].update(file="../x"), [], "outside the folder"),
+    ],
+)
+def test_a_pack_that_does_not_fit_is_one_sentence(
+    pack: Path, inputs: Path, used: Run, tmp_path: Path, change: Any, more: list[str], words: str
+) -> None:
+    other = pack if change is None else altered(pack, tmp_path, change)
+    for name in ("corpus", "tokens"):
+        shutil.copytree(used.folder / name, tmp_path / "run" / name)
+    with pytest.raises(CocomixError, match=words):
+        run = with_pack(tmp_path / "run", inputs, f"{{source: {other}}}", *more)
+        for stage in run.shared():
+            run.do(stage, stage.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "words"),
+    [
+        ("sae/sae.safetensors", lambda path: path.unlink(), "is missing or truncated"),
+        ("labels/jsonl/train/exact.xz", lambda path: path.write_bytes(path.read_bytes()[:-9]), "missing or truncated"),
+        ("labels/jsonl/val/ends.xz", lambda path: flip(path), "was altered"),
+        ("pack.json", lambda path: path.write_text(path.read_text()[:-30]), "is damaged"),
+        ("pack.json", lambda path: path.write_text(path.read_text().replace("toy", "tot")), "it was altered"),
+        ("pack.json", lambda path: path.write_text(" " * (1 << 23)), "more than 4,194,304 bytes"),
+        ("pack.json", lambda path: path.unlink(), "is no pack"),
+    ],
+)
+def test_a_damaged_pack_is_one_sentence(
+    pack: Path, inputs: Path, used: Run, tmp_path: Path, name: str, spoil: Any, words: str
+) -> None:
+    other = Path(shutil.copytree(pack, tmp_path / "pack", ignore=shutil.ignore_patterns("verified.json")))
+    spoil(other / name)
+    for stage in ("corpus", "tokens"):
+        shutil.copytree(used.folder / stage, tmp_path / "run" / stage)
+    with pytest.raises(CocomixError, match=words):
+        run = with_pack(tmp_path / "run", inputs, other)
+        for stage in run.shared():
+            run.do(stage, stage.name)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_another_pack_in_the_place_of_a_runs_is_refused(pack: Path, inputs: Path, tmp_path: Path, used: Run) -> None:
+    other = altered(pack, tmp_path, lambda content: content.update(title="another"))
+    config = used.config.pack
+    assert config is not None
+    run = with_pack(tmp_path / "run", inputs, f"{{source: {pack}}}")
+    moved = run.config.model_copy(update={"pack": config.model_copy(update={"source": str(other)})})
+    again = Run(tmp_path / "run", moved)
+    with pytest.raises(CocomixError, match="is not the one that this run's settings were made with"):
+        again.do(again.sae, "sae")
+
+
+def test_another_teacher_is_refused_when_it_is_loaded(pack: Path, inputs: Path, tmp_path: Path) -> None:
+    other = altered(pack, tmp_path, lambda content: content["teacher"].update(checksum="0" * 64))
+    run = with_pack(tmp_path / "run", inputs, other)
+    with pytest.raises(CocomixError, match="has other weights than that of the pack"):
+        run.do(run.teacher, "teacher")
+
+
+def test_what_a_part_of_the_windows_does_not_cover_is_masked(
+    made: Run, inputs: Path, used: Run, tmp_path: Path
+) -> None:
+    part = build_pack(made, tmp_path / "part", PackOptions("part", windows=6))
+    share = part.about.corpora[0].splits["train"].covered_share
+    assert 0.1 < share < 0.9
+    for name in ("corpus", "tokens"):
+        shutil.copytree(used.folder / name, tmp_path / "run" / name)
+    run = with_pack(tmp_path / "run", inputs, tmp_path / "part")
+    for stage in run.shared():
+        run.do(stage, stage.name)
+    few, all_ = (one.labels["exact"].reader("train", "helpful") for one in (run, used))
+    assert isinstance(few, LabelStore) and isinstance(all_, LabelStore)
+    ours, theirs = (reader.read(np.arange(few.layout.n_windows), 24) for reader in (few, all_))
+    labelled = ours[..., 0] >= 0
+    assert (ours[labelled] == theirs[labelled]).all()
+    assert 0 < labelled.sum() < (theirs[..., 0] >= 0).sum()
+    assert f"covers {share:.1%}" in run.stages["labels/exact"].describe(run.stages["labels/exact"].figures)
+    assert part.about.corpora[0].labels[0].flops < made.stages["teacher-labels/exact"].figures["flops"]

@@ -219,9 +219,7 @@ class Pack:
         for corpus in self.about.corpora:
             if all(split in corpus.splits and corpus.splits[split].text == texts[split] for split in SPLITS):
                 return corpus
-        have = "; ".join(
-            f"{corpus.name} ({corpus.splits['train'].text[:12]})" for corpus in self.about.corpora if corpus.splits
-        )
+        have = "; ".join(f"{corpus.name} ({corpus.splits['train'].text[:12]})" for corpus in self.about.corpora)
         raise CocomixError(
             f"the pack {self.folder} has labels of other texts ({have or 'none'}) than this corpus"
             f" ({texts['train'][:12]}); use the corpus settings that `cocomix pack show {self.folder}` prints, or leave"
@@ -357,6 +355,11 @@ def open_pack(source: str, checksum: str | None) -> Pack:
             " one, or set pack.checksum=null to use this"
         )
     return pack
+
+
+def is_here(source: str) -> bool:
+    """Whether a pack that may come with cocomix does."""
+    return any((place / source / MANIFEST).is_file() for place in PLACES)
 
 
 def find_pack(source: str) -> Path:

@@ -31,9 +31,9 @@ from cocomix.utils.settings import override
 
 SAYS = (
     "Labels may differ where scores are close: processors and versions of torch add in another order, which changes"
-    " last bits, and the autoencoder of the pack is rounded. As good as the new ones counts a label whose new score is among"
-    f" the best but for {TOLERANCE:.0%} of the position's largest; at most {MOST_OTHER:.0%} of the positions may have"
-    " others."
+    " last bits, and the autoencoder of the pack is rounded. As good as the new ones counts a label whose new score"
+    f" is among the best but for {TOLERANCE:.0%} of the position's largest; at most {MOST_OTHER:.0%} of the positions"
+    " may have others."
 )
 
 
