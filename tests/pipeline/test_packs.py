@@ -128,7 +128,7 @@ def test_the_pack_says_what_it_is(made: Run, pack: Path) -> None:
     assert rounding.dtype == "float16" and rounding.positions > 0
     assert abs(rounding.explained_variance_before - rounding.explained_variance_after) < 0.01
     assert rounding.labels_changed_share.keys() == {
-        "exact/signed", "exact/helpful", "exact/absolute", "activation/signed",
+        "jsonl/exact/signed", "jsonl/exact/helpful", "jsonl/exact/absolute", "jsonl/activation/signed",
     }  # fmt: skip
     (corpus,) = about.corpora
     assert corpus.splits["train"].covered_share == 1
@@ -151,6 +151,31 @@ def test_verify_finds_it_sound_and_other_labels_not(
         ),
     )
     assert not any(one.sound for one in verify_pack(str(pack), share=0.5, seed=1, folder=tmp_path / "verify"))
+
+
+@pytest.mark.long
+def test_a_second_corpus_is_added_and_read(
+    made: Run, pack: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(pack, tmp_path / "toy"))
+    write_jsonl(tmp_path / "others.jsonl", [text[::-1] for text in _texts()])
+    text = f"corpus.options.path={tmp_path / 'others.jsonl'}"
+    given = (f"sae={{pretrained: {folder / 'sae'}, layer: 1}}", "labels={exact: {rule: exact, k: 2, batch_size: 4}}")
+    shutil.copytree(made.folder / "teacher", tmp_path / "second" / "teacher")
+    run = from_scratch(tmp_path / "second", inputs, text, *given)
+    for stage in needed_stages(run):
+        run.do(stage, stage.name)
+    with pytest.raises(CocomixError, match="already; give --corpus another name"):
+        build_pack(run, folder, PackOptions("toy", add=True))
+    build_pack(run, folder, PackOptions("toy", add=True, corpus="reversed"))
+    assert [corpus.name for corpus in Pack(folder).about.corpora] == ["jsonl", "reversed"]
+    for more, path in ((text, "second"), ("seeds=[0]", "first")):
+        student = with_pack(tmp_path / path / "run", inputs, folder, more, "labels={exact: {rule: exact, k: 2}}")
+        for stage in student.shared():
+            student.do(stage, stage.name)
+    other = from_scratch(made.folder, inputs, "sae.k=7")
+    with pytest.raises(CocomixError, match="not done yet"):
+        build_pack(other, folder, PackOptions("toy", add=True, corpus="third"))
 
 
 def altered(pack: Path, folder: Path, change: Any) -> Path:

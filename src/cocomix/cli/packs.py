@@ -21,7 +21,9 @@ Source = Annotated[str, typer.Argument(metavar="PACK", help="Folder, name of one
 
 @pack.command()
 def build(
-    recipe: Annotated[Path, PathArgument(help="YAML of a run, or name of a recipe in the package, e.g. smollm2.")],
+    recipe: Annotated[
+        Path, PathArgument(help="YAML of a run, a run's folder, or name of a recipe in the package, e.g. smollm2.")
+    ],
     overrides: Overrides = None,
     output: Annotated[
         Path | None, PathOption("--output", "-o", help="Folder of the pack; default: packs/NAME.")
@@ -29,6 +31,9 @@ def build(
     run: Annotated[Path | None, PathOption("--run", "-r", help="The run it is made in; default: runs/NAME.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="The pack's name; default: that of its folder.")] = None,
     licence: Annotated[str | None, typer.Option("--license", help="Licence of the concept model.")] = None,
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="What the corpus is called in the pack; default: as its source.")
+    ] = None,
     windows: Annotated[
         int | None, typer.Option(min=1, help="Labels of the first so many windows of each split only.")
     ] = None,
@@ -36,6 +41,9 @@ def build(
         bool, typer.Option("--partial", help="Label no more: take the windows that are labelled already.")
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the pack that is there.")] = False,
+    add: Annotated[
+        bool, typer.Option("--add", help="Add the corpus to the pack that is there, of the same teacher and SAE.")
+    ] = False,
 ) -> None:
     """Do the stages of a run that a pack needs, then write the pack.
 
@@ -49,17 +57,23 @@ def build(
 
     settings = recipe if recipe.exists() or recipe.suffix else recipe_file(str(recipe))
     settings = settings / CONFIG if settings.is_dir() else settings
-    called = name or (output.name if output else recipe.stem)
+    called = name or (output.name if output else recipe.resolve().stem)
+    check_name(called)
     folder = output or Path("packs") / called
-    opened = Run(run or Path("runs") / recipe.stem, load_config(settings, overrides or []))
-    opened.advise(["--config", str(settings), *(overrides or [])])
+    place = run or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
+    opened = Run(place, load_config(settings, overrides or []))
+    opened.advise([*([] if recipe.is_dir() else ["--config", str(settings)]), *(overrides or [])])
     opened.replace = False
     labelled = [] if not partial else pack_sources(opened)
     for stage in needed_stages(opened):
         if stage not in labelled:
             opened.do(stage, stage.name)
     command = shlex.join(["cocomix", *sys.argv[1:]])
-    built = build_pack(opened, folder, PackOptions(called, licence, windows, replace, command))
+    built = build_pack(
+        opened,
+        folder,
+        PackOptions(called, licence=licence, corpus=corpus, windows=windows, replace=replace, add=add, command=command),
+    )
     show_pack(built)
 
 

@@ -68,7 +68,7 @@ class PackRounding(Section):
     explained_variance_before: float
     explained_variance_after: float
     labels_changed_share: dict[str, float] = Field(
-        default_factory=dict, description="of labelled positions, by set and sign, that it would label otherwise"
+        default_factory=dict, description="of labelled positions that it would label otherwise, by corpus, set and sign"
     )
 
 

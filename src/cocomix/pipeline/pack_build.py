@@ -57,6 +57,7 @@ from cocomix.utils.env import git_commit, machine
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import make_folder, sha256, sync_tree, write_sealed
 from cocomix.utils.gguf import PACKAGE
+from cocomix.utils.integrity import LOCK, NOTE
 
 MEASURED_BATCHES = 2
 """Passes of the teacher that say how many labels the rounded autoencoder changes."""
@@ -92,9 +93,13 @@ class PackOptions(NamedTuple):
     name: str
     licence: str | None = None
     """of the concept model; None: as the metadata of its package say"""
+    corpus: str | None = None
+    """what its corpus is called there; None: as its source"""
     windows: int | None = None
     """labels of the first so many windows of each split only; None: all"""
     replace: bool = False
+    add: bool = False
+    """add the run's corpus to the pack that is there, of the same teacher and autoencoder"""
     command: str = ""
 
 
@@ -104,12 +109,19 @@ def build_pack(run: Run, folder: Path, options: PackOptions) -> Pack:
     Raises:
         CocomixError: a stage is missing, no window is labelled, or `folder` is in use.
     """
-    if folder.exists() and not (options.replace and (folder / MANIFEST).is_file()):
-        raise CocomixError(f"{folder} exists; give another --output, or --replace if it is a pack you want to replace")
+    there = (folder / MANIFEST).is_file()
+    if options.add and not there:
+        raise CocomixError(f"there is no pack in {folder} to add to; leave --add out")
+    if folder.exists() and not ((options.replace or options.add) and there):
+        raise CocomixError(
+            f"{folder} exists; give another --output, or --replace or --add if it is a pack that you mean"
+        )
     make_folder(folder.parent)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
+        if options.add:
+            shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(NOTE, LOCK))
         _Builder(run, temporary, options).write()
         sync_tree(temporary)
         old = folder.with_name(f".{folder.name}.old")
@@ -139,19 +151,46 @@ class _Builder:
 
     def write(self) -> None:
         make_folder(self.folder)
-        rounded = self._write_sae()
-        names = self._write_names()
-        corpus = self._write_corpus()
-        teacher = self.run.teacher.model()
-        with torch.no_grad():
-            rounding = self._rounding(teacher, rounded)
-        self._manifest(teacher, corpus, rounding, names)
+        about = self._about_pack() if not self.options.add else self._same_pack()
+        corpus = self._write_corpus([one.name for one in about.corpora])
+        others = tuple(one for one in about.corpora if one.name != corpus.name)
+        about = about.model_copy(update={"corpora": (*others, corpus)})
+        self._write_manifest(about)
         pack = Pack(self.folder)
-        self._compare_with_stores(pack)
-        changed = self._changed_labels(pack, rounded)
-        self._manifest(teacher, corpus, rounding.model_copy(update={"labels_changed_share": changed}), names)
+        self._compare_with_stores(pack, corpus)
+        rounding = about.sae.rounding
+        changed = rounding.labels_changed_share | self._changed_labels(pack, corpus)
+        rounding = rounding.model_copy(update={"labels_changed_share": changed})
+        self._write_manifest(about.model_copy(update={"sae": about.sae.model_copy(update={"rounding": rounding})}))
 
-    def _write_sae(self) -> TopKSAE:
+    def _same_pack(self) -> PackManifest:
+        """What the pack says that a corpus is added to.
+
+        Raises:
+            CocomixError: it is damaged, or of another teacher or autoencoder.
+        """
+        pack = Pack(self.folder)
+        pack.check()
+        about = pack.about
+        own, theirs = self.sae.state_dict(), pack.sae().state_dict()
+        same = tensors_checksum(self.run.sae.folder / "model") == about.sae.checksum or (
+            own.keys() == theirs.keys() and all(torch.equal(own[name].cpu(), theirs[name]) for name in own)
+        )
+        same = same and (self.run.sae.config.layer, self.run.teacher.seq_len) == (
+            about.sae.layer,
+            about.teacher.seq_len,
+        )
+        same = same and (about.sae.skip_first, about.sae.skip_norm) == tuple(self.run.sae.left_out)
+        if not same or tensors_checksum(self.run.teacher.folder / "model") != about.teacher.checksum:
+            raise CocomixError(
+                f"the run has another concept model, autoencoder or layer than the pack {about.name}; take the pack's:"
+                f" teacher.pretrained={about.teacher.source} sae.pretrained=PACK/{SAE} sae.layer={about.sae.layer}"
+                f" teacher.seq_len={about.teacher.seq_len}"
+            )
+        command = {"command": f"{about.lineage.get('command')}; {self.options.command}"}
+        return about.model_copy(update={"lineage": about.lineage | command})
+
+    def _write_sae(self) -> None:
         half = self.run.sae.model().half()
         if not all(torch.isfinite(tensor).all() for tensor in half.state_dict().values()):
             half = self.run.sae.model()  # its numbers do not fit into half precision
@@ -159,6 +198,8 @@ class _Builder:
         bos = self.run.teacher_tokens.special.bos_id is not None
         context = self.run.sae.figures.get("context_size", self.run.sae.seq_len)
         half.cpu().save_pretrained(self.folder / SAE, **about, prepend_bos=bos, context_size=context)
+
+    def _rounded(self) -> TopKSAE:
         return TopKSAE.from_pretrained(self.folder / SAE).float().eval().requires_grad_(False)
 
     def _write_names(self) -> bool:
@@ -180,9 +221,11 @@ class _Builder:
         (self.folder / NAMES).write_bytes(lzma.compress(content.encode()))
         return True
 
-    def _write_corpus(self) -> PackCorpus:
+    def _write_corpus(self, taken: list[str]) -> PackCorpus:
         settings = self.run.config.corpus.model_dump(mode="json")
-        name = "mix" if settings["mix"] else settings["source"]
+        name = self.options.corpus or ("mix" if settings["mix"] else settings["source"])
+        if name in taken:
+            raise CocomixError(f"the pack has labels of a corpus {name!r} already; give --corpus another name")
         splits, sets = {}, {source.set_name: _Measured({}, {}) for source in self.sources}
         for split in SPLITS:
             splits[split] = self._write_split(split, self.folder / LABELS / name / split, sets)
@@ -273,9 +316,10 @@ class _Builder:
             tokens=tokens,
         )
 
-    def _rounding(self, teacher: Any, rounded: TopKSAE) -> PackRounding:
+    @torch.no_grad()
+    def _rounding(self, teacher: Any) -> PackRounding:
         """What rounding changes, on validation windows."""
-        sae, left_out = self.sae, self.run.sae.left_out
+        sae, rounded, left_out = self.sae, self._rounded(), self.run.sae.left_out
         full, half = Reconstruction(sae), Reconstruction(rounded.to(sae.encoder_weight.device))
         changed = 0
         for ids in self.run.sae.validation(ROUNDING_WINDOWS):
@@ -293,24 +337,24 @@ class _Builder:
             explained_variance_after=half.figures()["explained_variance"],
         )
 
-    def _compare_with_stores(self, pack: Pack) -> None:
+    def _compare_with_stores(self, pack: Pack, corpus: PackCorpus) -> None:
         """Refuse to publish labels that do not come back from the pack."""
-        corpus = pack.about.corpora[0]
         for split in SPLITS:
             for source, labels in zip(self.sources, corpus.labels, strict=True):
                 stored = stored_labels(pack, corpus, split, labels)
                 windows = source.windows(split)
                 places = np.flatnonzero(stored.covered)
-                for start in range(0, len(places), 1 << 18):
-                    part = places[start : start + (1 << 18)]
-                    for sign in labels.signs:
-                        expected, _ = _source(source, split, sign).store.at(*windows.locate(part))
+                for sign in labels.signs if len(places) else ():
+                    store = _source(source, split, sign).store
+                    for start in range(0, len(places), 1 << 18):
+                        part = places[start : start + (1 << 18)]
+                        expected, _ = store.at(*windows.locate(part))
                         if (stored.ids[sign][part] != expected).any():
                             raise CocomixError(f"the labels {source.name} were not written as they are; report this")
 
-    def _changed_labels(self, pack: Pack, rounded: TopKSAE) -> dict[str, float]:
-        """Share of labelled positions that the rounded autoencoder labels otherwise, by set and sign."""
-        corpus, found = pack.about.corpora[0], {}
+    def _changed_labels(self, pack: Pack, corpus: PackCorpus) -> dict[str, float]:
+        """Share of labelled positions that the rounded autoencoder labels otherwise, by corpus, set and sign."""
+        rounded, found = self._rounded(), {}
         split = next(split for split in reversed(SPLITS) if corpus.splits[split].labelled_windows)
         for source, labels in zip(self.sources, corpus.labels, strict=True):
             windows = source.windows(split)
@@ -327,15 +371,19 @@ class _Builder:
                 left_out=self.run.sae.left_out,
             )
             for sign, agreed in compare(stored, labeller, windows, chosen, labels.k).items():
-                found[f"{labels.name}/{sign}"] = agreed.changed_share
-                _report(f"{labels.name}/{sign} with the autoencoder as the pack has it", agreed)
+                name = f"{corpus.name}/{labels.name}/{sign}"
+                found[name] = agreed.changed_share
+                _report(f"{name} with the autoencoder as the pack has it", agreed)
         return found
 
-    def _manifest(self, teacher: Any, corpus: PackCorpus, rounding: PackRounding, names: bool) -> None:
-        run, options = self.run, self.options
+    def _about_pack(self) -> PackManifest:
+        """What a new pack says, without its corpora; autoencoder and names are written."""
+        run, options, teacher = self.run, self.options, self.run.teacher.model()
+        self._write_sae()
+        names = self._write_names()
         source = run.config.teacher.pretrained or ""
         config = model_config(run.teacher.folder / "model", run.teacher.redo_hint).to_dict()
-        about = PackManifest(
+        return PackManifest(
             format=FORMAT,
             name=options.name,
             title=run.config.title,
@@ -361,23 +409,27 @@ class _Builder:
                 skip_first=run.sae.left_out.first,
                 skip_norm=run.sae.left_out.norm,
                 figures=run.sae.figures,
-                rounding=rounding,
+                rounding=self._rounding(teacher),
             ),
             names=names,
-            corpora=(corpus,),
+            corpora=(),
             lineage={
                 "command": options.command,
                 "stages": {stage.name: stage.fingerprint for stage in needed_stages(run)},
                 "commit": git_commit(),
                 "machine": machine(),
             },
-            files=[
-                {"file": path.relative_to(self.folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
-                for path in sorted(self.folder.rglob("*"))
-                if path.is_file() and path.name not in (MANIFEST, "verified.json")
-            ],
+            files=[],
         )
-        write_sealed(self.folder / MANIFEST, about.model_dump(mode="json"), durable=True)
+
+    def _write_manifest(self, about: PackManifest) -> None:
+        files = [
+            {"file": path.relative_to(self.folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.name not in (MANIFEST, NOTE, LOCK)
+        ]
+        content = about.model_copy(update={"files": files}).model_dump(mode="json")
+        write_sealed(self.folder / MANIFEST, content, durable=True)
 
 
 class _Measured(NamedTuple):

@@ -128,7 +128,9 @@ def _verify_corpus(pack: Pack, corpus: PackCorpus, run: Run, share: float, rng: 
                 key = f"{labels.name}/{sign}"
                 totals[key] = totals.get(key, Agreement(0, 0, 0)) + agreed
     expected = pack.about.sae.rounding.labels_changed_share
-    return [Verified(corpus.name, name, agreed, expected.get(name)) for name, agreed in totals.items()]
+    return [
+        Verified(corpus.name, name, agreed, expected.get(f"{corpus.name}/{name}")) for name, agreed in totals.items()
+    ]
 
 
 def _label(
