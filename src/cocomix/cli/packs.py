@@ -102,14 +102,7 @@ def verify(
         source, share=share, seed=chosen, folder=run or Path("runs") / f"verify-{name}", overrides=overrides
     )
     for one in found:
-        count = max(1, one.agreed.positions)
-        before = "" if one.expected_changed is None else f" (when it was built: {1 - one.expected_changed:.2%})"
-        console.print(
-            f"{one.corpus}, {one.name}: of {one.agreed.positions:,} positions {one.agreed.same / count:.2%} labelled"
-            f" the same{before}, {one.agreed.close / count:.2%} as good, {one.agreed.other_share:.2%} otherwise",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(str(one), highlight=False, soft_wrap=True)
     console.print(f"{SAYS} Windows: {share:.1%}, --seed {chosen}.", highlight=False, soft_wrap=True)
     if not all(one.sound for one in found):
         console.print(f"The pack {name} is not what its concept model says.", style="red", soft_wrap=True)

@@ -68,7 +68,10 @@ class PackRounding(Section):
     explained_variance_before: float
     explained_variance_after: float
     labels_changed_share: dict[str, float] = Field(
-        default_factory=dict, description="of labelled positions that it would label otherwise, by corpus, set and sign"
+        default_factory=dict, description="of labelled positions that it labels otherwise, by corpus, set and sign"
+    )
+    labels_other_share: dict[str, float] = Field(
+        default_factory=dict, description="of these, where its labels are not as good either; see `pack_agreement`"
     )
 
 

@@ -21,7 +21,7 @@ from cocomix.pipeline.pack import Pack, PackCorpus, PackLabels
 TOLERANCE = 0.05
 """Difference between scores that is accepted, as a share of the largest score of the position."""
 MOST_OTHER = 0.01
-"""Share of positions with other labels from which a pack is refused."""
+"""Share of positions with other labels, beyond what rounding changed for the builder, from which a pack is refused."""
 
 
 class Agreement(NamedTuple):

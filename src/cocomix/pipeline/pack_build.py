@@ -159,8 +159,12 @@ class _Builder:
         pack = Pack(self.folder)
         self._compare_with_stores(pack, corpus)
         rounding = about.sae.rounding
-        changed = rounding.labels_changed_share | self._changed_labels(pack, corpus)
-        rounding = rounding.model_copy(update={"labels_changed_share": changed})
+        changed = self._changed_labels(pack, corpus)
+        shares = {
+            "labels_changed_share": {name: agreed.changed_share for name, agreed in changed.items()},
+            "labels_other_share": {name: agreed.other_share for name, agreed in changed.items()},
+        }
+        rounding = rounding.model_copy(update={name: getattr(rounding, name) | one for name, one in shares.items()})
         self._write_manifest(about.model_copy(update={"sae": about.sae.model_copy(update={"rounding": rounding})}))
 
     def _same_pack(self) -> PackManifest:
@@ -352,8 +356,8 @@ class _Builder:
                         if (stored.ids[sign][part] != expected).any():
                             raise CocomixError(f"the labels {source.name} were not written as they are; report this")
 
-    def _changed_labels(self, pack: Pack, corpus: PackCorpus) -> dict[str, float]:
-        """Share of labelled positions that the rounded autoencoder labels otherwise, by corpus, set and sign."""
+    def _changed_labels(self, pack: Pack, corpus: PackCorpus) -> dict[str, Agreement]:
+        """How labels agree with those that the rounded autoencoder makes, by corpus, set and sign."""
         rounded, found = self._rounded(), {}
         split = next(split for split in reversed(SPLITS) if corpus.splits[split].labelled_windows)
         for source, labels in zip(self.sources, corpus.labels, strict=True):
@@ -372,7 +376,7 @@ class _Builder:
             )
             for sign, agreed in compare(stored, labeller, windows, chosen, labels.k).items():
                 name = f"{corpus.name}/{labels.name}/{sign}"
-                found[name] = agreed.changed_share
+                found[name] = agreed
                 _report(f"{name} with the autoencoder as the pack has it", agreed)
         return found
 

@@ -33,7 +33,7 @@ SAYS = (
     "Labels may differ where scores are close: processors and versions of torch add in another order, which changes"
     " last bits, and the autoencoder of the pack is rounded. As good as the new ones counts a label whose new score"
     f" is among the best but for {TOLERANCE:.0%} of the position's largest; at most {MOST_OTHER:.0%} of the positions"
-    " may have others."
+    " may have others, beyond those that rounding changed when the pack was built."
 )
 
 
@@ -43,13 +43,23 @@ class Verified(NamedTuple):
     corpus: str
     name: str
     agreed: Agreement
-    expected_changed: float | None
+    expected_changed: float
     """share that was labelled otherwise on the builder's machine with the rounded autoencoder"""
+    expected_other: float
+    """share of other labels there"""
+
+    def __str__(self) -> str:
+        count = max(1, self.agreed.positions)
+        return (
+            f"{self.corpus}, {self.name}: of {self.agreed.positions:,} positions {self.agreed.same / count:.2%} are"
+            f" labelled the same (when it was built {1 - self.expected_changed:.2%}), {self.agreed.close / count:.2%} as good,"
+            f" {self.agreed.other_share:.2%} otherwise ({self.expected_other:.2%})"
+        )
 
     @property
     def sound(self) -> bool:
         """Whether few enough labels are others."""
-        return self.agreed.other_share <= MOST_OTHER
+        return self.agreed.other_share <= self.expected_other + MOST_OTHER
 
 
 def pack_run(pack: Pack, corpus: PackCorpus, folder: Path, overrides: list[str]) -> Run:
@@ -127,10 +137,12 @@ def _verify_corpus(pack: Pack, corpus: PackCorpus, run: Run, share: float, rng: 
             for sign, agreed in made.items():
                 key = f"{labels.name}/{sign}"
                 totals[key] = totals.get(key, Agreement(0, 0, 0)) + agreed
-    expected = pack.about.sae.rounding.labels_changed_share
-    return [
-        Verified(corpus.name, name, agreed, expected.get(f"{corpus.name}/{name}")) for name, agreed in totals.items()
-    ]
+    rounding, found = pack.about.sae.rounding, []
+    for name, agreed in totals.items():
+        shares = (rounding.labels_changed_share, rounding.labels_other_share)
+        expected = [share.get(f"{corpus.name}/{name}", 0.0) for share in shares]
+        found.append(Verified(corpus.name, name, agreed, *expected))
+    return found
 
 
 def _label(
