@@ -16,6 +16,7 @@ from cocomix.pipeline.pack_agreement import stored_labels
 from cocomix.pipeline.pack_build import PackOptions, build_pack, needed_stages
 from cocomix.pipeline.pack_verify import verify_pack
 from cocomix.pipeline.run import Run, collect_results
+from cocomix.pipeline.trained import has_teacher_labels, teacher_labels
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_sealed
 from tests.data.test_byte_offsets import TOKENIZERS
@@ -176,6 +177,24 @@ def test_a_second_corpus_is_added_and_read(
     other = from_scratch(made.folder, inputs, "sae.k=7")
     with pytest.raises(CocomixError, match="not done yet"):
         build_pack(other, folder, PackOptions("toy", add=True, corpus="third"))
+
+
+def test_a_text_is_labelled_once_the_teacher_is_loaded(made: Run, used: Run, tmp_path: Path) -> None:
+    student = next(stage for stage in used.students if stage.labels)
+    text = used.tokens.special.prompt(used.tokens.tokenizer(), _texts()[0])
+    assert not has_teacher_labels(student) and teacher_labels(student, text) is None
+    assert used.training_stages("teacher") == ["teacher", "teacher-tokens"]
+    shutil.copytree(used.folder, tmp_path / "run")
+    run = Run(tmp_path / "run", used.config)
+    for name in run.training_stages("teacher"):
+        run.run_stage(name)
+    student = next(stage for stage in run.students if stage.labels)
+    found = teacher_labels(student, text)
+    assert found is not None and found.valid.any()
+    models = made.teacher.model(), made.sae.model()
+    expected = made.labels["exact"].of_text(text, *models, student.sign)  # pyright: ignore[reportAttributeAccessIssue]
+    assert (found.valid == expected.valid).all()
+    assert (found.ids == expected.ids)[found.valid].float().mean() > 0.95  # but for rounding
 
 
 def altered(pack: Path, folder: Path, change: Any) -> Path:

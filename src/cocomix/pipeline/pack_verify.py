@@ -49,11 +49,11 @@ class Verified(NamedTuple):
     """share of other labels there"""
 
     def __str__(self) -> str:
-        count = max(1, self.agreed.positions)
+        positions, other = self.agreed.positions, self.agreed.other_share
+        same, close = (count / max(1, positions) for count in (self.agreed.same, self.agreed.close))
         return (
-            f"{self.corpus}, {self.name}: of {self.agreed.positions:,} positions {self.agreed.same / count:.2%} are"
-            f" labelled the same (when it was built {1 - self.expected_changed:.2%}), {self.agreed.close / count:.2%} as good,"
-            f" {self.agreed.other_share:.2%} otherwise ({self.expected_other:.2%})"
+            f"{self.corpus}, {self.name}: of {positions:,} positions {same:.2%} are labelled the same (when it was built"
+            f" {1 - self.expected_changed:.2%}), {close:.2%} as good, {other:.2%} otherwise ({self.expected_other:.2%})"
         )
 
     @property
