@@ -68,7 +68,8 @@ def build(
     for stage in needed_stages(opened):
         if stage not in labelled:
             opened.do(stage, stage.name)
-    command = shlex.join(["cocomix", *sys.argv[1:]])
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]  # packs get published
+    command = shlex.join(["cocomix", *words])
     built = build_pack(
         opened,
         folder,

@@ -52,8 +52,9 @@ class Verified(NamedTuple):
         positions, other = self.agreed.positions, self.agreed.other_share
         same, close = (count / max(1, positions) for count in (self.agreed.same, self.agreed.close))
         return (
-            f"{self.corpus}, {self.name}: of {positions:,} positions {same:.2%} are labelled the same (when it was built"
-            f" {1 - self.expected_changed:.2%}), {close:.2%} as good, {other:.2%} otherwise ({self.expected_other:.2%})"
+            f"{self.corpus}, {self.name}: of {positions:,} positions {same:.2%} are labelled the same (when it was"
+            f" built {1 - self.expected_changed:.2%}), {close:.2%} as good, {other:.2%} otherwise"
+            f" ({self.expected_other:.2%})"
         )
 
     @property
