@@ -66,6 +66,7 @@ def test_a_pack_is_found_by_folder_or_by_name(here: Path, monkeypatch: pytest.Mo
         (["show", "."], "is no pack"),
         (["build", "nowhere.yaml"], "there is no config file nowhere.yaml"),
         (["build", "demo", "-o", "packs/.."], "is no name of a pack"),
+        (["build", "demo", "--corpus", "a/b"], "'a/b' is no name of a corpus"),
         (["build", "demo"], "a pack holds labels at the tokens of a published concept model"),
     ],
 )

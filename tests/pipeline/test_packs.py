@@ -227,6 +227,12 @@ def partly_covered(content: dict[str, Any]) -> None:
         (partly_covered, ["pack.least_share=0.5"], "covers 40.0% of the training text, less than the 50.0%"),
         (lambda content: content.update(format=2), [], "is of format 2 and this version of cocomix reads up to 1"),
         (lambda content: content.update(more=1), [], "the key 'more' does not exist"),
+        (
+            lambda content: content["corpora"][0]["splits"].update({"../x": content["corpora"][0]["splits"]["val"]}),
+            [],
+            "corpora.0.splits: a corpus has the splits train and val",
+        ),
+        (lambda content: content["corpora"][0].update(name="../x"), [], r"corpora.0.name: .* \(got '../x'\)"),
         (lambda content: content["sae"].update(k=9), [], "the autoencoder of the pack .* has other sizes than it says"),
         (
             lambda content: content["corpora"][0]["splits"]["train"].update(tokens=1 << 39),

@@ -1,5 +1,6 @@
 """`cocomix pack`: build, verify and show concept packs."""
 
+import re
 import secrets
 import shlex
 import sys
@@ -58,7 +59,8 @@ def build(
     settings = recipe if recipe.exists() or recipe.suffix else recipe_file(str(recipe))
     settings = settings / CONFIG if settings.is_dir() else settings
     called = name or (output.name if output else recipe.resolve().stem)
-    check_name(called)
+    check_name(called, "pack")
+    check_name(corpus or "corpus", "corpus")
     folder = output or Path("packs") / called
     place = run or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
     opened = Run(place, load_config(settings, overrides or []))
@@ -150,7 +152,9 @@ def show_pack(found: object) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, what: str) -> None:
     """Refuse a name that is no part of a path."""
-    if "/" in name or name in ("", ".", ".."):
-        raise CocomixError(f"{name!r} is no name of a pack; give letters, digits, '-', '_' and '.'")
+    from cocomix.pipeline.pack import NAME
+
+    if not re.fullmatch(NAME, name) or set(name) == {"."}:
+        raise CocomixError(f"{name!r} is no name of a {what}; give letters, digits, '-', '_' and '.'")

@@ -65,8 +65,9 @@ def to_rows(labels: Mapping[str, np.ndarray], covered: np.ndarray) -> Rows:
         np.where(labels[sign] < 0, EMPTY, labels[sign]).astype(np.int32) if sign in labels else none for sign in LISTS
     ]
     valid = [found[:, 0] >= 0 for found in lists]
-    flags = sum(has.astype(np.uint8) << place for place, has in enumerate(valid)).astype(np.uint8)
-    flags |= covered.astype(np.uint8) * COVERED
+    flags = np.where(covered, COVERED, 0).astype(np.uint8)
+    for place, has in enumerate(valid):
+        flags |= np.where(has, 1 << place, 0).astype(np.uint8)
     signed, helpful, absolute = lists
     in_signed = (absolute[..., None] == signed[:, None, :]).any(-1) & valid[0][:, None]
     in_helpful = (absolute[..., None] == helpful[:, None, :]).any(-1) & valid[1][:, None]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 import cocomix
 from cocomix.analysis.naming import FoundNames
@@ -127,6 +127,13 @@ class PackCorpus(Section):
     splits: dict[str, PackSplit]
     labels: tuple[PackLabels, ...]
 
+    @field_validator("splits")
+    @classmethod
+    def _has_both(cls, splits: dict[str, PackSplit]) -> dict[str, PackSplit]:
+        if splits.keys() != set(SPLITS):
+            raise ValueError(f"a corpus has the splits {' and '.join(SPLITS)}")
+        return splits
+
 
 class PackManifest(Section):
     """The content of `pack.json`."""
@@ -220,7 +227,7 @@ class Pack:
             CocomixError: it has none.
         """
         for corpus in self.about.corpora:
-            if all(split in corpus.splits and corpus.splits[split].text == texts[split] for split in SPLITS):
+            if all(about.text == texts[split] for split, about in corpus.splits.items()):
                 return corpus
         have = "; ".join(f"{corpus.name} ({corpus.splits['train'].text[:12]})" for corpus in self.about.corpora)
         raise CocomixError(
@@ -280,6 +287,7 @@ class Pack:
             read_set(folder / f"{one.name}.xz", layout, lambda: slots)
             for one, layout in zip(chosen, layouts, strict=True)
         ]
+        rows: Any = None
         for _ in layouts[-1].blocks():
             slots.clear()
             for reader in readers:

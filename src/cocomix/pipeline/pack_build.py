@@ -254,6 +254,7 @@ class _Builder:
             for one in part.values():
                 done &= one.done
         before: list[list[np.ndarray]] = [[] for _ in layout.blocks()]
+        covered = 0
         for source, part in zip(self.sources, parts, strict=True):
             layout = layout._replace(k=source.config.k)
             blocks = [self._rows(block, windows, part, done, source.config.k) for block in layout.blocks()]
