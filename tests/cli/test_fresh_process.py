@@ -29,6 +29,7 @@ WRONG = {
     "explore": (("explore", "run", "--port", "0", "--no-open"), "there is no run in run"),
     "export": (("export", "--student", "ntp", "-r", "run", "-o", "out"), "there is no run in run"),
     "push": (("push", "--student", "ntp", "-r", "run", "--dry-run", "-o", "out"), "run is no run"),
+    "pack": (("pack", "show", "nowhere"), "there is no pack nowhere"),
     "bench": (("bench",), "python -m benchmarks.speed"),
     "steer-eval": (("steer-eval", "-r", "run"), "there is no run in run"),
     "clean": (("clean", "-r", "run"), "there is no run in run"),

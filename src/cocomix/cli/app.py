@@ -24,12 +24,15 @@ from cocomix.cli.options import (
     RunDir,
     Seeds,
     check_text,
+    demo_recipe,
     open_run,
     quiet_libraries,
     recipe_file,
 )
+from cocomix.cli.packs import pack
 from cocomix.cli.runs import clean
 from cocomix.cli.sharing import doctor, export, push
+from cocomix.utils.advice import explore_line
 from cocomix.utils.console import console, errors, is_main, use_any_encoding, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import in_words
@@ -57,19 +60,31 @@ def demo(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="All stages in under two minutes; the figures are meaningless.")
     ] = False,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Also make the teacher, the autoencoder and the labels, without a pack."),
+    ] = False,
     replace: Replace = False,
 ) -> None:
     """Run every stage on real text and compare the students.
 
-    The corpus, the US presidents' annual addresses from 1790 to 2026, is part of the installation. Takes about 20
+    The corpus, the US presidents' annual addresses from 1790 to 2026, is part of the installation. Where there is a
+    concept pack for it, teacher, autoencoder and labels come from there; --from-scratch makes them, too. Takes about 20
     minutes on 2 CPU cores. You can stop it at any time; rerun the same command to resume.
     """
-    if tiny and config is None:
-        config = recipe_file("tiny")
-        run = Path("runs/tiny") if run == DEFAULT_RUN else run
-    opened = open_run(run, config, overrides, seeds, replace=replace)
+    if tiny and from_scratch:
+        raise CocomixError("--tiny makes everything from scratch already; leave --from-scratch out")
+    own = "tiny" if tiny else "demo" if from_scratch else None
+    if own is not None and config is None:
+        config = recipe_file(own)
+        other = Path("runs/tiny") if tiny else Path("runs/demo-from-scratch")
+        run = other if run == DEFAULT_RUN else run
+    default = demo_recipe() if config is None else "demo"
+    opened = open_run(run, config, overrides, seeds, replace=replace, default=default)
     opened.run_all()
     opened.print_summary()
+    if is_main():
+        console.print(f"Explore it: {explore_line(run)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -267,6 +282,7 @@ def generate(
 app.command("name")(name_command)
 app.command("inspect")(inspect_command)
 app.command()(explore)
+app.add_typer(pack, name="pack")
 app.command()(push)
 app.command()(export)
 

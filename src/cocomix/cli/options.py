@@ -30,6 +30,17 @@ Replace = Annotated[
 DEFAULT_RUN = Path("runs/demo")
 
 
+PACK_RECIPE = "demo-pack"
+
+
+def demo_recipe() -> str:
+    """The recipe of `cocomix demo`: the one with a concept pack where that pack is, else the one from scratch."""
+    from cocomix.pipeline.pack import is_here
+    from cocomix.utils.settings import read_yaml
+
+    return PACK_RECIPE if is_here(read_yaml(recipe_file(PACK_RECIPE))["pack"]) else "demo"
+
+
 def recipe_file(name: str) -> Path:
     """The YAML file of a recipe in the package."""
     return Path(str(resources.files("cocomix") / "recipes" / f"{name}.yaml"))
@@ -42,11 +53,13 @@ def open_run(
     seeds: int | None = None,
     *,
     replace: bool = False,
+    default: str = "demo",
 ) -> "Run":
     """The run in folder `run`, with the settings of `config`, or its own, or the demo's, and overrides on top.
 
     Args:
         replace: do not ask before stages finished with other settings are done anew.
+        default: recipe of a run that has no settings yet.
 
     Raises:
         CocomixError: its own settings are gone; with the demo's, its stages would be redone and replaced.
@@ -64,8 +77,9 @@ def open_run(
         opened.advise(extra)
         opened.replace = replace
         return opened
-    opened = Run(run, load_config(config or recipe_file("demo"), extra))
-    opened.advise([*(["--config", str(config)] if config else []), *extra])
+    opened = Run(run, load_config(config or recipe_file(default), extra))
+    named = config or (recipe_file(default) if default != "demo" else None)
+    opened.advise([*(["--config", str(named)] if named else []), *extra])
     opened.replace = replace
     if config is None:
         # A command killed just after its stage was done leaves no config.yaml either; its stage then fits the demo's.

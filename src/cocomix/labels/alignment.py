@@ -6,9 +6,10 @@ than the student has. The last position of a student's window has none either: i
 with every other store.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,12 +30,66 @@ CHUNK_TOKENS = 1 << 18
 """Tokens aligned at a time."""
 
 
+class Stream(Protocol):
+    """The concept model's tokens, document by document."""
+
+    documents: np.ndarray
+    """place of each document's first token, int64 `[n_documents]`"""
+    n_tokens: int
+
+
+class PlacedLabels(ABC):
+    """Base class of labels at places of the concept model's stream."""
+
+    n_labels: int
+    n_latents: int
+    scores: bool
+    """whether they have scores"""
+
+    @abstractmethod
+    def at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Ids at `places`, int64 `[len, n_labels]` with -100 where there are none; and scores, float32, if any."""
+
+
+class WindowLabels(PlacedLabels):
+    """Labels in a store of windows that follow documents."""
+
+    def __init__(self, store: LabelStore, windows: DocumentWindows) -> None:
+        self.store, self.windows = store, windows
+        self.n_labels, self.n_latents = store.n_labels, store.layout.n_latents
+        self.scores = store.layout.scores
+
+    def at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        window, place = self.windows.locate(places)
+        there = window >= 0
+        found, found_scores = self.store.at(window[there], place[there])
+        ids = np.full((len(places), self.n_labels), -100, dtype=np.int64)
+        ids[there] = found
+        if found_scores is None:
+            return ids, None
+        scores = np.zeros(ids.shape, dtype=np.float32)
+        scores[there] = found_scores
+        return ids, scores
+
+
+class StreamLabels(PlacedLabels):
+    """Labels at every token of the stream, in one array `[n_tokens, n_labels]`, without scores."""
+
+    scores = False
+
+    def __init__(self, ids: np.ndarray, n_latents: int) -> None:
+        self.ids, self.n_labels, self.n_latents = ids, ids.shape[1], n_latents
+
+    def at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.ids[places].astype(np.int64), None
+
+
 def find_places(
     path: Path,
     shards: TokenShards,
     documents: Iterable[Document],
     offsets: ByteOffsets,
-    teacher: DocumentWindows,
+    teacher: Stream,
     teacher_ends: np.ndarray,
 ) -> Located:
     """Write to `path`, for each token of a student's stream, the place in the teacher's stream that corresponds to it.
@@ -47,7 +102,7 @@ def find_places(
         How many of the student's tokens could be located in the text.
     """
     make_folder(path.parent)
-    starts = [*teacher.shards.documents.tolist(), teacher.shards.n_tokens]
+    starts = [*teacher.documents.tolist(), teacher.n_tokens]
     located = Located(0, 0)
     with path.open("wb") as stream:
         for number, ends in enumerate(document_ends(shards, documents, offsets)):
@@ -64,16 +119,28 @@ def align_split(
     places: Path,
     shards: TokenShards,
     folder: Path,
+    **options: Any,
+) -> dict[str, Any]:
+    """`align` of labels in stores of the windows of `teacher`, by sign."""
+    return align(
+        {name: WindowLabels(store, teacher) for name, store in stores.items()}, places, shards, folder, **options
+    )
+
+
+def align(
+    sources: Mapping[str, PlacedLabels],
+    places: Path,
+    shards: TokenShards,
+    folder: Path,
     *,
     seq_len: int,
     lineage: dict[str, Any],
     shard_tokens: int = SHARD_TOKENS,
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Write the labels of every window of `shards` to a store `folder/NAME` for each of `stores`.
+    """Write the labels of every window of `shards` to a store `folder/NAME` for each of `sources`.
 
     Args:
-        stores: labels of the windows of `teacher`, by sign.
         places: the file that `find_places` wrote.
 
     Returns:
@@ -85,7 +152,7 @@ def align_split(
     step = max(1, CHUNK_TOKENS // seq_len)
     chunks = [np.arange(start, min(start + step, n_windows)) for start in range(0, n_windows, step)]
     shares = {}
-    for number, (name, store) in enumerate(stores.items()):
+    for number, (name, labels) in enumerate(sources.items()):
         if LabelStore.finished(folder / name):
             shares[name] = LabelStore.open(folder / name).valid_share()
             continue
@@ -93,17 +160,17 @@ def align_split(
             folder / name,
             n_tokens=shards.labelled_tokens(seq_len),
             seq_len=seq_len,
-            n_labels=store.n_labels,
-            n_latents=store.layout.n_latents,
+            n_labels=labels.n_labels,
+            n_latents=labels.n_latents,
             lineage=lineage | {"sign": name},
             shard_tokens=shard_tokens,
-            scores=store.layout.scores,
+            scores=labels.scores,
         )
         for windows in chunks:
             source = teacher_places(where, shards, windows, seq_len)
-            writer.write(int(windows[0]), *_labels_at(store, teacher, source))
+            writer.write(int(windows[0]), *_labels_at(labels, source))
             if progress is not None:
-                progress(number * n_windows + int(windows[-1]) + 1, len(stores) * n_windows, {})
+                progress(number * n_windows + int(windows[-1]) + 1, len(sources) * n_windows, {})
         writer.finish()
         shares[name] = LabelStore.open(folder / name).valid_share()
     tokens = n_windows * seq_len
@@ -160,16 +227,12 @@ class TextAligner:
         return ConceptLabels(labels.ids[:, source].cpu(), labels.scores[:, source].cpu(), valid)
 
 
-def _labels_at(
-    store: LabelStore, teacher: DocumentWindows, source: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _labels_at(labels: PlacedLabels, source: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids, scores and validity at places of the teacher's stream, `[windows, seq_len, n_labels]`."""
-    shape = (*source.shape, store.n_labels)
+    shape = (*source.shape, labels.n_labels)
     ids, scores = np.full(shape, -100, dtype=np.int64), np.zeros(shape, dtype=np.float32)
-    window, place = teacher.locate(np.maximum(source, 0))
-    there = (source != NOWHERE) & (window >= 0)
-    found, found_scores = store.at(window[there], place[there])
-    ids[there] = found
+    there = source != NOWHERE
+    ids[there], found_scores = labels.at(source[there])
     if found_scores is not None:
         scores[there] = found_scores
     return ids, scores, ids[..., 0] >= 0

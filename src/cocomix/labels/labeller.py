@@ -28,7 +28,14 @@ from transformers import PreTrainedModel
 
 from cocomix.data.document_windows import DocumentWindows, WindowBounds
 from cocomix.data.shards import TokenShards
-from cocomix.labels.attribution import RULES, ConceptLabels, attribute_active, select_active, with_sign
+from cocomix.labels.attribution import (
+    RULES,
+    ActiveAttribution,
+    ConceptLabels,
+    attribute_active,
+    select_active,
+    with_sign,
+)
 from cocomix.labels.store import (
     SHARD_TOKENS,
     LabelReader,
@@ -146,6 +153,11 @@ class ConceptLabeller(Labeller):
         self.first_position, self.left_out = first_position, left_out
 
     def make(self, ids: torch.Tensor, bounds: WindowBounds | None = None) -> dict[str, ConceptLabels]:
+        signed = self.signed(ids, bounds)
+        return {sign: select_active(with_sign(signed, self.rule, sign), self.n_labels) for sign in self.names}
+
+    def signed(self, ids: torch.Tensor, bounds: WindowBounds | None) -> ActiveAttribution:
+        """Scores of all active concepts of exactly one pass, which the labels are chosen from; see `make`."""
         padding = mask = None
         if bounds is not None:
             lengths = torch.from_numpy(bounds.lengths).to(ids.device)
@@ -168,7 +180,15 @@ class ConceptLabeller(Labeller):
         documents = document_rule(self.teacher.config)
         if documents is not None and self.first_position:
             signed.valid[documents.begins(ids)] = False
-        return {sign: select_active(with_sign(signed, self.rule, sign), self.n_labels) for sign in self.names}
+        return signed
+
+
+class ActiveScores(ConceptLabeller):
+    """`signed` scores of all active concepts, in place of the labels chosen from them: for comparing labels."""
+
+    def make(self, ids: torch.Tensor, bounds: WindowBounds | None = None) -> dict[str, ConceptLabels]:
+        signed = self.signed(ids, bounds)
+        return {name: ConceptLabels(signed.ids, signed.scores, signed.valid) for name in self.names}
 
 
 class TopTokens(Labeller):

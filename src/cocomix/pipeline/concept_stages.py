@@ -196,7 +196,9 @@ def statistics_path(stage: StudentStage, snapshot: str | None = None) -> Path:
 def _labels(stage: StudentStage) -> LabelReader | None:
     """Validation labels by the student's rule and sign: stored ones, else computed again, else none."""
     labels = stage.labels
-    if labels is None or not stage.uses_sae_concepts or not (labels.teacher.done() and labels.sae.done()):
+    if labels is None or not stage.uses_sae_concepts or not labels.sae.done():
+        return None
+    if labels.needs_teacher and not labels.teacher.done():
         return None
     if all(needed.done() for needed in labels.needed):
         return labels.reader(INDEX_SPLIT, stage.sign)

@@ -21,6 +21,7 @@ from cocomix.model.loading import ATTENTION, check_attention
 from cocomix.objectives.base import StudentSettings
 from cocomix.objectives.cocomix import ConceptConfig
 from cocomix.objectives.registry import StudentConfig
+from cocomix.pipeline.pack import with_pack
 from cocomix.pipeline.presets import PRESETS, WIDTHS, expanded
 from cocomix.sae.kinds import SAE_KINDS
 from cocomix.train.config import TrainConfig
@@ -308,6 +309,25 @@ class LabelConfig(Section):
         return self
 
 
+class PackConfig(Section):
+    """Where teacher, autoencoder and labels come from, in place of making them."""
+
+    source: str = Field(
+        description="folder of a concept pack, name of one that comes with cocomix, or hub id; `pack: NAME` is short"
+        " for it"
+    )
+    checksum: str | None = Field(
+        default=None, description="of its pack.json; filled in when it is first read, so that a run keeps to one pack"
+    )
+    least_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="refuse a pack that covers a smaller share of the training text; what it does not cover has no"
+        " labels",
+    )
+
+
 class EvaluationConfig(Section):
     """How finished students are measured."""
 
@@ -375,6 +395,10 @@ class RunConfig(Section):
         description="what a token attends to, in every model: what is before it in its window, or in its document only;"
         " positions then start again with each document",
     )
+    pack: PackConfig | None = added(
+        None,
+        description="a concept pack, which gives teacher, sae and, if none are given, labels; the run keeps them",
+    )
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     tokens: TokensConfig = Field(default_factory=TokensConfig)
     teacher: TeacherConfig
@@ -389,7 +413,7 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_presets(cls, raw: Any) -> Any:
-        return expanded(raw, cls.model_fields["seq_len"].default) if isinstance(raw, dict) else raw
+        return with_pack(expanded(raw, cls.model_fields["seq_len"].default)) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -60,6 +60,8 @@ class LabelSet(ABC):
     seq_len: int
     needed: list[Stage]
     of_teacher: bool = True
+    needs_teacher: bool = True
+    """whether reading it needs the finished teacher, whose checksum is compared"""
     depends_on_progress: bool = False
     """whether what is read depends on the share of training done"""
 
@@ -282,26 +284,6 @@ class ScheduledLabelSet(LabelSet):
         return each / total if total else 0.0
 
 
-def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> LabelSet:
-    """The set `name`: stored, live or a control, as its settings say."""
-    section = config.labels[name]
-    if section.rule in CONTROLS:
-        source = None if section.of is None else label_set(run_dir, section.of, config, teacher, sae)
-        return ControlSet(name, config, teacher, sae, source)
-    if section.live:
-        return LiveLabelSet(name, section, teacher, sae)
-    if not config.teacher.shares_tokens:
-        return AlignedLabelStage(run_dir, name, config, TeacherLabelStage(run_dir, name, config, teacher, sae))
-    return LabelStage(run_dir, name, config, teacher, sae)
-
-
-def label_stages(labels: LabelSet) -> list[Stage]:
-    """The stages that store a set of labels, in the order in which they are done; none for a live one."""
-    if isinstance(labels, AlignedLabelStage):
-        return [labels.source, labels]
-    return [labels] if isinstance(labels, Stage) else []
-
-
 class LabelStage(Stage, LabelSet):
     """Labels by one rule, a set for each sign, for the training and the validation split."""
 
@@ -449,6 +431,10 @@ class AlignedLabelStage(LabelStage):
     def scratch(self) -> list[str]:
         return [*super().scratch(), PLACES]
 
+    def sources(self) -> list[Stage]:
+        """The stages that make its labels at the concept model's tokens."""
+        return [self.source]
+
     def describe(self, figures: dict[str, Any]) -> str:
         train = figures["train"]
         shares = ", ".join(f"{sign} {share:.1%}" for sign, share in train["valid_share"].items())
@@ -505,7 +491,7 @@ class AlignedLabelStage(LabelStage):
                 layer=self.sae.config.layer,
                 rule=self.config.rule,
                 sign=sign,
-                first=self.source.tokens.special.first_position,
+                first=self.sae.teacher_tokens.special.first_position,
                 left_out=self.sae.left_out,
             )
             return select_active(active, self.config.k)
@@ -514,7 +500,7 @@ class AlignedLabelStage(LabelStage):
 
     @cached_property
     def _text_aligner(self) -> TextAligner:
-        own, others = self.tokens, self.source.tokens
+        own, others = self.tokens, self.sae.teacher_tokens
         return TextAligner(own.tokenizer(), own.special, others.tokenizer(), others.special)
 
     def lineage(self, split: str) -> dict[str, Any]:

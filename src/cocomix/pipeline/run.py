@@ -16,7 +16,9 @@ from cocomix.pipeline.attempts import KEPT
 from cocomix.pipeline.channel_controls import controls_of, mixes_vector
 from cocomix.pipeline.config import CONFIG, RunConfig, load_config, validate_config
 from cocomix.pipeline.data_stages import CorpusStage, TokensStage
-from cocomix.pipeline.label_stages import LabelStage, LogitsStage, ScheduledLabelSet, label_set, label_stages
+from cocomix.pipeline.label_sets import label_set, label_stages
+from cocomix.pipeline.label_stages import LabelStage, LogitsStage, ScheduledLabelSet
+from cocomix.pipeline.pack_stages import PackSaeStage, PackTeacherStage
 from cocomix.pipeline.predictability_stages import PredictabilityStage, ProbeStudentStage, place_of
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import ExternalInputs, Stage
@@ -53,11 +55,13 @@ class Run:
         self._settings_file = SettingsFile(folder / CONFIG)
         self.corpus = CorpusStage(folder, config)
         self.tokens = TokensStage(folder, config, self.corpus, external_inputs)
-        self.teacher = TeacherStage(folder, config, self.tokens, external_inputs)
+        own_teacher = TeacherStage if config.pack is None else PackTeacherStage
+        self.teacher = own_teacher(folder, config, self.tokens, external_inputs)
         self.teacher_tokens = self.tokens
         if not config.teacher.shares_tokens:
             self.teacher_tokens = TeacherTokensStage(folder, config, self.corpus, self.teacher)
-        self.sae = SaeStage(folder, config, self.tokens, self.teacher, external_inputs, self.teacher_tokens)
+        own_sae = SaeStage if config.pack is None else PackSaeStage
+        self.sae = own_sae(folder, config, self.tokens, self.teacher, external_inputs, self.teacher_tokens)
         self.labels = {name: label_set(folder, name, config, self.teacher, self.sae) for name in config.labels}
         stored_labels = [labels for labels in self.labels.values() if isinstance(labels, LabelStage)]
         self.predictability = dict(self._predictability())
@@ -69,7 +73,8 @@ class Run:
         self.evaluations = [EvaluationStage(student) for student in self.students]
         used = {needed.name for student in self.students if student.labels for needed in student.labels.needed}
         own = [] if self.teacher_tokens is self.tokens else [self.teacher_tokens]
-        self._shared: list[Stage] = [self.corpus, self.tokens, self.teacher, *own, self.sae]
+        made_here = [self.teacher, *own] if config.pack is None else []
+        self._shared: list[Stage] = [self.corpus, self.tokens, *made_here, self.sae]
         for label in stored_labels:
             self._shared += label_stages(label) if label.name in used else []
         weighing = {stage for student in self.students if student.config.weighs_labels for stage in student.probes}
@@ -79,7 +84,8 @@ class Run:
         stages = [*self._shared, *self.students, *self.evaluations]
         self.stages = {stage.name: stage for stage in stages}
         stored_stages = [stage for label in stored_labels for stage in label_stages(label)]
-        self.stages |= {stage.name: stage for stage in stored_stages if stage.name not in self.stages}
+        on_demand = [*stored_stages, self.teacher, *own]
+        self.stages |= {stage.name: stage for stage in on_demand if stage.name not in self.stages}
         self._all = [stage.name for stage in stages]
         self._reused: dict[str, bool] = {}
         self.replace: bool | None = None
@@ -383,7 +389,8 @@ def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | 
     sizes = {student["name"]: student["parameters"] for student in students}
     students = [student | {"controls": controls_of(run.config, student["name"], sizes)} for student in students]
     made = [record["made"] for stage in run.students if stage.student in chosen and (record := stage.record())]
-    corpus, tokens, teacher = run.corpus.figures, run.tokens.figures, run.teacher.figures
+    corpus, tokens = run.corpus.figures, run.tokens.figures
+    teacher = run.sae.figures["described_teacher"] if isinstance(run.sae, PackSaeStage) else run.teacher.figures
     return {
         "title": run.config.title,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

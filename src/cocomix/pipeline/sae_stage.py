@@ -202,11 +202,11 @@ class SaeStage(ModelStage):
         n_windows = self.evaluation.sae_windows
         reconstruction, left_out, read = Reconstruction(sae), self.to_leave_out(), 0
         with torch.no_grad():
-            for ids in self._validation(n_windows):
+            for ids in self.validation(n_windows):
                 reconstruction.add(left_out.select(hidden_at(teacher, ids, self.config.layer)))
                 read += ids.numel()
         figures = reconstruction.figures() | {"left_out_share": 1 - reconstruction.tokens / read} | self._skips()
-        spliced = self._validation(min(n_windows, MOST_SPLICED_WINDOWS))
+        spliced = self.validation(min(n_windows, MOST_SPLICED_WINDOWS))
         return figures | spliced_losses(
             teacher, sae, spliced, layer=self.config.layer, mean=reconstruction.mean, left_out=left_out
         )
@@ -235,7 +235,7 @@ class SaeStage(ModelStage):
         """Positions that the finished autoencoder is not for."""
         return LeftOut(self.skips.get("skip_first", 0), self.skips.get("skip_norm"))
 
-    def _validation(self, n_windows: int) -> Iterator[torch.Tensor]:
+    def validation(self, n_windows: int) -> Iterator[torch.Tensor]:
         """Token ids of `n_windows` evenly spread validation windows, int64 `[batch, seq]`, on the device.
 
         Windows shorter than the others, at ends of documents, come without padding, those of one length together.

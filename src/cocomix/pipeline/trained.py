@@ -102,7 +102,9 @@ def teacher_labels(stage: StudentStage, ids: list[int]) -> ConceptLabels | None:
 
 def has_teacher_labels(stage: StudentStage) -> bool:
     """Whether it was taught with labels whose teacher and autoencoder are there."""
-    return stage.labels is not None and stage.labels.of_teacher and stage.sae.teacher.done() and stage.sae.done()
+    if stage.labels is None or not stage.labels.of_teacher:
+        return False
+    return all(needed.done() for needed in (stage.sae.teacher, stage.sae.teacher_tokens, stage.sae))
 
 
 def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae: TopKSAE) -> ConceptLabels | None:

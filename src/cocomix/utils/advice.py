@@ -20,6 +20,11 @@ def command_line(command: str, run: Path | str, options: Sequence[str] = ()) -> 
     return f"`{words}`"
 
 
+def explore_line(run: Path | str) -> str:
+    """The command that opens a run in the explorer, in backquotes."""
+    return f"`cocomix explore {shlex.quote(str(run))}`"
+
+
 def for_folder(command: str, path: Path) -> str:
     """`command_line` for the run that a file or folder belongs to; the command alone if it belongs to none."""
     run = run_of(path)

@@ -5,7 +5,8 @@
 - `rank`, `world_size` and `is_main` read what torchrun sets in the environment, without loading torch.
 - `StageProgress` is a live bar with an estimated time on a terminal, and plain lines elsewhere. The estimate is the
   remaining steps times the mean step time of the stage so far, which is right for stages whose steps cost the same, as
-  all of ours do.
+  all of ours do. The first steps cost more (memory is allocated, kernels are chosen, files are read for the first
+  time), so they are left out of the mean, and so is the slowest step after them; until some are done there is none.
 - `Stopwatch` counts a stage's seconds over interrupted attempts, but not while the process is stopped.
 """
 
@@ -109,6 +110,12 @@ def wait_for_main_to_report() -> None:
         time.sleep(3)
 
 
+LEFT_OUT_STEPS = 2
+"""Steps at the start of a stage that its mean step time leaves out."""
+STEPS_BEFORE_ESTIMATE, SECONDS_BEFORE_ESTIMATE = 8, 2.0
+"""What must be measured after those before a time is estimated; of a stage of few steps, a quarter of its steps."""
+
+
 class StageProgress(AbstractContextManager["StageProgress"]):
     """Callable given to a stage: `progress(step, total, metrics)`.
 
@@ -125,6 +132,8 @@ class StageProgress(AbstractContextManager["StageProgress"]):
         self._quiet = quiet
         self._every = every_seconds
         self._first: tuple[float, int] | None = None
+        self._base: tuple[float, int] | None = None
+        self._previous = self._slowest = (0.0, 0)
         self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal and not quiet:
@@ -154,7 +163,12 @@ class StageProgress(AbstractContextManager["StageProgress"]):
             return
         now = time.monotonic()
         if self._first is None or step < self._first[1]:
-            self._first = (now, step)
+            self._first, self._base = (now, step), None
+        elif self._base is None and step - self._first[1] >= LEFT_OUT_STEPS:
+            self._base, self._slowest = (now, step), (0.0, 0)
+        elif self._base is not None and now - self._previous[0] > self._slowest[0]:
+            self._slowest = (now - self._previous[0], step - self._previous[1])
+        self._previous = (now, step)
         note = self._note(now, step, total, metrics or {})
         if self._bar is not None:
             self._bar.update(self._task, completed=step, total=total, note=note)
@@ -164,12 +178,13 @@ class StageProgress(AbstractContextManager["StageProgress"]):
             self._console.print(f"  {self._title}: {steps}{note}", highlight=False, markup=False)
 
     def _note(self, now: float, step: int, total: int | None, metrics: dict[str, Any]) -> str:
-        assert self._first is not None
-        start, first = self._first
         parts = []
-        if step > first and total is not None:
-            remaining = (now - start) / (step - first) * (total - step)
-            parts.append(f"about {duration(remaining)} left")
+        if self._base is not None and total is not None:
+            measured = step - self._base[1]
+            seconds, steps = now - self._base[0] - self._slowest[0], measured - self._slowest[1]
+            needed = min(STEPS_BEFORE_ESTIMATE, max(2, (total - self._base[1]) // 4))
+            if measured >= needed and steps > 0 and now - self._base[0] >= SECONDS_BEFORE_ESTIMATE:
+                parts.append(f"about {duration(seconds / steps * (total - step))} left")
         for name, value in metrics.items():
             parts.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {float(value):.3f}")
         return "  ".join(parts)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cocomix.sae.formats.base import LoadedSae, SaeFormat
 from cocomix.sae.reading import optional_text, peek_json, window_metadata
 from cocomix.sae.sae import SETTINGS, TopKSAE
@@ -22,6 +24,7 @@ class CocomixFormat(SaeFormat):
         metadata = self._metadata(path)
         model = optional_text(metadata.get("model"), "model", path)
         sae = TopKSAE.from_pretrained(path)
+        sae.to(torch.promote_types(sae.encoder_weight.dtype, torch.float32))  # as the other formats do
         return LoadedSae(sae, self.name, self.hook(path), model, True, *window_metadata(metadata, path))
 
     def hook(self, path: Path) -> str | None:

@@ -1,0 +1,324 @@
+"""Concept packs: built from a run, read by another, verified, and refused where they do not fit."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cocomix
+from cocomix.labels.store import LabelStore
+from cocomix.pipeline.config import load_config
+from cocomix.pipeline.pack import Pack
+from cocomix.pipeline.pack_agreement import stored_labels
+from cocomix.pipeline.pack_build import PackOptions, build_pack, needed_stages
+from cocomix.pipeline.pack_verify import verify_pack
+from cocomix.pipeline.run import Run, collect_results
+from cocomix.pipeline.trained import has_teacher_labels, teacher_labels
+from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import write_sealed
+from tests.data.test_byte_offsets import TOKENIZERS
+from tests.helpers.made_corpora import write_jsonl
+from tests.helpers.small_llamas import small_llama
+from tests.pipeline.test_own_tokenizer import _texts
+
+STUDENTS = (
+    "students={ntp: {objective: ntp, model: {width: 16, layers: 2, heads: 2}},"
+    " cocomix: {objective: cocomix, labels: exact, model: {width: 16, layers: 2, heads: 2},"
+    " concept: {concept_layer: 1}}}"
+)
+
+
+def common(inputs: Path) -> list[str]:
+    return [
+        f"corpus={{source: jsonl, options: {{path: {inputs / 'texts.jsonl'}}}, val_fraction: 0.2, test_fraction: 0.2}}",
+        "seq_len=24",
+        "tokens.vocab_size=300",
+        "tokens.workers=1",
+        STUDENTS,
+        "students_train={batch_size: 4, steps: 2, n_evals: 1, learning_rate: 0.01}",
+        "evaluation={windows: 4, curve_windows: 2, sae_windows: 8, batch_size: 4, probe_positions: 0}",
+    ]
+
+
+def from_scratch(folder: Path, inputs: Path, *more: str) -> Run:
+    settings = (
+        f"teacher={{pretrained: {inputs / 'teacher'}, tokenizer: own, seq_len: 32}}",
+        "sae={layer: 1, n_latents: 32, k: 8, train: {batch_size: 4, steps: 3, learning_rate: 0.01, n_evals: 0}}",
+        "labels={exact: {rule: exact, signs: [absolute, helpful, signed], k: 2, batch_size: 4},"
+        " activation: {rule: activation, signs: [signed], k: 2, batch_size: 4}}",
+    )
+    return Run(folder, load_config(RECIPE, [*common(inputs), *settings, *more]))
+
+
+def with_pack(folder: Path, inputs: Path, pack: Path | str, *more: str) -> Run:
+    given = (f"pack={pack}", "teacher=null", "sae=null", "labels=null")
+    return Run(folder, load_config(RECIPE, [*common(inputs), *given, *more]))
+
+
+RECIPE = Path(cocomix.__file__).parent / "recipes" / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_jsonl(folder / "texts.jsonl", _texts())
+    small_llama(len(TOKENIZERS["large"]), positions=64).save_pretrained(folder / "teacher")
+    TOKENIZERS["large"].save_pretrained(folder / "teacher")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, inputs: Path) -> Run:
+    run = from_scratch(tmp_path_factory.mktemp("made"), inputs)
+    for stage in [*needed_stages(run), run.tokens, run.stages["labels/exact"], run.stages["labels/activation"]]:
+        run.do(stage, stage.name)
+    return run
+
+
+@pytest.fixture(scope="module")
+def pack(made: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packs") / "toy"
+    build_pack(made, folder, PackOptions("toy", licence="none"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def used(pack: Path, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = with_pack(tmp_path_factory.mktemp("used"), inputs, pack)
+    for stage in [*run.shared(), *run.students, *run.evaluations]:
+        run.do(stage, stage.name)
+    return run
+
+
+def test_students_get_the_labels_that_were_made(made: Run, used: Run) -> None:
+    assert [stage.name for stage in used.shared()] == ["corpus", "tokens", "sae", "labels/exact"]
+    assert not used.teacher.done()
+    for split in ("train", "val"):
+        for sign in ("absolute", "helpful", "signed"):
+            ours, theirs = (run.labels["exact"].reader(split, sign) for run in (used, made))
+            assert isinstance(ours, LabelStore)
+            windows = np.arange(ours.layout.n_windows)
+            assert (ours.read(windows, 24) == theirs.read(windows, 24)).all()
+    assert used.sae.figures["explained_variance"] == made.sae.figures["explained_variance"]
+    results = collect_results(used, {})
+    assert results["teacher"]["parameters"] == made.teacher.figures["parameters"]
+    (row,) = [row for row in results["labels"] if row["sign"] == "absolute"]
+    assert row["flops"] == pytest.approx(made.stages["teacher-labels/exact"].figures["flops"])
+
+
+def test_a_finished_run_needs_its_pack_no_more(used: Run, pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_config(used.folder / "config.yaml")
+    assert settings.pack is not None and settings.pack.checksum == Pack(pack).checksum
+    assert settings.labels.keys() == {"exact", "activation"}
+    away = pack.with_name("away")
+    pack.rename(away)
+    try:
+        again = Run(used.folder, load_config(used.folder / "config.yaml"))
+        assert all(stage.done() for stage in [*again.shared(), *again.students, *again.evaluations])
+    finally:
+        away.rename(pack)
+
+
+def test_the_pack_says_what_it_is(made: Run, pack: Path) -> None:
+    about = Pack(pack).about
+    assert about.teacher.licence == "none" and about.teacher.architecture["model_type"] == "llama"
+    rounding = about.sae.rounding
+    assert rounding.dtype == "float16" and rounding.positions > 0
+    assert abs(rounding.explained_variance_before - rounding.explained_variance_after) < 0.01
+    assert rounding.labels_changed_share.keys() == {
+        "jsonl/exact/signed", "jsonl/exact/helpful", "jsonl/exact/absolute", "jsonl/activation/signed",
+    }  # fmt: skip
+    (corpus,) = about.corpora
+    assert corpus.splits["train"].covered_share == 1
+    listed = {entry["file"] for entry in about.files}
+    assert listed == {str(path.relative_to(pack)) for path in pack.rglob("*") if path.is_file()} - {
+        "pack.json", "verified.json",
+    }  # fmt: skip
+
+
+def test_verify_finds_it_sound_and_other_labels_not(
+    pack: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = verify_pack(str(pack), share=0.5, seed=1, folder=tmp_path / "verify")
+    assert {one.name for one in found} == {"exact/signed", "exact/helpful", "exact/absolute", "activation/signed"}
+    assert all(one.sound and one.agreed.positions > 100 for one in found)
+    monkeypatch.setattr(
+        "cocomix.pipeline.pack_verify.stored_labels",
+        lambda *arguments: stored_labels(*arguments)._replace(
+            ids={sign: np.where(ids >= 0, (ids + 1) % 32, ids) for sign, ids in stored_labels(*arguments).ids.items()}
+        ),
+    )
+    assert not any(one.sound for one in verify_pack(str(pack), share=0.5, seed=1, folder=tmp_path / "verify"))
+
+
+@pytest.mark.long
+def test_a_second_corpus_is_added_and_read(
+    made: Run, pack: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(pack, tmp_path / "toy"))
+    write_jsonl(tmp_path / "others.jsonl", [text[::-1] for text in _texts()])
+    text = f"corpus.options.path={tmp_path / 'others.jsonl'}"
+    given = (f"sae={{pretrained: {folder / 'sae'}, layer: 1}}", "labels={exact: {rule: exact, k: 2, batch_size: 4}}")
+    shutil.copytree(made.folder / "teacher", tmp_path / "second" / "teacher")
+    run = from_scratch(tmp_path / "second", inputs, text, *given)
+    for stage in needed_stages(run):
+        run.do(stage, stage.name)
+    with pytest.raises(CocomixError, match="already; give --corpus another name"):
+        build_pack(run, folder, PackOptions("toy", add=True))
+    build_pack(run, folder, PackOptions("toy", add=True, corpus="reversed"))
+    assert [corpus.name for corpus in Pack(folder).about.corpora] == ["jsonl", "reversed"]
+    for more, path in ((text, "second"), ("seeds=[0]", "first")):
+        student = with_pack(tmp_path / path / "run", inputs, folder, more, "labels={exact: {rule: exact, k: 2}}")
+        for stage in student.shared():
+            student.do(stage, stage.name)
+    other = from_scratch(made.folder, inputs, "sae.k=7")
+    with pytest.raises(CocomixError, match="not done yet"):
+        build_pack(other, folder, PackOptions("toy", add=True, corpus="third"))
+
+
+def test_a_text_is_labelled_once_the_teacher_is_loaded(made: Run, used: Run, tmp_path: Path) -> None:
+    student = next(stage for stage in used.students if stage.labels)
+    text = used.tokens.special.prompt(used.tokens.tokenizer(), _texts()[0])
+    assert not has_teacher_labels(student) and teacher_labels(student, text) is None
+    assert used.training_stages("teacher") == ["teacher", "teacher-tokens"]
+    shutil.copytree(used.folder, tmp_path / "run")
+    run = Run(tmp_path / "run", used.config)
+    for name in run.training_stages("teacher"):
+        run.run_stage(name)
+    student = next(stage for stage in run.students if stage.labels)
+    found = teacher_labels(student, text)
+    assert found is not None and found.valid.any()
+    models = made.teacher.model(), made.sae.model()
+    expected = made.labels["exact"].of_text(text, *models, student.sign)  # pyright: ignore[reportAttributeAccessIssue]
+    assert (found.valid == expected.valid).all()
+    assert (found.ids == expected.ids)[found.valid].float().mean() > 0.95  # but for rounding
+
+
+def altered(pack: Path, folder: Path, change: Any) -> Path:
+    """A copy of the pack with another `pack.json`, sealed anew."""
+    shutil.copytree(pack, folder / "altered")
+    path = folder / "altered" / "pack.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.unlink()
+    write_sealed(path, {key: value for key, value in content.items() if key != "seal"})
+    return folder / "altered"
+
+
+def text_of_another_version(content: dict[str, Any]) -> None:
+    content["corpora"][0]["splits"]["train"]["text"] = "0" * 64
+
+
+def partly_covered(content: dict[str, Any]) -> None:
+    content["corpora"][0]["splits"]["train"]["covered_share"] = 0.4
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "words"),
+    [
+        (None, ["teacher={pretrained: gpt2}"], "has teacher.pretrained .*teacher and the settings have gpt2; leave"),
+        (None, ["sae={layer: 2}"], "has sae.layer 1 and the settings have 2; leave sae.layer out"),
+        (None, ["labels={exact: {rule: exact, k: 3}}"], "no labels of jsonl by the rule exact with k 3"),
+        (None, ["labels={exact: {rule: reference, k: 2}}"], "no labels of jsonl by the rule reference"),
+        (text_of_another_version, [], "has labels of other texts .* than this corpus .*; use the corpus settings"),
+        (partly_covered, ["pack.least_share=0.5"], "covers 40.0% of the training text, less than the 50.0%"),
+        (lambda content: content.update(format=2), [], "is of format 2 and this version of cocomix reads up to 1"),
+        (lambda content: content.update(more=1), [], "the key 'more' does not exist"),
+        (
+            lambda content: content["corpora"][0]["splits"].update({"../x": content["corpora"][0]["splits"]["val"]}),
+            [],
+            "corpora.0.splits: a corpus has the splits train and val",
+        ),
+        (lambda content: content["corpora"][0].update(name="../x"), [], r"corpora.0.name: .* \(got '../x'\)"),
+        (lambda content: content["sae"].update(k=9), [], "the autoencoder of the pack .* has other sizes than it says"),
+        (
+            lambda content: content["corpora"][0]["splits"]["train"].update(tokens=1 << 39),
+            [],
+            "has more tokens than its text allows",
+        ),
+        (lambda content: content["files"][0].update(file="../x"), [], "outside the folder"),
+    ],
+)
+def test_a_pack_that_does_not_fit_is_one_sentence(
+    pack: Path, inputs: Path, used: Run, tmp_path: Path, change: Any, more: list[str], words: str
+) -> None:
+    other = pack if change is None else altered(pack, tmp_path, change)
+    for name in ("corpus", "tokens"):
+        shutil.copytree(used.folder / name, tmp_path / "run" / name)
+    with pytest.raises(CocomixError, match=words):
+        run = with_pack(tmp_path / "run", inputs, f"{{source: {other}}}", *more)
+        for stage in run.shared():
+            run.do(stage, stage.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "words"),
+    [
+        ("sae/sae.safetensors", lambda path: path.unlink(), "is missing or truncated"),
+        ("labels/jsonl/train/exact.xz", lambda path: path.write_bytes(path.read_bytes()[:-9]), "missing or truncated"),
+        ("labels/jsonl/val/ends.xz", lambda path: flip(path), "was altered"),
+        ("pack.json", lambda path: path.write_text(path.read_text()[:-30]), "is damaged"),
+        ("pack.json", lambda path: path.write_text(path.read_text().replace("toy", "tot")), "it was altered"),
+        ("pack.json", lambda path: path.write_text(" " * (1 << 23)), "more than 4,194,304 bytes"),
+        ("pack.json", lambda path: path.unlink(), "is no pack"),
+    ],
+)
+def test_a_damaged_pack_is_one_sentence(
+    pack: Path, inputs: Path, used: Run, tmp_path: Path, name: str, spoil: Any, words: str
+) -> None:
+    other = Path(shutil.copytree(pack, tmp_path / "pack", ignore=shutil.ignore_patterns("verified.json")))
+    spoil(other / name)
+    for stage in ("corpus", "tokens"):
+        shutil.copytree(used.folder / stage, tmp_path / "run" / stage)
+    with pytest.raises(CocomixError, match=words):
+        run = with_pack(tmp_path / "run", inputs, other)
+        for stage in run.shared():
+            run.do(stage, stage.name)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_another_pack_in_the_place_of_a_runs_is_refused(pack: Path, inputs: Path, tmp_path: Path, used: Run) -> None:
+    other = altered(pack, tmp_path, lambda content: content.update(title="another"))
+    config = used.config.pack
+    assert config is not None
+    run = with_pack(tmp_path / "run", inputs, f"{{source: {pack}}}")
+    moved = run.config.model_copy(update={"pack": config.model_copy(update={"source": str(other)})})
+    again = Run(tmp_path / "run", moved)
+    with pytest.raises(CocomixError, match="is not the one that this run's settings were made with"):
+        again.do(again.sae, "sae")
+
+
+def test_another_teacher_is_refused_when_it_is_loaded(pack: Path, inputs: Path, tmp_path: Path) -> None:
+    other = altered(pack, tmp_path, lambda content: content["teacher"].update(checksum="0" * 64))
+    run = with_pack(tmp_path / "run", inputs, other)
+    with pytest.raises(CocomixError, match="has other weights than that of the pack"):
+        run.do(run.teacher, "teacher")
+
+
+def test_what_a_part_of_the_windows_does_not_cover_is_masked(
+    made: Run, inputs: Path, used: Run, tmp_path: Path
+) -> None:
+    part = build_pack(made, tmp_path / "part", PackOptions("part", windows=6))
+    share = part.about.corpora[0].splits["train"].covered_share
+    assert 0.1 < share < 0.9
+    for name in ("corpus", "tokens"):
+        shutil.copytree(used.folder / name, tmp_path / "run" / name)
+    run = with_pack(tmp_path / "run", inputs, tmp_path / "part")
+    for stage in run.shared():
+        run.do(stage, stage.name)
+    few, all_ = (one.labels["exact"].reader("train", "helpful") for one in (run, used))
+    assert isinstance(few, LabelStore) and isinstance(all_, LabelStore)
+    ours, theirs = (reader.read(np.arange(few.layout.n_windows), 24) for reader in (few, all_))
+    labelled = ours[..., 0] >= 0
+    assert (ours[labelled] == theirs[labelled]).all()
+    assert 0 < labelled.sum() < (theirs[..., 0] >= 0).sum()
+    assert f"covers {share:.1%}" in run.stages["labels/exact"].describe(run.stages["labels/exact"].figures)
+    assert part.about.corpora[0].labels[0].flops < made.stages["teacher-labels/exact"].figures["flops"]
