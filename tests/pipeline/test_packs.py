@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import cocomix
+from cocomix.labels.labeller import ConceptLabeller
 from cocomix.labels.store import LabelStore
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.pack import Pack
@@ -322,3 +323,28 @@ def test_what_a_part_of_the_windows_does_not_cover_is_masked(
     assert 0 < labelled.sum() < (theirs[..., 0] >= 0).sum()
     assert f"covers {share:.1%}" in run.stages["labels/exact"].describe(run.stages["labels/exact"].figures)
     assert part.about.corpora[0].labels[0].flops < made.stages["teacher-labels/exact"].figures["flops"]
+
+
+def test_labels_that_are_still_being_made_go_in_as_far_as_they_are(
+    made: Run, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("corpus", "teacher", "teacher-tokens", "sae"):
+        shutil.copytree(made.folder / name, tmp_path / "run" / name)
+    sets = "labels={exact: {rule: activation, k: 2, batch_size: 5, signs: [signed]}}"
+    run, passes, make = from_scratch(tmp_path / "run", inputs, sets), iter(range(4)), ConceptLabeller.make
+
+    def four_passes(*arguments: Any) -> Any:
+        if next(passes, None) is None:
+            raise KeyboardInterrupt
+        return make(*arguments)
+
+    with pytest.raises(CocomixError, match="no window is labelled yet; run `cocomix label --name exact"):
+        build_pack(run, tmp_path / "none", PackOptions("none"))
+    monkeypatch.setattr(ConceptLabeller, "make", four_passes)
+    with pytest.raises(KeyboardInterrupt):
+        run.do(run.stages["teacher-labels/exact"], "labels")
+    monkeypatch.undo()
+    splits = build_pack(run, tmp_path / "part", PackOptions("part")).about.corpora[0].splits
+    assert 10 <= splits["train"].labelled_windows <= 20 < splits["train"].windows
+    assert splits["val"].covered_share == 0 < splits["train"].covered_share < 1
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
