@@ -31,6 +31,7 @@ WRONG = {
     "push": (("push", "--student", "ntp", "-r", "run", "--dry-run", "-o", "out"), "run is no run"),
     "bench": (("bench",), "python -m benchmarks.speed"),
     "steer-eval": (("steer-eval", "-r", "run"), "there is no run in run"),
+    "retrofit": (("retrofit", "./nowhere", "-r", "run"), "there is no such folder"),
     "clean": (("clean", "-r", "run"), "there is no run in run"),
     "doctor": (("doctor", "--tapir"), "No such option"),
 }

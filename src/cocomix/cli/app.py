@@ -28,6 +28,7 @@ from cocomix.cli.options import (
     quiet_libraries,
     recipe_file,
 )
+from cocomix.cli.retrofit import retrofit
 from cocomix.cli.runs import clean
 from cocomix.cli.sharing import doctor, export, push
 from cocomix.utils.console import console, errors, is_main, use_any_encoding, wait_for_main_to_report, world_size
@@ -280,6 +281,7 @@ def bench() -> None:
 
 
 app.command("steer-eval")(steer_eval_command)
+app.command()(retrofit)
 app.command()(clean)
 app.command()(doctor)
 

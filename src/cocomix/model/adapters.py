@@ -25,6 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from cocomix.model.documents import KEY
 from cocomix.model.loading import load_causal_lm
 from cocomix.utils.errors import CocomixError, ConfigError, reason
 
@@ -166,6 +167,8 @@ def load_adapter(
         raise CocomixError(f"the adapter {source} has not the weights of {config.num_concepts} concepts; copy it again")
     model = from_plain(plain, **{name: getattr(config, name) for name in CONCEPT_SETTINGS})
     model.base_name = record["base"]
+    if hasattr(config, KEY):
+        setattr(model.config, KEY, getattr(config, KEY))
     if base_digest(model) != record.get("sha256"):
         named = base if isinstance(base, str | Path) else record["base"]
         raise CocomixError(
