@@ -214,6 +214,9 @@ class TrainedParameters(nn.Module):
             if parameter.requires_grad:
                 yield name, parameter
 
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
 
 class PartialObjective(NtpObjective):
     """Base class of the losses of students of which a part is trained.
