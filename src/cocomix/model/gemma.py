@@ -42,7 +42,6 @@ class GeGluMLP(SwiGluMLP):
         return F.gelu(gate, approximate="tanh")
 
 
-@register_backbone
 class GemmaBackbone(LlamaBackbone):
     """Llama's parts with a GELU in the MLP, and embeddings times sqrt(d_model)."""
 
@@ -86,7 +85,6 @@ class SandwichBlock(Block):
         return hidden + F.dropout(inner, self.dropout, self.training)
 
 
-@register_backbone
 class Gemma3Backbone(GemmaBackbone):
     """Gemma's parts, norms of queries, keys and branches' outputs, and blocks that see the last tokens only.
 
@@ -142,3 +140,7 @@ class Gemma3Backbone(GemmaBackbone):
                 rope_parameters={"full_attention": rotary, "sliding_attention": rotary},
             )
         )
+
+
+for _backbone in (GemmaBackbone, Gemma3Backbone):
+    register_backbone(_backbone)

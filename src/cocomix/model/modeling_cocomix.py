@@ -346,8 +346,8 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             mixer=mixer,
             mixer_options=options,
         )
-        student = cls(config)
-        student.to(device=model.device, dtype=model.dtype)  # pyright: ignore[reportArgumentType]
+        student: Any = cls(config)
+        student.to(device=model.device, dtype=model.dtype)
         copy_weights(model, student)
         student.tie_weights()
         student.base_name = model.name_or_path or None

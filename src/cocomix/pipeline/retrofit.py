@@ -126,11 +126,10 @@ class RetrofitStage(Stage):
         return f"validation loss {words}" + (f"; concepts {_nats(concepts)} nats above marginal" if concepts else "")
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
-        student, options = self.student, {"seq_len": self.retrofitted.seq_len, "max_windows": self.retrofitted.windows}
+        student: Any = self.student
+        options: dict[str, Any] = {"seq_len": self.retrofitted.seq_len, "max_windows": self.retrofitted.windows}
         options |= {"batch_size": self.retrofitted.batch_size}
-        sizes = student._sizes(student.student)
-        assert sizes.base is not None
-        base = sizes.base().eval()
+        base = student.base_model()
         losses: dict[str, Any] = {"base": {}}
         for number, split in enumerate(("val", "test")):
             losses["base"][split] = perplexity(base, student.tokens.shards(split), **options)["loss"]
@@ -147,7 +146,7 @@ class RetrofitStage(Stage):
             counts = training_counts(
                 train,
                 student.tokens.shards("train").n_windows(options["seq_len"]),
-                sizes.n_concepts,
+                model.config.num_concepts,
                 seq_len=options["seq_len"],
             )
             val = student.labels.reader("val", student.sign)

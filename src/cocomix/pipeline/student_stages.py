@@ -238,15 +238,18 @@ class StudentStage(ModelStage):
             label_flops=0.0 if labels is None else labels.live_flops(self.train.batch_size),
             first_position=self.tokens.special.first_position,
             prefixes=longest_prefixes(token_bytes(self.tokens.tokenizer())) if "prefixes" in reads else None,
-            base=self._base,
+            base=self.base_model,
             base_name=self._base_name(),
             sae=self.sae.model,
         )
 
-    def _base(self) -> PreTrainedModel:
-        """The finished model that it starts as."""
+    def base_model(self) -> PreTrainedModel:
+        """The finished model that it starts as, of a student that does, in evaluation mode."""
         source = self.config.starts_from
-        return self.sae.teacher.model() if source is None else load_causal_lm(source, f"the base of {self.student}")
+        if source is None:
+            return self.sae.teacher.model()
+        model = load_causal_lm(source, f"the base of {self.student}")
+        return model.to(device())  # pyright: ignore[reportArgumentType]
 
     def _base_name(self) -> str:
         """What an adapter calls that model: hub id or path; of a teacher trained here, from the adapter's folder on."""
