@@ -123,6 +123,21 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(tmp_path / "adapter", base_model=str(tmp_path / "gone"))
 
 
+@torch.no_grad()
+def test_weights_that_were_rounded_belong_to_the_same_base(tmp_path: Path) -> None:
+    """A base of float32 files that was loaded in bfloat16, and an adapter saved again."""
+    plain("llama").save_pretrained(tmp_path / "base")
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    trained("channel", half).save_adapter(tmp_path / "adapter", base="../base")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert loaded.dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32).dtype == torch.float32
+    loaded.save_adapter(tmp_path / "again", base=str(tmp_path / "base"))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    ids = batch()[0]
+    assert torch.equal(again(ids).logits, loaded(ids).logits)
+
+
 def test_what_cannot_be_an_adapter_is_refused(tmp_path: Path) -> None:
     model = student(plain("llama"))
     with pytest.raises(CocomixError, match="save_pretrained"):

@@ -33,6 +33,9 @@ WEIGHTS = "model.safetensors"
 TRAINED = ("channel", "lora", "all")
 """What can be trained: predictor and mixer; these and LoRA on the blocks from concept_layer on; everything."""
 LORA_MARK = ".lora_"
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+"""Arguments of `from_pretrained` that say which files are meant."""
 
 
 def freeze_rest(model: Any, trains: str, *, rank: int = 8, alpha: float = 16.0) -> None:
@@ -52,6 +55,10 @@ def freeze_rest(model: Any, trains: str, *, rank: int = 8, alpha: float = 16.0) 
         return
     if trains == "lora":
         _add_lora(model, {"rank": rank, "alpha": alpha})
+    _freeze(model)
+
+
+def _freeze(model: Any) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_adapter(name) and not name.endswith(".pre_bias"))
 
@@ -127,7 +134,8 @@ def save_adapter(model: Any, folder: str | Path, *, base: str | None = None) -> 
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items() if _is_adapter(name)}
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    config.adapter = {"base": base, "sha256": base_digest(model), "lora": getattr(model, "lora", None)}
+    dtype = str(model.dtype).removeprefix("torch.")
+    config.adapter = {"base": base, "sha256": base_digest(model), "dtype": dtype, "lora": getattr(model, "lora", None)}
     config.save_pretrained(folder)
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
@@ -145,14 +153,19 @@ CONCEPT_SETTINGS = (
 
 
 def load_adapter(
-    from_plain: Callable[..., Any], source: str | Path, config: Any, base: str | Path | PreTrainedModel | None = None
+    from_plain: Callable[..., Any],
+    source: str | Path,
+    config: Any,
+    base: str | Path | PreTrainedModel | None = None,
+    hub: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The student that an adapter and its base make, in the base's dtype and in evaluation mode.
+    """The student that an adapter and its base make, frozen but for the adapter, in evaluation mode.
 
     Args:
         from_plain: makes a student of a plain model.
         source: folder or hub id of the adapter.
         base: in place of the base it names.
+        hub: of `HUB_OPTIONS`, for the adapter's files.
 
     Raises:
         CocomixError: the adapter is damaged; the base is not there, or another than it was trained on.
@@ -160,13 +173,15 @@ def load_adapter(
     record = config.adapter
     if not isinstance(record, dict) or not isinstance(record.get("base"), str):
         raise CocomixError(f"the adapter {source} does not name its base; use an intact one")
-    tensors = _read(source)
+    tensors = _read(source, hub or {})
     plain = _base(source, record["base"], base)
     rows = tensors.get("channel.head.proj.weight")
     if config.channel == "concepts" and (rows is None or rows.shape[0] != config.num_concepts):
         raise CocomixError(f"the adapter {source} has not the weights of {config.num_concepts} concepts; copy it again")
     model = from_plain(plain, **{name: getattr(config, name) for name in CONCEPT_SETTINGS})
     model.base_name = record["base"]
+    if record.get("dtype") in DTYPES:  # the checksum is of weights rounded to it
+        model.to(DTYPES[record["dtype"]])
     if hasattr(config, KEY):
         setattr(model.config, KEY, getattr(config, KEY))
     if base_digest(model) != record.get("sha256"):
@@ -184,13 +199,13 @@ def load_adapter(
     wrong = [name for name in missing if _is_adapter(name)] + list(unknown)
     if wrong:
         raise CocomixError(f"the adapter {source} does not fit its config.json ({sorted(wrong)[0]}); copy it again")
-    model.requires_grad_(True)
+    _freeze(model)
     return model.eval()
 
 
-def _read(source: str | Path) -> dict[str, torch.Tensor]:
+def _read(source: str | Path, hub: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     try:
-        path = Path(source) / WEIGHTS if Path(source).is_dir() else Path(str(cached_file(str(source), WEIGHTS)))
+        path = str(cached_file(str(source), WEIGHTS, **hub))
         with safe_open(path, framework="pt"):
             return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -29,7 +29,7 @@ from transformers.utils.generic import ModelOutput
 
 from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses
 from cocomix.kernels.plain_linear import apply_linear, plain_linear
-from cocomix.model.adapters import freeze_rest, has_lora, load_adapter, merged_state_dict, save_adapter
+from cocomix.model.adapters import HUB_OPTIONS, freeze_rest, has_lora, load_adapter, merged_state_dict, save_adapter
 from cocomix.model.cache import slot_cache
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.documents import document_rule
@@ -374,11 +374,13 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             CocomixError: an adapter is damaged, or its base is another model than it was trained on.
         """
         base, config = kwargs.pop("base_model", None), kwargs.get("config")
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if not isinstance(config, CoCoMixConfig):
-            config = CoCoMixConfig.from_pretrained(pretrained_model_name_or_path if config is None else config)
+            place = pretrained_model_name_or_path if config is None else config
+            config = CoCoMixConfig.from_pretrained(place, **hub)
         if getattr(config, "adapter", None) is None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = load_adapter(cls.from_plain, pretrained_model_name_or_path, config, base)
+        model = load_adapter(cls.from_plain, pretrained_model_name_or_path, config, base, hub)
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         if dtype not in (None, "auto"):
             model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
