@@ -176,7 +176,7 @@ def load_adapter(
     tensors = _read(source, hub or {})
     plain = _base(source, record["base"], base)
     rows = tensors.get("channel.head.proj.weight")
-    if config.channel == "concepts" and (rows is None or rows.shape[0] != config.num_concepts):
+    if config.num_concepts > 1 and (rows is None or rows.shape[0] != config.num_concepts):
         raise CocomixError(f"the adapter {source} has not the weights of {config.num_concepts} concepts; copy it again")
     model = from_plain(plain, **{name: getattr(config, name) for name in CONCEPT_SETTINGS})
     model.base_name = record["base"]

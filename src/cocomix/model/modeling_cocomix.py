@@ -327,6 +327,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         """
         settings, options = plain_settings(model), dict(mixer_options or {})
         MIXERS.check(mixer, options)
+        PREDICTORS.choose(channel)
         upper = settings["num_hidden_layers"] - concept_layer
         mixes = MIXERS[mixer](settings["hidden_size"], **options)
         if not mixes.leaves_model(upper):
@@ -342,7 +343,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             concept_top_k=concept_top_k,
             concept_loss_weight=concept_loss_weight,
             channel=channel,
-            channel_options={"offset": False} if channel == "concepts" and mixes.uses_vector else None,
+            channel_options={"offset": False} if "offset" in PREDICTORS.options(channel) else None,
             mixer=mixer,
             mixer_options=options,
         )

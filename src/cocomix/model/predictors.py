@@ -115,6 +115,11 @@ class Predictor(ParameterModule, ABC):
         """
 
     @classmethod
+    def input_gradient_flops(cls, config: "CoCoMixConfig") -> float:
+        """FLOPs per token of the gradient of the hidden states it reads, which is not made where these have none."""
+        return 0.0
+
+    @classmethod
     @abstractmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
         """Forward FLOPs per token; `cost` is that of one block over the whole context."""
@@ -279,6 +284,10 @@ class ConceptPredictor(Predictor):
             nothing = {name: torch.zeros_like(getattr(prediction, name)) for name in ("mean", "pre_bias")}
             prediction = prediction._replace(**nothing)
         return Prediction(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
+
+    @classmethod
+    def input_gradient_flops(cls, config: "CoCoMixConfig") -> float:
+        return 2 * config.num_concepts * config.hidden_size
 
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:
