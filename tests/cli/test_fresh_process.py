@@ -32,6 +32,7 @@ WRONG = {
     "pack": (("pack", "show", "nowhere"), "there is no pack nowhere"),
     "bench": (("bench",), "python -m benchmarks.speed"),
     "steer-eval": (("steer-eval", "-r", "run"), "there is no run in run"),
+    "retrofit": (("retrofit", "./nowhere", "-r", "run"), "there is no such folder"),
     "clean": (("clean", "-r", "run"), "there is no run in run"),
     "doctor": (("doctor", "--tapir"), "No such option"),
 }

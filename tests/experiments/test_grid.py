@@ -41,6 +41,8 @@ VARIANTS_HERE: dict[str, Any] = {
     "prefix": {"objective": "prefix", "model": SHAPE, "loss_shape": "cosine"},
     "hash": {"objective": "hash", "model": SHAPE, "concept": MIX, "n_latents": 64, "k": 8},
     "mlp": {"objective": "mlp", "model": SHAPE, "mix": MIX, "units": 64},
+    "retrofit": {"objective": "retrofit", "labels": "exact", "concept": MIX},
+    "finetune": {"objective": "finetune", "trains": "all"},
     "shuffled": {"objective": "cocomix", "model": SHAPE, "labels": "exact", "shuffled": True, "concept": MIX},
 }
 
@@ -115,6 +117,7 @@ def test_every_objective_goes_through_every_stage(grid: Grid) -> None:
     assert {name for name, row in rows.items() if row["runs"][0]["recall"] is not None} == {
         "cocomix",
         "falls",
+        "retrofit",
         "shuffled",
     }
     assert set(results["settings"]["one"]["timing"]) == set(VARIANTS_HERE)

@@ -22,6 +22,7 @@ from cocomix.objectives import (
     StoredTeacher,
 )
 from cocomix.objectives.hash import HashObjective, hash_labels
+from cocomix.objectives.retrofit import RetrofitObjective, RetrofitStudent
 from cocomix.objectives.schedule import WeightSchedule
 from cocomix.sae import TopKSAE
 from cocomix.train.batches import BatchSource
@@ -31,6 +32,7 @@ from tests.helpers.rivals import RIVALS
 
 CONFIG = TrainConfig(batch_size=4, steps=6, learning_rate=1e-3, n_evals=0)
 C = 12
+RETROFIT = {"objective": "retrofit", "labels": "any", "concept": {"concept_layer": 1}}
 
 
 def plain(seed: int) -> GPT2LMHeadModel:
@@ -60,6 +62,13 @@ def hidden() -> HiddenObjective:
     return HiddenObjective(mixed("hidden", target_size=16), plain(5).eval(), layer=0, distance="l2", weight=0.1)
 
 
+def retrofitted(trains: str) -> RetrofitObjective:
+    torch.manual_seed(1)
+    model = CoCoMixForCausalLM.from_plain(plain(0), concept_layer=1, num_concepts=C, concept_top_k=3)
+    model.freeze_rest(trains, rank=2)
+    return RetrofitObjective(model, RetrofitStudent.model_validate({**RETROFIT, "trains": trains}))
+
+
 def sae() -> SaeObjective:
     torch.manual_seed(1)
     return SaeObjective(TopKSAE(16, C, 3), plain(5).eval(), layer=0, aux_k=4, dead_after_tokens=40)
@@ -83,6 +92,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "nitp": lambda: RIVALS["nitp"](schedule=WeightSchedule(0.9, "cosine")),
     "prefix": lambda: RIVALS["prefix_shared"](),
     "hash": lambda: HashObjective(mixed(), hash_labels(50, 2, C), ahead=True, until=0.8, shape="cosine"),
+    "retrofit": lambda: retrofitted("channel"),
+    "retrofit_lora": lambda: retrofitted("lora"),
     "sae": sae,
 }
 

@@ -21,7 +21,8 @@ WITH_CONCEPTS = [name for name, mixer in MIXERS.items() if mixer.uses_vector]
 """Mixers whose concepts can be steered."""
 
 on_each_backbone = pytest.mark.parametrize(
-    "backbone", [pytest.param(name, marks=pytest.mark.long) if name == "qwen3" else name for name in BACKBONES]
+    "backbone",
+    [name if name in ("gpt2", "llama") else pytest.param(name, marks=pytest.mark.long) for name in BACKBONES],
 )
 for_every_part = pytest.mark.parametrize("part", PARTS)
 seeds = st.integers(0, 2**16)

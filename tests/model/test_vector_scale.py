@@ -11,6 +11,7 @@ from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model import PREDICTORS, Amplify, Clamp, Predictor, Sizes, register_predictor
 from cocomix.model.vector_scale import gelu_square, largest_squares, softmax_squares
 from cocomix.objectives import OBJECTIVES
+from cocomix.objectives.retrofit import BaseStudent
 from cocomix.train.config import TrainConfig
 from cocomix.train.optimizer import adamw
 from cocomix.utils.errors import CocomixError
@@ -178,7 +179,7 @@ def test_every_student_with_a_vector_takes_it_from_its_settings() -> None:
     tried = 0
     for name, settings in OBJECTIVES.items():
         section = next((key for key in ("concept", "mix") if key in settings.model_fields), None)
-        if section is None:
+        if section is None or issubclass(settings, BaseStudent):  # whose vector starts at zero
             continue
         given = {"objective": name, section: {"concept_layer": 1, "vector_scale": 0.3, "mixer": "interleave"}}
         given |= {"labels": "exact"} if name == "cocomix" else {}

@@ -30,6 +30,7 @@ from cocomix.cli.options import (
     recipe_file,
 )
 from cocomix.cli.packs import pack
+from cocomix.cli.retrofit import retrofit
 from cocomix.cli.runs import clean
 from cocomix.cli.sharing import doctor, export, push
 from cocomix.utils.advice import explore_line
@@ -296,6 +297,7 @@ def bench() -> None:
 
 
 app.command("steer-eval")(steer_eval_command)
+app.command()(retrofit)
 app.command()(clean)
 app.command()(doctor)
 

@@ -116,6 +116,12 @@ class Sizes(NamedTuple):
     """first position of a window at which hidden states are targets; 1 after a beginning-of-text token"""
     prefixes: np.ndarray | None = None
     """for each token the longest other one that it begins with, int64 `[vocab_size]`, -100 where there is none"""
+    base: Callable[[], PreTrainedModel] | None = None
+    """loads the finished model that a student starts as, in float32"""
+    base_name: str | None = None
+    """what adapters call it"""
+    sae: Callable[[], Any] | None = None
+    """loads the run's SAE"""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> SpecialIds:

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from cocomix.model import gemma  # noqa: F401, registers its backbones
 from cocomix.model.mixers import MIXERS
 from cocomix.model.predictors import PREDICTORS
 from cocomix.model.transformer import BACKBONES
@@ -23,7 +24,9 @@ class CoCoMixConfig(PretrainedConfig):
         intermediate_size: inner width of the MLP; empty: 4 * hidden_size.
         max_position_embeddings: longest sequence, in tokens.
         backbone: "gpt2" (learned positions, LayerNorm, GELU) or "llama" (rotary, RMSNorm, SwiGLU, grouped queries)
-            or "qwen3" (that, and a norm of each head's query and key).
+            or "qwen2" (that, with biases of query, key and value) or "qwen3" (that of "llama", and a norm of each
+            head's query and key); a key of `BACKBONES`.
+        backbone_options: the backbone's own settings, such as a head's width; None: none.
         norm_eps: epsilon of the norms.
         rope_theta: base of the rotary frequencies (llama backbone).
         concept_layer: block (0-based) before which concepts are predicted and mixed; 1 to num_hidden_layers - 1.
@@ -82,6 +85,7 @@ class CoCoMixConfig(PretrainedConfig):
         dropout: float = 0.0,
         initializer_range: float = 0.02,
         final_logit_softcapping: float | None = None,
+        backbone_options: dict[str, Any] | None = None,
         use_cache: bool = True,
         tie_word_embeddings: bool = True,
         bos_token_id: int | None = None,
@@ -112,6 +116,8 @@ class CoCoMixConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         if final_logit_softcapping is not None:  # without one, config.json has no such key, as in earlier versions
             self.final_logit_softcapping = final_logit_softcapping
+        if backbone_options:  # the same
+            self.backbone_options = dict(backbone_options)
         self.use_cache = use_cache
         kwargs |= {
             "tie_word_embeddings": tie_word_embeddings,
@@ -127,6 +133,16 @@ class CoCoMixConfig(PretrainedConfig):
         """Soft-cap of the next-token logits."""
         return getattr(self, "final_logit_softcapping", None)
 
+    @property
+    def options_of_backbone(self) -> dict[str, Any]:
+        """`backbone_options`, or an empty mapping."""
+        return getattr(self, "backbone_options", {})
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.options_of_backbone.get("head_dim") or self.hidden_size // self.num_attention_heads
+
     def _check(self) -> None:
         cap: Any = self.logit_cap
         if cap is not None and not (isinstance(cap, int | float) and 0 < cap < float("inf")):
@@ -141,7 +157,7 @@ class CoCoMixConfig(PretrainedConfig):
                 f"concept_top_k {self.concept_top_k} does not fit into {self.num_concepts} concepts;"
                 f" choose 1 to {self.num_concepts}"
             )
-        if self.hidden_size % self.num_attention_heads:
+        if self.hidden_size % self.num_attention_heads and "head_dim" not in self.options_of_backbone:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads};"
                 " change one of them"
@@ -152,7 +168,8 @@ class CoCoMixConfig(PretrainedConfig):
                 f" {self.num_attention_heads}; change one of them"
             )
         backbone = BACKBONES.choose(self.backbone)
-        if backbone.rotary_positions and self.hidden_size // self.num_attention_heads % 2:
+        BACKBONES.check(self.backbone, self.options_of_backbone)
+        if backbone.rotary_positions and self.head_dim % 2:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} gives an odd head"
                 " width, which rotary positions cannot halve; change one of them"

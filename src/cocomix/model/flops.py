@@ -56,6 +56,52 @@ def _cocomix_forward(config: Any, parts: ModelParts) -> float:
     return config.concept_layer * parts.block + predictor + upper + parts.head
 
 
+class TrainedPart(NamedTuple):
+    """What of a CoCoMix model is trained beside predictor and mixer, where the rest is frozen."""
+
+    lora_rank: int | None = None
+    """of the adapters on each linear layer of the blocks from concept_layer on; None: there are none"""
+
+
+def partial_training_flops(config: Any, seq_len: int, part: TrainedPart) -> float:
+    """FLOPs per training token of a CoCoMix model whose predictor, mixer and adapters alone are trained.
+
+    | part | forward | backward |
+    |---|---|---|
+    | blocks below concept_layer | once | none: nothing there is trained |
+    | concept head | once | its weights: once |
+    | K rows of the vector, the mixer, adapters | once | twice |
+    | frozen layers above, LM head | once | their inputs: once |
+    | attention above | once | twice |
+
+    One product more is counted than is made: the first trained block's inputs have no gradient where nothing is mixed.
+    """
+    parts = model_parts(config, seq_len)
+    mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
+    cost = BlockCost(parts.block - parts.attention, parts.attention, parts.keys_values)
+    upper, d = config.num_hidden_layers - config.concept_layer, config.hidden_size
+    own = mixer.upper_flops(upper, d, BlockCost(0.0, 0.0, 0.0))
+    adapted = BlockCost(0.0, 0.0, 0.0)
+    if part.lora_rank is not None:
+        qkv, sides = _sides(config)
+        adapted = BlockCost(2 * part.lora_rank * sides, 0.0, 2 * part.lora_rank * sum(qkv))
+        cost = cost._replace(keys_values=2.0 * qkv[0] * qkv[1])  # a layer with an adapter computes all its outputs
+    with_backward = BlockCost(2 * cost.linear, 3 * cost.attention, 2 * cost.keys_values)
+    above = mixer.upper_flops(upper, d, with_backward) + own  # its gate reads hidden states without a gradient
+    predictor = 3 * PREDICTORS[config.channel].flops(config, cost, mixer.uses_vector)
+    predictor -= PREDICTORS[config.channel].input_gradient_flops(config)
+    adapters = 3 * (mixer.upper_flops(upper, d, adapted) - own)
+    return config.concept_layer * parts.block + predictor + above + adapters + 2 * parts.head
+
+
+def _sides(config: Any) -> tuple[tuple[int, int], int]:
+    """Inputs and outputs of a block's first projection, and of all its linear layers added up."""
+    d, head_dim = config.hidden_size, config.head_dim
+    queries, keys = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    mlp = (3 if has_gated_mlp(config) else 2) * (d + config.intermediate_size)
+    return (d, queries + 2 * keys), (d + queries + 2 * keys) + (queries + d) + mlp
+
+
 def hidden_flops(config: PretrainedConfig, seq_len: int, blocks: int | None = None) -> float:
     """Forward FLOPs per token of the first `blocks` blocks (None: all), without the LM head."""
     parts = model_parts(config, seq_len)

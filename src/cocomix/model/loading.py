@@ -13,7 +13,7 @@ Choices:
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,9 @@ def load_causal_lm(
         # eager where a family has no sdpa; "sdpa" itself would then be an error.
         config._attn_implementation = None if attention == "sdpa" else attention
         config._experts_implementation = None
-        with limit_to_checkpoint_size(Path(source)):
+        # An adapter's base is much larger than it, and is loaded by this very function, with its own limit.
+        whole = stated.get("adapter") is None
+        with limit_to_checkpoint_size(Path(source)) if whole else nullcontext():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,

@@ -11,6 +11,14 @@ a few blocks), `gated_add`, and `none` (concepts are predicted and never mixed i
 Mixers whose vectors have slots, or keys and values, of their own (`SlotMixer`) take the option `slot`: what such a slot
 starts from. `bare` is the paper's, the vector alone; what its token's hidden state says must first be fetched by
 attention. `residual` starts from the token's hidden state plus the vector. The token's own slot is the same either way.
+
+Some mixers leave a model as it is where the vector is zero (`leaves_model`), so that a model that was trained without
+one can be given one. With `add` and `gated_add` it simply adds nothing. With a `residual` slot the slot is then a copy
+of its token: attention over each of the earlier tokens twice is attention over them once, so the slots of vectors
+compute what the tokens did before. But a token's own slot comes before its copy and sees itself once and all others
+twice, so after a block it differs, and the next block reads it. So this holds where the slots of tokens end after one
+block (`drop_tokens` with `blocks: 1`, or `interleave` and `keys_values` in the last block) and nowhere else; a `bare`
+slot is another token to attend to in any block.
 """
 
 from abc import ABC, abstractmethod
@@ -62,6 +70,10 @@ class Mixer(nn.Module, ABC):
             upper_blocks: runs the blocks from concept_layer on.
         """
 
+    def leaves_model(self, blocks: int) -> bool:
+        """Whether `blocks` upper blocks compute what they do without a mixer wherever the vector is zero."""
+        return False
+
     def cached_slots(self, blocks: int) -> list[int]:
         """Cache entries per token in each of `blocks` upper blocks."""
         return [1] * blocks
@@ -103,6 +115,9 @@ class InterleaveMixer(SlotMixer):
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
         return upper_blocks.run(self.interleaved(hidden, vector), slots=2, query_slots=CONCEPTS)
 
+    def leaves_model(self, blocks: int) -> bool:
+        return self.slot == "residual" and blocks == 1
+
     def cached_slots(self, blocks: int) -> list[int]:
         return [2] * blocks
 
@@ -118,6 +133,9 @@ class AddMixer(Mixer):
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
         return upper_blocks.run(hidden + _required(vector, hidden))
 
+    def leaves_model(self, blocks: int) -> bool:
+        return True
+
 
 class GatedAddMixer(Mixer):
     """h + sigmoid(G h + g) * c: a learned gate for each element of the vector."""
@@ -131,6 +149,9 @@ class GatedAddMixer(Mixer):
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
         return upper_blocks.run(hidden + torch.sigmoid(self.gate(hidden)) * _required(vector, hidden))
 
+    def leaves_model(self, blocks: int) -> bool:
+        return True
+
     def upper_flops(self, blocks: int, hidden_size: int, cost: BlockCost) -> float:
         return super().upper_flops(blocks, hidden_size, cost) + 2 * hidden_size**2
 
@@ -142,6 +163,9 @@ class KeysValuesMixer(SlotMixer):
 
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
         return upper_blocks.run(hidden, extra_kv=self.start(hidden, vector))
+
+    def leaves_model(self, blocks: int) -> bool:
+        return self.slot == "residual" and blocks == 1
 
     def cached_slots(self, blocks: int) -> list[int]:
         return [2] * blocks
@@ -218,6 +242,9 @@ class DropTokensMixer(SlotMixer):
         concepts = upper_blocks.run(slots, slots=2, blocks=self.blocks, query_slots=CONCEPTS)
         return upper_blocks.run(concepts)
 
+    def leaves_model(self, blocks: int) -> bool:
+        return self.slot == "residual" and min(self.blocks, blocks) == 1
+
     def cached_slots(self, blocks: int) -> list[int]:
         both = min(self.blocks, blocks)
         return [2] * both + [1] * (blocks - both)
@@ -236,6 +263,9 @@ class NoMixer(Mixer):
 
     def forward(self, hidden: torch.Tensor, vector: torch.Tensor | None, upper_blocks: BlockRunner) -> torch.Tensor:
         return upper_blocks.run(hidden)
+
+    def leaves_model(self, blocks: int) -> bool:
+        return True
 
 
 def _interleaved_flops(blocks: int, cost: BlockCost) -> float:

@@ -15,24 +15,28 @@ Choices:
   its base model, `model`, is a `CoCoMixModel` of the same modules.
 """
 
+import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from cocomix.kernels.linear_cross_entropy import LinearLosses, linear_losses
 from cocomix.kernels.plain_linear import apply_linear, plain_linear
+from cocomix.model.adapters import HUB_OPTIONS, freeze_rest, has_lora, load_adapter, merged_state_dict, save_adapter
 from cocomix.model.cache import slot_cache
 from cocomix.model.configuration_cocomix import CoCoMixConfig
 from cocomix.model.documents import document_rule
 from cocomix.model.interventions import Steering, steered
 from cocomix.model.mixers import MIXERS, Mixer
-from cocomix.model.predictors import PREDICTORS, Predictor
+from cocomix.model.plain_models import check_same, copy_weights, plain_settings
+from cocomix.model.predictors import PREDICTORS, ConceptPredictor, Predictor
 from cocomix.model.transformer import BACKBONES, Backbone, BlockRunner
 from cocomix.model.transformers_api import (
     CoCoMixGenerationMixin,
@@ -141,7 +145,7 @@ class Parts(NamedTuple):
 
 
 def _build_parts(config: CoCoMixConfig) -> Parts:
-    backbone = BACKBONES[config.backbone](config)
+    backbone = BACKBONES[config.backbone](config, **config.options_of_backbone)
     mixer = MIXERS[config.mixer](config.hidden_size, **config.mixer_options)
     channel = PREDICTORS[config.channel](config, backbone, mixer.uses_vector, **config.channel_options)
     return Parts(backbone, mixer, channel)
@@ -290,6 +294,125 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         self.post_init()
         if not self.channel.cacheable and self.generation_config is not None:
             self.generation_config.use_cache = False
+
+    @classmethod
+    def from_plain(
+        cls,
+        model: PreTrainedModel,
+        *,
+        concept_layer: int,
+        num_concepts: int = 1,
+        concept_top_k: int = 1,
+        mixer: str = "add",
+        mixer_options: dict[str, Any] | None = None,
+        channel: str = "concepts",
+        concept_loss_weight: float = 0.1,
+        sae: Any = None,
+    ) -> "CoCoMixForCausalLM":
+        """A student that at first computes exactly what a plain causal LM does: the vector it mixes in is zero.
+
+        The weights are copied and have the plain model's dtype. Dropout is 0.
+
+        Args:
+            model: a plain model of Transformers of a type in `PLAIN_FAMILIES`.
+            concept_layer, num_concepts, concept_top_k, mixer_options, channel, concept_loss_weight: as in
+                `CoCoMixConfig`.
+            mixer: one that leaves a model as it is where its vector is zero (`Mixer.leaves_model`).
+            sae: an autoencoder (`cocomix.sae.TopKSAE`) of this very model, of the hidden states that enter
+                concept_layer; the concept logits then start as its pre-activations. None: they start at random.
+
+        Raises:
+            CocomixError: a model of another type, or one that the backbones here do not compute; a mixer that would
+                change it; an autoencoder that does not fit.
+        """
+        settings, options = plain_settings(model), dict(mixer_options or {})
+        MIXERS.check(mixer, options)
+        PREDICTORS.choose(channel)
+        upper = settings["num_hidden_layers"] - concept_layer
+        mixes = MIXERS[mixer](settings["hidden_size"], **options)
+        if not mixes.leaves_model(upper):
+            raise ConfigError(
+                f"the mixer {mixer} changes what a model computes even where its vector is zero, because its upper"
+                f" {upper} blocks attend to slots that were not there; use add, gated_add, or drop_tokens with slot"
+                " residual and blocks 1"
+            )
+        config = CoCoMixConfig(
+            **settings,
+            concept_layer=concept_layer,
+            num_concepts=num_concepts,
+            concept_top_k=concept_top_k,
+            concept_loss_weight=concept_loss_weight,
+            channel=channel,
+            channel_options={"offset": False} if "offset" in PREDICTORS.options(channel) else None,
+            mixer=mixer,
+            mixer_options=options,
+        )
+        student: Any = cls(config)
+        student.to(device=model.device, dtype=model.dtype)
+        copy_weights(model, student)
+        student.tie_weights()
+        student.base_name = model.name_or_path or None
+        student.channel.start_at_zero()
+        if sae is not None:
+            student._start_head(sae)
+        check_same(model, student)
+        generation: Any = getattr(model, "generation_config", None)
+        if generation is not None:
+            student.generation_config = copy.deepcopy(generation)
+        return student.train(model.training)
+
+    base_name: str | None = None
+    """what the plain model it was made of is called, for adapters"""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' `from_pretrained`, which also loads adapters (`save_adapter`) with their base.
+
+        Args:
+            base_model: of an adapter: the plain model, or its folder or hub id, in place of the one it names.
+
+        Raises:
+            CocomixError: an adapter is damaged, or its base is another model than it was trained on.
+        """
+        base, config = kwargs.pop("base_model", None), kwargs.get("config")
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        if not isinstance(config, CoCoMixConfig):
+            place = pretrained_model_name_or_path if config is None else config
+            config = CoCoMixConfig.from_pretrained(place, **hub)
+        if getattr(config, "adapter", None) is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = load_adapter(cls.from_plain, pretrained_model_name_or_path, config, base, hub)
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        if dtype not in (None, "auto"):
+            model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        return (model, {"missing_keys": set()}) if kwargs.get("output_loading_info") else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' `save_pretrained`: the whole model, with LoRA merged into the weights it is on."""
+        if has_lora(self) and kwargs.get("state_dict") is None:
+            kwargs["state_dict"] = merged_state_dict(self)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_adapter(self, folder: str | Path, *, base: str | None = None) -> None:
+        """Save only what was trained beside a frozen base; see `cocomix.model.adapters.save_adapter`."""
+        save_adapter(self, folder, base=base)
+
+    def freeze_rest(self, trains: str, *, rank: int = 8, alpha: float = 16.0) -> None:
+        """Let only a part have gradients; see `cocomix.model.adapters.freeze_rest`."""
+        freeze_rest(self, trains, rank=rank, alpha=alpha)
+
+    def _start_head(self, sae: Any) -> None:
+        if not isinstance(self.channel, ConceptPredictor):
+            raise ConfigError(
+                f"the channel {self.config.channel} has no head that an autoencoder could start; use concepts"
+            )
+        if sae.normalisation != "standard":
+            raise ConfigError(
+                f"the autoencoder's normalisation is {sae.normalisation!r} and the concept head's is 'standard', so the"
+                " head cannot start as its encoder; leave it out"
+            )
+        centre = sae.pre_bias if sae.bias_input else torch.zeros_like(sae.pre_bias)
+        self.channel.start_from_encoder(sae.encoder_weight, sae.latent_bias, centre)
 
     @property
     def model(self) -> CoCoMixModel:

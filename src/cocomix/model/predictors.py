@@ -83,6 +83,15 @@ class Predictor(ParameterModule, ABC):
     def init_as_hidden(self) -> None:
         """Initialise what makes the vector so that its rms is that of the hidden state; all else is initialised."""
 
+    def start_at_zero(self) -> None:
+        """Let the vector be zero whatever is predicted, of weights that have a gradient there.
+
+        Raises:
+            ConfigError: there are no such weights.
+        """
+        if self.with_vector:
+            raise ConfigError(f"the channel {self.name} has no vector that could start at zero; use concepts")
+
     def scaled(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` times `scale`, if there is one."""
         return tensor if self.scale is None else tensor * self.scale
@@ -104,6 +113,11 @@ class Predictor(ParameterModule, ABC):
             labels: concepts of each position, int64 `[batch, seq, K_attr]`, if their losses are enough and the logits
                 are not needed. `ConceptPredictor` also takes weights of these losses, of the same shape, after them.
         """
+
+    @classmethod
+    def input_gradient_flops(cls, config: "CoCoMixConfig") -> float:
+        """FLOPs per token of the gradient of the hidden states it reads, which is not made where these have none."""
+        return 0.0
 
     @classmethod
     @abstractmethod
@@ -209,16 +223,44 @@ class ConceptVector(ParameterModule):
 
 
 class ConceptPredictor(Predictor):
-    """The paper's predictor: concept logits, their TopK and its vector (equations 4 and 5)."""
+    """The paper's predictor: concept logits, their TopK and its vector (equations 4 and 5).
+
+    Args:
+        offset: whether `mean` and `pre_bias` are given back to the vector, as in the paper. Without them it is a sum of
+            the K rows and a bias, times `std`, and so zero where these weights are zero.
+    """
 
     name = "concepts"
     takes_scale = True
     _tp_plan: ClassVar[dict[str, str]] = {"head.proj": "colwise_gather_output"}
 
-    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
+    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool, *, offset: bool = True) -> None:
         super().__init__(config, backbone, with_vector)
+        self.offset = offset
         self.head = ConceptHead(config.hidden_size, config.num_concepts, config.concept_top_k)
         self.vector = ConceptVector(config.hidden_size, config.num_concepts) if with_vector else None
+
+    def start_from_encoder(self, weight: torch.Tensor, bias: torch.Tensor, centre: torch.Tensor) -> None:
+        """Let the logits be weight (norm(h) - centre) + bias, an autoencoder's pre-activations.
+
+        Raises:
+            ConfigError: the shapes are others.
+        """
+        if weight.shape != self.head.proj.weight.shape:
+            raise ConfigError(
+                f"an encoder of {weight.shape[0]} concepts of width {weight.shape[1]} does not fit a head of"
+                f" {self.head.num_concepts} concepts of width {self.head.proj.in_features}; set num_concepts to the"
+                " autoencoder's, and take one of this very model"
+            )
+        with torch.no_grad():
+            self.head.proj.weight.copy_(weight)
+            self.head.proj.bias.copy_(bias)
+            self.head.pre_bias.copy_(centre)
+
+    def start_at_zero(self) -> None:
+        if self.vector is not None:
+            nn.init.zeros_(self.vector.weight)
+            nn.init.zeros_(self.vector.bias)
 
     def init_as_hidden(self) -> None:
         if self.vector is not None:
@@ -238,7 +280,14 @@ class ConceptPredictor(Predictor):
             return Prediction(None, unused.logits, concept_losses=unused.losses)
         prediction = self.head(hidden, labels, label_weights=label_weights)
         prediction = prediction._replace(mean=self.scaled(prediction.mean), std=self.scaled(prediction.std))
+        if not self.offset:
+            nothing = {name: torch.zeros_like(getattr(prediction, name)) for name in ("mean", "pre_bias")}
+            prediction = prediction._replace(**nothing)
         return Prediction(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
+
+    @classmethod
+    def input_gradient_flops(cls, config: "CoCoMixConfig") -> float:
+        return 2 * config.num_concepts * config.hidden_size
 
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:

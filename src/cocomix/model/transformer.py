@@ -14,7 +14,7 @@ Choices:
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
 
 import torch
@@ -27,6 +27,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -76,6 +78,7 @@ def attention_layout(
     key_slots: int | None = None,
     visible: torch.Tensor | None = None,
     documents: torch.Tensor | None = None,
+    window: int | None = None,
 ) -> AttentionLayout:
     """Causal layout for `new` tokens after `past` cached ones.
 
@@ -86,10 +89,12 @@ def attention_layout(
         visible: False for slots that no query attends to, bool `[batch or 1, (past + new) * key_slots]`; None: all.
         documents: numbers of the documents, int64 `[batch, new]`, without cached tokens: a query sees keys of its own
             only; None: all are one text.
+        window: a query sees keys of this many tokens only, its own and those before it; None: all.
     """
     key_slots = key_slots or slots
     queries, keys = new * slots, (past + new) * key_slots
-    if padding is None and visible is None and documents is None and slots == key_slots:
+    window = None if window is None or window >= past + new else window
+    if padding is None and visible is None and documents is None and window is None and slots == key_slots:
         if past == 0:
             return AttentionLayout(None, causal=True)
         if queries == 1:
@@ -97,6 +102,8 @@ def attention_layout(
     column = torch.arange(keys, device=device)[None, :]
     last = _last_key(new, past, slots, key_slots, device)[:, None]
     mask = (column <= last)[None, None]
+    if window is not None:
+        mask = mask & (last // key_slots - column // key_slots < window)
     if padding is not None:
         tokens = padding.bool().repeat_interleave(key_slots, dim=1)
         visible = tokens if visible is None else tokens & visible
@@ -131,6 +138,8 @@ class Attention(nn.Module):
         bias: whether the projections have biases.
         dropout: dropout of the attention weights and the output.
         head_norms: norms of each head's query and key, before the rotation; None: there are none.
+        head_dim: width of a head; None: hidden_size / heads.
+        out_bias: whether the output projection has a bias; None: as `bias` says.
     """
 
     def __init__(
@@ -143,13 +152,15 @@ class Attention(nn.Module):
         bias: bool,
         dropout: float,
         head_norms: tuple[nn.Module, nn.Module] | None = None,
+        head_dim: int | None = None,
+        out_bias: bool | None = None,
     ) -> None:
         super().__init__()
         self.q_norm, self.k_norm = head_norms or (None, None)
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, hidden_size // heads
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim or hidden_size // heads
         self.layer_index, self.dropout = layer_index, dropout
         self.qkv = nn.Linear(hidden_size, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
-        self.out = nn.Linear(heads * self.head_dim, hidden_size, bias=bias)
+        self.out = nn.Linear(heads * self.head_dim, hidden_size, bias=bias if out_bias is None else out_bias)
 
     def forward(
         self,
@@ -249,10 +260,24 @@ def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
-def rotary_table(positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
-    """cos and sin for integer `positions` `[batch or 1, slots]`, in float32 or better."""
+def rotary_frequencies(head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Angle of a step of one position in each pair of dimensions, `[head_dim / 2]`."""
+    return theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=dtype) / head_dim)
+
+
+def rotary_table(
+    positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype, steps: Sequence[float] | None = None
+) -> Rotary:
+    """cos and sin for integer `positions` `[batch or 1, slots]`, in float32 or better.
+
+    Args:
+        steps: frequencies to use in place of those of `theta`, as scaled for longer texts.
+    """
     wide = torch.promote_types(dtype, torch.float32)
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim)
+    if steps is None:
+        frequencies = rotary_frequencies(head_dim, theta, wide, positions.device)
+    else:
+        frequencies = torch.tensor(steps, dtype=wide, device=positions.device)
     angles = positions[:, None, :, None].to(wide) * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
@@ -271,7 +296,7 @@ class GeluMLP(nn.Module):
 
 
 class SwiGluMLP(nn.Module):
-    """W2 (silu(Wg x) * W1 x), without biases."""
+    """W2 (act(Wg x) * W1 x), without biases; act is silu."""
 
     def __init__(self, config: "CoCoMixConfig") -> None:
         super().__init__()
@@ -280,12 +305,19 @@ class SwiGluMLP(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        inner = F.silu(apply_linear(self.gate, hidden)) * apply_linear(self.up, hidden)
+        inner = self.activation(apply_linear(self.gate, hidden)) * apply_linear(self.up, hidden)
         return apply_linear(self.down, inner)
+
+    def activation(self, gate: torch.Tensor) -> torch.Tensor:
+        """act, elementwise."""
+        return F.silu(gate)
 
 
 class Block(GradientCheckpointingLayer):
     """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    window: int | None = None
+    """number of tokens that a query sees, its own included; None: all"""
 
     def __init__(
         self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], dropout: float
@@ -328,6 +360,8 @@ class Backbone(nn.Module, ABC):
     """name in settings"""
     bias: ClassVar[bool]
     """whether the attention projections have biases"""
+    out_bias: ClassVar[bool | None] = None
+    """whether attention's output projection has one; None: as `bias` says"""
     rotary_positions: ClassVar[bool] = False
     grouped_queries: ClassVar[bool] = False
     """whether there can be fewer key/value heads than query heads"""
@@ -356,6 +390,8 @@ class Backbone(nn.Module, ABC):
             bias=self.bias,
             dropout=config.dropout,
             head_norms=self.head_norms(config),
+            head_dim=config.head_dim,
+            out_bias=self.out_bias,
         )
         mlp = self.mlp(config)
         for writer in (attention.out, mlp.down):
@@ -381,6 +417,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary | None:
         """Rotary table for one slot per token, or None where positions are learned."""
+
+    def local_rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary | None:
+        """Rotary table of blocks with a `window`."""
+        return self.rotary(positions, dtype)
 
     def residual_scale(self, layers: int) -> float:
         """Factor on the initialisation std of weights that write to the residual stream."""
@@ -445,7 +485,12 @@ class GPT2Backbone(Backbone):
 
 
 class LlamaBackbone(Backbone):
-    """Rotary positions, RMSNorm, SwiGLU, grouped queries, no biases."""
+    """Rotary positions, RMSNorm, SwiGLU, grouped queries, no biases.
+
+    Args:
+        head_dim: width of a head; None: d_model / heads.
+        frequencies: rotary frequencies, where they are not those of `rope_theta` (scaled for longer texts).
+    """
 
     name = "llama"
     bias = False
@@ -453,9 +498,11 @@ class LlamaBackbone(Backbone):
     grouped_queries = True
     _tp_plan = Backbone._tp_plan | {"blocks.*.mlp.gate": "colwise"}
 
-    def __init__(self, config: "CoCoMixConfig") -> None:
+    def __init__(
+        self, config: "CoCoMixConfig", *, head_dim: int | None = None, frequencies: list[float] | None = None
+    ) -> None:
         super().__init__(config)
-        self.head_dim, self.theta = config.hidden_size // config.num_attention_heads, config.rope_theta
+        self.head_dim, self.theta, self.frequencies = config.head_dim, config.rope_theta, frequencies
 
     def norm(self, config: "CoCoMixConfig") -> nn.Module:
         return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
@@ -467,7 +514,7 @@ class LlamaBackbone(Backbone):
         return F.dropout(embedded, self.dropout, self.training)
 
     def rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary | None:
-        return rotary_table(positions, self.head_dim, self.theta, dtype)
+        return rotary_table(positions, self.head_dim, self.theta, dtype, self.frequencies)
 
     @classmethod
     def inner_width(cls, width: int) -> int:
@@ -495,13 +542,25 @@ class LlamaBackbone(Backbone):
         return LlamaForCausalLM(LlamaConfig(**cls.plain_settings(shape, vocab_size, seq_len, special)))
 
 
+class Qwen2Backbone(LlamaBackbone):
+    """Llama's parts, with biases of query, key and value."""
+
+    name = "qwen2"
+    bias = True
+    out_bias = False
+
+    @classmethod
+    def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:
+        return Qwen2ForCausalLM(Qwen2Config(**cls.plain_settings(shape, vocab_size, seq_len, special)))
+
+
 class Qwen3Backbone(LlamaBackbone):
     """Llama's parts, and an RMSNorm of each head's query and key (QK-norm)."""
 
     name = "qwen3"
 
     def head_norms(self, config: "CoCoMixConfig") -> tuple[nn.Module, nn.Module]:
-        width = config.hidden_size // config.num_attention_heads
+        width = config.head_dim
         return nn.RMSNorm(width, eps=config.norm_eps), nn.RMSNorm(width, eps=config.norm_eps)
 
     @classmethod
@@ -511,7 +570,7 @@ class Qwen3Backbone(LlamaBackbone):
 
 
 BACKBONES: Registry[type[Backbone]] = Registry(
-    "backbone", [GPT2Backbone, LlamaBackbone, Qwen3Backbone], own=("config",)
+    "backbone", [GPT2Backbone, LlamaBackbone, Qwen2Backbone, Qwen3Backbone], own=("config",)
 )
 
 
@@ -577,41 +636,57 @@ class BlockRunner:
             visible: False for slots that no query attends to, bool `[batch or 1, (past + new) * slots]`.
             query_slots: return only these slots; the last block does not compute the others.
         """
-        layout = attention_layout(
-            self.padding,
-            self.positions.shape[1],
-            self.past,
-            slots=slots,
-            key_slots=slots if extra_kv is None else 2 * slots,
-            visible=visible,
-            documents=self.documents,
-            device=hidden.device,
-        )
-        rotary = self._rotary(self.positions.repeat_interleave(slots, dim=1), hidden.dtype)
-        return self._run(blocks, hidden, layout, rotary, extra_kv, query_slots)
+
+        def layout(window: int | None) -> AttentionLayout:
+            return attention_layout(
+                self.padding,
+                self.positions.shape[1],
+                self.past,
+                slots=slots,
+                key_slots=slots if extra_kv is None else 2 * slots,
+                visible=visible,
+                documents=self.documents,
+                window=window,
+                device=hidden.device,
+            )
+
+        positions = self.positions.repeat_interleave(slots, dim=1)
+        return self._run(blocks, hidden, layout, positions, extra_kv, query_slots)
 
     def run_packed(self, hidden: torch.Tensor, token_of_slot: torch.Tensor) -> torch.Tensor:
         """Run all remaining blocks over slots of the tokens `token_of_slot`, int64 `[slots]`; only if `unmasked`."""
-        layout = attention_layout(None, len(token_of_slot), 0, slots=1, device=hidden.device)
-        rotary = self._rotary(self.positions[:, token_of_slot], hidden.dtype)
-        return self._run(None, hidden, layout, rotary, None, None)
 
-    def _rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary | None:
-        return self._backbone.rotary(positions, dtype)  # pyright: ignore[reportCallIssue]
+        def layout(window: int | None) -> AttentionLayout:
+            packed = attention_layout(None, len(token_of_slot), 0, slots=1, device=hidden.device)
+            if window is None or window >= self.positions.shape[1]:
+                return packed
+            near = token_of_slot[:, None] - token_of_slot[None, :] < window
+            mask = packed.for_slots(slice(None), len(token_of_slot), hidden.device).mask
+            return AttentionLayout(near[None, None] if mask is None else mask & near, causal=False)
+
+        return self._run(None, hidden, layout, self.positions[:, token_of_slot], None, None)
+
+    def _rotary(self, positions: torch.Tensor, dtype: torch.dtype, window: int | None) -> Rotary | None:
+        table: Any = self._backbone.rotary if window is None else self._backbone.local_rotary
+        return table(positions, dtype)
 
     def _run(
         self,
         count: int | None,
         hidden: torch.Tensor,
-        layout: AttentionLayout,
-        rotary: Rotary | None,
+        layout_of: Callable[[int | None], AttentionLayout],
+        positions: torch.Tensor,
         extra_kv: torch.Tensor | None,
         query_slots: slice | None,
     ) -> torch.Tensor:
         blocks, self._blocks = self._blocks[:count], self._blocks[len(self._blocks[:count]) :]
-        layout = layout._replace(weights=self.attentions)
+        windows = dict.fromkeys(getattr(block, "window", None) for block in blocks)
+        layouts = {window: layout_of(window)._replace(weights=self.attentions) for window in windows}
+        tables = {window: self._rotary(positions, hidden.dtype, window) for window in windows}
         collects = self.hidden_states is not None or self.attentions is not None
         for block in blocks:
+            window = getattr(block, "window", None)
+            layout, rotary = layouts[window], tables[window]
             arguments = {"layout": layout, "rotary": rotary, "cache": self.cache, "extra_kv": extra_kv}
             # A caller that collects hidden states or weights gets all slots of every block, the last one included.
             if query_slots is not None and block is blocks[-1] and not collects:

@@ -181,6 +181,16 @@ class StudentSettings(Section, ABC):
         return None
 
     @property
+    def depth(self) -> int | None:
+        """Number of blocks; None: it is that of a model that is yet to be loaded."""
+        return self.model.layers
+
+    @property
+    def starts_from(self) -> str | None:
+        """A finished model from outside the run that it starts as."""
+        return None
+
+    @property
     def own_latents(self) -> int | None:
         """Number of concepts C of the student's own autoencoder; None: it uses the run's."""
         return None

@@ -21,6 +21,7 @@ from cocomix.objectives.nitp import NitpStudent
 from cocomix.objectives.ntp import NtpStudent
 from cocomix.objectives.pause import PauseStudent
 from cocomix.objectives.prefix import PrefixStudent
+from cocomix.objectives.retrofit import FinetuneStudent, RetrofitStudent
 from cocomix.objectives.top import TopStudent
 
 for _settings_class in (
@@ -38,6 +39,8 @@ for _settings_class in (
     PrefixStudent,
     HashStudent,
     MlpStudent,
+    RetrofitStudent,
+    FinetuneStudent,
 ):
     OBJECTIVES.register(_settings_class)
 

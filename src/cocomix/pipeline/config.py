@@ -491,10 +491,11 @@ class RunConfig(Section):
                     f"student {name!r} matches the parameters of {student.same_size_as!r},"
                     " which is not a student of fixed width in this run"
                 )
-        if mix is not None and mix.concept_layer >= student.model.layers:
+        layers = student.depth
+        if mix is not None and layers is not None and mix.concept_layer >= layers:
             raise ValueError(
                 f"student {name!r}: concept_layer {mix.concept_layer} is outside the stack of"
-                f" {student.model.layers} blocks; choose 1 to {student.model.layers - 1}"
+                f" {layers} blocks; choose 1 to {layers - 1}"
             )
         n_latents = student.own_latents or (self.sae.n_latents if self.sae.pretrained is None else None)
         top_k = mix.top_k if isinstance(mix, ConceptConfig) else None

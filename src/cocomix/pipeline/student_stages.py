@@ -1,6 +1,7 @@
 """Student and evaluation stages, one of each per student and seed."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,13 @@ class StudentStage(ModelStage):
 
     def _start(self) -> dict[str, str]:
         """The weights it starts from, by their checksum; empty: its own initialisation."""
-        if self.train.init_from is None:
-            return {}
-        return {"init_from": weights_checksum(weights_folder(self.train.init_from, self.run_dir))}
+        start = {}
+        if self.train.init_from is not None:
+            start["init_from"] = weights_checksum(weights_folder(self.train.init_from, self.run_dir))
+        source = self.config.starts_from
+        if source is not None and Path(source).is_dir():  # others are known by their name
+            start["base"] = weights_checksum(Path(source))
+        return start
 
     def extension(self, objective: Objective, n_windows: int) -> Extension:
         """The finished training that this one extends, if any."""
@@ -233,7 +238,25 @@ class StudentStage(ModelStage):
             label_flops=0.0 if labels is None else labels.live_flops(self.train.batch_size),
             first_position=self.tokens.special.first_position,
             prefixes=longest_prefixes(token_bytes(self.tokens.tokenizer())) if "prefixes" in reads else None,
+            base=self.base_model,
+            base_name=self._base_name(),
+            sae=self.sae.model,
         )
+
+    def base_model(self) -> PreTrainedModel:
+        """The finished model that it starts as, of a student that does, in evaluation mode."""
+        source = self.config.starts_from
+        if source is None:
+            return self.sae.teacher.model()
+        model = load_causal_lm(source, f"the base of {self.student}")
+        return model.to(device())  # pyright: ignore[reportArgumentType]
+
+    def _base_name(self) -> str:
+        """What an adapter calls that model: hub id or path; of a teacher trained here, from the adapter's folder on."""
+        source = self.config.starts_from or self.run_config.teacher.pretrained
+        if source is None:
+            return os.path.relpath(self.sae.teacher.folder / "model", self.folder / "model")
+        return str(Path(source).resolve()) if Path(source).exists() else source
 
     def _concepts(self) -> tuple[int, int]:
         """Number of concepts and active ones; known before training unless the SAE comes from outside."""
