@@ -38,6 +38,7 @@ USES = {
     "hub": "from cocomix.data import SOURCES; next(iter(SOURCES['hf']('owner/name')))",
     "eval": "import cocomix.evaluation.harness",
     "gguf": "from cocomix.utils.gguf import *; Path('a.gguf').write_bytes(MAGIC); converted(Path('a.gguf'))",
+    "lora": "import torch; from cocomix.model.adapters import add_lora; add_lora(torch.nn.Module(), {})",
     "track": "from cocomix.train.trackers import open_trackers; open_trackers(['tensorboard'], Path('logs'), 'x', {})",
 }
 """For each extra that the code names, what needs it; without it this must be refused in a sentence that names it."""

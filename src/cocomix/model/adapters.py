@@ -54,7 +54,7 @@ def freeze_rest(model: Any, trains: str, *, rank: int = 8, alpha: float = 16.0) 
     if trains == "all":
         return
     if trains == "lora":
-        _add_lora(model, {"rank": rank, "alpha": alpha})
+        add_lora(model, {"rank": rank, "alpha": alpha})
     _freeze(model)
 
 
@@ -67,11 +67,19 @@ def _is_adapter(name: str) -> bool:
     return name.startswith(("channel.", "mixer.")) or LORA_MARK in name
 
 
-def _add_lora(model: Any, lora: Mapping[str, Any]) -> None:
+def add_lora(model: Any, lora: Mapping[str, Any]) -> None:
+    """Put LoRA matrices on the linear layers of the blocks from the concept layer on.
+
+    Args:
+        lora: `rank` and `alpha`.
+
+    Raises:
+        CocomixError: peft is not installed.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise CocomixError("LoRA needs the package peft, which is not installed; pip install peft") from error
+        raise CocomixError("LoRA needs the extra: pip install 'cocomix[lora]'") from error
     first = model.config.concept_layer
     targets = [
         f"backbone.blocks.{index}.{name}"
@@ -194,7 +202,7 @@ def load_adapter(
         largest = max((min(t.shape) for name, t in tensors.items() if LORA_MARK in name), default=0)
         if record["lora"].get("rank") != largest:
             raise CocomixError(f"the adapter {source} has not the LoRA weights of its config.json; copy it again")
-        _add_lora(model, record["lora"])
+        add_lora(model, record["lora"])
     missing, unknown = model.load_state_dict(tensors, strict=False)
     wrong = [name for name in missing if _is_adapter(name)] + list(unknown)
     if wrong:
