@@ -517,5 +517,5 @@ def _licence(source: str) -> str | None:
     module = source.removeprefix(PACKAGE).partition(".")[0]
     for name in importlib.metadata.packages_distributions().get(module, []):
         stated = importlib.metadata.metadata(name)
-        return stated.get("License-Expression") or stated.get("License")
+        return next((stated[field] for field in ("License-Expression", "License") if field in stated), None)
     return None
