@@ -180,12 +180,16 @@ def table(report: dict[str, Any]) -> str:
     sample = "every operation" if report["sample"] is None else f"{report['sample']} operations a stage, evenly spread"
     if report["sample"] is None and len(report["failures"]) < sum(report["operations"].values()) * len(kinds):
         sample = "those tried so far, evenly spread"
-    head = f"Commit {report['commit']}; {sample}. Columns with a kind's name say how many of it were tried."
+    mended = "".join(f" {stage} as of commit {commit}." for stage, commit in report.get("again", {}).items())
+    head = f"Commit {report['commit']}; {sample}.{mended} Columns with a kind's name say how many of it were tried."
     return head + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def report_so_far(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The report that an interrupted run of the same commit left, or an empty one."""
+    """The report that an interrupted run of the same commit left, or an empty one.
+
+    With `--again` it may be of another commit: all that was tried of the stages asked for is left out and tried anew.
+    """
     report = provenance(threads=1) | {
         "sample": arguments.sample,
         "kinds": arguments.kinds,
@@ -195,7 +199,11 @@ def report_so_far(arguments: argparse.Namespace) -> dict[str, Any]:
     written = arguments.output / "operations.json"
     if written.exists():
         earlier = json.loads(written.read_text(encoding="utf-8"))
-        if earlier["commit"] == report["commit"]:
+        if arguments.again:
+            others = [entry for entry in earlier["failures"] if entry["stage"] not in arguments.stages]
+            again = earlier.get("again", {}) | dict.fromkeys(arguments.stages, report["commit"])
+            report = earlier | {"failures": others, "again": again}
+        elif earlier["commit"] == report["commit"]:
             report |= {"operations": earlier["operations"], "failures": earlier["failures"]}
     return report
 
@@ -268,6 +276,9 @@ def main() -> None:
     parser.add_argument("--stages", nargs="*", default=list(TARGETS), choices=TARGETS, help="default: all")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS, help="default: all")
     parser.add_argument("--sample", type=int, help="operations of each stage; default: all")
+    parser.add_argument(
+        "--again", action="store_true", help="after a mend: these stages anew, the rest as reported by another commit"
+    )
     parser.add_argument("--numbers", type=int, nargs="*", help="only these operations, to look into a failure")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/faults"), help="folder for the report")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/cocomix-operations"), help="folder for the runs")
