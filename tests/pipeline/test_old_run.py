@@ -112,7 +112,7 @@ def test_a_committed_report_can_be_written_again(name: str, tmp_path: Path) -> N
 
 
 def measured(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the rule of verdicts, which changed, leaves alone: each comparison's figures, and each setting's interval."""
+    """What the changed rule of verdicts leaves alone: each comparison's figures, and each setting's interval."""
     judged = {"ci95", "verdict", "freedom", "error", "p_other_side"}
 
     def kept(part: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,19 @@ class ClaimConfig(Section):
     id: int = Field(ge=1, le=9, description="number of the claim (see cocomix.experiments.claims)")
     compare: tuple[Comparison, ...] = Field(default=(), description="comparisons, all of which must hold")
     steering: tuple[str, ...] = Field(default=(), description="settings whose steering scores speak to it (claim 9)")
+    controls: tuple[str, ...] = Field(
+        default=(), description="variants without concepts that each `better` must beat, too, before concepts help"
+    )
+
+
+class ControlsConfig(Section):
+    """Variants that hold no concept, which concept variants must beat, not only the baseline."""
+
+    variants: tuple[str, ...] = Field(min_length=1, description="concept variants")
+    controls: tuple[str, ...] = Field(
+        min_length=1, description="what each must beat: random labels, hashes of the current token, an MLP"
+    )
+    settings: tuple[str, ...] = Field(default=(), description="settings they are compared in; empty: all")
 
 
 class SteeringConfig(Section):
@@ -80,6 +93,9 @@ class ExperimentConfig(Section):
     variants: dict[str, dict[str, Any]] = Field(min_length=1, description="students by name")
     settings: dict[str, SettingConfig] = Field(min_length=1, description="runs by name, in the order they are made")
     claims: tuple[ClaimConfig, ...] = Field(default=(), description="the paper's claims this grid speaks to")
+    controls: tuple[ControlsConfig, ...] = Field(
+        default=(), description="controls of concept variants; concepts help only where these are beaten"
+    )
     frontier: tuple[str, ...] = Field(
         default=(), description="variants that differ in length or size alone; others are compared with their frontier"
     )
@@ -104,7 +120,14 @@ class ExperimentConfig(Section):
             if self.tuning is not None and self.tuning.seed in (setting.seeds or self.seeds):
                 raise ValueError(f"tuning.seed {self.tuning.seed} is one of the seeds of {name!r}; choose another")
             earlier.append(name)
+        for group in self.controls:
+            for variant in (*group.variants, *group.controls):
+                self._check(variant, self.variants, "variant", "`controls`")
+            for setting in group.settings:
+                self._check(setting, self.settings, "setting", "`controls`")
         for claim in self.claims:
+            for variant in claim.controls:
+                self._check(variant, self.variants, "variant", f"claim {claim.id}")
             for setting in claim.steering:
                 self._check(setting, self.settings, "setting", f"claim {claim.id}")
             for comparison in claim.compare:

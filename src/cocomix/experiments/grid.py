@@ -192,6 +192,7 @@ def collect(grid: Grid) -> dict[str, Any]:
         "seeds": list(grid.config.seeds),
         "frontier": list(grid.config.frontier),
         "recipe": grid.config.model_dump(mode="json"),
+        "controls": [group.model_dump(mode="json") for group in grid.config.controls],
         "claims": [claim.model_dump(mode="json") for claim in grid.config.claims],
         "settings": {name: _setting(grid, name, run) for name, run in runs.items()},
     }

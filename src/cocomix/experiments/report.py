@@ -13,15 +13,18 @@ from typing import Any
 
 import yaml
 from markupsafe import Markup
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
+from rich.text import Text
 
 from cocomix.experiments.claims import judge_claims
 from cocomix.experiments.comparisons import AXES, best, main_variant, statement
 from cocomix.report.certificate import VARIANTS, certificate_cells, certificate_rows, is_known
+from cocomix.experiments.contrasts import OUTCOMES, contrasts
 from cocomix.report.charts import MOST_CURVES, difference_bars, frontier_scatter, perplexity_curves
 from cocomix.report.page import render
 from cocomix.report.statistics import compared, estimate, find_student, loss_pairs, same_perplexity
-from cocomix.report.tables import experiment_tables
+from cocomix.report.tables import EXPERIMENT_WIDTH, experiment_tables
 from cocomix.utils.files import write_json, write_text
 
 MARKS = {
@@ -31,6 +34,10 @@ MARKS = {
     "better": ("good", "↓"),
     "worse": ("bad", "↑"),
     "reference": ("open", "·"),
+    "help": ("good", "✓"),
+    "not the concepts": ("bad", "✗"),
+    "no gain": ("bad", "✗"),
+    "not measured": ("open", "?"),
 }
 """Class and sign of each verdict: colour never says it alone."""
 
@@ -64,6 +71,8 @@ def write_experiment_report(results: dict[str, Any], folder: Path) -> dict[str, 
     certificates = {name: certificate_rows(setting["students"]) for name, setting in results["settings"].items()}
     if any(map(is_known, certificates.values())):
         complete["certificate"] = certificates
+    if rows := contrasts(results):
+        complete["contrasts"] = rows
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", complete)
     write_text(folder / "variants.csv", variants_csv(complete["variants"]))
@@ -82,7 +91,9 @@ def console_summary(results: dict[str, Any]) -> RenderableType:
     claims = results["claims"] if complete else judge_claims(results)
     ranked = results["best"] if complete else best(results)
     titled = [(results["settings"][name]["title"], rankings) for name, rankings in ranked.items()]
-    return experiment_tables(results["title"], claims, titled, AXES, main_variant(results))
+    tables = experiment_tables(results["title"], claims, titled, AXES, main_variant(results))
+    said = [row["words"] for row in (results.get("contrasts", []) if complete else contrasts(results))]
+    return Constrain(Group(tables, *map(Text, said)), EXPERIMENT_WIDTH)
 
 
 def curve_names(results: dict[str, Any], setting: dict[str, Any]) -> list[str]:
@@ -110,6 +121,8 @@ def _page(results: dict[str, Any], complete: dict[str, Any]) -> str:
             name: [certificate_cells(row) for row in certificate_rows(setting["students"])]
             for name, setting in results["settings"].items()
         },
+        contrasts=complete.get("contrasts", []),
+        outcomes=OUTCOMES,
         rows={name: _sorted_rows(name, complete) for name in results["settings"]},
         equal_cost={name: _equal_cost(ranked) for name, ranked in complete["best"].items()},
         pictures={name: _pictures(results, setting) for name, setting in results["settings"].items()},
