@@ -7,7 +7,7 @@ setting NAME, so that one setting can use another's teacher (distribution shift)
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -101,6 +101,9 @@ class ExperimentConfig(Section):
     )
     tuning: TuningConfig | None = Field(
         default=None, description="choose every variant's learning rate first; empty: all have students_train's"
+    )
+    charged: tuple[Literal["teacher", "sae"], ...] = Field(
+        default=(), description="whose training is charged to students beside that of their labels; empty: nobody's"
     )
     steering: SteeringConfig | None = Field(default=None, description="measure steering on this variant; empty: no")
     timing_steps: int = Field(default=0, ge=0, description="timed steps a variant, in turns, after training; 0: none")

@@ -97,8 +97,8 @@ def _words(variant: str, baseline: str, outcome: str, parts: Sequence[dict[str, 
         gain = "beats" if first["verdict"] == "reproduced" else "is not decided against"
         holds, does = ("holds", "does") if len(ahead) == 1 else ("hold", "do")
         return (
-            f"{variant} {gain} {baseline} ({_nats(first)}), but {_listed([part['than'] for part in ahead])}, which {holds}"
-            f" no concept, {does} better than it ({_all(ahead)}): its gain is not its concepts'."
+            f"{variant} {gain} {baseline} ({_nats(first)}), but {_listed([part['than'] for part in ahead])}, which"
+            f" {holds} no concept, {does} better than it ({_all(ahead)}): its gain is not its concepts'."
         )
     open_ones = [part for part in parts if part["verdict"] == "undecided"]
     others = _listed([part["than"] for part in open_ones])

@@ -7,8 +7,7 @@ is finished.
 `collect` makes the report's input of what the stages measured; what is not finished is left out and noted. Two figures
 are put on a common footing there. Seconds of students are steps times the measured time of a step where that was
 measured: students are trained several at a time, so their own clocks compare badly (they are kept as `clock_seconds`).
-The cost of labels, made for the whole corpus, is charged by the share of it that a student reads, at most once
-(`label_share`).
+The cost of labels, made for the whole corpus, is charged as `cocomix.experiments.charges` says.
 """
 
 import shlex
@@ -19,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cocomix.experiments.charges import Charges
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.cost_stage import TimingStage
 from cocomix.experiments.steering_stage import SteeringStage
@@ -209,21 +209,27 @@ def _setting(grid: Grid, name: str, run: dict[str, Any]) -> dict[str, Any]:
         if (record := stage.record())
     ]
     labelled = run["corpus"]["splits"]["train"]["tokens"]
-    students = [
-        student | {"runs": [_run(each, timing.get(student["name"]), labelled) for each in student["runs"]]}
-        for student in run["students"]
-    ]
+    tries = grid.tries[name].stages() if name in grid.tries else []
+    charges = Charges(grid.runs[name], tries, grid.config.charged)
+
+    def on_common_footing(student: dict[str, Any]) -> dict[str, Any]:
+        step = timing.get(student["name"])
+        return student | {"runs": [_run(each, step, labelled, charges, student["name"]) for each in student["runs"]]}
+
+    students = [on_common_footing(student) for student in run["students"]]
     title = {"title": grid.config.settings[name].title}
     tuning = grid.tries[name].figures() if name in grid.tries else {}
-    measured = {"students": students, "timing": timing, "steering": steering, "tuning": tuning}
+    made_once = {"upstream": charges.upstream(), "label_readers": dict(charges.readers)}
+    measured = made_once | {"students": students, "timing": timing, "steering": steering, "tuning": tuning}
     return title | {key: run[key] for key in kept} | measured
 
 
-def _run(run: dict[str, Any], step_seconds: float | None, labelled: int) -> dict[str, Any]:
+def _run(
+    run: dict[str, Any], step_seconds: float | None, labelled: int, charges: Charges, student: str
+) -> dict[str, Any]:
     """One student's run with its seconds and its labels' cost on the common footing."""
     share = min(1.0, run["tokens"] / labelled)
-    charged = {name: run[name] * share for name in ("label_flops", "label_seconds")}
-    same = run | charged | {"label_share": share, "clock_seconds": run["seconds"]}
+    same = run | charges.of(student, share) | {"label_share": share, "clock_seconds": run["seconds"]}
     if step_seconds is None or not run["curve"]:
         return same
     curve = [point | {"seconds": point["step"] * step_seconds} for point in run["curve"]]

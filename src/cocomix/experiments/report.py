@@ -20,6 +20,7 @@ from rich.text import Text
 from cocomix.experiments.claims import judge_claims
 from cocomix.experiments.comparisons import AXES, best, main_variant, statement
 from cocomix.report.certificate import VARIANTS, certificate_cells, certificate_rows, is_known
+from cocomix.experiments.comparisons import axes, best, main_variant, statement
 from cocomix.experiments.contrasts import OUTCOMES, contrasts
 from cocomix.report.charts import MOST_CURVES, difference_bars, frontier_scatter, perplexity_curves
 from cocomix.report.page import render
@@ -91,7 +92,7 @@ def console_summary(results: dict[str, Any]) -> RenderableType:
     claims = results["claims"] if complete else judge_claims(results)
     ranked = results["best"] if complete else best(results)
     titled = [(results["settings"][name]["title"], rankings) for name, rankings in ranked.items()]
-    tables = experiment_tables(results["title"], claims, titled, AXES, main_variant(results))
+    tables = experiment_tables(results["title"], claims, titled, axes(results), main_variant(results))
     said = [row["words"] for row in (results.get("contrasts", []) if complete else contrasts(results))]
     return Constrain(Group(tables, *map(Text, said)), EXPERIMENT_WIDTH)
 
@@ -113,7 +114,7 @@ def _page(results: dict[str, Any], complete: dict[str, Any]) -> str:
     return render(
         "experiment.html.j2",
         report=complete,
-        axes=AXES,
+        axes=axes(results),
         marks=MARKS,
         captions=CAPTIONS,
         main=main_variant(results),
@@ -161,6 +162,12 @@ LATER_FIGURES = ("val_bits_per_byte", "test_bits_per_byte", *(f"channel_{variant
 
 def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each setting and variant; what was not measured is None, and `LATER_FIGURES` that no run has are left
+OPTIONAL = ("val_bits_per_byte", "test_bits_per_byte", "shared_label_flops", "shared_label_seconds")
+"""Figures that reports of earlier versions lack."""
+
+
+def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each setting and variant; what was not measured is None, and later figures that no run has are left
     out.
 
     Perplexities, tokens, FLOPs and seconds are means over seeds; `vs_baseline` is the paired difference in test loss
@@ -174,6 +181,7 @@ def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
         if student["runs"]
     ]
     unknown = [figure for figure in LATER_FIGURES if all(row[figure] is None for row in rows)]
+    unknown = [figure for figure in OPTIONAL if all(row[figure] is None for row in rows)]
     return [{key: value for key, value in row.items() if key not in unknown} for row in rows]
 
 
@@ -217,6 +225,8 @@ def _row(name: str, setting: dict[str, Any], student: dict[str, Any]) -> dict[st
         "label_flops": average("label_flops"),
         "seconds": average("seconds"),
         "label_seconds": average("label_seconds"),
+        "shared_label_flops": average("shared_label_flops"),
+        "shared_label_seconds": average("shared_label_seconds"),
         "seconds_per_step": step,
         "step_ratio": step / base_step if step and base_step else None,
         "flops_ratio": student["flops_per_token"] / base["flops_per_token"] if base else None,
