@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from cocomix.experiments.charges import Charges
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.cost_stage import TimingStage
+from cocomix.experiments.scaling import parameters_without_embeddings
 from cocomix.experiments.steering_stage import SteeringStage
 from cocomix.experiments.tuning import Tries
 from cocomix.pipeline.run import Run, collect_results
@@ -64,6 +65,8 @@ class Grid:
             self.tries[name] = Tries(self.config, self.config.tuning, name, self.folder, inputs)
             rates = self.tries[name].chosen()
         self.runs[name] = run = Run(self.folder / name, self.config.run_config(name, self.folder, rates), inputs)
+        run.students = [stage for stage in run.students if self.config.trains(stage.student, stage.seed)]
+        run.evaluations = [stage for stage in run.evaluations if stage.student in run.students]
         self.steering[name] = self._steering(run)
         if self.config.timing_steps:
             self.timing[name] = self._timing(run)
@@ -193,8 +196,27 @@ def collect(grid: Grid) -> dict[str, Any]:
         "frontier": list(grid.config.frontier),
         "recipe": grid.config.model_dump(mode="json"),
         "controls": [group.model_dump(mode="json") for group in grid.config.controls],
+        "scaling": _scaling(grid),
         "claims": [claim.model_dump(mode="json") for claim in grid.config.claims],
         "settings": {name: _setting(grid, name, run) for name, run in runs.items()},
+    }
+
+
+def _scaling(grid: Grid) -> dict[str, Any] | None:
+    """What `cocomix.experiments.scaling` needs beside the students' figures."""
+    section = grid.config.scaling
+    if section is None or not (run := grid.runs[section.setting]).tokens.done():
+        return None
+    students, vocabulary = section.students(), run.tokens.figures["vocab_size"]
+    shapes = {size: run.config.students[name].model for name, (_, size, _) in students.items()}
+    return {
+        "setting": section.setting,
+        "baseline": section.baseline,
+        "students": {name: [family, size, f"x{length}"] for name, (family, size, length) in students.items()},
+        "parameters": {
+            size: parameters_without_embeddings(shape, vocabulary, run.config.seq_len) for size, shape in shapes.items()
+        },
+        "targets": [target.model_dump(mode="json") for target in section.targets],
     }
 
 

@@ -22,8 +22,10 @@ from cocomix.experiments.comparisons import AXES, best, main_variant, statement
 from cocomix.report.certificate import VARIANTS, certificate_cells, certificate_rows, is_known
 from cocomix.experiments.comparisons import axes, best, main_variant, statement
 from cocomix.experiments.contrasts import OUTCOMES, contrasts
+from cocomix.experiments.scaling import scaling
 from cocomix.report.charts import MOST_CURVES, difference_bars, frontier_scatter, perplexity_curves
 from cocomix.report.page import render
+from cocomix.report.scaling_charts import gain_panels, loss_panels
 from cocomix.report.statistics import compared, estimate, find_student, loss_pairs, same_perplexity
 from cocomix.report.tables import EXPERIMENT_WIDTH, experiment_tables
 from cocomix.utils.files import write_json, write_text
@@ -74,6 +76,8 @@ def write_experiment_report(results: dict[str, Any], folder: Path) -> dict[str, 
         complete["certificate"] = certificates
     if rows := contrasts(results):
         complete["contrasts"] = rows
+    if section := scaling(results):
+        complete["scaling"] = section
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", complete)
     write_text(folder / "variants.csv", variants_csv(complete["variants"]))
@@ -124,11 +128,19 @@ def _page(results: dict[str, Any], complete: dict[str, Any]) -> str:
         },
         contrasts=complete.get("contrasts", []),
         outcomes=OUTCOMES,
+        scaling=complete.get("scaling") if results.get("scaling") else None,
+        scaling_pictures=_scaling_pictures(complete) if results.get("scaling") else [],
         rows={name: _sorted_rows(name, complete) for name in results["settings"]},
         equal_cost={name: _equal_cost(ranked) for name, ranked in complete["best"].items()},
         pictures={name: _pictures(results, setting) for name, setting in results["settings"].items()},
         recipe=yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True),
     )
+
+
+def _scaling_pictures(complete: dict[str, Any]) -> list[Markup]:
+    """Losses with their laws, and gains; nothing where no law was fitted."""
+    section = complete["scaling"]
+    return [] if section["refused"] else [Markup(loss_panels(section)), Markup(gain_panels(section))]
 
 
 def _sorted_rows(setting: str, complete: dict[str, Any]) -> list[dict[str, Any]]:
