@@ -158,6 +158,17 @@ class ScalingConfig(Section):
         }
 
 
+class PredictorConfig(Section):
+    """A predictor of gains, written down before, that is tested on these variants."""
+
+    file: str = Field(description="its coefficients, e.g. recipes/claims/predictor.yaml; from where the command is run")
+    variants: tuple[str, ...] = Field(min_length=1, description="concept variants whose gain is predicted")
+    teacher_loss: dict[str, float] = Field(
+        default_factory=dict,
+        description="validation loss of a setting's teacher, in nats a student's token; needed of a pretrained one",
+    )
+
+
 class ExperimentConfig(Section):
     """A grid of runs and the claims it tests."""
 
@@ -180,6 +191,7 @@ class ExperimentConfig(Section):
     scaling: ScalingConfig | None = Field(
         default=None, description="families at several sizes and lengths; empty: none"
     )
+    predictor: PredictorConfig | None = Field(default=None, description="predict gains by it and test it; empty: no")
     charged: tuple[Literal["teacher", "sae"], ...] = Field(
         default=(), description="whose training is charged to students beside that of their labels; empty: nobody's"
     )
@@ -237,6 +249,13 @@ class ExperimentConfig(Section):
             for setting in self.settings:
                 if variant in self.names(setting) and other not in self.names(setting):
                     raise ValueError(f"tuning.same_as: {variant!r} needs {other!r} in the setting {setting!r}, too")
+        if self.predictor is not None:
+            for variant in self.predictor.variants:
+                self._check(variant, self.variants, "variant", "`predictor`")
+                if not self.variants[variant].get("labels"):
+                    raise ValueError(f"`predictor` asks for {variant!r}, which has no labels that could be predictable")
+            for setting in self.predictor.teacher_loss:
+                self._check(setting, self.settings, "setting", "`predictor`")
         for group in self.controls:
             for variant in (*group.variants, *group.controls):
                 self._check(variant, self.variants, "variant", "`controls`")

@@ -10,6 +10,7 @@ measured: students are trained several at a time, so their own clocks compare ba
 The cost of labels, made for the whole corpus, is charged as `cocomix.experiments.charges` says.
 """
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -21,11 +22,13 @@ from typing import Any, NamedTuple
 from cocomix.experiments.charges import Charges
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.cost_stage import TimingStage
+from cocomix.experiments.predictor import case_baseline, read_predictor, student_loss
 from cocomix.experiments.scaling import parameters_without_embeddings
 from cocomix.experiments.steering_stage import SteeringStage
 from cocomix.experiments.tuning import Tries
 from cocomix.pipeline.run import Run, collect_results
 from cocomix.pipeline.stage import ExternalInput, ExternalInputs, Stage
+from cocomix.report.statistics import find_student
 from cocomix.utils.errors import CocomixError
 
 INDEPENDENT = ("labels/", "logits/")
@@ -103,6 +106,8 @@ class Grid:
                 jobs = [[f"{name}:{stage.name}"] for stage in stages]
                 for together in [jobs] if independent else [[job] for job in jobs]:
                     yield Round(name, together, needed=True)
+            if probes := self.probes(name):
+                yield Round(name, [[f"{name}:{stage.name}" for stage in probes]], needed=False)
             if name in self.tries:
                 yield Round(name, [[f"{name}:{stage.name}"] for stage in self.tries[name].stages()], needed=False)
                 self._plan(name)
@@ -116,6 +121,14 @@ class Grid:
             yield Round(name, jobs, needed=False)
         for name, stage in self.timing.items():
             yield Round(name, [[f"{name}:{stage.name}"]], needed=False)
+
+    def probes(self, name: str) -> list[Stage]:
+        """The stages that say how predictable the labels of the predictor's variants are, each after its student."""
+        if self.config.predictor is None:
+            return []
+        wanted = {stage.student: stage.probes for stage in self.runs[name].students}
+        probes = [probe for variant in self.config.predictor.variants for probe in wanted.get(variant, ())]
+        return list(dict.fromkeys(stage for probe in probes for stage in (probe.student, probe)))
 
     def settings_of(self, name: str) -> set[str]:
         """The setting `name` and those it uses stages of."""
@@ -152,7 +165,9 @@ class Grid:
         """Every stage of a setting."""
         timing = [self.timing[setting]] if setting in self.timing else []
         tries = self.tries[setting].stages() if setting in self.tries else []
-        return [*self.runs[setting].stages.values(), *tries, *self.steering[setting], *timing]
+        own = self.runs[setting].stages
+        probes = [stage for stage in self.probes(setting) if stage.name not in own]
+        return [*own.values(), *probes, *tries, *self.steering[setting], *timing]
 
     def run_stage(self, name: str) -> dict[str, Any]:
         """Run one stage in this process, unless it is done."""
@@ -184,7 +199,7 @@ def collect(grid: Grid) -> dict[str, Any]:
     notes = list(dict.fromkeys(note for run in runs.values() for note in run["notes"]))
     if missing:
         notes.append(f"Not finished, and left out: {', '.join(missing)}.")
-    return {
+    results = {
         "title": grid.config.title,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["cocomix", *sys.argv[1:]]),
@@ -200,6 +215,36 @@ def collect(grid: Grid) -> dict[str, Any]:
         "claims": [claim.model_dump(mode="json") for claim in grid.config.claims],
         "settings": {name: _setting(grid, name, run) for name, run in runs.items()},
     }
+    return results | {"predictor": _predictor(grid, results)}
+
+
+def _predictor(grid: Grid, results: dict[str, Any]) -> dict[str, Any] | None:
+    """The predictor, and what it takes of every finished variant that it is asked about."""
+    asked = grid.config.predictor
+    if asked is None:
+        return None
+    cases = []
+    for name, setting in results["settings"].items():
+        run, teacher = grid.runs[name], setting["teacher"].get("val_perplexity")
+        teacher_loss = asked.teacher_loss.get(name, None if teacher is None else math.log(teacher))
+        for variant in asked.variants:
+            student = find_student(setting, variant)
+            if student is None:
+                continue
+            stage = next(stage for stage in run.students if stage.student == variant)
+            baseline = case_baseline(results, name, variant)
+            base_loss = student_loss(setting, baseline)
+            nats = [probe.figures["nats"] for probe in stage.probes if probe.done()]
+            size = parameters_without_embeddings(
+                stage.config.model, setting["tokenizer"]["vocab_size"], run.config.seq_len
+            )
+            features = {
+                "predictability": sum(nats) / len(nats) if nats and len(nats) == len(stage.probes) else None,
+                "teacher_minus_student": None if None in (teacher_loss, base_loss) else teacher_loss - base_loss,
+                "tokens_per_parameter": math.log10(student["runs"][0]["tokens"] / size),
+            }
+            cases.append({"setting": name, "variant": variant, "baseline": baseline, "features": features})
+    return read_predictor(Path(asked.file)) | {"cases": cases}
 
 
 def _scaling(grid: Grid) -> dict[str, Any] | None:

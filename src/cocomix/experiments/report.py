@@ -22,6 +22,7 @@ from cocomix.experiments.comparisons import AXES, best, main_variant, statement
 from cocomix.report.certificate import VARIANTS, certificate_cells, certificate_rows, is_known
 from cocomix.experiments.comparisons import axes, best, main_variant, statement
 from cocomix.experiments.contrasts import OUTCOMES, contrasts
+from cocomix.experiments.predictor import prediction
 from cocomix.experiments.scaling import scaling
 from cocomix.report.charts import MOST_CURVES, difference_bars, frontier_scatter, perplexity_curves
 from cocomix.report.page import render
@@ -78,6 +79,8 @@ def write_experiment_report(results: dict[str, Any], folder: Path) -> dict[str, 
         complete["contrasts"] = rows
     if section := scaling(results):
         complete["scaling"] = section
+    if section := prediction(results):
+        complete["prediction"] = section
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", complete)
     write_text(folder / "variants.csv", variants_csv(complete["variants"]))
@@ -128,6 +131,7 @@ def _page(results: dict[str, Any], complete: dict[str, Any]) -> str:
         },
         contrasts=complete.get("contrasts", []),
         outcomes=OUTCOMES,
+        predicted=complete.get("prediction") if results.get("predictor") else None,
         scaling=complete.get("scaling") if results.get("scaling") else None,
         scaling_pictures=_scaling_pictures(complete) if results.get("scaling") else [],
         rows={name: _sorted_rows(name, complete) for name in results["settings"]},
