@@ -67,7 +67,9 @@ def _row(results: dict[str, Any], variant: str, controls: Sequence[str], setting
 
 
 def _part(results: dict[str, Any], variant: str, than: str, settings: Sequence[str]) -> dict[str, Any]:
-    part = {"than": than} | pool({name: loss_pairs(results["settings"][name], variant, than) for name in settings})
+    part: dict[str, Any] = {"than": than} | pool(
+        {name: loss_pairs(results["settings"][name], variant, than) for name in settings}
+    )
     return part | {"percent": None if part["difference"] is None else 100 * expm1(part["difference"])}
 
 

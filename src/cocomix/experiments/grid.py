@@ -240,11 +240,15 @@ def _predictor(grid: Grid, results: dict[str, Any]) -> dict[str, Any] | None:
             )
             features = {
                 "predictability": sum(nats) / len(nats) if nats and len(nats) == len(stage.probes) else None,
-                "teacher_minus_student": None if None in (teacher_loss, base_loss) else teacher_loss - base_loss,
+                "teacher_minus_student": _less(teacher_loss, base_loss),
                 "tokens_per_parameter": math.log10(student["runs"][0]["tokens"] / size),
             }
             cases.append({"setting": name, "variant": variant, "baseline": baseline, "features": features})
     return read_predictor(Path(asked.file)) | {"cases": cases}
+
+
+def _less(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
 
 
 def _scaling(grid: Grid) -> dict[str, Any] | None:

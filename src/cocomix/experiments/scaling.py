@@ -53,8 +53,8 @@ def points(results: dict[str, Any]) -> list[Point]:
     for name, (family, size, length) in asked["students"].items():
         student = find_student(setting, name) if setting else None
         for run in student["runs"] if student else ():
-            at = (asked["parameters"][size], run["tokens"])
-            found.append(Point(family, size, length, run["seed"], *map(float, at), run["test_loss"]))
+            parameters, tokens = float(asked["parameters"][size]), float(run["tokens"])
+            found.append(Point(family, size, length, run["seed"], parameters, tokens, run["test_loss"]))
     return found
 
 

@@ -127,7 +127,7 @@ def _verdict(part: Part, direction: str) -> str:
 
 def verdict_of(parts: Sequence[Part]) -> str:
     """The verdict on all `parts` together: the worst."""
-    return min((part["verdict"] for part in parts), key=WORST_FIRST.index, default="undecided")
+    return WORST_FIRST[min((WORST_FIRST.index(part["verdict"]) for part in parts), default=1)]
 
 
 def side(interval: Sequence[float] | None) -> int:
