@@ -18,12 +18,11 @@ from rich.constrain import Constrain
 from rich.text import Text
 
 from cocomix.experiments.claims import judge_claims
-from cocomix.experiments.comparisons import AXES, best, main_variant, statement
-from cocomix.report.certificate import VARIANTS, certificate_cells, certificate_rows, is_known
 from cocomix.experiments.comparisons import axes, best, main_variant, statement
 from cocomix.experiments.contrasts import OUTCOMES, contrasts
 from cocomix.experiments.predictor import prediction
 from cocomix.experiments.scaling import scaling
+from cocomix.report.certificate import VARIANTS, certificate_cells, certificate_rows, is_known
 from cocomix.report.charts import MOST_CURVES, difference_bars, frontier_scatter, perplexity_curves
 from cocomix.report.page import render
 from cocomix.report.scaling_charts import gain_panels, loss_panels
@@ -172,18 +171,15 @@ def _pictures(results: dict[str, Any], setting: dict[str, Any]) -> list[tuple[Ma
     return [(Markup(svg), kind) for svg, kind in drawn if svg is not None]
 
 
-LATER_FIGURES = ("val_bits_per_byte", "test_bits_per_byte", *(f"channel_{variant}" for variant in VARIANTS))
+LATER_FIGURES = (
+    *("val_bits_per_byte", "test_bits_per_byte", "shared_label_flops", "shared_label_seconds"),
+    *(f"channel_{variant}" for variant in VARIANTS),
+)
 """Figures that evaluations of earlier versions do not have."""
 
 
 def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each setting and variant; what was not measured is None, and `LATER_FIGURES` that no run has are left
-OPTIONAL = ("val_bits_per_byte", "test_bits_per_byte", "shared_label_flops", "shared_label_seconds")
-"""Figures that reports of earlier versions lack."""
-
-
-def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each setting and variant; what was not measured is None, and later figures that no run has are left
     out.
 
     Perplexities, tokens, FLOPs and seconds are means over seeds; `vs_baseline` is the paired difference in test loss
@@ -197,7 +193,6 @@ def variant_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
         if student["runs"]
     ]
     unknown = [figure for figure in LATER_FIGURES if all(row[figure] is None for row in rows)]
-    unknown = [figure for figure in OPTIONAL if all(row[figure] is None for row in rows)]
     return [{key: value for key, value in row.items() if key not in unknown} for row in rows]
 
 
