@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.experiments.comparisons import against_frontier, best, interpolate, statement
+from cocomix.experiments.comparisons import AXES, against_frontier, axes, best, interpolate, statement
 from cocomix.report.label_placement import overlap, place_labels
 from tests.helpers.experiment_results import compare, experiment, setting, student
 
@@ -144,3 +144,22 @@ def test_labels_of_crowded_marks_overlap_neither_each_other_nor_marks() -> None:
         assert not any(overlap(box, other) for other in boxes[:number] + dots)
     alone = place_labels([(10.0, 10.0)], [30.0], 10.0)
     assert alone == [(18.0, 5.0)]
+
+
+def test_shared_labels_are_an_axis_where_it_is_known_who_read_them() -> None:
+    """Alone, its labels take the variant off the frontier's end; shared by ten, they hardly move it."""
+    here = grid(variant("cocomix", 6e9, [0.0, 0.0, 0.0]))
+    for one in here["students"]:
+        for run in one["runs"]:
+            run["label_flops"] = 4e9 * (one["name"] == "cocomix")
+            run["shared_label_flops"] = run["label_flops"] / 10
+            run["shared_label_seconds"] = 0.0
+    made = experiment([compare(1, ("cocomix", "ntp"), settings=("a",))], NTP, a=here)
+    found = best(made)["a"]
+    assert list(found) == list(AXES) == list(axes(made))
+    rows = {axis: next(row for row in found[axis]["ranking"] if row["variant"] == "cocomix") for axis in found}
+    assert rows["flops"]["difference"] == pytest.approx(0.0)
+    assert rows["flops_with_shared_labels"]["difference"] == pytest.approx(0.2 * log(6.4e9 / 6e9, 2))
+    assert rows["flops_with_labels"]["range"] == "dearer"
+    del here["students"][0]["runs"][0]["shared_label_flops"]  # as in a report of an earlier version
+    assert [axis for axis in axes(made) if "shared" in axis] == [] and len(best(made)["a"]) == 5

@@ -16,7 +16,8 @@ from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import read_yaml, validate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-EXPERIMENTS = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "data")
+PREDICTOR = RECIPES / "claims" / "predictor.yaml"
+EXPERIMENTS = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "data" and path != PREDICTOR)
 PAPER = sorted((RECIPES / "paper").glob("*.yaml"))
 NOWHERE = Path("no-such-folder")
 
@@ -52,6 +53,29 @@ def test_recipe_validates(path: Path) -> None:
         assert tuple(run.students) == config.names(setting)
     assert {name for name in config.frontier if name not in config.variants} == set()
     assert config.baseline in config.variants
+
+
+CLAIMS = sorted(path for path in (RECIPES / "claims").glob("*.yaml") if path != PREDICTOR)
+
+
+@pytest.mark.parametrize("path", CLAIMS, ids=lambda path: path.stem)
+def test_recipes_of_the_law_have_equal_tries_controls_and_say_how_many_students(path: Path) -> None:
+    config = load(path)
+    assert config.tuning and config.controls, "no learning rates are tried, or no controls are named"
+    trained = sum(
+        sum(config.trains(name, seed) for seed in config.settings[setting].seeds or config.seeds)
+        + len(config.tuning.learning_rates) * (config.tuning.tried(name) == name)
+        for setting in config.settings
+        for name in config.names(setting)
+    )
+    assert f"\n# {trained} students, " in path.read_text()
+    concepts = [
+        v for v in config.variants.values() if v["objective"] == "cocomix" and "hash" not in v.get("labels", "")
+    ]
+    slots = {(v["concept"].get("mixer_options") or {}).get("slot", "bare") for v in concepts}
+    assert slots == {"bare", "residual"}, "concept students are not there in both forms"
+    for group in config.controls:
+        assert any(config.variants[name].get("labels") == "hash" for name in group.controls)
 
 
 SIZES = [("69m", 512, 8, 8, 3, 6e-4, 512), ("386m", 1024, 24, 16, 5, 3e-4, 512), ("1.38b", 2048, 24, 16, 5, 2e-4, 1024)]

@@ -1,15 +1,9 @@
 """The paper's nine claims, each a signed comparison, and what an experiment says of them.
 
-A claim has one or more tests (`better` against `than`). Each test's difference is the mean over (setting, seed) of the
-paired difference in test loss, in nats per token, with a 95 % interval (Student's t over the pooled pairs). Losses are
-additive over corpora, perplexities are not: only losses are pooled, and `percent`, the change in perplexity, is
-exp(difference) - 1. A test's verdict:
-
-- `reproduced`: the pooled interval lies wholly on the claimed side, and no setting's own interval wholly on the other;
-- `not reproduced`: the pooled interval, or any setting's own, lies wholly on the other side;
-- `undecided`: anything else.
-
-An interval is one over seeds: two settings with one seed each give two figures and still no interval.
+A claim has one or more tests (`better` against `than`), which `cocomix.experiments.verdicts` judges together: each
+test's difference is the mean over settings of the paired difference in test loss, in nats per token, with a 95 %
+interval over seeds. Losses are additive over corpora, perplexities are not: only losses are pooled, and `percent`, the
+change in perplexity, is exp(difference) - 1.
 
 A claim is reproduced if all its tests are, not reproduced if any test is not, else undecided. Its `difference` and
 `ci95` are its least favourable test's: the worst verdict first, then the worst difference.
@@ -19,16 +13,13 @@ amplified, and the claimed side is above 0. That share must be higher than witho
 another concept is amplified (else any disturbance would count as steering).
 """
 
-from collections.abc import Mapping
 from math import expm1, log
 from statistics import mean
 from typing import Any
 
+from cocomix.experiments.verdicts import DIRECTIONS, WORST_FIRST, judge, opposed, pool, side
 from cocomix.report.formats import difference
-from cocomix.report.statistics import estimate, find_student, held_equal, loss_pairs, same_perplexity
-
-DIRECTIONS = {"lower": -1, "higher": 1}
-"""The claimed side of 0, by its name."""
+from cocomix.report.statistics import find_student, held_equal, loss_pairs, same_perplexity
 
 COSTS = ("tokens", "flops", "seconds", "flops_with_labels", "seconds_with_labels")
 STATEMENTS = {
@@ -44,34 +35,6 @@ STATEMENTS = {
 }
 """The paper's claims in one sentence each, by number."""
 
-WORST_FIRST = ("not reproduced", "undecided", "reproduced")
-
-
-def pool(by_setting: Mapping[str, Mapping[int, float]], direction: str) -> dict[str, Any]:
-    """`difference`, `ci95`, `n`, `by_setting`, `verdict` of paired figures given by setting and seed."""
-    present = {name: dict(figures) for name, figures in by_setting.items() if figures}
-    pooled = estimate([figure for figures in present.values() for figure in figures.values()])
-    if len({seed for figures in present.values() for seed in figures}) < 2:
-        pooled["ci95"] = None
-    settings = {name: estimate(list(figures.values())) for name, figures in present.items()}
-    verdict = judge(pooled["ci95"], [stats["ci95"] for stats in settings.values()], direction)
-    return pooled | {"by_setting": settings, "verdict": verdict}
-
-
-def judge(pooled: list[float] | None, settings: list[list[float] | None], direction: str) -> str:
-    """The verdict rule above, on intervals [low, high]; None where there is none."""
-    claimed = DIRECTIONS[direction]
-    if any(side(interval) == -claimed for interval in (pooled, *settings)):
-        return "not reproduced"
-    return "reproduced" if side(pooled) == claimed else "undecided"
-
-
-def side(interval: list[float] | None) -> int:
-    """-1 if the interval lies wholly below 0, 1 if wholly above, else 0."""
-    if interval is None:
-        return 0
-    return (interval[0] > 0) - (interval[1] < 0)
-
 
 def loss_test(results: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
     """A comparison of two variants by test loss, and the cost of `better` to reach the perplexity of `than`.
@@ -81,7 +44,7 @@ def loss_test(results: dict[str, Any], comparison: dict[str, Any]) -> dict[str, 
     better, than = comparison["better"], comparison["than"]
     settings = {name: results["settings"][name] for name in comparison["settings"] if name in results["settings"]}
     by_setting = {name: loss_pairs(setting, better, than) for name, setting in settings.items()}
-    test = {"better": better, "than": than} | pool(by_setting, "lower")
+    test = {"better": better, "than": than} | pool(by_setting)
     test["percent"] = None if test["difference"] is None else 100 * expm1(test["difference"])
     reached = [_cost(settings[name], better, than) for name in test["by_setting"]]
     for cost in COSTS:
@@ -123,7 +86,7 @@ def _steering_test(variant: str, scores: dict[str, list[dict[str, Any]]], other:
     ]
     return (
         {"better": f"{variant}, concept amplified", "than": f"{variant}, {words}"}
-        | pool(by_setting, "higher")
+        | pool(by_setting)
         | {"percent": None, "reached": 0, "runs": 0}
         | dict.fromkeys(COSTS)
         | {"seeds": sorted({score["seed"] for score in every})}
@@ -161,6 +124,7 @@ def _claim(number: int, results: dict[str, Any], compare: list[Any], steering: l
     direction = "lower"
     if not tests and steering:
         tests, direction = steering_tests(results, steering), "higher"
+    judge(tests, direction)
     worst = least_favourable(tests, direction)
     return {
         "id": number,
@@ -210,11 +174,19 @@ def _reason(test: dict[str, Any], direction: str) -> str:
     if test["verdict"] == "reproduced":
         return "the interval lies on the claimed side"
     if test["verdict"] == "not reproduced":
-        if side(test["ci95"]) == -DIRECTIONS[direction]:
-            return "the interval lies on the other side"
-        opposed = [name for name, stats in test["by_setting"].items() if side(stats["ci95"]) == -DIRECTIONS[direction]]
-        return f"the interval of {', '.join(opposed)} alone lies on the other side"
-    return "a single seed has no interval" if test["ci95"] is None else "the interval holds 0"
+        alone = [name for name, stats in test["by_setting"].items() if opposed(stats)]
+        if opposed(test):
+            return f"it lies on the other side ({_p(test)})"
+        return f"{', '.join(alone)} alone lies on the other side ({_p(test['by_setting'][alone[0]])})"
+    if test["ci95"] is None:
+        return "a single seed has no interval"
+    if side(test["ci95"]) == -DIRECTIONS[direction]:
+        return f"the interval lies on the other side, but not after correction for all figures ({_p(test)})"
+    return "the interval holds 0"
+
+
+def _p(figure: dict[str, Any]) -> str:
+    return f"p {figure['p_other_side']:.2g} by Holm, one-sided, decided at 0.025"
 
 
 def _held_equal(results: dict[str, Any], tests: list[dict[str, Any]]) -> str:

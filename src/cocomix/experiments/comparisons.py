@@ -9,9 +9,10 @@ has not fallen there. Loss falls ever more slowly with log cost, so a straight l
 little above the true frontier: more lengths make a variant's gain smaller and more exact. Nothing is extrapolated: a
 variant that costs more than the longest NTP student or less than the shortest has no figure.
 
-Costs: `flops` and `seconds` of training alone; `..._with_labels` adds the one-off cost of making labels, charged to
-each student by the share of them that it reads. Seconds are steps times the measured time of a step where every
-student concerned was timed (in turns, on a quiet machine), else the seconds training took.
+Costs: `flops` and `seconds` of training alone; `..._with_labels` adds the one-off cost of making labels in full,
+`..._with_shared_labels` the student's part of it (see `cocomix.experiments.charges`). Seconds are steps times the
+measured time of a step where every student concerned was timed (in turns, on a quiet machine), else the seconds that
+training took.
 
 The reference itself stands in each ranking with a difference of 0: where nothing is better, it wins. The winner is
 picked among all variants after the fact, so its own difference flatters it; the words say among how many.
@@ -25,15 +26,25 @@ from typing import Any
 from cocomix.report.formats import difference
 from cocomix.report.statistics import compared, equal_tokens, estimate, find_student, loss_pairs
 
-COSTS = ("flops", "flops_with_labels", "seconds", "seconds_with_labels")
 AXES = {
     "tokens": "equal tokens",
     "flops": "equal FLOPs",
+    "flops_with_shared_labels": "equal FLOPs, labels shared",
     "flops_with_labels": "equal FLOPs, labels included",
     "seconds": "equal wall clock",
+    "seconds_with_shared_labels": "equal wall clock, labels shared",
     "seconds_with_labels": "equal wall clock, labels included",
 }
 """What is held equal in each ranking."""
+LABELS = {"": (), "labels": ("label",), "shared_labels": ("shared_label",)}
+"""What of a run is added to its training's cost, by what a cost is `with`."""
+
+
+def axes(results: dict[str, Any]) -> dict[str, str]:
+    """The rankings there are: those of shared labels only where it is known who read them."""
+    runs = [run for setting in results["settings"].values() for one in setting["students"] for run in one["runs"]]
+    known = all("shared_label_flops" in run for run in runs)
+    return {axis: words for axis, words in AXES.items() if known or not axis.endswith("_shared_labels")}
 
 
 def interpolate(points: Sequence[tuple[float, float]], cost: float) -> float | None:
@@ -56,7 +67,7 @@ def run_cost(student: dict[str, Any], run: dict[str, Any], cost: str, timing: di
     spent = run[axis]
     if axis == "seconds" and student["name"] in timing and run["curve"]:
         spent = run["curve"][-1]["step"] * timing[student["name"]]
-    return spent + (run[f"label_{axis}"] if labels else 0.0)
+    return spent + sum(run[f"{charge}_{axis}"] for charge in LABELS[labels])
 
 
 def against_frontier(setting: dict[str, Any], frontier: Sequence[str], name: str, cost: str) -> dict[str, Any]:
@@ -105,7 +116,8 @@ def _without(why: str) -> dict[str, Any]:
 def best(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """For each setting and axis the `ranking` (best first, unmeasured last), the `winner`, the result in `words`."""
     return {
-        name: {axis: _entry(results, setting, axis) for axis in AXES} for name, setting in results["settings"].items()
+        name: {axis: _entry(results, setting, axis) for axis in axes(results)}
+        for name, setting in results["settings"].items()
     }
 
 
@@ -139,7 +151,7 @@ def _entry(results: dict[str, Any], setting: dict[str, Any], axis: str) -> dict[
 def _rows(setting: dict[str, Any], frontier: list[str], axis: str) -> list[dict[str, Any]]:
     base, names = setting["baseline"], [student["name"] for student in setting["students"]]
     reference = {"variant": base, "difference": 0.0, "ci95": None, "n": 0, "verdict": "reference", "why": None}
-    if axis in COSTS:
+    if axis != "tokens":
         others = [name for name in names if name != base and name not in frontier]
         return [reference] + [{"variant": name} | against_frontier(setting, frontier, name, axis) for name in others]
     others = [name for name in names if name != base and equal_tokens(setting, name)]
@@ -148,7 +160,7 @@ def _rows(setting: dict[str, Any], frontier: list[str], axis: str) -> list[dict[
 
 
 def _reference(setting: dict[str, Any], axis: str) -> str:
-    return f"{setting['baseline']} of any length" if axis in COSTS else setting["baseline"]
+    return f"{setting['baseline']} of any length" if axis != "tokens" else setting["baseline"]
 
 
 def _words(measured: list[dict[str, Any]], rest: list[dict[str, Any]], main: str, reference: str) -> str:

@@ -7,10 +7,10 @@ is finished.
 `collect` makes the report's input of what the stages measured; what is not finished is left out and noted. Two figures
 are put on a common footing there. Seconds of students are steps times the measured time of a step where that was
 measured: students are trained several at a time, so their own clocks compare badly (they are kept as `clock_seconds`).
-The cost of labels, made for the whole corpus, is charged by the share of it that a student reads, at most once
-(`label_share`).
+The cost of labels, made for the whole corpus, is charged as `cocomix.experiments.charges` says.
 """
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -19,12 +19,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cocomix.experiments.charges import Charges
 from cocomix.experiments.config import ExperimentConfig
 from cocomix.experiments.cost_stage import TimingStage
+from cocomix.experiments.predictor import case_baseline, read_predictor, student_loss
+from cocomix.experiments.scaling import parameters_without_embeddings
 from cocomix.experiments.steering_stage import SteeringStage
 from cocomix.experiments.tuning import Tries
 from cocomix.pipeline.run import Run, collect_results
 from cocomix.pipeline.stage import ExternalInput, ExternalInputs, Stage
+from cocomix.report.statistics import find_student
 from cocomix.utils.errors import CocomixError
 
 INDEPENDENT = ("labels/", "logits/")
@@ -64,6 +68,8 @@ class Grid:
             self.tries[name] = Tries(self.config, self.config.tuning, name, self.folder, inputs)
             rates = self.tries[name].chosen()
         self.runs[name] = run = Run(self.folder / name, self.config.run_config(name, self.folder, rates), inputs)
+        run.students = [stage for stage in run.students if self.config.trains(stage.student, stage.seed)]
+        run.evaluations = [stage for stage in run.evaluations if stage.student in run.students]
         self.steering[name] = self._steering(run)
         if self.config.timing_steps:
             self.timing[name] = self._timing(run)
@@ -100,6 +106,8 @@ class Grid:
                 jobs = [[f"{name}:{stage.name}"] for stage in stages]
                 for together in [jobs] if independent else [[job] for job in jobs]:
                     yield Round(name, together, needed=True)
+            if probes := self.probes(name):
+                yield Round(name, [[f"{name}:{stage.name}" for stage in probes]], needed=False)
             if name in self.tries:
                 yield Round(name, [[f"{name}:{stage.name}"] for stage in self.tries[name].stages()], needed=False)
                 self._plan(name)
@@ -113,6 +121,14 @@ class Grid:
             yield Round(name, jobs, needed=False)
         for name, stage in self.timing.items():
             yield Round(name, [[f"{name}:{stage.name}"]], needed=False)
+
+    def probes(self, name: str) -> list[Stage]:
+        """The stages that say how predictable the labels of the predictor's variants are, each after its student."""
+        if self.config.predictor is None:
+            return []
+        wanted = {stage.student: stage.probes for stage in self.runs[name].students}
+        probes = [probe for variant in self.config.predictor.variants for probe in wanted.get(variant, ())]
+        return list(dict.fromkeys(stage for probe in probes for stage in (probe.student, probe)))
 
     def settings_of(self, name: str) -> set[str]:
         """The setting `name` and those it uses stages of."""
@@ -149,7 +165,9 @@ class Grid:
         """Every stage of a setting."""
         timing = [self.timing[setting]] if setting in self.timing else []
         tries = self.tries[setting].stages() if setting in self.tries else []
-        return [*self.runs[setting].stages.values(), *tries, *self.steering[setting], *timing]
+        own = self.runs[setting].stages
+        probes = [stage for stage in self.probes(setting) if stage.name not in own]
+        return [*own.values(), *probes, *tries, *self.steering[setting], *timing]
 
     def run_stage(self, name: str) -> dict[str, Any]:
         """Run one stage in this process, unless it is done."""
@@ -181,7 +199,7 @@ def collect(grid: Grid) -> dict[str, Any]:
     notes = list(dict.fromkeys(note for run in runs.values() for note in run["notes"]))
     if missing:
         notes.append(f"Not finished, and left out: {', '.join(missing)}.")
-    return {
+    results = {
         "title": grid.config.title,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["cocomix", *sys.argv[1:]]),
@@ -192,8 +210,62 @@ def collect(grid: Grid) -> dict[str, Any]:
         "seeds": list(grid.config.seeds),
         "frontier": list(grid.config.frontier),
         "recipe": grid.config.model_dump(mode="json"),
+        "controls": [group.model_dump(mode="json") for group in grid.config.controls],
+        "scaling": _scaling(grid),
         "claims": [claim.model_dump(mode="json") for claim in grid.config.claims],
         "settings": {name: _setting(grid, name, run) for name, run in runs.items()},
+    }
+    return results | {"predictor": _predictor(grid, results)}
+
+
+def _predictor(grid: Grid, results: dict[str, Any]) -> dict[str, Any] | None:
+    """The predictor, and what it takes of every finished variant that it is asked about."""
+    asked = grid.config.predictor
+    if asked is None:
+        return None
+    cases = []
+    for name, setting in results["settings"].items():
+        run, teacher = grid.runs[name], setting["teacher"].get("val_perplexity")
+        teacher_loss = asked.teacher_loss.get(name, None if teacher is None else math.log(teacher))
+        for variant in asked.variants:
+            student = find_student(setting, variant)
+            if student is None:
+                continue
+            stage = next(stage for stage in run.students if stage.student == variant)
+            baseline = case_baseline(results, name, variant)
+            base_loss = student_loss(setting, baseline)
+            nats = [probe.figures["nats"] for probe in stage.probes if probe.done()]
+            size = parameters_without_embeddings(
+                stage.config.model, setting["tokenizer"]["vocab_size"], run.config.seq_len
+            )
+            features = {
+                "predictability": sum(nats) / len(nats) if nats and len(nats) == len(stage.probes) else None,
+                "teacher_minus_student": _less(teacher_loss, base_loss),
+                "tokens_per_parameter": math.log10(student["runs"][0]["tokens"] / size),
+            }
+            cases.append({"setting": name, "variant": variant, "baseline": baseline, "features": features})
+    return read_predictor(Path(asked.file)) | {"cases": cases}
+
+
+def _less(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def _scaling(grid: Grid) -> dict[str, Any] | None:
+    """What `cocomix.experiments.scaling` needs beside the students' figures."""
+    section = grid.config.scaling
+    if section is None or not (run := grid.runs[section.setting]).tokens.done():
+        return None
+    students, vocabulary = section.students(), run.tokens.figures["vocab_size"]
+    shapes = {size: run.config.students[name].model for name, (_, size, _) in students.items()}
+    return {
+        "setting": section.setting,
+        "baseline": section.baseline,
+        "students": {name: [family, size, f"x{length}"] for name, (family, size, length) in students.items()},
+        "parameters": {
+            size: parameters_without_embeddings(shape, vocabulary, run.config.seq_len) for size, shape in shapes.items()
+        },
+        "targets": [target.model_dump(mode="json") for target in section.targets],
     }
 
 
@@ -208,21 +280,27 @@ def _setting(grid: Grid, name: str, run: dict[str, Any]) -> dict[str, Any]:
         if (record := stage.record())
     ]
     labelled = run["corpus"]["splits"]["train"]["tokens"]
-    students = [
-        student | {"runs": [_run(each, timing.get(student["name"]), labelled) for each in student["runs"]]}
-        for student in run["students"]
-    ]
+    tries = grid.tries[name].stages() if name in grid.tries else []
+    charges = Charges(grid.runs[name], tries, grid.config.charged)
+
+    def on_common_footing(student: dict[str, Any]) -> dict[str, Any]:
+        step = timing.get(student["name"])
+        return student | {"runs": [_run(each, step, labelled, charges, student["name"]) for each in student["runs"]]}
+
+    students = [on_common_footing(student) for student in run["students"]]
     title = {"title": grid.config.settings[name].title}
     tuning = grid.tries[name].figures() if name in grid.tries else {}
-    measured = {"students": students, "timing": timing, "steering": steering, "tuning": tuning}
+    made_once = {"upstream": charges.upstream(), "label_readers": dict(charges.readers)}
+    measured = made_once | {"students": students, "timing": timing, "steering": steering, "tuning": tuning}
     return title | {key: run[key] for key in kept} | measured
 
 
-def _run(run: dict[str, Any], step_seconds: float | None, labelled: int) -> dict[str, Any]:
+def _run(
+    run: dict[str, Any], step_seconds: float | None, labelled: int, charges: Charges, student: str
+) -> dict[str, Any]:
     """One student's run with its seconds and its labels' cost on the common footing."""
     share = min(1.0, run["tokens"] / labelled)
-    charged = {name: run[name] * share for name in ("label_flops", "label_seconds")}
-    same = run | charged | {"label_share": share, "clock_seconds": run["seconds"]}
+    same = run | charges.of(student, share) | {"label_share": share, "clock_seconds": run["seconds"]}
     if step_seconds is None or not run["curve"]:
         return same
     curve = [point | {"seconds": point["step"] * step_seconds} for point in run["curve"]]

@@ -12,6 +12,7 @@ what has to be assumed is said in the plan's notes.
 Not counted: evaluation, steering, timing, validation labels.
 """
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,23 @@ class PlanInputs:
         earlier: settings made before it, by name, which it may refer to as `$NAME/...`.
         corpus_tokens: tokens of the training split, if the user says so.
         tries: trainings of each variant that choose its learning rate.
+        untried: variants that take another's rate.
 
     Attributes:
         notes: what was assumed, one sentence each.
     """
 
     def __init__(
-        self, name: str, run: Run, earlier: dict[str, "PlanInputs"], corpus_tokens: int | None, tries: int = 0
+        self,
+        name: str,
+        run: Run,
+        earlier: dict[str, "PlanInputs"],
+        corpus_tokens: int | None,
+        tries: int = 0,
+        untried: Collection[str] = (),
     ) -> None:
         self.name, self.run, self.config, self._earlier, self.tries = name, run, run.config, earlier, tries
+        self.untried = untried
         self.notes: list[str] = []
         if tries:
             self.notes.append(f"{tries} trainings of each variant that choose its learning rate are in its FLOPs")
@@ -321,7 +330,9 @@ def plan(
     for name in config.settings:
         run = Run(folder / name, config.run_config(name, folder))
         tries = 0 if config.tuning is None else len(config.tuning.learning_rates)
-        inputs_by_setting[name] = PlanInputs(name, run, dict(inputs_by_setting), corpus_tokens, tries)
+        run.students = [stage for stage in run.students if config.trains(stage.student, stage.seed)]
+        untried = config.tuning.same_as if config.tuning else ()
+        inputs_by_setting[name] = PlanInputs(name, run, dict(inputs_by_setting), corpus_tokens, tries, untried)
     settings: dict[str, dict[str, Any]] = {
         name: {"title": config.settings[name].title} | _setting(inputs, gpus, gpu_memory_gib)
         for name, inputs in inputs_by_setting.items()
@@ -366,7 +377,8 @@ def _setting(inputs: PlanInputs, gpus: int, gpu_memory_gib: float) -> dict[str, 
 
 def _variant(inputs: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib: float) -> dict[str, Any]:
     """One student; figures that need an unknown concept model are None."""
-    seq_len, seeds = inputs.config.seq_len, len(inputs.config.seeds)
+    seq_len, seeds = inputs.config.seq_len, sum(other.student == stage.student for other in inputs.run.students)
+    trainings = seeds + (0 if stage.student in inputs.untried else inputs.tries)
     steps = stage.train.total_steps(inputs.corpus["train"] // seq_len)
     tokens = steps * stage.train.batch_size * seq_len
     labels = None if stage.labels is None or not stage.labels.live_share(1, 1) else stage.labels
@@ -399,7 +411,7 @@ def _variant(inputs: PlanInputs, stage: StudentStage, gpus: int, gpu_memory_gib:
         "parameters": model.num_parameters(),
         "width": model.config.hidden_size,
         "flops_per_token": per_token,
-        "flops": (per_token * tokens + steps * step_flops) * (seeds + inputs.tries),
+        "flops": (per_token * tokens + steps * step_flops) * trainings,
         "checkpoint_bytes": checkpoint_bytes(objective, stage.train),
         "model_bytes": 4 * sum(parameters(model)),
         "memory": gib | parts | fits,

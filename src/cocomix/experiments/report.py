@@ -13,15 +13,21 @@ from typing import Any
 
 import yaml
 from markupsafe import Markup
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
+from rich.text import Text
 
 from cocomix.experiments.claims import judge_claims
-from cocomix.experiments.comparisons import AXES, best, main_variant, statement
+from cocomix.experiments.comparisons import axes, best, main_variant, statement
+from cocomix.experiments.contrasts import OUTCOMES, contrasts
+from cocomix.experiments.predictor import prediction
+from cocomix.experiments.scaling import scaling
 from cocomix.report.certificate import VARIANTS, certificate_cells, certificate_rows, is_known
 from cocomix.report.charts import MOST_CURVES, difference_bars, frontier_scatter, perplexity_curves
 from cocomix.report.page import render
+from cocomix.report.scaling_charts import gain_panels, loss_panels
 from cocomix.report.statistics import compared, estimate, find_student, loss_pairs, same_perplexity
-from cocomix.report.tables import experiment_tables
+from cocomix.report.tables import EXPERIMENT_WIDTH, experiment_tables
 from cocomix.utils.files import write_json, write_text
 
 MARKS = {
@@ -31,6 +37,10 @@ MARKS = {
     "better": ("good", "↓"),
     "worse": ("bad", "↑"),
     "reference": ("open", "·"),
+    "help": ("good", "✓"),
+    "not the concepts": ("bad", "✗"),
+    "no gain": ("bad", "✗"),
+    "not measured": ("open", "?"),
 }
 """Class and sign of each verdict: colour never says it alone."""
 
@@ -64,6 +74,12 @@ def write_experiment_report(results: dict[str, Any], folder: Path) -> dict[str, 
     certificates = {name: certificate_rows(setting["students"]) for name, setting in results["settings"].items()}
     if any(map(is_known, certificates.values())):
         complete["certificate"] = certificates
+    if rows := contrasts(results):
+        complete["contrasts"] = rows
+    if section := scaling(results):
+        complete["scaling"] = section
+    if section := prediction(results):
+        complete["prediction"] = section
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", complete)
     write_text(folder / "variants.csv", variants_csv(complete["variants"]))
@@ -82,7 +98,9 @@ def console_summary(results: dict[str, Any]) -> RenderableType:
     claims = results["claims"] if complete else judge_claims(results)
     ranked = results["best"] if complete else best(results)
     titled = [(results["settings"][name]["title"], rankings) for name, rankings in ranked.items()]
-    return experiment_tables(results["title"], claims, titled, AXES, main_variant(results))
+    tables = experiment_tables(results["title"], claims, titled, axes(results), main_variant(results))
+    said = [row["words"] for row in (results.get("contrasts", []) if complete else contrasts(results))]
+    return Constrain(Group(tables, *map(Text, said)), EXPERIMENT_WIDTH)
 
 
 def curve_names(results: dict[str, Any], setting: dict[str, Any]) -> list[str]:
@@ -102,7 +120,7 @@ def _page(results: dict[str, Any], complete: dict[str, Any]) -> str:
     return render(
         "experiment.html.j2",
         report=complete,
-        axes=AXES,
+        axes=axes(results),
         marks=MARKS,
         captions=CAPTIONS,
         main=main_variant(results),
@@ -110,11 +128,22 @@ def _page(results: dict[str, Any], complete: dict[str, Any]) -> str:
             name: [certificate_cells(row) for row in certificate_rows(setting["students"])]
             for name, setting in results["settings"].items()
         },
+        contrasts=complete.get("contrasts", []),
+        outcomes=OUTCOMES,
+        predicted=complete.get("prediction") if results.get("predictor") else None,
+        scaling=complete.get("scaling") if results.get("scaling") else None,
+        scaling_pictures=_scaling_pictures(complete) if results.get("scaling") else [],
         rows={name: _sorted_rows(name, complete) for name in results["settings"]},
         equal_cost={name: _equal_cost(ranked) for name, ranked in complete["best"].items()},
         pictures={name: _pictures(results, setting) for name, setting in results["settings"].items()},
         recipe=yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True),
     )
+
+
+def _scaling_pictures(complete: dict[str, Any]) -> list[Markup]:
+    """Losses with their laws, and gains; nothing where no law was fitted."""
+    section = complete["scaling"]
+    return [] if section["refused"] else [Markup(loss_panels(section)), Markup(gain_panels(section))]
 
 
 def _sorted_rows(setting: str, complete: dict[str, Any]) -> list[dict[str, Any]]:
@@ -142,7 +171,10 @@ def _pictures(results: dict[str, Any], setting: dict[str, Any]) -> list[tuple[Ma
     return [(Markup(svg), kind) for svg, kind in drawn if svg is not None]
 
 
-LATER_FIGURES = ("val_bits_per_byte", "test_bits_per_byte", *(f"channel_{variant}" for variant in VARIANTS))
+LATER_FIGURES = (
+    *("val_bits_per_byte", "test_bits_per_byte", "shared_label_flops", "shared_label_seconds"),
+    *(f"channel_{variant}" for variant in VARIANTS),
+)
 """Figures that evaluations of earlier versions do not have."""
 
 
@@ -204,6 +236,8 @@ def _row(name: str, setting: dict[str, Any], student: dict[str, Any]) -> dict[st
         "label_flops": average("label_flops"),
         "seconds": average("seconds"),
         "label_seconds": average("label_seconds"),
+        "shared_label_flops": average("shared_label_flops"),
+        "shared_label_seconds": average("shared_label_seconds"),
         "seconds_per_step": step,
         "step_ratio": step / base_step if step and base_step else None,
         "flops_ratio": student["flops_per_token"] / base["flops_per_token"] if base else None,

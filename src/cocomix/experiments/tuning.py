@@ -28,16 +28,18 @@ class Tries:
         self, config: ExperimentConfig, tuning: TuningConfig, setting: str, folder: Path, inputs: ExternalInputs
     ) -> None:
         self.tuning, self.variants = tuning, config.names(setting)
+        self.tried = list(dict.fromkeys(map(tuning.tried, self.variants)))
         self.run = Run(folder / setting, config.tries_config(setting, folder, tuning), inputs)
         self._stages = {stage.student: stage for stage in self.run.students}
 
     def stages(self) -> list[StudentStage]:
         """Every try, variant by variant."""
-        return [stage for variant in self.variants for stage in self.of(variant)]
+        return [stage for variant in self.tried for stage in self.of(variant)]
 
     def of(self, variant: str) -> list[StudentStage]:
-        """The tries of one variant, in the order of the learning rates."""
-        return [self._stages[try_name(variant, number)] for number in range(len(self.tuning.learning_rates))]
+        """The tries that choose a variant's rate, in the order of the learning rates."""
+        tried = self.tuning.tried(variant)
+        return [self._stages[try_name(tried, number)] for number in range(len(self.tuning.learning_rates))]
 
     def done(self, variant: str) -> bool:
         """Whether all tries of a variant are finished."""
@@ -68,5 +70,5 @@ class Tries:
                 "at_edge": rate in (min(rates), max(rates)),
             }
             for variant, rate in chosen.items()
-            if rate is not None
+            if rate is not None and variant in self.tried
         }

@@ -6,9 +6,10 @@ are additive over corpora and may be pooled; perplexities are not, and are only 
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from statistics import mean, stdev
 from typing import Any
+
+from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -22,12 +23,14 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean(values), "sd": sd, "ci95": t_quantile(n - 1) * sd / math.sqrt(n), "n": n}
 
 
-@cache
-def t_quantile(degrees: int) -> float:
+def t_quantile(degrees: float) -> float:
     """The 0.975 quantile of Student's t: half the width of a 95 % interval, in standard errors of the mean."""
-    from scipy.stats import t  # takes half a second
+    return float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
-    return float(t.ppf((1 + CONFIDENCE) / 2, degrees))
+
+def t_tail(value: float, degrees: float) -> float:
+    """The share of Student's t above `value`."""
+    return float(special.stdtr(degrees, -value))
 
 
 def pairs(student: dict[str, Any], other: dict[str, Any], figure: str) -> dict[int, float]:
