@@ -65,6 +65,7 @@ class StudentStub:
     config = SimpleNamespace(uses_sae_concepts=True)
     outcome = staticmethod(lambda: "o")
     check = staticmethod(dict)
+    upstream = staticmethod(list)
 
     def __init__(self, run_dir: Path, shards: TokenShards, seed: int = SEED, seq_len: int = T) -> None:
         student, teacher, sae = models()
@@ -80,6 +81,7 @@ class StudentStub:
             figures={},
             outcome=lambda: "o",
             check=dict,
+            upstream=list,
             config=SimpleNamespace(layer=LAYER),
             model=lambda: sae,
             teacher=SimpleNamespace(model=lambda: teacher, must_share_tokens=lambda why: None),
