@@ -307,7 +307,7 @@ def _number(value: float | None, sign: str = "") -> str:
 def _legend(reading: Reading) -> str:
     legend = "loss: nats of the token"
     if any(token.channel is not None for token in reading.tokens):
-        legend += "; channel: what it would lose without the vector"
+        legend += "; channel: what zeros for the vector would cost it"
     legend += "; strength: logit over the position's largest magnitude"
     legend += "" if reading.concept is None else "; *: mixed in"
     if any(token.labels is not None for token in reading.tokens):

@@ -29,6 +29,7 @@ from cocomix.data.text_ends import END
 from cocomix.labels.pack_codec import SetLayout, read_ends, read_set
 from cocomix.sae.formats.base import is_hub_id
 from cocomix.sae.sae import TopKSAE
+from cocomix.utils.advice import command_on
 from cocomix.utils.errors import CocomixError, reason
 from cocomix.utils.files import check_readable, parse_json, read_json, seal, sha256_of
 from cocomix.utils.integrity import check_files
@@ -41,7 +42,7 @@ LARGEST_MANIFEST, LARGEST_NAMES = 1 << 22, 1 << 27
 NAME = r"^[\w.-]+$"
 SPLITS = ("train", "val")
 """Splits that have labels."""
-AGAIN = "get the pack again, or build it again with `cocomix pack build`"
+AGAIN = "get the pack again, or build it again (cocomix pack build RECIPE)"
 
 
 class PackTeacher(Section):
@@ -232,8 +233,8 @@ class Pack:
         have = "; ".join(f"{corpus.name} ({corpus.splits['train'].text[:12]})" for corpus in self.about.corpora)
         raise CocomixError(
             f"the pack {self.folder} has labels of other texts ({have or 'none'}) than this corpus"
-            f" ({texts['train'][:12]}); use the corpus settings that `cocomix pack show {self.folder}` prints, or leave"
-            f" out `pack` and label this corpus with sae.pretrained={self.folder / SAE} and teacher.pretrained="
+            f" ({texts['train'][:12]}); use the corpus settings that {command_on('cocomix pack show', self.folder)} prints,"
+            f" or leave out `pack` and label this corpus with sae.pretrained={self.folder / SAE} and teacher.pretrained="
             f"{self.about.teacher.source}"
         )
 

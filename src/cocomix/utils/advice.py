@@ -20,9 +20,14 @@ def command_line(command: str, run: Path | str, options: Sequence[str] = ()) -> 
     return f"`{words}`"
 
 
+def command_on(command: str, folder: Path | str) -> str:
+    """`command`, such as "cocomix explore" or "cocomix pack show", on the folder it takes by itself, in backquotes."""
+    return f"`{command} {shlex.quote(str(folder))}`"
+
+
 def explore_line(run: Path | str) -> str:
     """The command that opens a run in the explorer, in backquotes."""
-    return f"`cocomix explore {shlex.quote(str(run))}`"
+    return command_on("cocomix explore", run)
 
 
 def for_folder(command: str, path: Path) -> str:
