@@ -233,9 +233,9 @@ class Pack:
         have = "; ".join(f"{corpus.name} ({corpus.splits['train'].text[:12]})" for corpus in self.about.corpora)
         raise CocomixError(
             f"the pack {self.folder} has labels of other texts ({have or 'none'}) than this corpus"
-            f" ({texts['train'][:12]}); use the corpus settings that {command_on('cocomix pack show', self.folder)} prints,"
-            f" or leave out `pack` and label this corpus with sae.pretrained={self.folder / SAE} and teacher.pretrained="
-            f"{self.about.teacher.source}"
+            f" ({texts['train'][:12]}); use the corpus settings that {command_on('cocomix pack show', self.folder)}"
+            f" prints, or leave out `pack` and label this corpus with sae.pretrained={self.folder / SAE} and"
+            f" teacher.pretrained={self.about.teacher.source}"
         )
 
     def labels(self, corpus: PackCorpus, rule: str, k: int, signs: tuple[str, ...]) -> PackLabels:
