@@ -117,7 +117,7 @@ def test_every_objective_goes_through_every_stage(grid: Grid) -> None:
         assert 0 < run["shared_label_flops"] <= run["label_flops"]
     upstream, readers = results["settings"]["one"]["upstream"], results["settings"]["one"]["label_readers"]
     assert upstream["teacher"]["flops"] > 0 and upstream["sae"]["seconds"] > 0 and not upstream["sae"]["charged"]
-    assert readers == {"labels/exact": 2, "labels/activation": 1, "logits/top8": 1}
+    assert readers == {"labels/exact": 3, "labels/activation": 1, "logits/top8": 1}
     assert rows["kd_live"]["flops_per_token"] > rows["kd"]["flops_per_token"]
     assert {name for name, row in rows.items() if row["runs"][0]["recall"] is not None} == {
         "cocomix",

@@ -41,6 +41,8 @@ class Slowly:
         states = [self.backbone.embed_tokens.weight[token] for token in ids]
         if self.config.backbone == "gpt2":
             states = [one + self.backbone.embed_positions.weight[place] for place, one in enumerate(states)]
+        if self.config.backbone in ("gemma", "gemma3"):
+            states = [one * math.sqrt(len(one)) for one in states]
         self.seen.append(torch.stack(states))
         slots = [Slot(place, one) for place, one in enumerate(states)]
         return [slot.state for slot in self.run(self.backbone.blocks[: self.config.concept_layer], slots)]
@@ -67,8 +69,11 @@ class Slowly:
                 scores = torch.stack([source.keys[shared] @ query for source in sources]) / math.sqrt(len(query))
                 heads.append(torch.softmax(scores, 0) @ torch.stack([source.values[shared] for source in sources]))
             out = block.attention.out
-            mixed = slot.state + F.linear(torch.cat(heads), out.weight, out.bias)
-            after.append(slot._replace(state=mixed + block.mlp(block.norm_2(mixed))))
+            branch = F.linear(torch.cat(heads), out.weight, out.bias)
+            sandwich = self.config.backbone == "gemma3"
+            mixed = slot.state + (block.norm_after_1(branch) if sandwich else branch)
+            branch = block.mlp(block.norm_2(mixed))
+            after.append(slot._replace(state=mixed + (block.norm_after_2(branch) if sandwich else branch)))
         return after
 
     def _projected(self, block: Any, state: torch.Tensor, place: int) -> "Projected":
@@ -76,7 +81,7 @@ class Slowly:
         parts = F.linear(block.norm_1(state), qkv.weight, qkv.bias).view(-1, block.attention.head_dim)
         queries, shared = self.config.num_attention_heads, self.config.num_key_value_heads
         asked, answering = list(parts[:queries]), list(parts[queries : queries + shared])
-        if self.config.backbone == "qwen3":
+        if self.config.backbone in ("qwen3", "gemma3"):
             asked = [self._head_norm(one, block.attention.q_norm.weight) for one in asked]
             answering = [self._head_norm(one, block.attention.k_norm.weight) for one in answering]
         turned = [self._turned(one, place) for one in (*asked, *answering)]
@@ -216,6 +221,8 @@ def _concepts(slowly: Slowly, h: Vectors) -> Found:
 
 def _pause(slowly: Slowly, h: Vectors) -> Found:
     vectors = [slowly.model.channel.vector] * len(h)
+    if slowly.config.backbone in ("gemma", "gemma3"):  # as a token's embedding
+        vectors = [one * math.sqrt(len(one)) for one in vectors]
     if slowly.config.backbone == "gpt2":
         vectors = [one + slowly.backbone.embed_positions.weight[place] for place, one in enumerate(vectors)]
     if slowly.model.channel.scale is not None:
