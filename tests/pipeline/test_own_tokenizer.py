@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -15,37 +14,21 @@ from cocomix.pipeline.label_stages import AlignedLabelStage
 from cocomix.pipeline.run import Run, collect_results
 from cocomix.pipeline.trained import labels_of
 from cocomix.utils.errors import CocomixError
-from tests.data.test_byte_offsets import TOKENIZERS
 from tests.helpers.distributed_programs import torchrun
 from tests.helpers.labeled_tokens import contents
-from tests.helpers.made_corpora import write_jsonl
-from tests.helpers.small_llamas import small_llama
-
-WORDS = ["the", "road", "and", "ship", "counted;", "naïve", "café", "中文字", "e\u0301", "👩\u200d👧", "bill\r\n"]
-
-
-def _texts() -> list[str]:
-    rng = np.random.default_rng(0)
-    return [" ".join(rng.choice(WORDS, int(size))) for size in rng.integers(20, 90, 14)]
+from tests.helpers.own_tokenizer import awkward_texts, student_settings, write_inputs
 
 
 def opened(folder: Path, inputs: Path, *more: str) -> Run:
     recipe = Path(cocomix.__file__).parent / "recipes" / "tiny.yaml"
     settings = (
-        f"corpus={{source: jsonl, options: {{path: {inputs / 'texts.jsonl'}}}, val_fraction: 0.2, test_fraction: 0.2}}",
-        "seq_len=24",
-        "tokens.vocab_size=300",
-        "tokens.workers=1",
+        *student_settings(inputs),
         "teacher.train=null",
         f"teacher.pretrained={inputs / 'teacher'}",
         "teacher.tokenizer=own",
         "teacher.seq_len=32",
         "sae={layer: 1, n_latents: 32, k: 6, train: {batch_size: 4, steps: 3, learning_rate: 0.01, n_evals: 0}}",
         "labels.exact={rule: exact, signs: [absolute, helpful], k: 2, batch_size: 4}",
-        "students={ntp: {objective: ntp, model: {width: 16, layers: 2, heads: 2}},"
-        " cocomix: {objective: cocomix, labels: exact, model: {width: 16, layers: 2, heads: 2},"
-        " concept: {concept_layer: 1}}}",
-        "students_train={batch_size: 4, steps: 2, n_evals: 1, learning_rate: 0.01}",
         "evaluation={windows: 4, curve_windows: 2, sae_windows: 8, batch_size: 4}",
     )
     return Run(folder, load_config(recipe, [*settings, *more]))
@@ -53,11 +36,7 @@ def opened(folder: Path, inputs: Path, *more: str) -> Run:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_jsonl(folder / "texts.jsonl", _texts())
-    small_llama(len(TOKENIZERS["large"]), positions=64).save_pretrained(folder / "teacher")
-    TOKENIZERS["large"].save_pretrained(folder / "teacher")
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +74,7 @@ def test_no_label_is_of_text_the_student_has_not_read(run: Run) -> None:
     labels = run.labels["exact"]
     assert isinstance(labels, AlignedLabelStage)
     stage = next(stage for stage in run.students if stage.student == "cocomix")
-    text = _texts()[0]
+    text = awkward_texts()[0]
     ids = run.tokens.special.prompt(run.tokens.tokenizer(), text)
     teacher, sae = run.teacher.model(), run.sae.model()
     whole = labels_of(stage, ids, teacher, sae)
@@ -182,7 +161,7 @@ def test_aligned_labels_go_into_schedules_controls_and_predictability(run: Run, 
     assert [stage.name for stage in other.shared() if not stage.done()] == []
     assert {"teacher-labels/exact", "labels/exact"} < {stage.name for stage in other.shared()}
     other.do(student, student.name)
-    text = run.tokens.special.prompt(run.tokens.tokenizer(), _texts()[0])
+    text = run.tokens.special.prompt(run.tokens.tokenizer(), awkward_texts()[0])
     models = other.teacher.model(), other.sae.model()
     plain = next(stage for stage in run.students if stage.labels)
     mixed, alone = labels_of(student, text, *models), labels_of(plain, text, *models)

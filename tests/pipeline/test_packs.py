@@ -20,26 +20,13 @@ from cocomix.pipeline.run import Run, collect_results
 from cocomix.pipeline.trained import has_teacher_labels, teacher_labels
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_sealed
-from tests.data.test_byte_offsets import TOKENIZERS
 from tests.helpers.made_corpora import write_jsonl
-from tests.helpers.small_llamas import small_llama
-from tests.pipeline.test_own_tokenizer import _texts
-
-STUDENTS = (
-    "students={ntp: {objective: ntp, model: {width: 16, layers: 2, heads: 2}},"
-    " cocomix: {objective: cocomix, labels: exact, model: {width: 16, layers: 2, heads: 2},"
-    " concept: {concept_layer: 1}}}"
-)
+from tests.helpers.own_tokenizer import awkward_texts, student_settings, write_inputs
 
 
 def common(inputs: Path) -> list[str]:
     return [
-        f"corpus={{source: jsonl, options: {{path: {inputs / 'texts.jsonl'}}}, val_fraction: 0.2, test_fraction: 0.2}}",
-        "seq_len=24",
-        "tokens.vocab_size=300",
-        "tokens.workers=1",
-        STUDENTS,
-        "students_train={batch_size: 4, steps: 2, n_evals: 1, learning_rate: 0.01}",
+        *student_settings(inputs),
         "evaluation={windows: 4, curve_windows: 2, sae_windows: 8, batch_size: 4, probe_positions: 0}",
     ]
 
@@ -64,11 +51,7 @@ RECIPE = Path(cocomix.__file__).parent / "recipes" / "tiny.yaml"
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_jsonl(folder / "texts.jsonl", _texts())
-    small_llama(len(TOKENIZERS["large"]), positions=64).save_pretrained(folder / "teacher")
-    TOKENIZERS["large"].save_pretrained(folder / "teacher")
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +143,7 @@ def test_a_second_corpus_is_added_and_read(
     made: Run, pack: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(pack, tmp_path / "toy"))
-    write_jsonl(tmp_path / "others.jsonl", [text[::-1] for text in _texts()])
+    write_jsonl(tmp_path / "others.jsonl", [text[::-1] for text in awkward_texts()])
     text = f"corpus.options.path={tmp_path / 'others.jsonl'}"
     given = (f"sae={{pretrained: {folder / 'sae'}, layer: 1}}", "labels={exact: {rule: exact, k: 2, batch_size: 4}}")
     shutil.copytree(made.folder / "teacher", tmp_path / "second" / "teacher")
@@ -182,7 +165,7 @@ def test_a_second_corpus_is_added_and_read(
 
 def test_a_text_is_labelled_once_the_teacher_is_loaded(made: Run, used: Run, tmp_path: Path) -> None:
     student = next(stage for stage in used.students if stage.labels)
-    text = used.tokens.special.prompt(used.tokens.tokenizer(), _texts()[0])
+    text = used.tokens.special.prompt(used.tokens.tokenizer(), awkward_texts()[0])
     assert not has_teacher_labels(student) and teacher_labels(student, text) is None
     assert used.training_stages("teacher") == ["teacher", "teacher-tokens"]
     shutil.copytree(used.folder, tmp_path / "run")

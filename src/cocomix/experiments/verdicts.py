@@ -23,7 +23,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cocomix.report.statistics import CONFIDENCE, t_quantile, t_tail
+from cocomix.report.statistics import CONFIDENCE, summary, t_quantile, t_tail
 
 ONE_SIDE = (1 - CONFIDENCE) / 2
 """What lies beyond one end of an interval."""
@@ -52,12 +52,10 @@ def pool(by_setting: Mapping[str, Mapping[int, float]]) -> Part:
 
 
 def _setting(values: Sequence[float]) -> Part:
-    n = len(values)
-    middle = math.fsum(values) / n
+    stats, n = summary(values), len(values)
     if n == 1:
-        return _figure(middle, None, None, n)
-    squares = math.fsum((value - middle) ** 2 for value in values)
-    return _figure(middle, math.sqrt(squares / (n - 1) / n), n - 1, n)
+        return _figure(stats["mean"], None, None, n)
+    return _figure(stats["mean"], stats["sd"] / math.sqrt(n), n - 1, n)
 
 
 def _figure(difference: float | None, error: float | None, freedom: float | None, n: int) -> Part:

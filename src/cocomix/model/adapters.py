@@ -60,10 +60,11 @@ def freeze_rest(model: Any, trains: str, *, rank: int = 8, alpha: float = 16.0) 
 
 def _freeze(model: Any) -> None:
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_is_adapter(name) and not name.endswith(".pre_bias"))
+        parameter.requires_grad_(is_adapter(name) and not name.endswith(".pre_bias"))
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
+    """Whether a weight of this name is the predictor's, the mixer's or LoRA's, and not the base's."""
     return name.startswith(("channel.", "mixer.")) or LORA_MARK in name
 
 
@@ -115,7 +116,7 @@ def base_digest(model: Any) -> str:
     """sha256 over the weights that a student has from its base, by name, in float32."""
     digest, seen = hashlib.sha256(), set()
     for name, tensor in sorted(model.state_dict().items()):
-        if _is_adapter(name) or tensor.data_ptr() in seen:
+        if is_adapter(name) or tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())  # tied ones once
         digest.update(f"{name.replace('.base_layer.', '.')}{list(tensor.shape)}".encode())
@@ -133,13 +134,13 @@ def save_adapter(model: Any, folder: str | Path, *, base: str | None = None) -> 
         CocomixError: the base was trained, too, or is not known.
     """
     base = base or getattr(model, "base_name", None)
-    if any(parameter.requires_grad and not _is_adapter(name) for name, parameter in model.named_parameters()):
+    if any(parameter.requires_grad and not is_adapter(name) for name, parameter in model.named_parameters()):
         raise CocomixError("the base was trained, too, so an adapter cannot hold what was learned; use save_pretrained")
     if not base:
         raise CocomixError("an adapter needs the name of its base; give base=, a hub id or folder")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items() if _is_adapter(name)}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items() if is_adapter(name)}
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     dtype = str(model.dtype).removeprefix("torch.")
@@ -204,7 +205,7 @@ def load_adapter(
             raise CocomixError(f"the adapter {source} has not the LoRA weights of its config.json; copy it again")
         add_lora(model, record["lora"])
     missing, unknown = model.load_state_dict(tensors, strict=False)
-    wrong = [name for name in missing if _is_adapter(name)] + list(unknown)
+    wrong = [name for name in missing if is_adapter(name)] + list(unknown)
     if wrong:
         raise CocomixError(f"the adapter {source} does not fit its config.json ({sorted(wrong)[0]}); copy it again")
     _freeze(model)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
-    Cache,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GemmaConfig,
@@ -20,13 +19,13 @@ from transformers import (
 )
 
 from cocomix.model.transformer import (
-    AttentionLayout,
     Block,
     LlamaBackbone,
     Rotary,
     SpecialIds,
     SwiGluMLP,
     register_backbone,
+    rms_head_norms,
     rotary_table,
 )
 
@@ -69,20 +68,11 @@ class SandwichBlock(Block):
         self.norm_after_1, self.norm_after_2 = after
         return self
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        layout: AttentionLayout,
-        rotary: Rotary | None,
-        cache: Cache | None = None,
-        extra_kv: torch.Tensor | None = None,
-        query_slots: slice | None = None,
-    ) -> torch.Tensor:
-        extra_kv = None if extra_kv is None else self.norm_1(extra_kv)
-        mixed = self.attention(self.norm_1(hidden), layout, rotary, cache, extra_kv, query_slots)
-        hidden = (hidden if query_slots is None else hidden[:, query_slots]) + self.norm_after_1(mixed)
-        inner = self.norm_after_2(self.mlp(self.norm_2(hidden)))
-        return hidden + F.dropout(inner, self.dropout, self.training)
+    def after_attention(self, mixed: torch.Tensor) -> torch.Tensor:
+        return self.norm_after_1(mixed)
+
+    def after_mlp(self, inner: torch.Tensor) -> torch.Tensor:
+        return self.norm_after_2(inner)
 
 
 class Gemma3Backbone(GemmaBackbone):
@@ -120,7 +110,7 @@ class Gemma3Backbone(GemmaBackbone):
         return block.add_norms((self.norm(config), self.norm(config)))
 
     def head_norms(self, config: "CoCoMixConfig") -> tuple[nn.Module, nn.Module]:
-        return nn.RMSNorm(config.head_dim, eps=config.norm_eps), nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        return rms_head_norms(config)
 
     def local_rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary | None:
         return rotary_table(positions, self.head_dim, self.window_theta, dtype)

@@ -341,8 +341,16 @@ class Block(GradientCheckpointingLayer):
         """
         extra_kv = None if extra_kv is None else self.norm_1(extra_kv)
         mixed = self.attention(self.norm_1(hidden), layout, rotary, cache, extra_kv, query_slots)
-        hidden = (hidden if query_slots is None else hidden[:, query_slots]) + mixed
-        return hidden + F.dropout(self.mlp(self.norm_2(hidden)), self.dropout, self.training)
+        hidden = (hidden if query_slots is None else hidden[:, query_slots]) + self.after_attention(mixed)
+        return hidden + F.dropout(self.after_mlp(self.mlp(self.norm_2(hidden))), self.dropout, self.training)
+
+    def after_attention(self, mixed: torch.Tensor) -> torch.Tensor:
+        """What of the attention's output is added to the hidden states."""
+        return mixed
+
+    def after_mlp(self, inner: torch.Tensor) -> torch.Tensor:
+        """What of the MLP's output is."""
+        return inner
 
 
 class SpecialIds(TypedDict):
@@ -484,6 +492,11 @@ class GPT2Backbone(Backbone):
         return GPT2LMHeadModel(config)
 
 
+def rms_head_norms(config: "CoCoMixConfig") -> tuple[nn.Module, nn.Module]:
+    """RMSNorms of each head's query and key."""
+    return nn.RMSNorm(config.head_dim, eps=config.norm_eps), nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+
+
 class LlamaBackbone(Backbone):
     """Rotary positions, RMSNorm, SwiGLU, grouped queries, no biases.
 
@@ -560,8 +573,7 @@ class Qwen3Backbone(LlamaBackbone):
     name = "qwen3"
 
     def head_norms(self, config: "CoCoMixConfig") -> tuple[nn.Module, nn.Module]:
-        width = config.head_dim
-        return nn.RMSNorm(width, eps=config.norm_eps), nn.RMSNorm(width, eps=config.norm_eps)
+        return rms_head_norms(config)
 
     @classmethod
     def plain_model(cls, shape: "ModelShape", vocab_size: int, seq_len: int, special: SpecialIds) -> PreTrainedModel:

@@ -55,7 +55,7 @@ from cocomix.sae.sae import TopKSAE
 from cocomix.utils.console import Stopwatch, console
 from cocomix.utils.env import git_commit, machine
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import make_folder, sha256, sync_tree, write_sealed
+from cocomix.utils.files import make_folder, move, sha256, sync_tree, write_sealed
 from cocomix.utils.gguf import PACKAGE
 from cocomix.utils.integrity import LOCK, NOTE
 
@@ -127,8 +127,8 @@ def build_pack(run: Run, folder: Path, options: PackOptions) -> Pack:
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
+            move(folder, old)
+        move(temporary, folder)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

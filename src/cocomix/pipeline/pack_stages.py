@@ -16,12 +16,11 @@ from cocomix.data.corpus import Corpus
 from cocomix.data.text_ends import END
 from cocomix.labels.alignment import StreamLabels, align, find_places
 from cocomix.pipeline.config import PackConfig, RunConfig
-from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.label_stages import PLACES, AlignedLabelStage
 from cocomix.pipeline.pack import SPLITS, Pack, PackCorpus, PackLabels, open_pack, tensors_checksum, text_checksum
 from cocomix.pipeline.pack_agreement import stored_labels
 from cocomix.pipeline.sae_stage import SaeStage
-from cocomix.pipeline.stage import ExternalInputs, Stage
+from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.report.page import write_sae_page
 from cocomix.utils.console import is_main
@@ -32,8 +31,8 @@ from cocomix.utils.files import sha256
 class PackTeacherStage(TeacherStage):
     """The concept model that a pack's labels were made with, loaded only when it is asked for."""
 
-    def __init__(self, run_dir: Path, config: RunConfig, tokens: TokensStage, external_inputs: ExternalInputs) -> None:
-        super().__init__(run_dir, config, tokens, external_inputs)
+    def __init__(self, run_dir: Path, config: RunConfig, *stages: Any) -> None:
+        super().__init__(run_dir, config, *stages)
         self.pack = _section(config)
 
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
@@ -52,16 +51,8 @@ class PackTeacherStage(TeacherStage):
 class PackSaeStage(SaeStage):
     """The pack's autoencoder, in float32, with the quality that the pack says."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        config: RunConfig,
-        tokens: TokensStage,
-        teacher: TeacherStage,
-        external_inputs: ExternalInputs,
-        teacher_tokens: TokensStage | None = None,
-    ) -> None:
-        super().__init__(run_dir, config, tokens, teacher, external_inputs, teacher_tokens)
+    def __init__(self, run_dir: Path, config: RunConfig, *stages: Any) -> None:
+        super().__init__(run_dir, config, *stages)
         self.pack, self.inputs = _section(config), []
 
     def settings(self) -> dict[str, Any]:

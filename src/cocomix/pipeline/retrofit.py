@@ -18,9 +18,10 @@ from transformers import AutoConfig
 
 from cocomix.evaluation.perplexity import perplexity
 from cocomix.evaluation.recall import concept_nats, training_counts
+from cocomix.model.adapters import is_adapter
 from cocomix.model.plain_models import family_of
 from cocomix.model.text_config import text_shape
-from cocomix.objectives.retrofit import TEACHER, BaseStudent, FinetuneStudent, RetrofitStudent
+from cocomix.objectives.retrofit import TEACHER, FinetuneStudent, RetrofitStudent
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import EvaluationStage
@@ -139,7 +140,9 @@ class RetrofitStage(Stage):
             if stage is not None:
                 losses[name] = {split: stage.figures[split]["loss"] for split in ("val", "test")}
         model: Any = student.model()
-        trained = sum(p.numel() for name, p in model.named_parameters() if _is_trained(student.config, name))
+        trained = sum(
+            p.numel() for name, p in model.named_parameters() if student.config.trains == "all" or is_adapter(name)
+        )
         figures = {"loss": losses, "trained_parameters": trained, "parameters": student.figures["parameters"]}
         if student.labels is not None:
             train = student.labels.reader("train", student.sign)
@@ -158,10 +161,6 @@ class RetrofitStage(Stage):
 
 def _labels(student: Any) -> list[Stage]:
     return [] if student.labels is None else list(student.labels.needed)
-
-
-def _is_trained(settings: BaseStudent, name: str) -> bool:
-    return settings.trains == "all" or name.startswith(("channel.", "mixer.")) or ".lora_" in name
 
 
 def retrofit_stages(run: Run) -> list[RetrofitStage]:
