@@ -111,6 +111,17 @@ def test_any_number_of_concepts(browser: Any, tmp_path: Path, n_concepts: int) -
         page.locator(CHIPS).nth(3).wait_for()
 
 
+def test_a_link_is_followed_while_the_address_is_being_rewritten(browser: Any, home: str) -> None:
+    with monitored_page(browser, home) as monitor:
+        page = monitor.open("#read?concept=3")
+        page.locator(CHIPS).first.wait_for()
+        # what the timer of an earlier change does between a navigation and its event
+        page.evaluate("() => { const old = location.href; location.hash = '#concepts';"
+                      " history.replaceState(null, '', old); }")  # fmt: skip
+        page.locator("article").first.wait_for(timeout=20_000)
+        page.wait_for_function("() => location.hash.startsWith('#concepts')", timeout=20_000)
+
+
 def test_the_keyboard_is_enough(browser: Any, home: str) -> None:
     with monitored_page(browser, home) as monitor:
         page = monitor.open()

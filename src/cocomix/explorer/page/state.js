@@ -97,7 +97,8 @@ export class State {
 
   constructor() {
     this.now = { ...DEFAULTS, ...parse(location.hash) };
-    addEventListener("hashchange", () => this.set(parse(location.hash)));
+    // the address may have been replaced again, by the timer below, before the event arrives
+    addEventListener("hashchange", (event) => this.set(parse(new URL(event.newURL).hash)));
   }
 
   /** Calls `listener` after a change of any of `keys`. */
