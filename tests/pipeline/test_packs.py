@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import cocomix
+from cocomix.cli.options import recipe_file
 from cocomix.labels.labeller import ConceptLabeller
 from cocomix.labels.store import LabelStore
 from cocomix.pipeline.config import load_config
@@ -16,10 +18,12 @@ from cocomix.pipeline.pack import Pack
 from cocomix.pipeline.pack_agreement import stored_labels
 from cocomix.pipeline.pack_build import PackOptions, build_pack, needed_stages
 from cocomix.pipeline.pack_verify import verify_pack
+from cocomix.pipeline.retrofit import retrofit_overrides, run_retrofit
 from cocomix.pipeline.run import Run, collect_results
 from cocomix.pipeline.trained import has_teacher_labels, teacher_labels
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import write_sealed
+from cocomix.utils.settings import read_yaml
 from tests.helpers.made_corpora import write_jsonl
 from tests.helpers.own_tokenizer import awkward_texts, student_settings, write_inputs
 
@@ -27,8 +31,11 @@ from tests.helpers.own_tokenizer import awkward_texts, student_settings, write_i
 def common(inputs: Path) -> list[str]:
     return [
         *student_settings(inputs),
-        "evaluation={windows: 4, curve_windows: 2, sae_windows: 8, batch_size: 4, probe_positions: 0}",
+        *EVALUATION,
     ]
+
+
+EVALUATION = ("evaluation={windows: 4, curve_windows: 2, sae_windows: 8, batch_size: 4, probe_positions: 0}",)
 
 
 def from_scratch(folder: Path, inputs: Path, *more: str) -> Run:
@@ -179,6 +186,34 @@ def test_a_text_is_labelled_once_the_teacher_is_loaded(made: Run, used: Run, tmp
     expected = made.labels["exact"].of_text(text, *models, student.sign)  # pyright: ignore[reportAttributeAccessIssue]
     assert (found.valid == expected.valid).all()
     assert (found.ids == expected.ids)[found.valid].float().mean() > 0.95  # but for rounding
+
+
+@pytest.mark.slow
+def test_a_model_is_retrofitted_with_its_concepts(pack: Path, inputs: Path, tmp_path: Path) -> None:
+    def short(model: str) -> tuple[list[str], Any]:
+        sizes = ("seq_len=16", "students_train.steps=3", "students_train.n_evals=1", "students_train.batch_size=4")
+        overrides = retrofit_overrides(model, read_yaml(recipe_file("retrofit-pack")), "channel", str(pack))
+        return overrides, load_config(recipe_file("retrofit-pack"), [*overrides, *sizes, *EVALUATION])
+
+    overrides, config = short("teacher")
+    with pytest.raises(CocomixError, match="starts as the concept model, so it reads that model's tokens; set"):
+        load_config(recipe_file("retrofit-pack"), [*overrides, "tokens.tokenizer=null"])
+    (stage,) = run_retrofit(Run(tmp_path / "own", config))
+    student: Any = stage.student.config
+    assert (student.base, student.head_from, student.labels, student.sign) == ("teacher", "sae", "exact", "absolute")
+    model: Any = stage.student.model()
+    ids = torch.arange(8)[None]
+    assert model.config.num_concepts == 32 and model.config.concept_layer == 2
+    assert stage.figures["concepts"]["concept_loss"] > 0
+    assert stage.student.run_config.tokens.bos == Pack(pack).about.teacher.bos
+    assert model(ids).logits.shape[-1] == stage.student.base_model().config.vocab_size
+
+    other = inputs / "teacher"
+    copied = shutil.copytree(other, tmp_path / "copied")
+    overrides, config = short(str(copied))
+    assert f"tokens.tokenizer={copied}" in overrides
+    student = config.students["retrofit"]
+    assert (student.base, student.head_from) == (str(copied), "random")
 
 
 def altered(pack: Path, folder: Path, change: Any) -> Path:

@@ -28,6 +28,10 @@ def retrofit(
     trains: Annotated[
         str | None, typer.Option(help="The part to train: channel, lora or all; default: lora.", show_default=False)
     ] = None,
+    pack: Annotated[
+        str | None,
+        typer.Option(help="Folder, name or hub id of a concept pack in place of an autoencoder and labels of the run."),
+    ] = None,
     seeds: Seeds = None,
     replace: Replace = False,
 ) -> None:
@@ -43,8 +47,10 @@ def retrofit(
     from cocomix.utils.settings import read_yaml
 
     quiet_libraries()
-    source = config or (run / CONFIG if (run / CONFIG).exists() else recipe_file("retrofit"))
-    extra = [*retrofit_overrides(model, read_yaml(source, overrides or []), trains), *(overrides or [])]
+    source = config or (
+        run / CONFIG if (run / CONFIG).exists() else recipe_file("retrofit" if pack is None else "retrofit-pack")
+    )
+    extra = [*retrofit_overrides(model, read_yaml(source, overrides or []), trains, pack), *(overrides or [])]
     given = source if source != run / CONFIG else None
     stages = run_retrofit(open_run(run, given, extra, seeds, replace=replace))
     if is_main():

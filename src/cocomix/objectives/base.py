@@ -130,6 +130,11 @@ class StudentSettings(Section, ABC):
         return frozenset()
 
     @property
+    def reads_outputs(self) -> bool:
+        """Whether it learns from what the concept model computes at each token."""
+        return bool(self.reads & {"teacher", "logits"})
+
+    @property
     def label_set(self) -> str | None:
         """Name of the label set it is trained on."""
         return None

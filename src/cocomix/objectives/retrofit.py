@@ -60,6 +60,10 @@ class BaseStudent(StudentSettings):
         return super().reads | (frozenset({TEACHER}) if self.base == TEACHER else frozenset())
 
     @property
+    def reads_outputs(self) -> bool:
+        return bool(super().reads & {TEACHER, "logits"})
+
+    @property
     def depth(self) -> int | None:
         return None
 

@@ -475,11 +475,17 @@ class RunConfig(Section):
 
     def _check_student(self, name: str, student: StudentSettings) -> None:
         mix = student.mixing
-        if not self.teacher.shares_tokens and student.reads & {"teacher", "logits"}:
+        if not self.teacher.shares_tokens and student.reads_outputs:
             raise ValueError(
                 f"student {name!r} (objective {student.objective}) learns from the concept model's outputs at each"
                 " token, so both need one tokenizer; leave it out, or set teacher.tokenizer=shared and tokens.tokenizer"
                 " to the concept model's"
+            )
+        own = self.teacher.pretrained
+        if not self.teacher.shares_tokens and "teacher" in student.reads and self.tokens.tokenizer != own:
+            raise ValueError(
+                f"student {name!r} starts as the concept model, so it reads that model's tokens; set"
+                f" tokens.tokenizer={own}"
             )
         if student.label_sign is not None and not student.label_parts:
             raise ValueError(f"student {name!r} asks for the sign {student.label_sign!r}, which its labels do not have")

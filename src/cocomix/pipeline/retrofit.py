@@ -2,8 +2,7 @@
 
 `retrofit_overrides` makes the settings of a run of a model: it is the concept model, its tokenizer is the run's, and
 two students start as it. `RetrofitStage` holds the comparison: the base as it is, fine-tuned without a channel, and
-retrofitted. Concepts come from the run's own stages: an autoencoder and labels; `concept_overrides` is the one place
-where they may come from elsewhere.
+retrofitted. Concepts come from the run's own stages, an autoencoder and labels, or from a pack (`pack_overrides`).
 """
 
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from cocomix.model.adapters import is_adapter
 from cocomix.model.plain_models import family_of
 from cocomix.model.text_config import text_shape
 from cocomix.objectives.retrofit import TEACHER, FinetuneStudent, RetrofitStudent
+from cocomix.pipeline.pack import Pack, PackManifest, find_pack
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import EvaluationStage
@@ -33,27 +33,37 @@ RETROFITTED, FINETUNED = "retrofit", "finetuned"
 """Names of the students that are added to settings without any."""
 
 
-def retrofit_overrides(model: str, raw: Mapping[str, Any], trains: str | None = None) -> list[str]:
+def retrofit_overrides(
+    model: str, raw: Mapping[str, Any], trains: str | None = None, pack: str | None = None
+) -> list[str]:
     """Overrides that make a run of `raw` settings one that retrofits `model`.
 
     Args:
         model: folder, hub id, GGUF file or `package:NAME`; `teacher`: the concept model that the settings have.
         trains: the part that students without one in `raw` train.
+        pack: folder, name or hub id of a pack that the concepts come from.
 
     Raises:
-        CocomixError: the model cannot be read, or is of a family that cannot be given a channel.
+        CocomixError: the model or the pack cannot be read, or the model is of a family that cannot be given a channel.
     """
     overrides = []
     sections = {name: value for name, value in raw.items() if isinstance(value, Mapping)}
-    sae = sections.get("sae", {})
-    layer = sae.get("layer")
-    if model != TEACHER:
-        layers = _layers(model)
-        overrides += [_override("teacher.pretrained", model), _override("tokens.tokenizer", model)]
-        if layer is None:
-            layer = max(0, layers // 2 - 1)
-            overrides.append(_override("sae.layer", layer))
-    overrides += concept_overrides()
+    base: dict[str, Any] = {"head_from": "sae"}
+    if pack is None:
+        layer, labels = sections.get("sae", {}).get("layer"), next(iter(sections.get("labels", {})), None)
+        concepts: dict[str, Any] = {"labels": labels}
+        if model != TEACHER:
+            layers = _layers(model)
+            overrides += [_override("teacher.pretrained", model), _override("tokens.tokenizer", model)]
+            if layer is None:
+                layer = max(0, layers // 2 - 1)
+                overrides.append(_override("sae.layer", layer))
+    else:
+        about = Pack(find_pack(pack)).about
+        overrides += pack_overrides(model, pack, about, sections)
+        layer, concepts = about.sae.layer, _pack_labels(pack, about)
+        if model not in (TEACHER, about.teacher.source):
+            base, layer = {"base": model, "head_from": "random"}, max(0, _layers(model) // 2 - 1)
     students = sections.get("students", {})
     there = {
         name: each.get("trains") for name, each in students.items() if each.get("objective") == RetrofitStudent.name
@@ -66,26 +76,41 @@ def retrofit_overrides(model: str, raw: Mapping[str, Any], trains: str | None = 
                 f" students.{other}.trains={trains} in place of --trains, or another --run"
             )
         return overrides
-    labels = next(iter(sections.get("labels", {})), None)
-    if labels is None or layer is None:
+    if concepts["labels"] is None or layer is None:
         raise CocomixError("the settings have no label set, or no sae.layer; add one, or leave --config out")
     part = {"trains": trains or "lora"}
-    mixing: dict[str, Any] = {"labels": labels, "head_from": "sae", "concept": {"concept_layer": layer + 1}}
+    mixing: dict[str, Any] = {**base, **concepts, "concept": {"concept_layer": layer + 1}}
     overrides.append(_override(f"students.{RETROFITTED}", {"objective": RetrofitStudent.name, **part, **mixing}))
     if part["trains"] != "channel":
         alike = {"objective": FinetuneStudent.name, **part, "concept_layer": layer + 1}
+        alike |= {name: value for name, value in base.items() if name == "base"}
         overrides.append(_override(f"students.{FINETUNED}", alike))
     if not students:
         overrides.append(_override("baseline", RETROFITTED if part["trains"] == "channel" else FINETUNED))
     return overrides
 
 
-def concept_overrides() -> list[str]:
-    """Overrides that say where autoencoder and labels come from; none: the run makes them.
+def pack_overrides(model: str, pack: str, about: PackManifest, sections: Mapping[str, Any]) -> list[str]:
+    """Overrides that take concept model, autoencoder and labels from a pack, and the text that it has labels of.
 
-    A pack of ready concepts is to be added here: its autoencoder as `sae.pretrained`, its layer as `sae.layer`.
+    Tokens are the model's. If it is the pack's own concept model, windows begin as the pack's do, too.
     """
-    return []
+    overrides = [_override("pack", pack)]
+    if model in (TEACHER, about.teacher.source):
+        overrides += [_override("tokens.tokenizer", about.teacher.source), _override("tokens.bos", about.teacher.bos)]
+    else:
+        overrides.append(_override("tokens.tokenizer", model))
+    if "corpus" not in sections and about.corpora:
+        overrides.append(_override("corpus", about.corpora[0].settings))
+    return overrides
+
+
+def _pack_labels(pack: str, about: PackManifest) -> dict[str, Any]:
+    """The pack's label set that a student reads if nothing else is said: the first one, absolute where it has that."""
+    if not about.corpora:
+        raise CocomixError(f"the pack {pack} has no labels; give one that has")
+    labels = about.corpora[0].labels[0]
+    return {"labels": labels.name, "sign": "absolute" if "absolute" in labels.signs else labels.signs[0]}
 
 
 def _override(key: str, value: Any) -> str:

@@ -73,7 +73,9 @@ class Run:
         self.evaluations = [EvaluationStage(student) for student in self.students]
         used = {needed.name for student in self.students if student.labels for needed in student.labels.needed}
         own = [] if self.teacher_tokens is self.tokens else [self.teacher_tokens]
-        made_here = [self.teacher, *own] if config.pack is None else []
+        made_here = [self.teacher, *own]
+        if config.pack is not None:  # its concept model is loaded for students that start as it
+            made_here = made_here[: any("teacher" in student.reads for student in config.students.values())]
         self._shared: list[Stage] = [self.corpus, self.tokens, *made_here, self.sae]
         for label in stored_labels:
             self._shared += label_stages(label) if label.name in used else []
