@@ -6,8 +6,9 @@ Windows of the validation split are taken at equal distances and cut to their fi
 computed as it stands, one forward and one backward pass for each position (`tests/helpers/patched_passes.py`), and
 compared with the two streams that compute all positions at once. Then the two streams are run in float32 and, with
 --bf16, under bf16 autocast as a recipe may label, and the labels that come out are compared with those of the
-definition: `same` is the share of labelled positions that have the same k labels, in any order, and `shared` the share of labels
-that are in both. `relative_difference` is the largest of all positions', each relative to its own largest score.
+definition: `same` is the share of labelled positions that have the same k labels, in any order, and `shared` the share
+of labels that are in both. `relative_difference` is the largest of all positions', each relative to its own largest
+score.
 """
 
 import argparse
