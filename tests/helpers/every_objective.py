@@ -21,6 +21,7 @@ from cocomix.objectives import (
     SaeObjective,
     StoredTeacher,
 )
+from cocomix.objectives.dropped import DroppedObjective
 from cocomix.objectives.hash import HashObjective, hash_labels
 from cocomix.objectives.retrofit import RetrofitObjective, RetrofitStudent
 from cocomix.objectives.schedule import WeightSchedule
@@ -81,6 +82,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "pause": lambda: NtpObjective(mixed("pause")),
     "hidden": hidden,
     "cocomix": lambda: CoCoMixObjective(mixed(), until=0.8),
+    "dropped": lambda: DroppedObjective(mixed(), 0.5),
     "loss_only": lambda: CoCoMixObjective(mixed(mixer="none")),
     "mixing_only": lambda: NtpObjective(mixed(mixer="every", scale=0.3)),
     "keys_values": lambda: CoCoMixObjective(mixed(mixer="keys_values")),

@@ -1,5 +1,6 @@
 """Configuration of a CoCoMix model; the concept settings live in config.json with the rest."""
 
+import copy
 import math
 from typing import Any
 
@@ -142,6 +143,14 @@ class CoCoMixConfig(PretrainedConfig):
     def head_dim(self) -> int:
         """Width of an attention head."""
         return self.options_of_backbone.get("head_dim") or self.hidden_size // self.num_attention_heads
+
+    def without_channel(self) -> "CoCoMixConfig":
+        """The configuration of the same transformer, in which nothing is predicted and nothing mixed in."""
+        config = copy.deepcopy(self)
+        config.mixer, config.mixer_options, config.vector_scale = "none", {}, None
+        config.channel, config.channel_options = "mlp", {}  # it has no weights where nothing is mixed in
+        config.num_concepts = config.concept_top_k = 1
+        return config
 
     def _check(self) -> None:
         cap: Any = self.logit_cap

@@ -36,7 +36,7 @@ from cocomix.model.documents import document_rule
 from cocomix.model.interventions import Steering, steered
 from cocomix.model.mixers import MIXERS, Mixer
 from cocomix.model.plain_models import check_same, copy_weights, plain_settings
-from cocomix.model.predictors import PREDICTORS, ConceptPredictor, Predictor
+from cocomix.model.predictors import PREDICTORS, ConceptPredictor, Prediction, Predictor
 from cocomix.model.transformer import BACKBONES, Backbone, BlockRunner
 from cocomix.model.transformers_api import (
     CoCoMixGenerationMixin,
@@ -156,7 +156,12 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
 
     Args:
         parts: modules to use; those of a `CoCoMixForCausalLM`, which are then initialised by it. None: new ones.
+
+    Attributes:
+        mixes: whether concepts are predicted and mixed in; False: the blocks run as those of a plain model.
     """
+
+    mixes: bool = True
 
     def __init__(self, config: CoCoMixConfig, parts: Parts | None = None) -> None:
         super().__init__(config)
@@ -206,11 +211,14 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             self.backbone.blocks, self.backbone, positions, padding, past, cache, hidden_states, attentions, documents
         )
         hidden = self._lower_blocks(embedded, blocks)
-        # Concept logits, their TopK, and the continuous vector these project to (equations 4 and 5).
-        weighted = () if fused_weights is None else (fused_weights,)
-        prediction = self.channel(hidden, positions, padding, fused_labels, *weighted)
-        # The vector joins the hidden states for the blocks that are left (equation 6: interleaved).
-        hidden = self.mixer(hidden, prediction.vector, blocks)
+        if self.mixes:
+            # Concept logits, their TopK, and the continuous vector these project to (equations 4 and 5).
+            weighted = () if fused_weights is None else (fused_weights,)
+            prediction = self.channel(hidden, positions, padding, fused_labels, *weighted)
+            # The vector joins the hidden states for the blocks that are left (equation 6: interleaved).
+            hidden = self.mixer(hidden, prediction.vector, blocks)
+        else:
+            prediction, hidden = Prediction(None), blocks.run(hidden)
 
         output = CoCoMixModelOutput(
             last_hidden_state=self.backbone.final_norm(hidden),
@@ -244,7 +252,11 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             positions, documents = rule.positions(input_ids), rule.numbers(input_ids)
         blocks = BlockRunner(self.backbone.blocks, self.backbone, positions, documents=documents)
         hidden = self._lower_blocks(self.backbone.embed_tokens(input_ids), blocks)
-        return self.mixer(hidden, self.channel(hidden, positions, None).vector, blocks) if top else hidden
+        if not top:
+            return hidden
+        if not self.mixes:
+            return blocks.run(hidden)
+        return self.mixer(hidden, self.channel(hidden, positions, None).vector, blocks)
 
     def _embedded(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         if (input_ids is None) == (inputs_embeds is None):
@@ -400,6 +412,15 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
     def freeze_rest(self, trains: str, *, rank: int = 8, alpha: float = 16.0) -> None:
         """Let only a part have gradients; see `cocomix.model.adapters.freeze_rest`."""
         freeze_rest(self, trains, rank=rank, alpha=alpha)
+
+    def without_channel(self) -> "CoCoMixForCausalLM":
+        """A copy of the same transformer that predicts nothing and mixes nothing in: as with `model.mixes` off."""
+        plain: Any = type(self)(self.config.without_channel())
+        plain.to(device=self.lm_head.weight.device, dtype=self.lm_head.weight.dtype)
+        own = {name: tensor for name, tensor in self.state_dict().items() if name in plain.state_dict()}
+        plain.load_state_dict(own)
+        plain.generation_config = copy.deepcopy(self.generation_config)
+        return plain.train(self.training)
 
     def _start_head(self, sae: Any) -> None:
         if not isinstance(self.channel, ConceptPredictor):

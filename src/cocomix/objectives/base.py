@@ -86,6 +86,9 @@ class Objective(nn.Module, ABC):
         """Draw the weights of modules that only training uses as `shape` says."""
         return
 
+    def at(self, progress: float) -> None:
+        """Called with the share of training done before the model is evaluated or saved."""
+
     def before_step(self) -> None:
         """Called after the backward pass, before gradient clipping and the optimiser."""
 

@@ -10,6 +10,7 @@ from cocomix.model.build import Sizes, parameter_count
 from cocomix.objectives.base import OBJECTIVES, StudentSettings
 from cocomix.objectives.bootstrap import BootstrapStudent
 from cocomix.objectives.cocomix import CoCoMixStudent
+from cocomix.objectives.dropped import DroppedStudent
 from cocomix.objectives.hash import HashStudent
 from cocomix.objectives.hidden import HiddenStudent
 from cocomix.objectives.kd import KdStudent
@@ -28,6 +29,7 @@ for _settings_class in (
     NtpStudent,
     KdStudent,
     CoCoMixStudent,
+    DroppedStudent,
     PauseStudent,
     HiddenStudent,
     NcpStudent,

@@ -211,6 +211,7 @@ class Trainer:
                 if not is_lost_connection(error):
                     raise
                 self._stop_without(error)
+        self.objective.at(1.0)
         return self._result()
 
     def _one_step(self, loss_fn: nn.Module, metrics: Metrics, stop: StopRequest) -> None:
@@ -224,6 +225,7 @@ class Trainer:
         if self.step in self.evaluations:
             self._evaluate(metrics)
         if self.step in self.snapshots:
+            self.objective.at(self.step / self.total)
             save_snapshot(self.objective, self.folder, self.step)
         stopping, save_due = self._stop_and_save(stop)
         if save_due:
@@ -386,6 +388,7 @@ class Trainer:
     def _evaluate(self, metrics: Metrics) -> None:
         """Evaluate the model and add a point to the curve."""
         figures = {}
+        self.objective.at(self.step / self.total)
         if self.evaluate is not None:
             self.objective.eval()
             figures = self.evaluate(self.objective.evaluated())

@@ -1,0 +1,82 @@
+"""CoCoMix whose channel is dropped before the training ends: the finished student is a plain transformer.
+
+Up to `drop_at` it is trained as any CoCoMix student. From then on neither head nor mixing runs: steps cost what a plain
+student's do, and the blocks above learn to do without the vector. What is saved has no channel, so inference is free.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from cocomix.model.build import Sizes
+from cocomix.model.flops import model_flops
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.objectives.base import Objective
+from cocomix.objectives.cocomix import CoCoMixObjective, CoCoMixStudent
+from cocomix.objectives.ntp import NtpObjective
+
+
+class DroppedStudent(CoCoMixStudent):
+    """Next-token loss plus the weighted concept loss, and at the end of the training next-token loss alone, without the
+    channel."""
+
+    name = "dropped"
+    uses_sae_concepts = False
+
+    drop_at: float = Field(default=0.8, gt=0, lt=1, description="share of the training at which the channel is dropped")
+
+    def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
+        until, shape = self.concept.schedule
+        return DroppedObjective(model, self.drop_at, until, shape=shape, label_flops=sizes.label_flops)
+
+    def summary(self) -> str:
+        return f"{super().summary()}, dropped at {self.drop_at:.0%} of the training"
+
+
+class DroppedObjective(CoCoMixObjective):
+    """The loss of `CoCoMixObjective` up to a share of the training, then next-token loss of the model without channel.
+
+    Args:
+        model: the student.
+        drop_at: share of the training at which the channel is dropped.
+        options: see `CoCoMixObjective`.
+    """
+
+    def __init__(self, model: CoCoMixForCausalLM, drop_at: float, until: float | None = None, **options: Any) -> None:
+        super().__init__(model, until, **options)
+        self.drop_at = drop_at
+
+    @property
+    def uses_progress(self) -> bool:
+        return True
+
+    def at(self, progress: float) -> None:
+        self.model.model.mixes = progress < self.drop_at
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.at(float(batch["progress"]))
+        base = self.model.model
+        if base.mixes:
+            return super().forward(batch) if "concept_labels" in batch else NtpObjective.forward(self, batch)
+        loss = NtpObjective.forward(self, batch)
+        # DDP waits for a gradient of every parameter.
+        unused = (parameter.sum() for part in (base.channel, base.mixer) for parameter in part.parameters())
+        return loss + 0.0 * sum(unused, loss.new_zeros(()))
+
+    def save(self, folder: Path) -> None:
+        if self.model.model.mixes:  # a snapshot from before
+            super().save(folder)
+        else:
+            self.model.without_channel().save_pretrained(folder)
+
+    def flops_per_token(self, seq_len: int) -> float:
+        return self.flops_so_far(seq_len, 1.0)
+
+    def flops_so_far(self, seq_len: int, progress: float) -> float:
+        mixed = min(1.0, self.drop_at / progress) if progress else 1.0
+        plain = model_flops(self.model.config.without_channel(), seq_len).training
+        return mixed * super().flops_per_token(seq_len) + (1 - mixed) * plain
