@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from cocomix.analysis.channel import ChannelReading, read_channel
 from cocomix.analysis.concept_index import ConceptIndex, Listing
-from cocomix.analysis.dashboards import Dashboard, Dashboards
+from cocomix.analysis.dashboards import Dashboard, Dashboards, mixes
 from cocomix.analysis.inspect import Reading, check_length, read_text
 from cocomix.analysis.naming import EDITED, FOUND, ConceptName, FoundNames, Names, edit_name, read_names, with_edits
 from cocomix.data.byte_counts import document_bytes
@@ -29,14 +29,15 @@ from cocomix.data.byte_offsets import ByteOffsets
 from cocomix.data.special_tokens import SpecialTokens
 from cocomix.evaluation.perplexity import window_subset
 from cocomix.explorer.paired_generation import CachedModel, StreamingJudge, generate_pair
-from cocomix.explorer.schemas import NotFound, StreamEvent
+from cocomix.explorer.schemas import NotFound, Preset, PresetsResponse, StreamEvent
 from cocomix.labels.attribution import ConceptLabels
 from cocomix.model.interventions import Setting, steered
 from cocomix.model.loading import load_causal_lm
-from cocomix.pipeline.concept_stages import INDEX_SPLIT, student_statistics
+from cocomix.pipeline.concept_stages import INDEX_SPLIT, student_output_scores, student_statistics
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
 from cocomix.sae.sae import TopKSAE
+from cocomix.steering.output_score import STRENGTH, OutputScore, most_steerable
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError, tokenizer_errors
 from cocomix.utils.files import in_words, sha256
@@ -45,6 +46,8 @@ EXAMPLES, EXAMPLE_TOKENS = 3, 48
 """Number of example texts, and the most tokens of each."""
 CACHED_LABELS = 16
 """Texts whose teacher labels are kept."""
+PRESETS = 5
+"""Concepts of the steering gallery."""
 NO_CONCEPTS = "this student predicts no concepts; choose one trained with the objective cocomix"
 
 _FileVersion = tuple[int, int] | None
@@ -335,14 +338,40 @@ class ModelSession:
             return self._dashboards.of(concept, names)
 
     def build_index(self) -> None:
-        """Gather the statistics of its concepts if there are none yet; else the first request would wait for them."""
+        """Make statistics and output scores of its concepts if there are none; else the first request would wait."""
         with self.lock:
-            _ = self._dashboards
+            _ = self._dashboards, self._output_scores
+
+    def presets(self) -> PresetsResponse:
+        """The concepts with the best output scores; see `cocomix.steering.output_score`."""
+        names = self.name_store.names()
+        with self.lock:
+            scores = self._output_scores
+        chosen = [
+            Preset(
+                name=names.name(score.concept),
+                words=[self.decode([token]) for token in score.tokens],
+                strength=STRENGTH,
+                **score.model_dump(include={"concept", "score", "steered", "unsteered"}),
+            )
+            for score in most_steerable(scores, PRESETS)
+        ]
+        return PresetsResponse(presets=chosen, scored=len(scores))
+
+    @cached_property
+    def _output_scores(self) -> list[OutputScore]:
+        if not mixes(self.model):
+            return []
+        statistics, names = self._dashboards.statistics, self.name_store.names()
+        return student_output_scores(self.stage, self.model, statistics, names, snapshot=self._snapshot)
+
+    @property
+    def _snapshot(self) -> str | None:
+        return None if self.folder.name == "model" else self.folder.name
 
     @cached_property
     def _dashboards(self) -> Dashboards:
-        snapshot = None if self.folder.name == "model" else self.folder.name
-        statistics = student_statistics(self.stage, self.model, snapshot=snapshot)
+        statistics = student_statistics(self.stage, self.model, snapshot=self._snapshot)
         return Dashboards(statistics, self.model, self.stage.tokens.shards(INDEX_SPLIT), self.decode)
 
     def generate_pair(
