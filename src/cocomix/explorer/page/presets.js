@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { bar } from "./charts.js";
 import { el, errorBox, setChildren, skeleton } from "./dom.js";
-import { count, decimal, nameOrNumber, signed, tokenLabel } from "./format.js";
+import { count, decimal, nameOrNumber, percent, signed, tokenLabel } from "./format.js";
 import { LatestRequest } from "./timing.js";
 
 const WORDS = 4; // own tokens listed of each concept
@@ -61,12 +61,12 @@ export function presetGallery({ onpick, onload }) {
         class: "preset",
         "data-concept": preset.concept,
         title: hint,
-        "aria-label": `Steer with ${name}, output score ${decimal(preset.score)}`,
+        "aria-label": `Steer with ${name}, output score ${percent(preset.score)}`,
         onclick: () => onpick(preset),
       },
       el("span", { class: "concept-name" }, name),
       bar(preset.score, largest, "strength"),
-      el("span", { class: "value" }, decimal(preset.score)),
+      el("span", { class: "value" }, percent(preset.score)),
       el("span", { class: "preset-words" }, words.join("  ")),
     );
   }
