@@ -81,7 +81,7 @@ def export_dashboards(
     student: Annotated[str, typer.Option(help="Student of the run, one that predicts concepts.")] = "cocomix",
     seed: Annotated[int, typer.Option(help="Which of its seeds.")] = 0,
     concepts: Annotated[int, typer.Option(min=1, help="Number of concepts.")] = 64,
-    by: Annotated[str, typer.Option(help="Take the first ones by this order; a wrong name lists all.")] = "stability",
+    by: Annotated[str, typer.Option(help="Take the first ones by this order; a wrong name lists all.")] = "predicted",
     creator: Annotated[str | None, typer.Option(help="Neuronpedia's id of the user the features belong to.")] = None,
 ) -> None:
     """Write dashboards of a student's concepts: one HTML file, and a folder that Neuronpedia imports.
