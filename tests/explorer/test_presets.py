@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from cocomix.explorer.catalog import ModelCatalog
-from cocomix.explorer.sessions import PRESETS
+from cocomix.explorer.sessions import OUTPUT_SCORE, PRESETS
 from cocomix.pipeline.concept_stages import student_output_scores
 from cocomix.steering.output_score import STRENGTH, candidates, most_steerable, neutral_prompts, output_scores
 from tests.helpers.explored_run import COCOMIX, NTP, hooked
@@ -31,6 +31,10 @@ def test_presets_are_the_best_scores(client: TestClient, catalog: ModelCatalog, 
         assert preset["words"] == [session.decode([token]) for token in score.tokens]
         assert preset["name"] == names.name(score.concept) and preset["strength"] == STRENGTH
     assert not hooked(catalog, COCOMIX)
+    ranking = session.ranked(OUTPUT_SCORE)
+    by_score = {score.concept: score.score for score in session._output_scores}
+    assert sorted(ranking) == sorted(by_score) and [by_score[one] for one in ranking] == sorted(by_score.values())[::-1]
+    assert session.ranked("number") == list(range(session.n_concepts))
 
 
 def test_scores_are_made_once_and_again_where_they_are_damaged(catalog: ModelCatalog, folder: Path) -> None:

@@ -49,7 +49,7 @@ def export(
     Raises:
         CocomixError: no such run, finished student or order, a student without concepts, or a folder in use.
     """
-    stage = student_stage(existing_run(folder), student, seed)
+    stage = student_stage(existing_run(folder, announce=False), student, seed)
     _ = stage.figures  # finished
     check_new(output)
     if by not in ORDERS:
