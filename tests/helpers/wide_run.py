@@ -75,7 +75,7 @@ class _WideSession(ModelSession):
         shards = write_shards(folder / "tokens", documents, vocab_size=VOCAB, eos_id=SPECIAL.eos_id)
         key = StatisticsKey(student="wide", shards=shards.fingerprint, seq_len=SEQ, tokens=16 * SEQ)
         statistics = gather_statistics(self.model, shards, key)
-        own = {concept: [1 + concept] for concept in range(8)}
+        own = {concept: [1 + concept] for concept in range(2)}
         self.__dict__["_output_scores"] = output_scores(self.model, neutral_prompts(shards, SEQ), own)
         self.__dict__["name_store"] = NameStore(folder, "wide")
         self.__dict__["_dashboards"] = Dashboards(statistics, self.model, shards, self.decode)

@@ -46,7 +46,7 @@ class Origin(NamedTuple):
     """Neuronpedia's id of the model; see `model_id`"""
     layers: int
     concept_layer: int
-    """block (0-based) after which concepts are predicted"""
+    """block (0-based) before which concepts are predicted"""
     text: str
     """the text the examples are from, in words"""
     rule: str
@@ -96,7 +96,7 @@ def _about(dashboards: Dashboards, origin: Origin) -> dict[str, dict[str, Any]]:
     """The four files that say what the features belong to."""
     statistics, release = dashboards.statistics, f"cocomix-{origin.model}"
     owned = {"creatorId": origin.creator, "visibility": "PUBLIC"}
-    described = f"Concepts of {origin.title}, predicted after block {origin.concept_layer} (0-based)"
+    described = f"Concepts of {origin.title}, predicted before block {origin.concept_layer} (0-based)"
     return {
         "release": owned
         | {
