@@ -28,6 +28,7 @@ WRONG = {
     "inspect": (("inspect", "x", "-r", "run"), "there is no run in run"),
     "explore": (("explore", "run", "--port", "0", "--no-open"), "there is no run in run"),
     "export": (("export", "--student", "ntp", "-r", "run", "-o", "out"), "there is no run in run"),
+    "export-dashboards": (("export-dashboards", "-r", "run", "-o", "out"), "there is no run in run"),
     "push": (("push", "--student", "ntp", "-r", "run", "--dry-run", "-o", "out"), "run is no run"),
     "pack": (("pack", "show", "nowhere"), "there is no pack nowhere"),
     "bench": (("bench",), "python -m benchmarks.speed"),

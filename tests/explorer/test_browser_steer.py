@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from cocomix.explorer.catalog import ModelCatalog
 from cocomix.model import Ablate, Amplify, Clamp
 from cocomix.steering import format_steering, from_json
+from cocomix.steering.output_score import OutputScore
 from tests.helpers.browser import FAILED_REQUEST, MonitoredPage
+from tests.helpers.explored_run import COCOMIX
 
 pytestmark = pytest.mark.slow
 
@@ -115,3 +118,31 @@ def test_stop_ends_a_stream(monitor: MonitoredPage) -> None:
     assert (
         page.get_by_role("button", name="Run").is_enabled() and not page.get_by_role("button", name="Stop").is_visible()
     )
+
+
+def test_a_preset_steers_with_one_click(
+    monitor: MonitoredPage, catalog: ModelCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [
+        OutputScore(concept=concept, tokens=[concept + 10], score=score, steered=score, unsteered=0.0)
+        for concept, score in ((3, 0.1), (7, 0.5), (9, -0.1), (11, 0.2), (5, 0.3), (2, 0.05), (6, 0.01))
+    ]
+    monkeypatch.setitem(catalog.open(COCOMIX).__dict__, "_output_scores", made)
+    page = monitor.open("#steer?tokens=8&seed=3")
+    gallery = page.locator(".preset")
+    gallery.nth(4).wait_for()
+    shown = gallery.evaluate_all("(all) => all.map((button) => Number(button.dataset.concept))")
+    assert shown == [7, 5, 11, 3, 2]
+    for place in (0, 1):
+        gallery.nth(place).click()
+        page.locator(f".intervention[data-concept='{shown[place]}']").wait_for()
+        page.get_by_text(re.compile(r"tokens.* in [\d.]+ s")).wait_for()
+        assert page.locator(".intervention").count() == 1
+        assert page.get_by_label(f"Amplify c{shown[place]} by, as a number").input_value() == "4"
+        line = format_steering({shown[place]: Amplify(4.0)})
+        page.wait_for_function(
+            "(line) => document.querySelector('.snippets .line').textContent.endsWith(`--steer ${line}`)", arg=line
+        )
+    page.go_back()
+    page.locator(".intervention[data-concept='7']").wait_for()
+    page.locator(".column.steered .token:not(.prompt)").nth(7).wait_for()

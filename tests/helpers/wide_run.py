@@ -16,6 +16,7 @@ from cocomix.data import SpecialTokens, write_shards
 from cocomix.explorer.catalog import CatalogEntry
 from cocomix.explorer.schemas import ModelInfo
 from cocomix.explorer.sessions import ModelSession, NameStore
+from cocomix.steering.output_score import neutral_prompts, output_scores
 
 VOCAB, SEQ, K = 60, 32, 6
 SPECIAL = SpecialTokens.before_policies(eos_id=0)
@@ -74,6 +75,8 @@ class _WideSession(ModelSession):
         shards = write_shards(folder / "tokens", documents, vocab_size=VOCAB, eos_id=SPECIAL.eos_id)
         key = StatisticsKey(student="wide", shards=shards.fingerprint, seq_len=SEQ, tokens=16 * SEQ)
         statistics = gather_statistics(self.model, shards, key)
+        own = {concept: [1 + concept] for concept in range(2)}
+        self.__dict__["_output_scores"] = output_scores(self.model, neutral_prompts(shards, SEQ), own)
         self.__dict__["name_store"] = NameStore(folder, "wide")
         self.__dict__["_dashboards"] = Dashboards(statistics, self.model, shards, self.decode)
 

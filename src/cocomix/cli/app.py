@@ -32,7 +32,7 @@ from cocomix.cli.options import (
 from cocomix.cli.packs import pack
 from cocomix.cli.retrofit import retrofit
 from cocomix.cli.runs import clean
-from cocomix.cli.sharing import doctor, export, push
+from cocomix.cli.sharing import doctor, export, export_dashboards, push
 from cocomix.utils.advice import explore_line
 from cocomix.utils.console import console, errors, is_main, use_any_encoding, wait_for_main_to_report, world_size
 from cocomix.utils.errors import CocomixError, Interrupted
@@ -286,6 +286,7 @@ app.command()(explore)
 app.add_typer(pack, name="pack")
 app.command()(push)
 app.command()(export)
+app.command("export-dashboards")(export_dashboards)
 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -75,6 +75,27 @@ def export(
     console.print(f"{folder}: a Transformers model", highlight=False, markup=False, soft_wrap=True)
 
 
+def export_dashboards(
+    output: Annotated[Path, PathOption("--output", "-o", help="New folder to write.")],
+    run: RunDir = DEFAULT_RUN,
+    student: Annotated[str, typer.Option(help="Student of the run, one that predicts concepts.")] = "cocomix",
+    seed: Annotated[int, typer.Option(help="Which of its seeds.")] = 0,
+    concepts: Annotated[int, typer.Option(min=1, help="Number of concepts.")] = 64,
+    by: Annotated[str, typer.Option(help="Take the first ones by this order; a wrong name lists all.")] = "predicted",
+    creator: Annotated[str | None, typer.Option(help="Neuronpedia's id of the user the features belong to.")] = None,
+) -> None:
+    """Write dashboards of a student's concepts: one HTML file, and a folder that Neuronpedia imports.
+
+    dashboards.html is the explorer's page of each concept; it opens from the disk and asks no server for anything.
+    neuronpedia/MODEL/SOURCE has features, activation examples and names as gzipped lines of JSON.
+    """
+    from cocomix.explorer.dashboard_export import export
+
+    quiet_libraries()
+    for path in export(run, student, seed, output, concepts=concepts, by=by, creator=creator):
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+
+
 def doctor(
     run: Annotated[
         Path | None, PathOption("--run", "-r", help="Also check this run: its settings, stages and files.")

@@ -32,6 +32,7 @@ from cocomix.explorer.schemas import (
     ModelsResponse,
     NameRequest,
     ParseSteeringRequest,
+    PresetsRequest,
     ReadRequest,
     ReadResponse,
     SteerRequest,
@@ -97,6 +98,7 @@ class Api:
             Route("/api/models", get(ModelsRequest, self.models)),
             Route("/api/concepts", get(ConceptListRequest, self.concepts)),
             Route("/api/concept", get(ConceptRequest, self.concept)),
+            Route("/api/presets", get(PresetsRequest, self.presets)),
             Route("/api/read", post(ReadRequest, self.read), methods=["POST"]),
             Route("/api/channel", post(ChannelRequest, self.channel), methods=["POST"]),
             Route("/api/compare", post(CompareRequest, self.compare), methods=["POST"]),
@@ -114,6 +116,9 @@ class Api:
 
     def concept(self, request: ConceptRequest) -> BaseModel:
         return self.catalog.open(request.model).dashboard(request.id)
+
+    def presets(self, request: PresetsRequest) -> BaseModel:
+        return self.catalog.open(request.model).presets()
 
     def read(self, request: ReadRequest) -> BaseModel:
         return self._read(request.model, request.text, request.concept, request.top)

@@ -27,19 +27,16 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
-from cocomix.analysis.naming import read_names, write_found
 from cocomix.explorer.api import SERVER_ERROR, Api, Limits
 from cocomix.explorer.catalog import ModelCatalog
 from cocomix.explorer.connections import ExplorerServer
 from cocomix.explorer.schemas import error_response
 from cocomix.explorer.security import AccessPolicy, SecurityMiddleware, access_policy, url_host
-from cocomix.pipeline.concept_stages import find_names, print_unkept
+from cocomix.explorer.sessions import NAME_TOKENS
 from cocomix.utils.console import console
 from cocomix.utils.errors import CocomixError
 
 PAGE = Path(__file__).parent / "page"
-NAME_TOKENS = 250_000
-"""Tokens of the training split that concepts are named from, as in `cocomix name`."""
 _log = logging.getLogger(__name__)
 
 
@@ -115,12 +112,7 @@ def prepare(catalog: ModelCatalog, *, name_tokens: int = NAME_TOKENS) -> None:
     explored without them; what cannot be made is printed.
     """
     for run in catalog.runs:
-        if run.has_sae and read_names(run.folder, run.run.sae.checksum()).found is None:
-            run.found_names = find_names(run.run, tokens=name_tokens)
-            try:
-                write_found(run.folder, run.found_names)
-            except OSError as error:
-                print_unkept("the names of concepts", error)
+        run.name_concepts(name_tokens)
         if run.has_sae:
             run.load()
     for info in reversed(catalog.models()):

@@ -64,6 +64,12 @@ class ConceptRequest(RequestQuery):
     id: int
 
 
+class PresetsRequest(RequestQuery):
+    """`GET /api/presets`."""
+
+    model: ModelKey
+
+
 class ReadRequest(RequestBody):
     """`POST /api/read`."""
 
@@ -168,6 +174,25 @@ class CompareResponse(BaseModel):
         description="loss of the text behind its first token, over the UTF-8 bytes of these tokens; null for one token"
     )
     right_bits_per_byte: float | None
+
+
+class Preset(BaseModel):
+    """A concept of the steering gallery."""
+
+    concept: int
+    name: str | None
+    words: list[str] = Field(description="its own tokens, whose probability is scored, best first")
+    score: float = Field(description="output score: `steered` less `unsteered`")
+    steered: float
+    unsteered: float
+    strength: float = Field(description="of the amplification it was scored with")
+
+
+class PresetsResponse(BaseModel):
+    """Answer to `GET /api/presets`."""
+
+    presets: list[Preset] = Field(description="best first")
+    scored: int = Field(description="concepts that were scored")
 
 
 class Snippets(BaseModel):

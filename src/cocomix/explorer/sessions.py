@@ -21,30 +21,52 @@ from transformers import PreTrainedModel
 
 from cocomix.analysis.channel import ChannelReading, read_channel
 from cocomix.analysis.concept_index import ConceptIndex, Listing
-from cocomix.analysis.dashboards import Dashboard, Dashboards
+from cocomix.analysis.dashboards import Dashboard, Dashboards, mixes
 from cocomix.analysis.inspect import Reading, check_length, read_text
-from cocomix.analysis.naming import EDITED, FOUND, ConceptName, FoundNames, Names, edit_name, read_names, with_edits
+from cocomix.analysis.naming import (
+    EDITED,
+    FOUND,
+    ConceptName,
+    FoundNames,
+    Names,
+    edit_name,
+    read_names,
+    with_edits,
+    write_found,
+)
 from cocomix.data.byte_counts import document_bytes
 from cocomix.data.byte_offsets import ByteOffsets
 from cocomix.data.special_tokens import SpecialTokens
 from cocomix.evaluation.perplexity import window_subset
 from cocomix.explorer.paired_generation import CachedModel, StreamingJudge, generate_pair
-from cocomix.explorer.schemas import NotFound, StreamEvent
+from cocomix.explorer.schemas import NotFound, Preset, PresetsResponse, StreamEvent
 from cocomix.labels.attribution import ConceptLabels
 from cocomix.model.interventions import Setting, steered
 from cocomix.model.loading import load_causal_lm
-from cocomix.pipeline.concept_stages import INDEX_SPLIT, student_statistics
+from cocomix.pipeline.concept_stages import (
+    INDEX_SPLIT,
+    find_names,
+    print_unkept,
+    student_output_scores,
+    student_statistics,
+)
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
 from cocomix.sae.sae import TopKSAE
+from cocomix.steering.output_score import STRENGTH, OutputScore, most_steerable
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError, tokenizer_errors
 from cocomix.utils.files import in_words, sha256
 
+NAME_TOKENS = 250_000
+"""Tokens of the training split that concepts are named from, as in `cocomix name`."""
 EXAMPLES, EXAMPLE_TOKENS = 3, 48
 """Number of example texts, and the most tokens of each."""
 CACHED_LABELS = 16
 """Texts whose teacher labels are kept."""
+OUTPUT_SCORE = "output_score"
+PRESETS = 5
+"""Concepts of the steering gallery."""
 NO_CONCEPTS = "this student predicts no concepts; choose one trained with the objective cocomix"
 
 _FileVersion = tuple[int, int] | None
@@ -141,6 +163,16 @@ class RunSession:
     def has_sae(self) -> bool:
         """Whether the run has its teacher and the teacher's SAE."""
         return self.has_teacher and self.run.sae.done()
+
+    def name_concepts(self, tokens: int = NAME_TOKENS) -> None:
+        """Find names for the SAE's concepts if none are kept; they are kept if the run can be written."""
+        if not self.has_sae or read_names(self.folder, self.run.sae.checksum()).found is not None:
+            return
+        self.found_names = find_names(self.run, tokens=tokens)
+        try:
+            write_found(self.folder, self.found_names)
+        except OSError as error:
+            print_unkept("the names of concepts", error)
 
     def load(self) -> None:
         """Load teacher and SAE now, so that no request has to wait for them."""
@@ -335,14 +367,57 @@ class ModelSession:
             return self._dashboards.of(concept, names)
 
     def build_index(self) -> None:
-        """Gather the statistics of its concepts if there are none yet; else the first request would wait for them."""
+        """Make statistics and output scores of its concepts if there are none; else the first request would wait."""
         with self.lock:
-            _ = self._dashboards
+            _ = self._dashboards, self._output_scores
+
+    def presets(self) -> PresetsResponse:
+        """The concepts with the best output scores; see `cocomix.steering.output_score`."""
+        names = self.name_store.names()
+        with self.lock:
+            scores = self._output_scores
+        chosen = [
+            Preset(
+                name=names.name(score.concept),
+                words=[self.decode([token]) for token in score.tokens],
+                strength=STRENGTH,
+                **score.model_dump(include={"concept", "score", "steered", "unsteered"}),
+            )
+            for score in most_steerable(scores, PRESETS)
+        ]
+        return PresetsResponse(presets=chosen, scored=len(scores))
+
+    def ranked(self, by: str) -> list[int]:
+        """All its concepts in the order `by`: one of the concept list's, or `output_score`; unscored ones are left out.
+
+        Raises:
+            CocomixError: no such order.
+        """
+        if by != OUTPUT_SCORE:
+            return [row.concept for row in self.list_concepts(q="", sort=by, offset=0, limit=self.n_concepts).concepts]
+        with self.lock:
+            scores = self._output_scores
+        return [score.concept for score in sorted(scores, key=lambda score: (-score.score, score.concept))]
+
+    @property
+    def dashboards(self) -> Dashboards:
+        """What makes its dashboards; hold `lock` while it is used."""
+        return self._dashboards
+
+    @cached_property
+    def _output_scores(self) -> list[OutputScore]:
+        if not mixes(self.model):
+            return []
+        statistics, names = self._dashboards.statistics, self.name_store.names()
+        return student_output_scores(self.stage, self.model, statistics, names, snapshot=self._snapshot)
+
+    @property
+    def _snapshot(self) -> str | None:
+        return None if self.folder.name == "model" else self.folder.name
 
     @cached_property
     def _dashboards(self) -> Dashboards:
-        snapshot = None if self.folder.name == "model" else self.folder.name
-        statistics = student_statistics(self.stage, self.model, snapshot=snapshot)
+        statistics = student_statistics(self.stage, self.model, snapshot=self._snapshot)
         return Dashboards(statistics, self.model, self.stage.tokens.shards(INDEX_SPLIT), self.decode)
 
     def generate_pair(

@@ -4,12 +4,15 @@ Names belong to the autoencoder, so all students that learn its concepts share t
 names say what the concepts were when they were taught, and held-out text stays unseen.
 
 Statistics belong to one student. They are made from validation text, because what a student predicts in the text it
-was trained on says less of what it will do elsewhere, and kept in the run's folder `atlas`.
+was trained on says less of what it will do elsewhere, and kept in the run's folder `atlas`. So are its output scores,
+how much each concept can steer, in the folder `output-scores`.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
@@ -30,10 +33,11 @@ from cocomix.pipeline.label_stages import AlignedLabelStage
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run
+from cocomix.steering.output_score import STRENGTH, OutputScore, candidates, neutral_prompts, output_scores
 from cocomix.utils.advice import command_line
 from cocomix.utils.console import StageProgress, console, errors
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import combined, in_words, sha256
+from cocomix.utils.files import combined, in_words, sha256, sha256_of, write_text
 
 NAMING_SPLIT, INDEX_SPLIT = "train", "val"
 SHOWN = 12
@@ -181,16 +185,58 @@ def student_statistics(
     return statistics
 
 
+class _KeptScores(BaseModel):
+    """The file of output scores."""
+
+    key: str
+    scores: list[OutputScore]
+
+
+def student_output_scores(
+    stage: StudentStage, student: Any, statistics: ConceptStatistics, names: Names, *, snapshot: str | None = None
+) -> list[OutputScore]:
+    """Output scores of up to `CANDIDATES` concepts, see `cocomix.steering.output_score`; made only if not kept yet.
+
+    They are made again when the student, the text or the tokens of the names changed. A name set by hand changes none.
+
+    Args:
+        student: the loaded model, one that mixes its concepts in; it is steered meanwhile: hold its lock.
+        statistics: of this student.
+        snapshot: as in `student_statistics`.
+    """
+    tokenizer, shards = stage.tokens.tokenizer(), stage.tokens.shards(INDEX_SPLIT)
+    own = candidates(
+        statistics, names, lambda ids: str(tokenizer.decode(list(ids))), vocab_size=student.config.vocab_size
+    )
+    prompts = neutral_prompts(shards, statistics.key.seq_len)
+    key = sha256_of(json.dumps([statistics.key.student, prompts.tolist(), STRENGTH, list(own.items())]))
+    path = statistics_path(stage, snapshot, folder="output-scores").with_suffix(".json")
+    try:
+        kept = _KeptScores.model_validate_json(path.read_bytes())
+        if kept.key == key:
+            return kept.scores
+    except (OSError, ValueError):
+        pass  # none yet, or damaged
+    with StageProgress(console, f"output scores of {stage.student}, seed {stage.seed}") as progress:
+        scores = output_scores(student, prompts, own, progress=progress)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, _KeptScores(key=key, scores=scores).model_dump_json())
+    except OSError as error:
+        print_unkept(f"the output scores of {stage.student}", error)
+    return scores
+
+
 def print_unkept(what: str, error: OSError) -> None:
     """Say that something will have to be made again, because the run's folder cannot be written."""
     notice = f"{what} cannot be kept ({in_words(error)}) and will be made again next time"
     errors.print(f"cocomix: {notice}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def statistics_path(stage: StudentStage, snapshot: str | None = None) -> Path:
+def statistics_path(stage: StudentStage, snapshot: str | None = None, *, folder: str = "atlas") -> Path:
     """The file of the statistics of the student, or of a snapshot of it."""
     name = f"{stage.student}-seed{stage.seed}" + ("" if snapshot is None else f"-{snapshot}")
-    return stage.run_dir / "atlas" / f"{name}.safetensors"
+    return stage.run_dir / folder / f"{name}.safetensors"
 
 
 def _labels(stage: StudentStage) -> LabelReader | None:

@@ -136,7 +136,7 @@ def export_sae(run: Run, name: str, folder: Path) -> Path:
         CocomixError: no such format, one that cannot represent this autoencoder, or a folder in use.
     """
     format = FORMATS.choose(name)()
-    _check_new(folder)
+    check_new(folder)
     sae = run.sae.model()
     teacher = run.config.teacher.pretrained
     metadata = {
@@ -157,7 +157,7 @@ def export_student(run: Run, student: str, seed: int, folder: Path) -> Path:
         CocomixError: no such finished student, one that is no plain transformer, or a folder in use.
     """
     stage = student_stage(run, student, seed)
-    _check_new(folder)
+    check_new(folder)
     model = stage.model()
     if isinstance(model, CoCoMixForCausalLM):
         plain = sorted({other.student for other in run.students if other.config.mixing is None})
@@ -188,6 +188,11 @@ def write_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         vocabulary.model.save(str(folder))  # vocab.json and merges.txt, for programs that do not read tokenizer.json
 
 
-def _check_new(folder: Path) -> None:
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        CocomixError: it does, or it is a file.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CocomixError(f"{folder} is not empty; give a new folder")

@@ -2,9 +2,11 @@
 
 import { get } from "./api.js";
 import { dashboard } from "./dashboard.js";
-import { announce, el, empty, errorBox, noConcepts, setChildren, skeleton } from "./dom.js";
+import { announce, button, el, empty, errorBox, noConcepts, setChildren, skeleton } from "./dom.js";
 import { concept, count, decimal, percent } from "./format.js";
 import { newItem } from "./interventions.js";
+import { nameEditor } from "./name_editor.js";
+import { link } from "./state.js";
 import { debounce, LatestRequest } from "./timing.js";
 import { VirtualList } from "./virtual.js";
 
@@ -133,7 +135,12 @@ export function conceptsView(app) {
   function show(answer) {
     board.removeAttribute("aria-busy");
     list.mark((row) => row.concept === answer.concept);
-    setChildren(board, dashboard(answer, { model: state.now.model, onname: updateName, shade, steer }));
+    const name = nameEditor(answer, state.now.model, updateName);
+    const actions = [
+      button("Shade text by it", () => shade(answer.concept)),
+      button("Steer with it", () => steer(answer.concept), { class: "primary" }),
+    ];
+    setChildren(board, dashboard(answer, { name, actions, href: (id) => link("concepts", { open: id }) }));
     announce(`${concept(answer.concept)} ${answer.about.name ?? "without a name"}`);
   }
 

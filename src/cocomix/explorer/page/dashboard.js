@@ -1,13 +1,14 @@
 // The page of one concept: its name, where it is predicted and true, and what it does to the next token.
 
 import { bar, effects, histogram, overlap } from "./charts.js";
-import { button, el, empty, setVars } from "./dom.js";
+import { el, empty, setVars } from "./dom.js";
 import { count, decimal, nameOrNumber, percent, tokenLabel, visible } from "./format.js";
-import { nameEditor } from "./name_editor.js";
-import { link } from "./state.js";
 
-/** `onname(name)` after a change of its name; `shade(concept)` and `steer(concept)` go to the other views. */
-export function dashboard(answer, { model, onname, shade, steer }) {
+/**
+ * `name` is the node that shows its name, `actions` are its buttons; `href(concept)` is the address of another one's
+ * page, or null if it has none. Nothing here asks the server, so a page of its own can show a dashboard, too.
+ */
+export function dashboard(answer, { name, actions = [], href }) {
   const { concept: id, about, predicted } = answer;
   return el(
     "article",
@@ -15,14 +16,9 @@ export function dashboard(answer, { model, onname, shade, steer }) {
     el(
       "header",
       { class: "card dash-head" },
-      nameEditor(answer, model, onname),
+      name,
       facts(answer),
-      el(
-        "div",
-        { class: "actions" },
-        button("Shade text by it", () => shade(id)),
-        button("Steer with it", () => steer(id), { class: "primary" }),
-      ),
+      actions.length > 0 && el("div", { class: "actions" }, actions),
     ),
     el(
       "div",
@@ -38,7 +34,7 @@ export function dashboard(answer, { model, onname, shade, steer }) {
       part("Where it is active in the teacher", teacherPassages(about), "wide"),
       part("Effect on the next token", nextTokenEffects(answer), "wide"),
       part("Distinguishing tokens", distinguishing(about)),
-      part("Most similar concepts", similar(answer)),
+      part("Most similar concepts", similar(answer, href)),
     ),
   );
 }
@@ -201,7 +197,7 @@ function distinguishing({ tokens, next_tokens: next }) {
   );
 }
 
-function similar({ similar: others }) {
+function similar({ similar: others }, href) {
   if (others.length === 0) return empty("None", "No other concept to compare it with.");
   return el(
     "ol",
@@ -210,10 +206,15 @@ function similar({ similar: others }) {
       el(
         "li",
         { title: `cosine ${decimal(other.cosine, 3)}` },
-        el("a", { href: link("concepts", { open: other.concept }) }, nameOrNumber(other.concept, other.name)),
+        similarName(other, href(other.concept)),
         bar(other.cosine, 1, "strength"),
         el("span", { class: "value" }, decimal(other.cosine)),
       ),
     ),
   );
+}
+
+function similarName({ concept: id, name }, address) {
+  const text = nameOrNumber(id, name);
+  return address === null ? el("span", { class: "concept-name" }, text) : el("a", { href: address }, text);
 }

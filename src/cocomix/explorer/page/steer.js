@@ -5,6 +5,7 @@ import { announce, button, el, errorBox, noConcepts, setChildren } from "./dom.j
 import { interventionList, newItem } from "./interventions.js";
 import { PairedGeneration } from "./paired_generation.js";
 import { conceptPicker, nameCache } from "./picker.js";
+import { presetGallery } from "./presets.js";
 import { snippetBox } from "./snippets.js";
 import { examples, textBox } from "./textbox.js";
 
@@ -31,6 +32,14 @@ export function steerView(app) {
     change: (steering) => state.set({ steering }, { step: true }),
     name: names.get,
   });
+  const presets = presetGallery({
+    onload: (list) => list.forEach((preset) => names.set(preset.concept, preset.name)),
+    onpick: ({ concept, strength }) => {
+      state.set({ steering: [{ ...newItem(concept), amount: strength }] }, { step: true });
+      start();
+    },
+  });
+  const gallery = el("section", { class: "card" }, el("h3", null, "Concepts that steer best"), presets.node);
   const picker = conceptPicker({ label: "Add a concept to steer", model: () => state.now.model, onpick: add });
   const hint = el("p", { class: "soft small-text interventions-hint" });
   const generation = new PairedGeneration({ name: names.get });
@@ -57,6 +66,7 @@ export function steerView(app) {
         box.node,
         examples(app.examples.map(beginning), (prompt) => state.set({ prompt })),
       ),
+      gallery,
       el("section", { class: "card" }, el("h3", null, "Interventions"), picker.node, hint, interventions.node),
     ),
     el(
@@ -106,6 +116,8 @@ export function steerView(app) {
     const steerable = app.models.find((model) => model.key === state.now.model)?.steerable;
     hint.hidden = steerable && state.now.steering.length > 0;
     hint.textContent = steerable ? HINT : NOT_STEERABLE;
+    gallery.hidden = !steerable;
+    if (steerable) presets.show(state.now.model);
     state.now.steering.forEach((item) => names.request(item.concept));
     interventions.draw();
     snippets.refresh();

@@ -133,8 +133,8 @@ def choose_named_concepts(
     """
     if count < 2:
         raise CocomixError("steering needs at least 2 concepts, each is another's control; raise --concepts")
-    ids = _ids_by_text(decode, vocab_size)
-    usable = {number: words for number in ranked_concepts(activity) if (words := _words(names.of(number), ids))}
+    ids = ids_by_text(decode, vocab_size)
+    usable = {number: words for number in ranked_concepts(activity) if (words := own_tokens(names.of(number), ids))}
     if len(usable) < 2:
         raise CocomixError(
             f"only {len(usable)} concepts have distinguishing tokens and are neither too rare nor too frequent to"
@@ -187,8 +187,12 @@ def _concept(number: int, activity: ConceptActivity) -> Concept:
     return Concept(number, f"concept {number}", [], [], share, strength)
 
 
-def _words(name: ConceptName, ids: dict[str, list[int]]) -> list[int]:
-    """Ids of a concept's distinguishing tokens; none where the halves of the text disagree on them."""
+def own_tokens(name: ConceptName, ids: dict[str, list[int]]) -> list[int]:
+    """Ids of a concept's distinguishing tokens, best first; none where the halves of the text disagree on them.
+
+    Args:
+        ids: as `ids_by_text` makes them.
+    """
     if name.stability is None or name.stability < STABLE:
         return []
     return _ids(name.next_tokens if name.kind == "next" else name.tokens, ids)
@@ -200,7 +204,8 @@ def _ids(tokens: Sequence[TokenScore], ids: dict[str, list[int]]) -> list[int]:
     return [token for text in texts for token in ids.get(text, [])]
 
 
-def _ids_by_text(decode: Callable[[Sequence[int]], str], vocab_size: int) -> dict[str, list[int]]:
+def ids_by_text(decode: Callable[[Sequence[int]], str], vocab_size: int) -> dict[str, list[int]]:
+    """Ids of the tokens that decode to each text; bytes that are no text by themselves are left out."""
     ids: dict[str, list[int]] = {}
     for token in range(vocab_size):
         text = decode([token])
