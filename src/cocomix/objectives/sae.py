@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from cocomix.model.documents import document_positions
 from cocomix.model.flops import sae_training_flops
 from cocomix.model.teacher import hidden_at
 from cocomix.objectives.base import Objective
@@ -63,7 +64,8 @@ class SaeObjective(Objective):
 
     def _hidden(self, input_ids: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
         """Hidden states that are reconstructed, `[n, d_model]`."""
-        return self.left_out.select(hidden_at(self._teacher[0], input_ids, self.layer), padding)
+        positions = document_positions(self._teacher[0], input_ids)
+        return self.left_out.select(hidden_at(self._teacher[0], input_ids, self.layer), padding, positions)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():

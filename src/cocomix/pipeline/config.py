@@ -215,15 +215,16 @@ class SaeConfig(Section):
     skip_first: int | None = added(
         default=None,
         ge=0,
-        description="positions at the start of each window left out of its training, quality and labels: attention"
-        " sinks; empty: 1 for a pretrained teacher, 0 for one trained in the run",
+        description="positions at the start of each window, or of each document with context: document, left out of"
+        " its training, quality and labels: attention sinks; empty: 1 for a pretrained teacher, 0 for one trained in"
+        " the run",
     )
     skip_norm: float | None = added(
         default=None,
         gt=1,
         allow_inf_nan=False,
-        description="also leave out positions whose hidden state is longer than so many times the window's median:"
-        " massive activations; empty: none",
+        description="also leave out positions whose hidden state is longer than so many times the median of its"
+        " window, or document: massive activations; empty: none",
     )
     train: TrainConfig | None = Field(default=None, description="its training; needed unless pretrained")
 

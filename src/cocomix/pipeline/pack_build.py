@@ -23,6 +23,7 @@ from cocomix.data.text_ends import END, ENDS, read_ends
 from cocomix.labels.labeller import ActiveScores
 from cocomix.labels.pack_codec import LISTS, Rows, SetLayout, to_rows, write_ends, write_set
 from cocomix.labels.store import PENDING, LabelStore, LabelWriter
+from cocomix.model.documents import document_positions
 from cocomix.model.loading import as_run, model_config
 from cocomix.model.teacher import hidden_at
 from cocomix.pipeline.attempts import partial_folder
@@ -328,7 +329,8 @@ class _Builder:
         full, half = Reconstruction(sae), Reconstruction(rounded.to(sae.encoder_weight.device))
         changed = 0
         for ids in self.run.sae.validation(ROUNDING_WINDOWS):
-            hidden = left_out.select(hidden_at(teacher, ids, self.run.sae.config.layer))
+            hidden = hidden_at(teacher, ids, self.run.sae.config.layer)
+            hidden = left_out.select(hidden, positions=document_positions(teacher, ids))
             full.add(hidden)
             half.add(hidden)
             before, after = (_active(one, hidden) for one in (sae, rounded))

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from cocomix.data.document_windows import DocumentWindows
 from cocomix.evaluation.perplexity import window_subset
+from cocomix.model.documents import document_positions, document_rule
 from cocomix.model.loading import as_run
 from cocomix.model.teacher import blocks, hidden_at
 from cocomix.model.text_config import text_shape
@@ -24,7 +25,7 @@ from cocomix.report.page import write_sae_page
 from cocomix.sae.formats import load_sae
 from cocomix.sae.kinds import SAE_KINDS
 from cocomix.sae.metrics import Reconstruction, spliced_losses
-from cocomix.sae.positions import LeftOut
+from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.batches import BatchSource
 from cocomix.utils.console import is_main
@@ -39,6 +40,8 @@ MOST_SPLICED_WINDOWS = 256
 
 SKIPS = ("skip_first", "skip_norm")
 """Settings that leave positions out; see `cocomix.sae.positions`."""
+WITHIN = "document"
+"""What positions left out are counted in where the concept model reads windows document by document."""
 
 
 class SaeStage(ModelStage):
@@ -66,8 +69,14 @@ class SaeStage(ModelStage):
         self.external_inputs = external_inputs
         self.config, self.seq_len, self.evaluation = config.sae, teacher.seq_len, config.evaluation
         self.tokens, self.teacher = tokens, teacher
+        # With these, windows may begin with BOS; whether they do is known when the tokens are made.
+        bos = config.tokens.bos is True or (config.tokens.bos == "auto" and config.tokens.tokenizer is not None)
+        self._may_leave_out = bos or bool(self._skips())
 
     def settings(self) -> dict[str, Any]:
+        return self._settings() | ({"left_out_within": WITHIN} if self.teacher.context and self._may_leave_out else {})
+
+    def _settings(self) -> dict[str, Any]:
         if self.config.pretrained is not None:
             source = stable_name(self.external_inputs, self.config.pretrained)
             own = identity(self.config)
@@ -203,9 +212,12 @@ class SaeStage(ModelStage):
         reconstruction, left_out, read = Reconstruction(sae), self.to_leave_out(), 0
         with torch.no_grad():
             for ids in self.validation(n_windows):
-                reconstruction.add(left_out.select(hidden_at(teacher, ids, self.config.layer)))
+                hidden = hidden_at(teacher, ids, self.config.layer)
+                reconstruction.add(left_out.select(hidden, positions=document_positions(teacher, ids)))
                 read += ids.numel()
         figures = reconstruction.figures() | {"left_out_share": 1 - reconstruction.tokens / read} | self._skips()
+        if left_out != NOTHING and document_rule(teacher.config) is not None:
+            figures["left_out_within"] = WITHIN
         spliced = self.validation(min(n_windows, MOST_SPLICED_WINDOWS))
         return figures | spliced_losses(
             teacher, sae, spliced, layer=self.config.layer, mean=reconstruction.mean, left_out=left_out
