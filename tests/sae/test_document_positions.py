@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-import cocomix
 from cocomix.analysis.token_statistics import observe
 from cocomix.data.shards import write_shards
 from cocomix.data.special_tokens import SpecialTokens
@@ -18,12 +17,9 @@ from cocomix.model.build import ModelShape, build_plain
 from cocomix.model.documents import KEY, document_positions, mask_documents
 from cocomix.model.teacher import hidden_at, next_token_losses, resumed_at
 from cocomix.objectives import SaeObjective
-from cocomix.pipeline.config import load_config
-from cocomix.pipeline.run import Run
 from cocomix.sae import TopKSAE, spliced_losses
 from cocomix.sae.positions import NOTHING, LeftOut
-from tests.helpers.made_corpora import write_jsonl
-from tests.helpers.own_tokenizer import student_settings
+from tests.helpers.toy_runs import toy_run, write_texts
 
 EOS, VOCAB, SEQ = 0, 30, 16
 RULES = [LeftOut(1), LeftOut(3), LeftOut(0, 1.3), LeftOut(2, 1.2)]
@@ -145,30 +141,14 @@ def test_names_are_of_positions_that_count(teacher: GPT2LMHeadModel, special: Sp
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, rng = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
-    words = ["the", "road", "and", "ship", "counted", "bill", "senate", "year"]
-    write_jsonl(folder / "texts.jsonl", [" ".join(rng.choice(words, int(n))) for n in rng.integers(4, 40, 40)])
-    return folder
-
-
-def opened(folder: Path, texts: Path, *more: str) -> Run:
-    recipe = Path(cocomix.__file__).parent / "recipes" / "tiny.yaml"
-    train = "train: {batch_size: 4, steps: 3, learning_rate: 0.01, n_evals: 0}"
-    settings = (
-        *student_settings(texts),
-        f"teacher={{model: {{width: 16, layers: 2, heads: 2}}, {train}}}",
-        f"sae={{layer: 0, n_latents: 32, k: 4, {train}}}",
-        "labels.exact={rule: exact, signs: [helpful], k: 2, batch_size: 4}",
-        "evaluation={windows: 4, curve_windows: 2, sae_windows: 8, batch_size: 4, probe_positions: 200}",
-    )
-    return Run(folder, load_config(recipe, [*settings, *more]))
+    return write_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.mark.long
 def test_a_run_whose_models_read_document_by_document(
     texts: Path, tmp_path: Path, no_waiting_for_the_disk: None
 ) -> None:
-    run = opened(tmp_path / "run", texts, "context=document", "sae.skip_first=2", "sae.skip_norm=3")
+    run = toy_run(tmp_path / "run", texts, "context=document", "sae.skip_first=2", "sae.skip_norm=3")
     for stage in [*run.shared(), *(run.stages[f"{kind}/cocomix/seed0"] for kind in ("students", "evaluation"))]:
         run.do(stage, stage.name)
     model, left_out = run.teacher.model(), run.sae.left_out
@@ -194,7 +174,7 @@ def test_a_run_whose_models_read_document_by_document(
 
 def test_fingerprints_change_only_where_what_is_left_out_does(texts: Path, tmp_path: Path) -> None:
     def settings(*more: str) -> dict:
-        return opened(tmp_path / "run", texts, *more).sae.settings()
+        return toy_run(tmp_path / "run", texts, *more).sae.settings()
 
     for more in ([], ["context=document"], ["sae.skip_first=2"]):
         assert "left_out_within" not in settings(*more)

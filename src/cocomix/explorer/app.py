@@ -115,10 +115,14 @@ def prepare(catalog: ModelCatalog, *, name_tokens: int = NAME_TOKENS) -> None:
     explored without them; what cannot be made is printed.
     """
     for run in catalog.runs:
-        if run.has_sae and read_names(run.folder, run.run.sae.checksum()).found is None:
-            run.found_names = find_names(run.run, tokens=name_tokens)
+        for layer in run.run.sae_layers_read if run.has_sae else ():
+            sae = run.run.sae.of_layer(layer)
+            if read_names(run.folder, sae.checksum(), sae.names_file).found is not None:
+                continue
+            found = find_names(run.run, tokens=name_tokens, layer=layer)
+            run.found_names[found.sae] = found
             try:
-                write_found(run.folder, run.found_names)
+                write_found(run.folder, found, sae.names_file)
             except OSError as error:
                 print_unkept("the names of concepts", error)
         if run.has_sae:

@@ -50,8 +50,8 @@ def probe_sae(
     for start in range(0, len(windows), batch_size):
         batch = data(windows[start : start + batch_size], device())
         hidden = hidden_at(teacher, batch["input_ids"], layer)
-        positions = document_positions(teacher, batch["input_ids"])
-        latents, kept = sae.encode(hidden), left_out.kept(hidden, batch.get("padding"), positions)
+        places = document_positions(teacher, batch["input_ids"])
+        latents, kept = sae.encode(hidden), left_out.kept(hidden, batch.get("padding"), places)
         tensors = kept, latents.values.float(), latents.ids, hidden.float()
         parts.append(tuple(tensor.flatten(0, 1).cpu().numpy() for tensor in tensors))
     kept, values, ids, hidden_states = (np.concatenate(columns) for columns in zip(*parts, strict=True))
