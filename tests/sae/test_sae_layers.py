@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from cocomix.explorer.sessions import RunSession
 from cocomix.model.flops import model_parts
 from cocomix.model.teacher import blocks, hidden_at, hidden_at_layers
 from cocomix.objectives import Objective, SaeObjective
 from cocomix.objectives.sae import SaeLayersObjective
+from cocomix.pipeline.concept_stages import name_run
 from cocomix.pipeline.run import Run
-from cocomix.pipeline.trained import export_sae, labels_of, sae_stage
+from cocomix.pipeline.trained import export_sae, inspect_text, labels_of, sae_stage
 from cocomix.sae import TopKSAE
 from cocomix.sae.formats import load_sae
 from cocomix.sae.kinds import SAE_KINDS
@@ -23,6 +25,7 @@ from cocomix.sae.positions import LeftOut
 from cocomix.train.config import TrainConfig
 from cocomix.train.trainer import Trainer
 from cocomix.utils.errors import CocomixError, Interrupted
+from tests.helpers.distributed_programs import torchrun
 from tests.helpers.every_objective import data, plain
 from tests.helpers.small_llamas import small_llama
 from tests.helpers.toy_runs import toy_run, write_texts
@@ -158,6 +161,11 @@ def test_labels_names_and_exports_follow_the_layer(run: Run, tmp_path: Path) -> 
     assert found is not None
     assert torch.equal(found.ids[:, :-1].sort(-1).values, best[:, :-1].sort(-1).values)
     assert (above.sae.names_file, run.sae.names_file) == ("names-layer-2.json", "names.json")
+    session = RunSession(run.folder, 0)
+    read = session.labels(next(one for one in session.run.students if one.labels), ids)
+    assert read is not None and torch.equal(read.ids[:, :-1], found.ids[:, :-1])
+    assert session.name_store(student).key == above.sae.checksum() != run.sae.checksum()
+    assert session.run.sae_layers_read == [1, 2]
     for layer in (None, 0):
         export_sae(run, "saelens", tmp_path / f"{layer}", layer=layer)
         loaded = load_sae(str(tmp_path / f"{layer}"), layer=1 if layer is None else 0, d_model=16, k=4).sae
@@ -166,6 +174,27 @@ def test_labels_names_and_exports_follow_the_layer(run: Run, tmp_path: Path) -> 
     assert isinstance(sae, TopKSAE)
     with pytest.raises(CocomixError, match=r"no autoencoder of block 3; there are those of 1, 2, 0 \(sae.layer"):
         sae_stage(run, 3)
+
+
+@pytest.mark.long
+def test_two_processes_train_all_and_a_student_learns_from_one(run: Run, texts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("sae", "labels"))
+    torchrun(2, "-m", "cocomix", "sae", "-r", str(folder))
+    two = Run(folder, run.config)
+    for layer in run.config.sae.layers:
+        ours, theirs = two.sae.of_layer(layer), run.sae.of_layer(layer)
+        weights = zip(ours.model().parameters(), theirs.model().parameters(), strict=True)
+        assert all(torch.allclose(one, other, atol=1e-4) for one, other in weights)
+        assert ours.figures["explained_variance"] == pytest.approx(theirs.figures["explained_variance"], abs=1e-3)
+    for name in ("labels/above", "students/cocomix/seed0", "evaluation/cocomix/seed0"):
+        two.do(two.stages[name], name)
+    assert two.stages["evaluation/cocomix/seed0"].figures["recall"] is not None
+    names = name_run(folder, tokens=500, layer=2)
+    assert names.found is not None and names.found.sae == two.sae.of_layer(2).checksum()
+    assert (folder / "names-layer-2.json").exists() and not (folder / "names.json").exists()
+    reading = inspect_text(folder, "the road and ship", student="cocomix", seed=0, top=2, concept=None)
+    assert reading is not None
 
 
 def test_settings_that_do_not_fit_and_old_fingerprints(texts: Path, tmp_path: Path) -> None:
