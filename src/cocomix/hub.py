@@ -143,11 +143,11 @@ def _concepts(run: Run, student: StudentStage) -> Rows:
     rows.append(("teacher's shape", _if_done(teacher, lambda: _shape(teacher))))
     rows.append(("teacher's weights", _if_done(teacher, lambda: f"sha256 {teacher.checksum()}")))
     if run.sae.name in read or student.labels is not None:
-        figures, loaded = run.sae.figures, run.config.sae.pretrained
+        figures, loaded = student.sae.figures, run.config.sae.pretrained
         rows.append(("SAE", "trained in this run" if loaded is None else str(public(loaded))))
         kept = f"{figures['n_latents']:,} concepts, {figures['k']} active, after block {figures['layer']}"
         rows.append(("SAE's shape", f"{kept}; explained variance {figures['explained_variance']:.4f}"))
-        rows.append(("SAE's weights", _if_done(run.sae, lambda: f"sha256 {run.sae.checksum()}")))
+        rows.append(("SAE's weights", _if_done(student.sae, lambda: f"sha256 {student.sae.checksum()}")))
     if student.labels is not None:
         rows.append(("labels", f"{student.labels.in_words(student.sign)}, {student.labels.n_labels} a position"))
     if student.logits is not None:

@@ -24,6 +24,7 @@ from cocomix.objectives import (
 from cocomix.objectives.dropped import DroppedObjective
 from cocomix.objectives.hash import HashObjective, hash_labels
 from cocomix.objectives.retrofit import RetrofitObjective, RetrofitStudent
+from cocomix.objectives.sae import SaeLayersObjective
 from cocomix.objectives.schedule import WeightSchedule
 from cocomix.sae import TopKSAE
 from cocomix.train.batches import BatchSource
@@ -70,9 +71,13 @@ def retrofitted(trains: str) -> RetrofitObjective:
     return RetrofitObjective(model, RetrofitStudent.model_validate({**RETROFIT, "trains": trains}))
 
 
-def sae() -> SaeObjective:
+def sae(layer: int = 0) -> SaeObjective:
     torch.manual_seed(1)
-    return SaeObjective(TopKSAE(16, C, 3), plain(5).eval(), layer=0, aux_k=4, dead_after_tokens=40)
+    return SaeObjective(TopKSAE(16, C, 3), plain(5).eval(), layer=layer, aux_k=4, dead_after_tokens=40)
+
+
+def sae_layers() -> SaeLayersObjective:
+    return SaeLayersObjective([sae(1), sae(0)])
 
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
@@ -97,6 +102,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "retrofit": lambda: retrofitted("channel"),
     "retrofit_lora": lambda: retrofitted("lora"),
     "sae": sae,
+    "sae_layers": sae_layers,
 }
 
 

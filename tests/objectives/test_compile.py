@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.objectives import CoCoMixObjective
+from cocomix.data.special_tokens import SpecialTokens
+from cocomix.model.build import ModelShape, build_plain
+from cocomix.model.documents import mask_documents
+from cocomix.objectives import CoCoMixObjective, NtpObjective, Objective
 
 IDS = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(1))
 LABELS = torch.randint(0, 40, (2, 12, 3), generator=torch.Generator().manual_seed(2))
@@ -28,13 +31,42 @@ def student(**changes: Any) -> CoCoMixObjective:
     return CoCoMixObjective(CoCoMixForCausalLM(config))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+
+
+@NEEDS_COMPILER
 @pytest.mark.long
 @pytest.mark.parametrize("changes", [{}, {"mixer_options": {"slot": "residual"}, "vector_scale": 0.3}])
 def test_a_compiled_training_step_agrees(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     objective = student(**changes).train()
-    batch = {"input_ids": IDS, "concept_labels": LABELS}
+    check_compiled(objective, {"input_ids": IDS, "concept_labels": LABELS})
+
+
+@NEEDS_COMPILER
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["cocomix", "gpt2", "llama"])
+def test_a_compiled_training_step_agrees_with_document_masks(kind: str) -> None:
+    torch.manual_seed(0)
+    ids = IDS.clone()
+    ids[0, 3] = ids[0, 7] = ids[1, 5] = 0
+    if kind == "cocomix":
+        objective: Objective = student()
+    else:
+        shape = ModelShape(backbone=kind, width=16, layers=2, heads=2)
+        objective = NtpObjective(build_plain(shape, vocab_size=60, seq_len=16))
+    objective.train()
+    batch = {"input_ids": ids, "concept_labels": LABELS}
+    with torch.no_grad():
+        crossing = objective(batch)
+        mask_documents(objective.evaluated(), SpecialTokens(None, 0))  # pyright: ignore[reportArgumentType]
+        loss = objective(batch)
+    assert abs(loss - crossing) > 1e-4, "the masks do nothing"
+    check_compiled(objective, batch)
+
+
+def check_compiled(objective: Objective, batch: dict[str, torch.Tensor]) -> None:
+    """Loss and gradients of the compiled objective are those of the eager one."""
     weights = [p for p in objective.parameters() if p.requires_grad]
     loss = objective(batch)
     expected = torch.autograd.grad(loss, weights, allow_unused=True)

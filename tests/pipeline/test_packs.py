@@ -16,7 +16,7 @@ from cocomix.labels.store import LabelStore
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.pack import Pack
 from cocomix.pipeline.pack_agreement import stored_labels
-from cocomix.pipeline.pack_build import PackOptions, build_pack, needed_stages
+from cocomix.pipeline.pack_build import PackOptions, build_pack, needed_stages, pack_sources
 from cocomix.pipeline.pack_verify import verify_pack
 from cocomix.pipeline.retrofit import retrofit_overrides, run_retrofit
 from cocomix.pipeline.run import Run, collect_results
@@ -366,3 +366,29 @@ def test_labels_that_are_still_being_made_go_in_as_far_as_they_are(
     assert 10 <= splits["train"].labelled_windows <= 20 < splits["train"].windows
     assert splits["val"].covered_share == 0 < splits["train"].covered_share < 1
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.long
+def test_a_pack_of_another_layer(made: Run, inputs: Path, tmp_path: Path) -> None:
+    def opened(*labels: str) -> Run:
+        layers = {"exact": "null", "below": "0"}
+        section = "{{rule: activation, signs: [signed], k: 2, batch_size: 4, layer: {}}}"
+        sets = ", ".join(f"{name}: {section.format(layers[name])}" for name in labels)
+        return from_scratch(tmp_path / "run", inputs, "sae.also=[0]", f"labels={{{sets}}}")
+
+    run = opened("exact", "below")
+    assert [[one.name for one in pack_sources(run, layer)] for layer in (None, 0)] == [
+        ["teacher-labels/exact"],
+        ["teacher-labels/below"],
+    ]
+    with pytest.raises(CocomixError, match=r"no labels are of the autoencoder of block 0; set labels\.NAME\.layer=0"):
+        pack_sources(opened("exact"), 0)
+    for name in ("corpus", "teacher", "teacher-tokens"):
+        shutil.copytree(made.folder / name, run.folder / name)
+    for stage in needed_stages(run, 0):
+        run.do(stage, stage.name)
+    about = build_pack(run, tmp_path / "pack", PackOptions("below", layer=0)).about
+    assert about.sae.layer == 0 and [labels.name for labels in about.corpora[0].labels] == ["below"]
+    assert about.sae.figures["explained_variance"] == run.sae.of_layer(0).figures["explained_variance"]
+    found = verify_pack(str(tmp_path / "pack"), share=1.0, seed=0, folder=tmp_path / "verify")
+    assert found and all(one.sound for one in found)

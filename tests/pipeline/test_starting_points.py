@@ -64,6 +64,16 @@ def test_a_cosine_is_not_extended_and_the_reason_is_said(
         run(home).run_stage("tokens", extend=True)
 
 
+def test_muon_is_extended_and_no_other_optimizer_goes_on_from_it(home: Path, steps: list[int]) -> None:
+    muon = (*CONSTANT, "students_train.optimizer=muon")
+    run(home, *muon, "students_train.steps=4").run_stage(STAGE)
+    run(home, *muon, "students_train.steps=6").run_stage(STAGE, extend=True)
+    assert steps == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(CocomixError, match="there is no finished training to extend"):
+        run(home, *muon, "students_train.muon_momentum=0.9", "students_train.steps=8").run_stage(STAGE, extend=True)
+    assert len(steps) == 6
+
+
 def test_a_student_starts_from_other_weights_which_its_fingerprint_holds(home: Path, tmp_path: Path) -> None:
     run(home, "students_train.steps=4").run_stage(STAGE)
     model = tmp_path / "model"

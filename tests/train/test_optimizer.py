@@ -19,6 +19,7 @@ from cocomix.train.config import TrainConfig
 from cocomix.train.optimizer import OPTIMIZERS, adamw
 from cocomix.train.trainer import Trainer
 from cocomix.utils.errors import CocomixError, Interrupted
+from tests.helpers.distributed_programs import launch, program
 from tests.helpers.every_objective import CONFIG, OBJECTIVES, data, train
 
 
@@ -165,6 +166,45 @@ def test_muon_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(resumed[key], tensor) for key, tensor in whole.items())
     adamws = train(name, tmp_path, "adamw")
     assert any(not torch.equal(adamws[key], tensor) for key, tensor in whole.items())
+
+
+TWO_PROCESSES = """
+from cocomix.train.trainer import CHECKPOINTS, Trainer
+from tests.helpers.every_objective import CONFIG, OBJECTIVES, data
+config = CONFIG.model_copy(update={"optimizer": "muon", "steps": 8, "checkpoint_seconds": 1e-9})
+class Cut(Exception): pass
+def cut(step, total, metrics):
+    if step == 7:
+        raise Cut
+for name in ("ntp", "cocomix"):
+    whole = OBJECTIVES[name]()
+    Trainer(whole, data(home / "shards"), config, home / "two" / name).run()
+    try:
+        Trainer(OBJECTIVES[name](), data(home / "shards"), config, home / "cut" / name, progress=cut).run()
+    except Cut:
+        pass
+    assert [path.name for path in (home / "cut" / name / CHECKPOINTS).iterdir()] == ["step-00000005"]
+    resumed = OBJECTIVES[name]()
+    Trainer(resumed, data(home / "shards"), config, home / "cut" / name).run()
+    pairs = zip(whole.trainable().parameters(), resumed.trainable().parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    torch.save(whole.trainable().state_dict(), home / f"{name}-{rank()}.pt")
+"""
+
+
+@pytest.mark.long
+def test_muon_on_two_processes_is_muon_on_one_and_resumes(tmp_path: Path, no_waiting_for_the_disk: None) -> None:
+    shards = data(tmp_path / "shards")
+    launch(2, program(tmp_path, TWO_PROCESSES))
+    # Halves of a batch one after the other add up to the bits that two processes exchange.
+    config = CONFIG.model_copy(update={"optimizer": "muon", "steps": 8, "micro_batch_size": 2})
+    for name in ("ntp", "cocomix"):
+        made = OBJECTIVES[name]()
+        Trainer(made, shards, config, tmp_path / "one" / name).run()
+        one = made.trainable().state_dict()
+        for rank in (0, 1):
+            two = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
+            assert one.keys() == two.keys() and all(torch.equal(two[key], one[key]) for key in one), (name, rank)
 
 
 def test_muon_is_refused_where_it_cannot_be_used() -> None:

@@ -76,11 +76,14 @@ def test_new_settings_at_their_defaults_are_not_in_a_recipe() -> None:
         TrainConfig(steps=3, schedule="step")
 
 
-@pytest.mark.parametrize(("schedule", "kept"), [("constant", 8), ("wsd", 6)])
-def test_an_extended_training_is_the_longer_one_bit_for_bit(tmp_path: Path, schedule: str, kept: int) -> None:
-    short = CONFIG.model_copy(
-        update={"schedule": schedule, "steps": 8, "warmup_steps": 2, "decay_fraction": 0.25, "n_evals": 0}
-    )
+@pytest.mark.parametrize(
+    ("schedule", "kept", "optimizer"), [("constant", 8, "adamw"), ("wsd", 6, "adamw"), ("wsd", 6, "muon")]
+)
+def test_an_extended_training_is_the_longer_one_bit_for_bit(
+    tmp_path: Path, schedule: str, kept: int, optimizer: str
+) -> None:
+    lengths = {"steps": 8, "warmup_steps": 2, "decay_fraction": 0.25, "n_evals": 0}
+    short = CONFIG.model_copy(update=lengths | {"schedule": schedule, "optimizer": optimizer})
     long = short.model_copy(update={"steps": 14})
 
     def trained(config: TrainConfig, name: str, extend: Path | None = None) -> tuple[dict[str, torch.Tensor], Trainer]:

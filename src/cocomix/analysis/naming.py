@@ -101,13 +101,16 @@ class Names:
         return self.of(concept).name
 
 
-def read_names(folder: Path, sae: str) -> Names:
+def read_names(folder: Path, sae: str, file: str = FOUND) -> Names:
     """Names kept in the run `folder` for the autoencoder with checksum `sae`.
+
+    Args:
+        file: where they were written.
 
     Raises:
         CocomixError: a file is damaged.
     """
-    path, found = folder / FOUND, None
+    path, found = folder / file, None
     if path.exists():
         try:
             found = FoundNames.model_validate_json(path.read_text(encoding="utf-8"))
@@ -127,9 +130,9 @@ def with_edits(folder: Path, sae: str, found: FoundNames | None) -> Names:
     return Names(found, {int(concept): name for concept, name in _edits(folder).get(sae, {}).items()})
 
 
-def write_found(folder: Path, found: FoundNames) -> None:
+def write_found(folder: Path, found: FoundNames, file: str = FOUND) -> None:
     """Replace the names found before; edits stay."""
-    write_text(folder / FOUND, found.model_dump_json(indent=1), durable=True)
+    write_text(folder / file, found.model_dump_json(indent=1), durable=True)
 
 
 def edit_name(folder: Path, sae: str, concept: int, name: str) -> None:

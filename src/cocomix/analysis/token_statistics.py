@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from cocomix.data.shards import TokenShards
 from cocomix.evaluation.perplexity import window_subset
+from cocomix.model.documents import document_positions
 from cocomix.model.teacher import hidden_at
 from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
@@ -311,11 +312,12 @@ def observe(
     for start in range(0, len(chosen), BATCH):
         windows = chosen[start : start + BATCH]
         ids = shards.windows(windows, seq_len)
-        hidden = hidden_at(teacher, torch.from_numpy(ids).to(device), layer)
+        read = torch.from_numpy(ids).to(device)
+        hidden, positions = hidden_at(teacher, read, layer), document_positions(teacher, read)
         latents = sae.encode(hidden)
         values = latents.values.cpu().double().numpy()
-        values[~left_out.kept(hidden).cpu().numpy()] = 0
-        values[:, : shards.special.first_position] = 0
+        values[~left_out.kept(hidden, positions=positions).cpu().numpy()] = 0
+        values[~LeftOut(shards.special.first_position).kept(hidden, positions=positions).cpu().numpy()] = 0
         seen.add(windows, ids, latents.ids.cpu().numpy(), values)
         if progress is not None:
             progress(seen.windows, len(chosen), {})

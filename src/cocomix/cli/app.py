@@ -147,11 +147,12 @@ def export_sae(
     output: Annotated[Path, PathOption("--output", "-o", help="New folder to write.")],
     run: RunDir = DEFAULT_RUN,
     format: Annotated[str, typer.Option("--format", "-f", help="The format; a wrong name lists all.")] = "saelens",
+    layer: Annotated[int | None, typer.Option("--layer", help="Of a block in sae.also; default: sae.layer.")] = None,
 ) -> None:
     """Write the run's sparse autoencoder in another library's format."""
     from cocomix.pipeline.trained import export_sae as export
 
-    folder = export(open_run(run, None, None), format, output)
+    folder = export(open_run(run, None, None), format, output, layer)
     console.print(f"{folder}: {format}", highlight=False, markup=False, soft_wrap=True)
 
 

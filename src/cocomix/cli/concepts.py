@@ -20,6 +20,9 @@ def name_command(
     edit: Annotated[
         list[str] | None, typer.Option(help="CONCEPT=NAME: only set this name, by hand; may be repeated.")
     ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Of the autoencoder of a block in sae.also; default: sae.layer.")
+    ] = None,
 ) -> None:
     """Name the run's concepts by the tokens that most set them apart.
 
@@ -29,7 +32,10 @@ def name_command(
     from cocomix.pipeline.concept_stages import edit_run, name_run, print_names
 
     quiet_libraries()
-    names = edit_run(run, edit) if edit else name_run(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds)
+    if edit:
+        names = edit_run(run, edit, layer)
+    else:
+        names = name_run(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds, layer=layer)
     print_names(names, run)
 
 

@@ -35,6 +35,9 @@ def build(
     corpus: Annotated[
         str | None, typer.Option("--corpus", help="What the corpus is called in the pack; default: as its source.")
     ] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", help="Block whose autoencoder and labels it holds; default: sae.layer.")
+    ] = None,
     windows: Annotated[
         int | None, typer.Option(min=1, help="Labels of the first so many windows of each split only.")
     ] = None,
@@ -66,8 +69,8 @@ def build(
     opened = Run(place, load_config(settings, overrides or []))
     opened.advise([*([] if recipe.is_dir() else ["--config", str(settings)]), *(overrides or [])])
     opened.replace = False
-    labelled = [] if not partial else pack_sources(opened)
-    for stage in needed_stages(opened):
+    labelled = [] if not partial else pack_sources(opened, layer)
+    for stage in needed_stages(opened, layer):
         if stage not in labelled:
             opened.do(stage, stage.name)
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]  # packs get published
@@ -75,7 +78,7 @@ def build(
     built = build_pack(
         opened,
         folder,
-        PackOptions(called, licence=licence, corpus=corpus, windows=windows, replace=replace, add=add, command=command),
+        PackOptions(called, licence, corpus, layer, windows, replace=replace, add=add, command=command),
     )
     show_pack(built)
 

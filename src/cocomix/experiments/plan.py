@@ -437,7 +437,11 @@ def _shared(inputs: PlanInputs) -> dict[str, float | None]:
     if config.teacher.pretrained is None and config.teacher.train is not None and known is not None:
         flops["teacher"] = model_flops(known, seq_len).training * read(config.teacher.train)
     if sae.pretrained is None and sae.train is not None:
-        each = None if known is None else sae_training_flops(known, sae.n_latents, sae.k, sae.layer, seq_len)
+        each = (
+            None
+            if known is None
+            else sae_training_flops(known, sae.n_latents, sae.k, max(sae.layers), seq_len, len(sae.layers))
+        )
         flops["sae"] = None if each is None else each * read(sae.train)
     for stage in _label_stages(run):
         flops[stage.name] = None

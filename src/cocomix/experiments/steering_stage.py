@@ -92,7 +92,7 @@ class SteeringStage(Stage):
         self.student.sae.teacher.must_share_tokens("judges steered texts")
         student, config, sae = self.student, self.config, self.student.sae.model()
         models = {"student": student.model(), "teacher": student.sae.teacher.model()}
-        shards, layer = student.tokens.shards("val"), student.sae.config.layer
+        shards, layer = student.tokens.shards("val"), student.sae.layer
         tokenizer = student.tokens.tokenizer()
         activity = concept_activity(
             models["teacher"], sae, shards, layer=layer, seq_len=self.seq_len, strongest=strongest

@@ -50,6 +50,7 @@ from cocomix.pipeline.concept_stages import (
     student_output_scores,
     student_statistics,
 )
+from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
 from cocomix.sae.sae import TopKSAE
@@ -79,10 +80,11 @@ class NameStore:
         folder: of the run.
         key: checksum of the weights the concepts belong to.
         unkept: found names to use where the folder has none, because it cannot be written.
+        file: where `cocomix name` writes found ones.
     """
 
-    def __init__(self, folder: Path, key: str, unkept: FoundNames | None = None) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: str, unkept: FoundNames | None = None, file: str = FOUND) -> None:
+        self.folder, self.key, self._file = folder, key, file
         self._unkept = unkept if unkept is not None and unkept.sae == key else None
         self._lock = threading.Lock()
         self._read: tuple[_FileVersion, _FileVersion, Names] | None = None
@@ -110,9 +112,9 @@ class NameStore:
             return self._names().of(concept)
 
     def _names(self) -> Names:
-        found, edited = _file_version(self.folder / FOUND), _file_version(self.folder / EDITED)
+        found, edited = _file_version(self.folder / self._file), _file_version(self.folder / EDITED)
         if self._read is None or self._read[0] != found:
-            names = read_names(self.folder, self.key)
+            names = read_names(self.folder, self.key, self._file)
             if names.found is None and self._unkept is not None:
                 names = with_edits(self.folder, self.key, self._unkept)
             self._read = found, edited, names
@@ -150,8 +152,9 @@ class RunSession:
         self.name = folder.resolve().name
         self.run = existing_run(folder)
         self.lock = threading.RLock()
-        self.found_names: FoundNames | None = None
+        self.found_names: dict[str, FoundNames] = {}
         self._name_stores: dict[str, NameStore] = {}
+        self._saes: dict[int, TopKSAE] = {}
         self._labels: dict[tuple[str, tuple[int, ...]], ConceptLabels | None] = {}
 
     @cached_property
@@ -165,37 +168,40 @@ class RunSession:
         return self.has_teacher and self.run.sae.done()
 
     def name_concepts(self, tokens: int = NAME_TOKENS) -> None:
-        """Find names for the SAE's concepts if none are kept; they are kept if the run can be written."""
-        if not self.has_sae or read_names(self.folder, self.run.sae.checksum()).found is not None:
-            return
-        self.found_names = find_names(self.run, tokens=tokens)
-        try:
-            write_found(self.folder, self.found_names)
-        except OSError as error:
-            print_unkept("the names of concepts", error)
+        """Find names for the concepts of each layer's SAE if none are kept; they are kept if the run can be written."""
+        for layer in self.run.sae_layers_read if self.has_sae else ():
+            sae = self.run.sae.of_layer(layer)
+            if read_names(self.folder, sae.checksum(), sae.names_file).found is not None:
+                continue
+            found = find_names(self.run, tokens=tokens, layer=layer)
+            self.found_names[found.sae] = found
+            try:
+                write_found(self.folder, found, sae.names_file)
+            except OSError as error:
+                print_unkept("the names of concepts", error)
 
     def load(self) -> None:
         """Load teacher and SAE now, so that no request has to wait for them."""
         with self.lock:
-            _ = self._teacher, self._sae
+            _ = self._teacher
+            for layer in self.run.sae_layers_read:
+                _ = self.sae(self.run.sae.of_layer(layer))
 
     def teacher(self) -> PreTrainedModel:
         """The teacher; run it under `lock`."""
         with self.lock:
             return self._teacher
 
-    def sae(self) -> TopKSAE:
-        """The teacher's SAE."""
+    def sae(self, stage: SaeStage) -> TopKSAE:
+        """The teacher's SAE of the layer of `stage`."""
         with self.lock:
-            return self._sae
+            if stage.layer not in self._saes:
+                self._saes[stage.layer] = stage.model()
+            return self._saes[stage.layer]
 
     @cached_property
     def _teacher(self) -> PreTrainedModel:
         return self.run.teacher.model()
-
-    @cached_property
-    def _sae(self) -> TopKSAE:
-        return self.run.sae.model()
 
     def can_label(self, stage: StudentStage) -> bool:
         """Whether the teacher can label the concepts that a student should have predicted."""
@@ -209,7 +215,7 @@ class RunSession:
         key = stage.name, tuple(ids)
         with self.lock:
             if key not in self._labels:
-                self._labels[key] = labels_of(stage, ids, self._teacher, self._sae)
+                self._labels[key] = labels_of(stage, ids, self._teacher, self.sae(stage.sae))
             labels = self._labels[key] = self._labels.pop(key)  # moves it to the end, as the most recent
             if len(self._labels) > CACHED_LABELS:
                 del self._labels[next(iter(self._labels))]
@@ -219,11 +225,11 @@ class RunSession:
         """Names of a student's concepts; all students that learn the SAE's concepts share them."""
         with self.lock:
             shared = stage.uses_sae_concepts and self.run.sae.done()
-            owner = "sae" if shared else stage.name
+            owner = stage.sae.names_file if shared else stage.name
             if owner not in self._name_stores:
                 weights = sorted((stage.folder / "model").glob("*.safetensors"))
-                key = self.run.sae.checksum() if shared else sha256(*weights)
-                self._name_stores[owner] = NameStore(self.folder, key, self.found_names)
+                key = stage.sae.checksum() if shared else sha256(*weights)
+                self._name_stores[owner] = NameStore(self.folder, key, self.found_names.get(key), stage.sae.names_file)
             return self._name_stores[owner]
 
     def examples(self) -> list[str]:
@@ -462,7 +468,7 @@ class ModelSession:
         teacher = CachedModel(self.run.teacher(), self.run.lock)
         if not (self.run.has_sae and self.stage.uses_sae_concepts):
             return StreamingJudge("teacher", teacher, [])
-        return StreamingJudge("teacher", teacher, concepts, self.run.sae(), self.stage.sae.config.layer)
+        return StreamingJudge("teacher", teacher, concepts, self.run.sae(self.stage.sae), self.stage.sae.layer)
 
     def _check_concept(self, concept: int) -> None:
         if not 0 <= concept < self.n_concepts:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.labels.exact import can_run_tail, check_two_streams, fused_gelu, tail_inputs, two_streams
+from cocomix.model.documents import document_positions
 from cocomix.model.flops import ModelParts, model_parts
 from cocomix.model.teacher import NextTokenLoss, blocks, check_layer, frozen, has_next_token, hidden_at, resumed_at
 from cocomix.model.text_config import text_shape
@@ -256,7 +257,8 @@ def attribute_active(
         if first:
             latents = SparseLatents(*(F.pad(field, (0, 0, first, 0)) for field in latents))
         signed = RULES[rule]().scores_from(first, concept_model, sae, input_ids, layer, attention_mask, hidden, latents)
-    valid = has_next_token(input_ids, attention_mask) & left_out.kept(hidden, padding)
+    positions = document_positions(concept_model, input_ids, attention_mask)
+    valid = has_next_token(input_ids, attention_mask) & left_out.kept(hidden, padding, positions)
     valid[:, :first] = False
     return with_sign(ActiveAttribution(latents.ids, signed.detach(), latents.values, valid), rule, sign)
 

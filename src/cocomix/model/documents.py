@@ -74,6 +74,17 @@ def document_rule(config: Any) -> DocumentRule | None:
     return rule
 
 
+def document_positions(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """Positions in their documents, int64 `[batch, seq]`, as `model` reads a pass over `input_ids` `[batch, seq]`.
+
+    None: each row is one text to it, because it knows no documents or the pass has an attention mask of its own.
+    """
+    rule = document_rule(model.config)
+    return None if rule is None or attention_mask is not None else rule.positions(input_ids)
+
+
 class _DocumentPositions:
     """Forward pre-hook that adds `position_ids` to a pass of windows.
 

@@ -141,7 +141,14 @@ def model_parts(config: Any, seq_len: int) -> ModelParts:
     return ModelParts(projections + mlp + attention, attention, keys_values, head, shape.layers)
 
 
-def sae_training_flops(config: PretrainedConfig, n_latents: int, k: int, layer: int, seq_len: int) -> float:
-    """FLOPs per token of SAE training: the model's forward pass up to `layer`, and three forward passes of the SAE."""
+def sae_training_flops(
+    config: PretrainedConfig, n_latents: int, k: int, layer: int, seq_len: int, n_saes: int = 1
+) -> float:
+    """FLOPs per token of SAE training: the model's forward pass up to `layer`, and three forward passes of each SAE.
+
+    Args:
+        layer: the deepest one.
+        n_saes: autoencoders trained on one pass.
+    """
     parts, d = model_parts(config, seq_len), text_shape(config).hidden_size
-    return (layer + 1) * parts.block + 3 * (2 * n_latents * d + 2 * k * d)
+    return (layer + 1) * parts.block + n_saes * 3 * (2 * n_latents * d + 2 * k * d)

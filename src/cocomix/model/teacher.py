@@ -9,7 +9,7 @@ Choices:
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -119,20 +119,40 @@ def hidden_at(
     Raises:
         CocomixError: there is no such block, or its output is no hidden state of each position.
     """
-    check_layer(model, layer)
-    caught: list[Any] = []
+    return hidden_at_layers(model, input_ids, (layer,), attention_mask)[0]
+
+
+def hidden_at_layers(
+    model: PreTrainedModel, input_ids: torch.Tensor, layers: Sequence[int], attention_mask: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """`hidden_at` of several different layers, in their order, from one pass up to the deepest.
+
+    Raises:
+        CocomixError: as `hidden_at`.
+    """
+    for layer in layers:
+        check_layer(model, layer)
+    deepest = max(layers)
+    caught: dict[int, Any] = {}
 
     def note(block: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, tuple | list):
             _extra_outputs[type(block)] = len(output) - 1
 
-    def stop(_block: nn.Module, _inputs: Any, output: Any) -> None:
-        caught.append(output[0] if isinstance(output, tuple | list) else output)
-        raise _Stop
+    def catch(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(_block: nn.Module, _inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple | list) else output
+            if layer == deepest:
+                caught[layer] = hidden
+                raise _Stop
+            # The next block may write into it.
+            caught[layer] = hidden.clone() if isinstance(hidden, torch.Tensor) else hidden
+
+        return keep
 
     stack = blocks(model)
-    handles = [block.register_forward_hook(note) for block in stack[: layer + 1]]
-    handles.append(stack[layer].register_forward_hook(stop))
+    handles = [block.register_forward_hook(note) for block in stack[: deepest + 1]]
+    handles += [stack[layer].register_forward_hook(catch(layer)) for layer in layers]
     try:
         model(**model_inputs(model, input_ids, attention_mask))
     except _Stop:
@@ -140,14 +160,16 @@ def hidden_at(
     finally:
         for handle in handles:
             handle.remove()
-    hidden, width = caught[0] if caught else None, text_shape(model.config).hidden_size
-    if not isinstance(hidden, torch.Tensor) or hidden.shape != (*input_ids.shape, width):
-        shape = f" but {list(hidden.shape)}" if isinstance(hidden, torch.Tensor) else ""
-        raise CocomixError(
-            f"block {layer} of {type(model).__name__} does not give one hidden state a position"
-            f" ({[*input_ids.shape, width]}{shape}), so it cannot be a concept model; use another model"
-        )
-    return hidden
+    width = text_shape(model.config).hidden_size
+    for layer in layers:
+        hidden = caught.get(layer)
+        if not isinstance(hidden, torch.Tensor) or hidden.shape != (*input_ids.shape, width):
+            shape = f" but {list(hidden.shape)}" if isinstance(hidden, torch.Tensor) else ""
+            raise CocomixError(
+                f"block {layer} of {type(model).__name__} does not give one hidden state a position"
+                f" ({[*input_ids.shape, width]}{shape}), so it cannot be a concept model; use another model"
+            )
+    return [caught[layer] for layer in layers]
 
 
 @contextmanager

@@ -63,9 +63,10 @@ class DroppedObjective(CoCoMixObjective):
         if base.mixes:
             return super().forward(batch) if "concept_labels" in batch else NtpObjective.forward(self, batch)
         loss = NtpObjective.forward(self, batch)
-        # DDP waits for a gradient of every parameter.
-        unused = (parameter.sum() for part in (base.channel, base.mixer) for parameter in part.parameters())
-        return loss + 0.0 * sum(unused, loss.new_zeros(()))
+        for part in (base.channel, base.mixer):  # DDP waits for a gradient of every parameter
+            for parameter in part.parameters():
+                loss = loss + 0.0 * parameter.sum()
+        return loss
 
     def save(self, folder: Path) -> None:
         if self.model.model.mixes:  # a snapshot from before

@@ -2,8 +2,12 @@
 
 With bf16 the concept model runs under autocast. The autoencoder stays in float32, because small latents and the
 gradients of dead ones would lose precision.
+
+Autoencoders of several layers share the pass, which ends at the deepest of them (`SaeLayersObjective`). Each is drawn,
+clipped and stepped as if it were alone, so it ends with the same bits.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from cocomix.model.documents import document_positions
 from cocomix.model.flops import sae_training_flops
-from cocomix.model.teacher import hidden_at
+from cocomix.model.teacher import hidden_at, hidden_at_layers
 from cocomix.objectives.base import Objective
 from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
@@ -63,11 +68,19 @@ class SaeObjective(Objective):
 
     def _hidden(self, input_ids: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
         """Hidden states that are reconstructed, `[n, d_model]`."""
-        return self.left_out.select(hidden_at(self._teacher[0], input_ids, self.layer), padding)
+        return self.selected(hidden_at(self._teacher[0], input_ids, self.layer), input_ids, padding)
+
+    def selected(self, hidden: torch.Tensor, input_ids: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+        """Those of its layer's `hidden` states `[batch, seq, d_model]` that are reconstructed, `[n, d_model]`."""
+        return self.left_out.select(hidden, padding, document_positions(self._teacher[0], input_ids))
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
             hidden = self._hidden(batch["input_ids"], batch.get("padding"))
+        return self.loss(hidden)
+
+    def loss(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Loss of hidden states `[n, d_model]`, a scalar."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.training_module(hidden.float())
 
@@ -86,3 +99,60 @@ class SaeObjective(Objective):
 
     def after_step(self) -> None:
         self.training_module.after_step()
+
+
+def layer_folder(layer: int) -> str:
+    """Folder of an autoencoder of another layer, below that of the first one."""
+    return f"layer-{layer}"
+
+
+class SaeLayersObjective(Objective):
+    """Autoencoders of several layers, trained on one pass of the concept model in each step.
+
+    The loss is the sum of theirs, and a step that is skipped or stopped is so for all.
+
+    Args:
+        parts: one for each layer, all of one concept model; the first one is saved in the folder itself.
+    """
+
+    def __init__(self, parts: Sequence[SaeObjective]) -> None:
+        super().__init__()
+        self.parts = list(parts)
+        self.layers = [part.layer for part in parts]
+        self.training_modules = nn.ModuleDict({f"layer-{part.layer}": part.training_module for part in parts})
+        self._teacher = parts[0]._teacher
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        ids, padding = batch["input_ids"], batch.get("padding")
+        with torch.no_grad():
+            hidden = hidden_at_layers(self._teacher[0], ids, self.layers)
+            chosen = [part.selected(one, ids, padding) for part, one in zip(self.parts, hidden, strict=True)]
+        return torch.stack([part.loss(one) for part, one in zip(self.parts, chosen, strict=True)]).sum()
+
+    def trainable(self) -> nn.Module:
+        return self.training_modules
+
+    def clipped(self) -> list[nn.Module]:
+        return [part.training_module for part in self.parts]
+
+    def sharded_units(self) -> list[nn.Module]:
+        return self.clipped()
+
+    def save(self, folder: Path) -> None:
+        first, *others = self.parts
+        first.save(folder)
+        for part in others:
+            part.save(folder / layer_folder(part.layer))
+
+    def flops_per_token(self, seq_len: int) -> float:
+        sae = self.parts[0].training_module.sae
+        config = self._teacher[0].config
+        return sae_training_flops(config, sae.n_latents, sae.k, max(self.layers), seq_len, len(self.parts))
+
+    def before_step(self) -> None:
+        for part in self.parts:
+            part.before_step()
+
+    def after_step(self) -> None:
+        for part in self.parts:
+            part.after_step()

@@ -32,7 +32,7 @@ from cocomix.pipeline.evaluation_stages import snapshot_weights
 from cocomix.pipeline.label_stages import AlignedLabelStage
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.student_stages import StudentStage
-from cocomix.pipeline.trained import existing_run
+from cocomix.pipeline.trained import existing_run, sae_stage
 from cocomix.steering.output_score import STRENGTH, OutputScore, candidates, neutral_prompts, output_scores
 from cocomix.utils.advice import command_line
 from cocomix.utils.console import StageProgress, console, errors
@@ -44,36 +44,43 @@ SHOWN = 12
 """Names shown at the end."""
 
 
-def name_run(folder: Path, *, tokens: int, llm: str | None = None, llm_seconds: float = 30.0) -> Names:
+def name_run(
+    folder: Path, *, tokens: int, llm: str | None = None, llm_seconds: float = 30.0, layer: int | None = None
+) -> Names:
     """Find names from about `tokens` tokens and write them to the run.
 
     Args:
         llm: a program that reads passages and prints a name; see `cocomix.analysis.naming`.
         llm_seconds: its time for each concept.
+        layer: block whose autoencoder it is; None: `sae.layer`.
 
     Raises:
         CocomixError: no run, or one whose autoencoder is not finished.
     """
     run = existing_run(folder)
-    found = find_names(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds)
-    write_found(folder, found)
-    return read_names(folder, found.sae)
+    stage = sae_stage(run, layer)
+    found = find_names(run, tokens=tokens, llm=llm, llm_seconds=llm_seconds, layer=layer)
+    write_found(folder, found, stage.names_file)
+    return read_names(folder, found.sae, stage.names_file)
 
 
-def find_names(run: Run, *, tokens: int, llm: str | None = None, llm_seconds: float = 30.0) -> FoundNames:
+def find_names(
+    run: Run, *, tokens: int, llm: str | None = None, llm_seconds: float = 30.0, layer: int | None = None
+) -> FoundNames:
     """As `name_run`, but nothing is written."""
-    sae, teacher, shards = run.sae.model(), run.teacher.model(), run.teacher_tokens.shards(NAMING_SPLIT)
+    stage = sae_stage(run, layer)
+    sae, teacher, shards = stage.model(), run.teacher.model(), run.teacher_tokens.shards(NAMING_SPLIT)
     tokenizer, seq_len = run.teacher_tokens.tokenizer(), run.teacher.seq_len
-    checksum = run.sae.checksum()
+    checksum = stage.checksum()
     with StageProgress(console, "names") as progress:
         seen = observe(
             teacher,
             sae,
             shards,
-            layer=run.config.sae.layer,
+            layer=stage.layer,
             seq_len=seq_len,
             tokens=tokens,
-            left_out=run.sae.left_out,
+            left_out=stage.left_out,
             progress=progress,
         )
         concepts = name_concepts(seen, lambda ids: str(tokenizer.decode(list(ids))), shards, seq_len)
@@ -92,14 +99,15 @@ def find_names(run: Run, *, tokens: int, llm: str | None = None, llm_seconds: fl
     )
 
 
-def edit_run(folder: Path, edits: list[str]) -> Names:
+def edit_run(folder: Path, edits: list[str], layer: int | None = None) -> Names:
     """Set names by hand, each as CONCEPT=NAME; an empty name removes an edit.
 
     Raises:
         CocomixError: an edit of another form, an unknown concept, or no run with a finished autoencoder.
     """
     run = existing_run(folder)
-    n_concepts, checksum = int(run.sae.figures["n_latents"]), run.sae.checksum()
+    stage = sae_stage(run, layer)
+    n_concepts, checksum = int(stage.figures["n_latents"]), stage.checksum()
     parsed = []
     for edit in edits:
         concept, equals, name = edit.partition("=")
@@ -108,7 +116,7 @@ def edit_run(folder: Path, edits: list[str]) -> Names:
         parsed.append((int(concept), name))
     for concept, name in parsed:
         edit_name(folder, checksum, concept, name)
-    return read_names(folder, checksum)
+    return read_names(folder, checksum, stage.names_file)
 
 
 def print_names(names: Names, run: Path) -> None:

@@ -185,6 +185,12 @@ class SaeConfig(Section):
         description="SAE folder or file of a format that cocomix reads, or hub id; empty: train one here",
     )
     layer: int = Field(default=3, ge=0, description="teacher block (0-based) whose output the SAE reads")
+    also: tuple[int, ...] = added(
+        default=(),
+        description="further blocks, each with an autoencoder of the same settings; all are trained on one pass of the"
+        " teacher in each step, up to the deepest, and end as each would alone; labels are of `layer` unless they say"
+        " otherwise",
+    )
     n_latents: int = Field(default=2048, ge=1, description="number of concepts C")
     k: int = Field(
         default=16, ge=1, description="active latents per position K; a loaded SAE that has a K of its own keeps it"
@@ -215,15 +221,16 @@ class SaeConfig(Section):
     skip_first: int | None = added(
         default=None,
         ge=0,
-        description="positions at the start of each window left out of its training, quality and labels: attention"
-        " sinks; empty: 1 for a pretrained teacher, 0 for one trained in the run",
+        description="positions at the start of each window, or of each document with context: document, left out of"
+        " its training, quality and labels: attention sinks; empty: 1 for a pretrained teacher, 0 for one trained in"
+        " the run",
     )
     skip_norm: float | None = added(
         default=None,
         gt=1,
         allow_inf_nan=False,
-        description="also leave out positions whose hidden state is longer than so many times the window's median:"
-        " massive activations; empty: none",
+        description="also leave out positions whose hidden state is longer than so many times the median of its"
+        " window, or document: massive activations; empty: none",
     )
     train: TrainConfig | None = Field(default=None, description="its training; needed unless pretrained")
 
@@ -234,6 +241,10 @@ class SaeConfig(Section):
             raise ValueError("an autoencoder has no transformer blocks; set sae.train.optimizer to adamw")
         if self.train is not None and self.train.z_loss:
             raise ValueError("an autoencoder has no next-token logits; leave sae.train.z_loss out")
+        if self.also and self.pretrained is not None:
+            raise ValueError("`also` is for autoencoders that are trained here; a loaded one is of one layer")
+        if self.also and (min(self.also) < 0 or len(set(self.layers)) < len(self.layers)):
+            raise ValueError(f"also {list(self.also)} must be blocks other than layer {self.layer}, each once")
         if self.k > self.n_latents:
             raise ValueError(f"k {self.k} is larger than n_latents {self.n_latents}; lower k or add latents")
         SAE_KINDS.check(self.kind, self.kind_options)
@@ -242,6 +253,16 @@ class SaeConfig(Section):
         if self.most_active is not None and not self.k <= self.most_active <= self.n_latents:
             raise ValueError(f"most_active {self.most_active} must be from k {self.k} to n_latents {self.n_latents}")
         return self
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Blocks that have an autoencoder, `layer` first."""
+        return (self.layer, *self.also)
+
+    @property
+    def named_layers(self) -> list[tuple[str, int]]:
+        """Each of them with the setting that names it."""
+        return [("sae.layer", self.layer), *(("sae.also", layer) for layer in self.also)]
 
 
 class LabelConfig(Section):
@@ -252,6 +273,9 @@ class LabelConfig(Section):
         description=f"attribution rule: {RULES.names}; or a control, which runs no teacher: {CONTROLS.names}",
     )
     of: str | None = added(default=None, description="random only: the label set whose labels are moved about")
+    layer: int | None = added(
+        default=None, description="teacher block whose autoencoder they are of, one of sae.also; empty: sae.layer"
+    )
     signs: tuple[str, ...] = Field(
         default=("helpful",),
         min_length=1,
@@ -303,7 +327,7 @@ class LabelConfig(Section):
         if self.rule in CONTROLS and (self.live or self.scores):
             raise ValueError(f"labels by the rule {self.rule} are never stored; leave `live` and `scores` out")
         fields = type(self).model_fields
-        given = [name for name in ("k", "signs") if moves and getattr(self, name) != fields[name].default]
+        given = [name for name in ("k", "signs", "layer") if moves and getattr(self, name) != fields[name].default]
         if given:
             raise ValueError(f"labels by the rule {self.rule} have the {given[0]} of the set {self.of}; leave it out")
         return self
@@ -426,11 +450,14 @@ class RunConfig(Section):
             raise ValueError(f"seeds {list(self.seeds)} must be different numbers, 0 or more")
         if self.baseline not in self.students:
             raise ValueError(f"baseline {self.baseline!r} is not a student; there are: {', '.join(self.students)}")
-        if self.teacher.pretrained is None and self.sae.layer >= self.teacher.model.layers:
+        deepest, name = max((layer, name) for name, layer in self.sae.named_layers)
+        if self.teacher.pretrained is None and deepest >= self.teacher.model.layers:
             raise ValueError(
-                f"sae.layer {self.sae.layer} is outside the teacher's {self.teacher.model.layers} blocks;"
+                f"{name} {deepest} is outside the teacher's {self.teacher.model.layers} blocks;"
                 f" choose 0 to {self.teacher.model.layers - 1}"
             )
+        if self.pack is not None and self.sae.also:
+            raise ValueError("a pack has one autoencoder; leave sae.also out")
         for label_name, label in self.labels.items():
             self._check_labels(label_name, label)
             if label.live and not self.teacher.shares_tokens:
@@ -446,6 +473,11 @@ class RunConfig(Section):
             sources = ", ".join(name for name, other in self.labels.items() if other.of is None)
             raise ValueError(f"labels {name!r} are to be those of {label.of!r}; choose one of {sources or 'none'}")
         most, what = (sae.n_latents, "latents (sae.n_latents)") if control else (sae.k, "active latents (sae.k)")
+        if label.layer is not None and label.layer not in sae.layers:
+            raise ValueError(
+                f"labels {name!r} are of block {label.layer}, which has no autoencoder; there are those of"
+                f" {', '.join(map(str, sae.layers))} (sae.layer, sae.also)"
+            )
         if sae.pretrained is None and label.k > most:
             raise ValueError(f"labels {name!r} ask for k {label.k} of only {most} {what}")
 
@@ -463,6 +495,10 @@ class RunConfig(Section):
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{label} {k}" for label, k in sizes.items())
             raise ValueError(f"the labels of student {name!r} differ in k ({listed}); give them the same")
+        layers = {part.set: self.label_layer(part.set) for part in parts}
+        if len(set(layers.values())) > 1:
+            listed = ", ".join(f"{label} {layer}" for label, layer in layers.items())
+            raise ValueError(f"the labels of student {name!r} are of several layers ({listed}); give them the same")
         for phase in label_phases(parts) if parts else ():
             live = [parts[place].set for place in phase.parts if self.label_source(parts[place].set).live]
             if live and len(phase.parts) > 1:
@@ -472,6 +508,11 @@ class RunConfig(Section):
         """The settings of the set `name`, or of the set whose labels it moves."""
         config = self.labels[name]
         return config if config.of is None else self.labels[config.of]
+
+    def label_layer(self, name: str) -> int:
+        """The block whose autoencoder the set `name` is of."""
+        layer = self.label_source(name).layer
+        return self.sae.layer if layer is None else layer
 
     def _check_student(self, name: str, student: StudentSettings) -> None:
         mix = student.mixing

@@ -21,9 +21,11 @@ from cocomix.pipeline.teacher_stage import TeacherStage
 def label_set(run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> LabelSet:
     """The set `name`: stored, aligned, from a pack, live or a control, as its settings say."""
     section = config.labels[name]
+    if section.layer is not None:
+        sae = sae.of_layer(section.layer)
     if section.rule in CONTROLS:
         source = None if section.of is None else label_set(run_dir, section.of, config, teacher, sae)
-        return ControlSet(name, config, teacher, sae, source)
+        return ControlSet(name, config, teacher, sae if source is None else source.sae, source)
     if section.live:
         return LiveLabelSet(name, section, teacher, sae)
     if config.pack is not None:

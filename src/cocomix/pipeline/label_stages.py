@@ -80,9 +80,15 @@ class LabelSet(ABC):
         """The set whose labels a student is taught last: this one, unless it is made of several."""
         return self
 
+    @property
+    def layer_setting(self) -> dict[str, int]:
+        """The layer whose autoencoder they are of, for settings; nothing for the first one, as in earlier versions."""
+        return {} if self.sae.layer == self.sae.config.layer else {"layer": self.sae.layer}
+
     def describe_labels(self, sign: str) -> str:
         """Rule and sign of its labels, in a few words."""
-        return f"{self.config.rule}/{sign}"
+        layer = "".join(f", block {layer}" for layer in self.layer_setting.values())
+        return f"{self.config.rule}/{sign}{layer}"
 
     def in_words(self, sign: str) -> str:
         """Rule and sign of its labels, as a model's card says them."""
@@ -113,7 +119,7 @@ class LabelSet(ABC):
         return ConceptLabeller(
             self.teacher.model(config.precision),
             self.sae.model(),
-            layer=self.sae.config.layer,
+            layer=self.sae.layer,
             rule=config.rule,
             signs=signs,
             k=config.k,
@@ -126,7 +132,7 @@ class LabelSet(ABC):
     def flops_per_token(self, teacher: PretrainedConfig, n_latents: int, k: int) -> float:
         """Operations a labelled token of this set takes, by a concept model and an SAE of these shapes."""
         return labelling_flops(
-            teacher, n_latents=n_latents, k=k, layer=self.sae.config.layer, rule=self.config.rule, seq_len=self.seq_len
+            teacher, n_latents=n_latents, k=k, layer=self.sae.layer, rule=self.config.rule, seq_len=self.seq_len
         )
 
     def live_flops(self, batch_size: int) -> float:
@@ -153,7 +159,8 @@ class LiveLabelSet(LabelSet):
         return {"seconds": 0.0, "flops": 0.0}
 
     def reader_settings(self) -> dict[str, Any]:
-        return {"live_labels": self.config.model_dump(mode="json", exclude={"signs", "scores", "of"})}
+        settings = self.config.model_dump(mode="json", exclude={"signs", "scores", "of", "layer"})
+        return {"live_labels": settings | self.layer_setting}
 
     def live_share(self, batch_size: int, processes: int) -> float:
         share = math.ceil(batch_size / processes)
@@ -199,7 +206,9 @@ class ControlSet(LabelSet):
 
     def reader_settings(self) -> dict[str, Any]:
         own = {"rule": self.config.rule} | ({"k": self.config.k} if self.source is None else {})
-        return {"label_control": own} | ({} if self.source is None else self.source.reader_settings())
+        if self.source is None:
+            return {"label_control": own | self.layer_setting}
+        return {"label_control": own} | self.source.reader_settings()
 
     def live_share(self, batch_size: int, processes: int) -> float:
         return 0.0 if self.source is None else self.source.live_share(batch_size, processes)
@@ -305,7 +314,8 @@ class LabelStage(Stage, LabelSet):
         self.needed = [self]
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json", exclude={"live", "of"}) | {"seq_len": self.seq_len}
+        settings = self.config.model_dump(mode="json", exclude={"live", "of", "layer"})
+        return settings | {"seq_len": self.seq_len} | self.layer_setting
 
     def outputs(self) -> list[str]:
         return [f"{split}/{sign}/manifest.json" for split in self.splits for sign in self.config.signs]
@@ -343,7 +353,7 @@ class LabelStage(Stage, LabelSet):
             "tokens": self.tokens.shards(split).fingerprint,
             "teacher": self.teacher.checksum(),
             "sae": self.sae.checksum(),
-            "layer": self.sae.config.layer,
+            "layer": self.sae.layer,
             "rule": self.config.rule,
             "k": self.config.k,
             "seq_len": self.seq_len,
@@ -488,7 +498,7 @@ class AlignedLabelStage(LabelStage):
                 teacher,
                 sae,
                 tokens.to(sae.encoder_weight.device),
-                layer=self.sae.config.layer,
+                layer=self.sae.layer,
                 rule=self.config.rule,
                 sign=sign,
                 first=self.sae.teacher_tokens.special.first_position,

@@ -23,6 +23,7 @@ from cocomix.data.text_ends import END, ENDS, read_ends
 from cocomix.labels.labeller import ActiveScores
 from cocomix.labels.pack_codec import LISTS, Rows, SetLayout, to_rows, write_ends, write_set
 from cocomix.labels.store import PENDING, LabelStore, LabelWriter
+from cocomix.model.documents import document_positions
 from cocomix.model.loading import as_run, model_config
 from cocomix.model.teacher import hidden_at
 from cocomix.pipeline.attempts import partial_folder
@@ -49,6 +50,7 @@ from cocomix.pipeline.pack import (
 from cocomix.pipeline.pack_agreement import Agreement, compare, stored_labels
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
+from cocomix.pipeline.trained import sae_stage
 from cocomix.sae.metrics import Reconstruction
 from cocomix.sae.positions import LeftOut
 from cocomix.sae.sae import TopKSAE
@@ -65,15 +67,25 @@ SHOWN_TOKENS, SHOWN_PASSAGES = 5, 2
 """Tokens and passages of each concept that a pack keeps."""
 
 
-def pack_sources(run: Run) -> list[TeacherLabelStage]:
-    """The label sets of a run that go into a pack.
+def pack_sources(run: Run, layer: int | None = None) -> list[TeacherLabelStage]:
+    """The label sets of a run that go into a pack: those of one autoencoder.
+
+    Args:
+        layer: block of that autoencoder; None: `sae.layer`.
 
     Raises:
         CocomixError: it has none, or they are not at a concept model's own tokens.
     """
     if run.config.pack is not None:
         raise CocomixError("these settings take their labels from a pack; give those that it was built from")
-    found = [labels.source for labels in run.labels.values() if isinstance(labels, AlignedLabelStage)]
+    stage = sae_stage(run, layer)
+    made = [labels.source for labels in run.labels.values() if isinstance(labels, AlignedLabelStage)]
+    found = [source for source in made if source.sae is stage]
+    if made and not found:
+        raise CocomixError(
+            f"no labels are of the autoencoder of block {stage.layer}; set labels.NAME.layer={stage.layer}, or give"
+            " --layer with another block"
+        )
     if not found:
         raise CocomixError(
             "a pack holds labels at the tokens of a published concept model with a tokenizer of its own; set"
@@ -82,9 +94,9 @@ def pack_sources(run: Run) -> list[TeacherLabelStage]:
     return found
 
 
-def needed_stages(run: Run) -> list[Stage]:
+def needed_stages(run: Run, layer: int | None = None) -> list[Stage]:
     """The stages that a pack is made from, in their order; students and their tokens are none of them."""
-    return [run.corpus, run.teacher, run.teacher_tokens, run.sae, *pack_sources(run)]
+    return [run.corpus, run.teacher, run.teacher_tokens, run.sae, *pack_sources(run, layer)]
 
 
 class PackOptions(NamedTuple):
@@ -95,6 +107,8 @@ class PackOptions(NamedTuple):
     """of the concept model; None: as the metadata of its package say"""
     corpus: str | None = None
     """what its corpus is called there; None: as its source"""
+    layer: int | None = None
+    """block whose autoencoder and labels it holds; None: `sae.layer`"""
     windows: int | None = None
     """labels of the first so many windows of each split only; None: all"""
     replace: bool = False
@@ -146,8 +160,9 @@ class _Source(NamedTuple):
 class _Builder:
     def __init__(self, run: Run, folder: Path, options: PackOptions) -> None:
         self.run, self.folder, self.options = run, folder, options
-        self.sources = pack_sources(run)
-        self.sae = run.sae.model()
+        self.sources = pack_sources(run, options.layer)
+        self.stage = sae_stage(run, options.layer)
+        self.sae = self.stage.model()
 
     def write(self) -> None:
         make_folder(self.folder)
@@ -177,14 +192,14 @@ class _Builder:
         pack.check()
         about = pack.about
         own, theirs = self.sae.state_dict(), pack.sae().state_dict()
-        same = tensors_checksum(self.run.sae.folder / "model") == about.sae.checksum or (
+        same = tensors_checksum(self.stage.model_folder) == about.sae.checksum or (
             own.keys() == theirs.keys() and all(torch.equal(own[name].cpu(), theirs[name]) for name in own)
         )
-        same = same and (self.run.sae.config.layer, self.run.teacher.seq_len) == (
+        same = same and (self.stage.layer, self.run.teacher.seq_len) == (
             about.sae.layer,
             about.teacher.seq_len,
         )
-        same = same and (about.sae.skip_first, about.sae.skip_norm) == tuple(self.run.sae.left_out)
+        same = same and (about.sae.skip_first, about.sae.skip_norm) == tuple(self.stage.left_out)
         if not same or tensors_checksum(self.run.teacher.folder / "model") != about.teacher.checksum:
             raise CocomixError(
                 f"the run has another concept model, autoencoder or layer than the pack {about.name}; take the pack's:"
@@ -195,19 +210,19 @@ class _Builder:
         return about.model_copy(update={"lineage": about.lineage | command})
 
     def _write_sae(self) -> None:
-        half = self.run.sae.model().half()
+        half = self.stage.model().half()
         if not all(torch.isfinite(tensor).all() for tensor in half.state_dict().values()):
-            half = self.run.sae.model()  # its numbers do not fit into half precision
-        about = {"layer": self.run.sae.config.layer, "model": self.run.config.teacher.pretrained}
+            half = self.stage.model()  # its numbers do not fit into half precision
+        about = {"layer": self.stage.layer, "model": self.run.config.teacher.pretrained}
         bos = self.run.teacher_tokens.special.bos_id is not None
-        context = self.run.sae.figures.get("context_size", self.run.sae.seq_len)
+        context = self.stage.figures.get("context_size", self.stage.seq_len)
         half.cpu().save_pretrained(self.folder / SAE, **about, prepend_bos=bos, context_size=context)
 
     def _rounded(self) -> TopKSAE:
         return TopKSAE.from_pretrained(self.folder / SAE).float().eval().requires_grad_(False)
 
     def _write_names(self) -> bool:
-        names = read_names(self.run.folder, self.run.sae.checksum())
+        names = read_names(self.run.folder, self.stage.checksum(), self.stage.names_file)
         if names.found is None:
             return False
         concepts = [names.of(concept) for concept in range(len(names.found.concepts))]
@@ -324,11 +339,12 @@ class _Builder:
     @torch.no_grad()
     def _rounding(self, teacher: Any) -> PackRounding:
         """What rounding changes, on validation windows."""
-        sae, rounded, left_out = self.sae, self._rounded(), self.run.sae.left_out
+        sae, rounded, left_out = self.sae, self._rounded(), self.stage.left_out
         full, half = Reconstruction(sae), Reconstruction(rounded.to(sae.encoder_weight.device))
         changed = 0
-        for ids in self.run.sae.validation(ROUNDING_WINDOWS):
-            hidden = left_out.select(hidden_at(teacher, ids, self.run.sae.config.layer))
+        for ids in self.stage.validation(ROUNDING_WINDOWS):
+            hidden = hidden_at(teacher, ids, self.stage.layer)
+            hidden = left_out.select(hidden, positions=document_positions(teacher, ids))
             full.add(hidden)
             half.add(hidden)
             before, after = (_active(one, hidden) for one in (sae, rounded))
@@ -371,9 +387,9 @@ class _Builder:
                 self.run.teacher.model(labels.precision),
                 rounded,
                 labels,
-                layer=self.run.sae.config.layer,
+                layer=self.stage.layer,
                 first_position=self.run.teacher_tokens.special.first_position,
-                left_out=self.run.sae.left_out,
+                left_out=self.stage.left_out,
             )
             for sign, agreed in compare(stored, labeller, windows, chosen, labels.k).items():
                 name = f"{corpus.name}/{labels.name}/{sign}"
@@ -405,22 +421,22 @@ class _Builder:
                 run_as=as_run(teacher),
             ),
             sae=PackSae(
-                layer=run.sae.config.layer,
+                layer=self.stage.layer,
                 n_latents=self.sae.n_latents,
                 k=self.sae.k,
                 d_model=self.sae.d_model,
-                checksum=tensors_checksum(run.sae.folder / "model"),
+                checksum=tensors_checksum(self.stage.model_folder),
                 settings=run.config.sae.model_dump(mode="json"),
-                skip_first=run.sae.left_out.first,
-                skip_norm=run.sae.left_out.norm,
-                figures=run.sae.figures,
+                skip_first=self.stage.left_out.first,
+                skip_norm=self.stage.left_out.norm,
+                figures={name: value for name, value in self.stage.figures.items() if name != "layers"},
                 rounding=self._rounding(teacher),
             ),
             names=names,
             corpora=(),
             lineage={
                 "command": options.command,
-                "stages": {stage.name: stage.fingerprint for stage in needed_stages(run)},
+                "stages": {stage.name: stage.fingerprint for stage in needed_stages(run, self.options.layer)},
                 "commit": git_commit(),
                 "machine": machine(),
             },

@@ -104,7 +104,8 @@ class Run:
         signs = [part.sign or labels.signs[0] for labels, part in zip(sets, parts, strict=True)]
         keys = zip((labels.set_name for labels in sets), signs, strict=True)
         probes = [self.predictability[key] for key in keys]
-        return StudentStage(self.folder, name, seed, self.config, self.sae, labels, logits, probes)
+        sae = self.sae if labels is None else labels.sae
+        return StudentStage(self.folder, name, seed, self.config, sae, labels, logits, probes)
 
     def _predictability(self) -> Iterator[tuple[tuple[str, str], PredictabilityStage]]:
         """The stage of each label set and sign; a student of one shape is shared."""
@@ -116,10 +117,17 @@ class Run:
             for sign in labels.signs:
                 yield (name, sign), PredictabilityStage(self.folder, labels, sign, place.concept_layer, student)
 
+    @property
+    def sae_layers_read(self) -> list[int]:
+        """Blocks whose autoencoders students learn, `sae.layer` first."""
+        others = {student.sae.layer for student in self.students if student.uses_sae_concepts} - {self.sae.layer}
+        return [self.sae.layer, *sorted(others)]
+
     def advise(self, options: Sequence[str]) -> None:
         """Let messages name commands with these options, --config and overrides, which made the run's settings."""
         probes = list(self.predictability.values())
-        for stage in [*self.stages.values(), *probes, *(probe.student for probe in probes)]:
+        others = [*self.sae.others.values(), *probes, *(probe.student for probe in probes)]
+        for stage in [*self.stages.values(), *others]:
             stage.user_options = list(options)
 
     def shared(self) -> list[Stage]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from cocomix.data.byte_offsets import ByteOffsets
 from cocomix.data.corpus import Corpus
 from cocomix.evaluation.perplexity import window_subset
+from cocomix.model.documents import document_positions
 from cocomix.model.teacher import hidden_at
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.sae.positions import LeftOut
@@ -49,7 +50,8 @@ def probe_sae(
     for start in range(0, len(windows), batch_size):
         batch = data(windows[start : start + batch_size], device())
         hidden = hidden_at(teacher, batch["input_ids"], layer)
-        latents, kept = sae.encode(hidden), left_out.kept(hidden, batch.get("padding"))
+        places = document_positions(teacher, batch["input_ids"])
+        latents, kept = sae.encode(hidden), left_out.kept(hidden, batch.get("padding"), places)
         tensors = kept, latents.values.float(), latents.ids, hidden.float()
         parts.append(tuple(tensor.flatten(0, 1).cpu().numpy() for tensor in tensors))
     kept, values, ids, hidden_states = (np.concatenate(columns) for columns in zip(*parts, strict=True))

@@ -1,4 +1,4 @@
-"""The sparse autoencoder's stage."""
+"""The sparse autoencoder's stage: one autoencoder, or several layers' from one pass of the concept model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.analysis.naming import FOUND
 from cocomix.data.document_windows import DocumentWindows
 from cocomix.evaluation.perplexity import window_subset
+from cocomix.model.documents import document_positions, document_rule
 from cocomix.model.loading import as_run
-from cocomix.model.teacher import blocks, hidden_at
+from cocomix.model.teacher import blocks, hidden_at_layers
 from cocomix.model.text_config import text_shape
-from cocomix.objectives.sae import SaeObjective
+from cocomix.objectives.sae import SaeLayersObjective, SaeObjective, layer_folder
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.data_stages import TokensStage
 from cocomix.pipeline.sae_probing import probe_sae
@@ -24,12 +26,13 @@ from cocomix.report.page import write_sae_page
 from cocomix.sae.formats import load_sae
 from cocomix.sae.kinds import SAE_KINDS
 from cocomix.sae.metrics import Reconstruction, spliced_losses
-from cocomix.sae.positions import LeftOut
+from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
 from cocomix.train.batches import BatchSource
 from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device, on_main
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.files import check_weights, sha256
 from cocomix.utils.settings import identity
 
 LOWEST_EXPLAINED_VARIANCE = 0.3
@@ -39,14 +42,17 @@ MOST_SPLICED_WINDOWS = 256
 
 SKIPS = ("skip_first", "skip_norm")
 """Settings that leave positions out; see `cocomix.sae.positions`."""
+WITHIN = "document"
+"""What positions left out are counted in where the concept model reads windows document by document."""
 
 
 class SaeStage(ModelStage):
-    """An autoencoder on the concept model's residual stream, with its quality on validation text.
+    """Autoencoders on the concept model's residual stream, with their quality on validation text.
 
     Args:
         tokens: the students'.
         teacher_tokens: the concept model's, if it has a tokenizer of its own.
+        layer: which of its layers readers of the stage see, in figures, model and checksum; None: the first one.
     """
 
     distributed = True
@@ -59,15 +65,40 @@ class SaeStage(ModelStage):
         teacher: TeacherStage,
         external_inputs: ExternalInputs,
         teacher_tokens: TokensStage | None = None,
+        layer: int | None = None,
     ) -> None:
+        self.layer = config.sae.layer if layer is None else layer
+        """block whose autoencoder its readers see"""
+        self.others: dict[int, SaeStage] = {}
+        """this stage as readers of other layers see it, by layer"""
+        self._arguments = (run_dir, config, tokens, teacher, external_inputs, teacher_tokens)
         other_runs = external_stages(external_inputs, config.sae.pretrained)
         self.teacher_tokens = teacher_tokens or tokens
         super().__init__(run_dir, "sae", "cocomix sae", [self.teacher_tokens, teacher, *other_runs])
         self.external_inputs = external_inputs
         self.config, self.seq_len, self.evaluation = config.sae, teacher.seq_len, config.evaluation
         self.tokens, self.teacher = tokens, teacher
+        # With these, windows may begin with BOS; whether they do is known when the tokens are made.
+        bos = config.tokens.bos is True or (config.tokens.bos == "auto" and config.tokens.tokenizer is not None)
+        self._may_leave_out = bos or bool(self._skips())
+
+    def of_layer(self, layer: int) -> "SaeStage":
+        """This stage as readers of another layer's autoencoder see it: the same record and folder."""
+        if layer == self.layer:
+            return self
+        if layer not in self.others:
+            self.others[layer] = type(self)(*self._arguments, layer=layer)
+        return self.others[layer]
+
+    @property
+    def names_file(self) -> str:
+        """The run's file of the names of its concepts."""
+        return FOUND if self.layer == self.config.layer else f"names-{layer_folder(self.layer)}.json"
 
     def settings(self) -> dict[str, Any]:
+        return self._settings() | ({"left_out_within": WITHIN} if self.teacher.context and self._may_leave_out else {})
+
+    def _settings(self) -> dict[str, Any]:
         if self.config.pretrained is not None:
             source = stable_name(self.external_inputs, self.config.pretrained)
             own = identity(self.config)
@@ -78,9 +109,38 @@ class SaeStage(ModelStage):
         return identity(self.config) | {"seq_len": self.seq_len, "train": recipe(self.config.train)}
 
     def outputs(self) -> list[str]:
-        return ["model/sae.safetensors", "model/sae.json"]
+        return [f"{folder}/{file}" for folder in self._folders for file in ("sae.safetensors", "sae.json")]
+
+    @property
+    def _folders(self) -> dict[str, int]:
+        """Folders of the autoencoders below the stage's, with their layers."""
+        others = {f"model/{layer_folder(layer)}": layer for layer in self.config.also}
+        return {"model": self.config.layer} | others
+
+    @property
+    def model_folder(self) -> Path:
+        """Folder of its layer's autoencoder."""
+        (found,) = (folder for folder, layer in self._folders.items() if layer == self.layer)
+        return self.folder / found
+
+    def verify(self) -> None:
+        for folder in self._folders:
+            check_weights(self.folder / folder, self.redo_hint)
+
+    def checksum(self) -> str:
+        return sha256(*sorted(self.model_folder.glob("*.safetensors")))
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As any stage's; of another layer than the first, its own quality in place of that of the first."""
+        figures = super().figures
+        return figures if self.layer == self.config.layer else figures | figures["layers"][str(self.layer)]
 
     def describe(self, figures: dict[str, Any]) -> str:
+        others = [f"block {layer}: {self._describe(own)}" for layer, own in figures.get("layers", {}).items()]
+        return "; ".join([self._describe(figures), *others])
+
+    def _describe(self, figures: dict[str, Any]) -> str:
         recovered = figures.get("loss_recovered")
         spliced = "" if recovered is None else f", loss recovered {recovered:.4f}"
         return (
@@ -96,52 +156,69 @@ class SaeStage(ModelStage):
     def work(self, folder: Path, progress: Any) -> dict[str, Any]:
         teacher = self.teacher.model()
         width, n_layers = text_shape(teacher.config).hidden_size, len(blocks(teacher))
-        if self.config.layer >= n_layers:
-            raise CocomixError(
-                f"sae.layer {self.config.layer} is outside the concept model's {n_layers} blocks;"
-                f" choose 0 to {n_layers - 1}"
-            )
+        for name, layer in self.config.named_layers:
+            if layer >= n_layers:
+                raise CocomixError(
+                    f"{name} {layer} is outside the concept model's {n_layers} blocks; choose 0 to {n_layers - 1}"
+                )
         extra: dict[str, Any] = {}
         if self.config.pretrained is not None:
-            sae, extra = self._load(self.config.pretrained, folder, width)
+            extra = self._load(self.config.pretrained, folder, width)
         else:
-            sae, extra = self._train(teacher, folder, progress)
-        quality = self._quality(sae.to(device()).eval(), teacher)
+            extra = self._train(teacher, folder, progress)
+        saes = {layer: TopKSAE.from_pretrained(folder / place) for place, layer in self._folders.items()}
+        saes = {layer: sae.to(device()).eval() for layer, sae in saes.items()}
+        measured, sae = self._quality(saes, teacher), saes[self.config.layer]
+        quality = measured[self.config.layer]
         if self.config.pretrained is not None and quality["explained_variance"] < LOWEST_EXPLAINED_VARIANCE:
             raise CocomixError(
                 f"the SAE {self.config.pretrained} explains {quality['explained_variance']:.2f} of the variance after"
                 f" block {self.config.layer} with {sae.k} latents kept; it belongs to another layer or model, or needs"
                 " more of them, so check sae.layer and sae.k"
             )
-        figures = (
-            extra
-            | quality
-            | {
-                "n_latents": sae.n_latents,
-                "k": sae.k if self.config.pretrained is not None else self.config.k,
-                "layer": self.config.layer,
-                "teacher": as_run(teacher),
-            }
-        )
-        if is_main() and self.evaluation.probe_positions:
-            figures |= probe_sae(
-                sae,
-                teacher,
-                self.teacher_tokens,
-                layer=self.config.layer,
-                seq_len=self.seq_len,
-                positions=self.evaluation.probe_positions,
-                batch_size=self.evaluation.batch_size,
-                left_out=self.to_leave_out(),
-            )
-        if is_main():
-            write_sae_page(figures, folder / "quality.html")
-        return figures
+        shared = extra | {
+            "n_latents": sae.n_latents,
+            "k": sae.k if self.config.pretrained is not None else self.config.k,
+            "teacher": as_run(teacher),
+        }
+        for layer, one in saes.items() if is_main() else ():
+            if self.evaluation.probe_positions:
+                measured[layer] |= probe_sae(
+                    one,
+                    teacher,
+                    self.teacher_tokens,
+                    layer=layer,
+                    seq_len=self.seq_len,
+                    positions=self.evaluation.probe_positions,
+                    batch_size=self.evaluation.batch_size,
+                    left_out=self.to_leave_out(),
+                )
+            page = "quality.html" if layer == self.config.layer else f"quality-{layer_folder(layer)}.html"
+            write_sae_page(shared | measured[layer], folder / page)
+        others = {str(layer): measured[layer] for layer in self.config.also}
+        return shared | measured[self.config.layer] | ({"layers": others} if others else {})
 
-    def _train(self, teacher: PreTrainedModel, folder: Path, progress: Any) -> tuple[TopKSAE, dict[str, Any]]:
-        config, train = self.config, self.config.train
+    def _train(self, teacher: PreTrainedModel, folder: Path, progress: Any) -> dict[str, Any]:
+        train = self.config.train
         assert train is not None, "the config asks for pretrained or train"
-        torch.manual_seed(train.seed)
+        windows = self.teacher_tokens.windows("train", self.seq_len)
+        data = BatchSource(windows, self.seq_len)
+        about = {"prepend_bos": windows.special.bos_id is not None, "context_size": self.seq_len}
+        parts = [self._part(teacher, layer, train.seed, data, about) for layer in self.config.layers]
+        objective = parts[0] if len(parts) == 1 else SaeLayersObjective(parts)
+        result = train_objective(objective, data, train, folder, None, progress)
+        figures = training_figures(result)
+        if self.config.kind == "topk":
+            return figures
+        most = TopKSAE.from_pretrained(folder / "model").k
+        return figures | {"kind": self.config.kind, "most_active": most}
+
+    def _part(
+        self, teacher: PreTrainedModel, layer: int, seed: int, data: BatchSource, about: dict[str, Any]
+    ) -> SaeObjective:
+        """The loss of one layer's autoencoder, drawn from `seed` and initialised from the first windows."""
+        config = self.config
+        torch.manual_seed(seed)
         training = SAE_KINDS[config.kind].make(
             text_shape(teacher.config).hidden_size,
             config.n_latents,
@@ -152,24 +229,13 @@ class SaeStage(ModelStage):
             **({} if config.most_active is None else {"most_active": config.most_active}),
             **config.kind_options,
         )
-        windows = self.teacher_tokens.windows("train", self.seq_len)
-        objective = SaeObjective(
-            training,
-            teacher,
-            layer=config.layer,
-            left_out=self.to_leave_out(),
-            about={"prepend_bos": windows.special.bos_id is not None, "context_size": self.seq_len},
-        )
+        objective = SaeObjective(training, teacher, layer=layer, left_out=self.to_leave_out(), about=about)
         n_first = 16 if config.init == "random" else max(16, -(-2 * config.n_latents // self.seq_len))
-        data = BatchSource(windows, self.seq_len)
         first = data(window_subset(data.n_windows, n_first), device())
         objective.to(device()).initialise(first["input_ids"], config.init, first.get("padding"))
-        result = train_objective(objective, data, train, folder, None, progress)
-        sae = TopKSAE.from_pretrained(folder / "model")  # each process may hold a part only
-        kind = {} if config.kind == "topk" else {"kind": config.kind, "most_active": sae.k}
-        return sae, training_figures(result) | kind
+        return objective
 
-    def _load(self, source: str, folder: Path, width: int) -> tuple[TopKSAE, dict[str, Any]]:
+    def _load(self, source: str, folder: Path, width: int) -> dict[str, Any]:
         """Copy the autoencoder `source` into the run; one process fetches and converts it for all."""
 
         def copy() -> dict[str, Any]:
@@ -183,8 +249,7 @@ class SaeStage(ModelStage):
             loaded.sae.save_pretrained(folder / "model", **details, **origin)
             return details
 
-        details = on_main(copy)
-        return TopKSAE.from_pretrained(folder / "model"), details
+        return on_main(copy)
 
     def _check_bos(self, source: str, prepend_bos: bool | None) -> None:
         """Refuse an autoencoder of hidden states that this run's windows do not have."""
@@ -197,19 +262,28 @@ class SaeStage(ModelStage):
             f" windows of this run are {here} one; set {self.teacher_tokens.bos_setting}={str(prepend_bos).lower()}"
         )
 
-    def _quality(self, sae: TopKSAE, teacher: PreTrainedModel) -> dict[str, Any]:
-        """Figures on evenly spread validation windows; splicing takes fewer, because it runs the model four times."""
+    def _quality(self, saes: dict[int, TopKSAE], teacher: PreTrainedModel) -> dict[int, dict[str, Any]]:
+        """Figures by layer on evenly spread validation windows, of which splicing takes fewer: it runs the model four
+        times for each layer."""
         n_windows = self.evaluation.sae_windows
-        reconstruction, left_out, read = Reconstruction(sae), self.to_leave_out(), 0
+        left_out, read = self.to_leave_out(), 0
+        reconstructions = {layer: Reconstruction(sae) for layer, sae in saes.items()}
         with torch.no_grad():
             for ids in self.validation(n_windows):
-                reconstruction.add(left_out.select(hidden_at(teacher, ids, self.config.layer)))
+                positions = document_positions(teacher, ids)
+                for layer, hidden in zip(saes, hidden_at_layers(teacher, ids, list(saes)), strict=True):
+                    reconstructions[layer].add(left_out.select(hidden, positions=positions))
                 read += ids.numel()
-        figures = reconstruction.figures() | {"left_out_share": 1 - reconstruction.tokens / read} | self._skips()
-        spliced = self.validation(min(n_windows, MOST_SPLICED_WINDOWS))
-        return figures | spliced_losses(
-            teacher, sae, spliced, layer=self.config.layer, mean=reconstruction.mean, left_out=left_out
-        )
+        found = {}
+        for layer, sae in saes.items():
+            seen = reconstructions[layer]
+            figures = seen.figures() | {"left_out_share": 1 - seen.tokens / read} | self._skips()
+            if left_out != NOTHING and document_rule(teacher.config) is not None:
+                figures["left_out_within"] = WITHIN
+            spliced = self.validation(min(n_windows, MOST_SPLICED_WINDOWS))
+            figures |= spliced_losses(teacher, sae, spliced, layer=layer, mean=seen.mean, left_out=left_out)
+            found[layer] = figures | {"layer": layer}
+        return found
 
     def _skips(self) -> dict[str, Any]:
         """The settings among `SKIPS` that leave something out, with the default for this teacher."""
@@ -252,6 +326,6 @@ class SaeStage(ModelStage):
                 yield torch.from_numpy(ids).to(device())
 
     def model(self) -> TopKSAE:
-        """The finished autoencoder."""
+        """The finished autoencoder of its layer."""
         self.check()
-        return TopKSAE.from_pretrained(self.folder / "model").eval().requires_grad_(False).to(device())
+        return TopKSAE.from_pretrained(self.model_folder).eval().requires_grad_(False).to(device())

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from cocomix.analysis.naming import Names, read_names
 from cocomix.pipeline.concept_stages import name_run
 from cocomix.pipeline.run import Run
+from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
@@ -81,7 +82,7 @@ class SteeredStudent:
             self._context = StudyContext(
                 models=self.model,
                 sae=student.sae.model(),
-                layer=config.sae.layer,
+                layer=student.sae.layer,
                 reader=reader,
                 concepts=self.concepts,
                 prompts=prompts[:, :PROMPT_TOKENS],
@@ -174,7 +175,7 @@ def steer_eval(
     stages = [stage for stage in run.students if stage.student == student]
     student_stage(run, student, run.config.seeds[0])  # says which students exist if this one does not
     _check(run, stages, tokens)
-    chosen = _choose_concepts(run, concepts)
+    chosen = _choose_concepts(run, stages[0].sae, concepts)
     requested = {"prompts": prompts, "tokens": tokens, "seed": seed}
     students = [SteeredStudent(stage, baseline(run, stage), reader(run, stage), chosen, requested) for stage in stages]
     subjects = {name for steered in students for name in steered.stages()}
@@ -244,14 +245,14 @@ def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
         )
 
 
-def _choose_concepts(run: Run, count: int) -> list[Concept]:
+def _choose_concepts(run: Run, stage: SaeStage, count: int) -> list[Concept]:
     """The concepts to steer, with names made first where the run has none for its autoencoder."""
-    names = read_names(run.folder, run.sae.checksum())
+    names = read_names(run.folder, stage.checksum(), stage.names_file)
     if names.found is None:
-        names = name_run(run.folder, tokens=NAMED_FROM)
+        names = name_run(run.folder, tokens=NAMED_FROM, layer=stage.layer)
     tokenizer, shards = run.tokens.tokenizer(), run.tokens.shards("val")
-    teacher, sae, config = run.teacher.model(), run.sae.model(), run.config
-    activity = concept_activity(teacher, sae, shards, layer=config.sae.layer, seq_len=config.seq_len)
+    teacher, sae, config = run.teacher.model(), stage.model(), run.config
+    activity = concept_activity(teacher, sae, shards, layer=stage.layer, seq_len=config.seq_len)
     return choose_named_concepts(
         activity, names, lambda ids: str(tokenizer.decode(list(ids))), vocab_size=len(tokenizer), count=count
     )
@@ -276,7 +277,8 @@ def _header(
     run: Run, student: str, students: Sequence[SteeredStudent], chosen: Sequence[Concept], requested: dict[str, int]
 ) -> dict[str, Any]:
     """What the report says of the run, the concepts and the judges."""
-    tokenizer, names = run.tokens.tokenizer(), read_names(run.folder, run.sae.checksum())
+    sae, tokenizer = students[0].student.sae, run.tokens.tokenizer()
+    names = read_names(run.folder, sae.checksum(), sae.names_file)
     return {
         "title": f"Steering {student}, measured",
         "run": run.config.title,

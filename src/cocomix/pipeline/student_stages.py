@@ -233,7 +233,7 @@ class StudentStage(ModelStage):
             n_concepts=n_concepts,
             top_k=top_k,
             teacher_width=self.sae.teacher.width if "teacher" in reads else 0,
-            sae_layer=self.run_config.sae.layer,
+            sae_layer=self.sae.layer,
             special=special_ids(self.tokens.tokenizer(), self.tokens.special),
             label_flops=0.0 if labels is None else labels.live_flops(self.train.batch_size),
             first_position=self.tokens.special.first_position,

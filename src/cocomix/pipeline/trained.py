@@ -13,6 +13,7 @@ from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.pipeline.config import CONFIG
 from cocomix.pipeline.label_stages import AlignedLabelStage
 from cocomix.pipeline.run import Run, load_run
+from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.sae.formats import FORMATS
 from cocomix.sae.sae import TopKSAE
@@ -47,6 +48,21 @@ def student_stage(run: Run, student: str, seed: int) -> StudentStage:
     raise CocomixError(f"{run.folder} has no student {student!r} of seed {seed}; choose one of {choices}")
 
 
+def sae_stage(run: Run, layer: int | None) -> SaeStage:
+    """The stage of the autoencoders, for readers of that of block `layer`; None: of `sae.layer`.
+
+    Raises:
+        CocomixError: the run has none there.
+    """
+    layers = run.config.sae.layers
+    if layer is not None and layer not in layers:
+        raise CocomixError(
+            f"{run.folder} has no autoencoder of block {layer}; there are those of {', '.join(map(str, layers))}"
+            " (sae.layer, sae.also)"
+        )
+    return run.sae if layer is None else run.sae.of_layer(layer)
+
+
 def with_concepts(run: Run, stage: StudentStage) -> Any:
     """The finished student of `stage`, one that predicts concepts.
 
@@ -77,7 +93,7 @@ def inspect_text(folder: Path, text: str, *, student: str, seed: int, top: int, 
     if not text.strip():
         raise CocomixError("the text is empty; give some words")
     uses_sae = stage.uses_sae_concepts and stage.sae.done()  # bootstrapped concepts are the student's own
-    names = read_names(folder, stage.sae.checksum()) if uses_sae else Names(None, {})
+    names = read_names(folder, stage.sae.checksum(), stage.sae.names_file) if uses_sae else Names(None, {})
     fits = len(ids) <= model.config.max_position_embeddings
     return read_text(
         model,
@@ -120,7 +136,7 @@ def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae
         teacher,
         sae,
         tokens,
-        layer=stage.sae.config.layer,
+        layer=stage.sae.layer,
         rule=config.rule,
         sign=stage.sign,
         left_out=stage.sae.left_out,
@@ -129,22 +145,26 @@ def labels_of(stage: StudentStage, ids: list[int], teacher: PreTrainedModel, sae
     return select_active(active, config.k)
 
 
-def export_sae(run: Run, name: str, folder: Path) -> Path:
+def export_sae(run: Run, name: str, folder: Path, layer: int | None = None) -> Path:
     """Write the run's finished autoencoder to `folder` in the format called `name`; returns `folder`.
+
+    Args:
+        layer: of which block; None: `sae.layer`.
 
     Raises:
         CocomixError: no such format, one that cannot represent this autoencoder, or a folder in use.
     """
     format = FORMATS.choose(name)()
     check_new(folder)
-    sae = run.sae.model()
+    stage = sae_stage(run, layer)
+    sae = stage.model()
     teacher = run.config.teacher.pretrained
     metadata = {
-        "layer": run.sae.config.layer,
+        "layer": stage.layer,
         "model": teacher or f"{run.config.title} (trained by cocomix)",
         "prepend_bos": run.teacher_tokens.special.bos_id is not None,
-        "full_share": run.sae.figures.get("full_share", 1.0),
-        "context_size": run.sae.figures.get("context_size", run.sae.seq_len),
+        "full_share": stage.figures.get("full_share", 1.0),
+        "context_size": stage.figures.get("context_size", stage.seq_len),
     }
     format.write(sae.cpu(), folder, metadata)
     return folder

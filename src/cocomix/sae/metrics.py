@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.model.documents import document_positions
 from cocomix.model.teacher import hidden_at, model_inputs, next_token_losses, resumed_at
 from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
@@ -130,7 +131,7 @@ def spliced_losses(
     """
     totals, tokens = {"plain": 0.0, "sae": 0.0, "zero": 0.0, "mean": 0.0}, 0
     for ids in batches:
-        hidden = hidden_at(model, ids, layer)
+        hidden, positions = hidden_at(model, ids, layer), document_positions(model, ids)
         spliced = {
             "plain": hidden,
             "sae": sae(hidden).to(hidden.dtype),
@@ -138,7 +139,7 @@ def spliced_losses(
             "mean": mean.to(hidden.dtype).to(hidden.device).expand_as(hidden),
         }
         for name, replaced in spliced.items():
-            with resumed_at(model, layer, left_out.keep(hidden, replaced)):
+            with resumed_at(model, layer, left_out.keep(hidden, replaced, positions)):
                 logits = model(**model_inputs(model, ids, None)).logits
             totals[name] += float(as_float64(next_token_losses(logits, ids)).sum())
         tokens += ids.shape[0] * (ids.shape[1] - 1)
