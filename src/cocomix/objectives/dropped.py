@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from cocomix.model.build import Sizes
 from cocomix.model.flops import model_flops
-from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, CoCoMixModel
 from cocomix.objectives.base import Objective
 from cocomix.objectives.cocomix import CoCoMixObjective, CoCoMixStudent
 from cocomix.objectives.ntp import NtpObjective
@@ -59,7 +59,7 @@ class DroppedObjective(CoCoMixObjective):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         self.at(float(batch["progress"]))
-        base = self.model.model
+        base: CoCoMixModel = self.model.model
         if base.mixes:
             return super().forward(batch) if "concept_labels" in batch else NtpObjective.forward(self, batch)
         loss = NtpObjective.forward(self, batch)
