@@ -7,6 +7,7 @@ median of the rounds and the spread is the smallest and the largest. float32 on 
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ from cocomix.model.cache import GrowingLayer
 from cocomix.model.mixers import CONCEPTS
 from cocomix.model.transformer import BlockRunner, GPT2Backbone
 from cocomix.sae import TopKSAE
+from cocomix.train.optimizer import BatchedMuon
 from cocomix.utils.console import use_any_encoding
 from cocomix.utils.files import write_json
 
@@ -199,6 +201,30 @@ def gelu() -> list[Variant]:
     ]
 
 
+def muon(width: int) -> list[Variant]:
+    """An update of the matrices of two Llama blocks, torch's and ours.
+
+    With ONEDNN_MAX_CPU_ISA=AVX2, torch multiplies as on a processor without bf16 instructions, and ours takes the dtype
+    that it would take there.
+    """
+    shapes = [(width, width)] * 8 + [(4 * width, width)] * 4 + [(width, 4 * width)] * 2
+    emulated = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2"
+    options = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95}
+
+    def variant(name: str, kind: type[torch.optim.Muon], **more: Any) -> Variant:
+        leaves = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        optimizer = kind(leaves, **more, **options)
+        for leaf in leaves:
+            leaf.grad = torch.randn_like(leaf)
+            optimizer.state[leaf]["momentum_buffer"] = torch.zeros_like(leaf)
+        return Variant(name, optimizer.step)
+
+    return [
+        variant("torch", torch.optim.Muon, adjust_lr_fn="match_rms_adamw"),
+        variant("matrices of a shape at once", BatchedMuon, dtype=torch.float32 if emulated else None),
+    ]
+
+
 SPOTS: dict[str, Callable[[], list[Variant]]] = {
     "lm_head_loss": lm_head,
     "concept_head_loss": concept_head,
@@ -215,6 +241,7 @@ SPOTS: dict[str, Callable[[], list[Variant]]] = {
     "attribution_head": attribution_head,
     "autoencoder": encoder,
     "teacher_gelu": gelu,
+    **{f"muon_{width}": lambda width=width: muon(width) for width in (64, 512)},
 }
 
 

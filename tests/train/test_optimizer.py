@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cocomix.model import CoCoMixForCausalLM, MixConfig, ModelShape, Sizes, build_mixed, build_plain
 from cocomix.train.config import TrainConfig
-from cocomix.train.optimizer import OPTIMIZERS, adamw
+from cocomix.train.optimizer import OPTIMIZERS, BatchedMuon, adamw, orthogonalised
 from cocomix.train.trainer import Trainer
 from cocomix.utils.errors import CocomixError, Interrupted
 from tests.helpers.distributed_programs import launch, program
@@ -120,6 +120,40 @@ def test_muon_steps_blocks_by_its_formula_and_all_else_by_adamw(build: Callable[
             twin = _muon(parts[0][place], [step[place] for step in parts[1:]])
             whole = (twin - parts[0][place]).norm()
             assert (part - twin).norm() < 0.03 * whole  # bfloat16 rounds each product to 0.4 %
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_batched_step_is_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cocomix.train.optimizer.BATCH", 3 * 6 * 10)  # so that a shape takes two batches
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in [(6, 10)] * 5 + [(10, 6)] * 2 + [(6, 6), (4, 6)]]
+    options = {"lr": 0.01, "weight_decay": 0.2, "momentum": 0.9}
+    ours, theirs = ([nn.Parameter(value.clone()) for value in start] for _ in range(2))
+    batched = BatchedMuon(ours, dtype, **options)
+    for leaf in ours:
+        batched.state[leaf]["momentum_buffer"] = torch.zeros_like(leaf)
+    plain = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options)
+    for _ in range(3):
+        for leaf, other in zip(ours[:-1], theirs[:-1], strict=True):  # the last one has no gradient
+            leaf.grad = torch.randn_like(leaf)
+            other.grad = leaf.grad.clone()
+        batched.step()
+        plain.step()
+    for leaf, other, before in zip(ours, theirs, start, strict=True):
+        if dtype is torch.bfloat16:
+            assert torch.equal(leaf, other)
+        else:
+            assert (leaf - other).norm() <= 0.03 * (other - before).norm()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8), (2, 8, 5), (1, 4, 4)])
+def test_orthogonalised_in_float32_is_the_loop_in_float64(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    made = orthogonalised(list(matrices), torch.float32, (3.4445, -4.775, 2.0315))
+    for found, matrix in zip(made, matrices, strict=True):
+        twin = _muon(torch.zeros_like(matrix), [matrix]) / (-0.01 * 0.2 * max(matrix.shape) ** 0.5)
+        torch.testing.assert_close(found.double(), twin, rtol=1e-4, atol=1e-4)
 
 
 def test_muon_updates_are_as_large_as_adamws() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cocomix.model.matrices import block_matrices
+from cocomix.utils.env import fast_precision
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.registry import Registry
 
@@ -20,6 +21,8 @@ _FUSED = ("cpu", "cuda")
 _FLOAT = 4
 ITERATIONS = 5
 """Newton-Schulz iterations of a step of Muon."""
+BATCH = 1 << 18
+"""Most elements of matrices that are orthogonalised at once; larger ones are no faster together."""
 
 
 class TrainingOptimizer(Protocol):
@@ -89,6 +92,71 @@ class AdamW(torch.optim.AdamW):
         return 2 * _FLOAT * sum(parameter.numel() for parameter in trained(model))
 
 
+class BatchedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` with a faster step: matrices of one shape are orthogonalised at once.
+
+    torch takes them one by one, always in bfloat16. Small products then take less time than their calls, and a
+    processor without bf16 instructions emulates them, at some thirty times the cost of float32. Here the dtype is the
+    one that the machine multiplies fast; in bfloat16 the results are torch's, bit for bit.
+
+    Args:
+        dtype: of the Newton-Schulz iterations; None: bfloat16 where the machine is fast in it, else float32.
+    """
+
+    def __init__(self, leaves: list[nn.Parameter], dtype: torch.dtype | None = None, **options: Any) -> None:
+        super().__init__(leaves, adjust_lr_fn="match_rms_adamw", **options)
+        self.dtype = dtype or (torch.bfloat16 if fast_precision() == "bf16" else torch.float32)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Momentum, its Nesterov form made orthogonal, decay, update; `closure` is not supported."""
+        assert closure is None
+        for group in self.param_groups:
+            lr, momentum = float(group["lr"]), group["momentum"]
+            for shape, leaves in _by_shape(group["params"]).items():
+                updates = []
+                for leaf in leaves:
+                    buffer = self.state[leaf]["momentum_buffer"]
+                    buffer.lerp_(leaf.grad, 1 - momentum)
+                    updates.append(leaf.grad.lerp(buffer, momentum))
+                at_once = max(1, BATCH // shape.numel())
+                for first in range(0, len(leaves), at_once):
+                    some = slice(first, first + at_once)
+                    made = orthogonalised(updates[some], self.dtype, group["ns_coefficients"])
+                    for leaf, update in zip(leaves[some], made, strict=True):
+                        leaf.mul_(1 - lr * group["weight_decay"])
+                        leaf.add_(update, alpha=-0.2 * lr * max(shape) ** 0.5)
+
+
+def _by_shape(leaves: list[nn.Parameter]) -> dict[torch.Size, list[nn.Parameter]]:
+    found: dict[torch.Size, list[nn.Parameter]] = {}
+    for leaf in leaves:
+        if leaf.grad is not None:
+            found.setdefault(leaf.shape, []).append(leaf)
+    return found
+
+
+def orthogonalised(
+    matrices: list[torch.Tensor], dtype: torch.dtype, coefficients: tuple[float, float, float]
+) -> list[torch.Tensor]:
+    """About U V^T of each matrix U S V^T, all of one shape, in `dtype`: quintic Newton-Schulz iterations, as Muon's.
+
+    X <- a X + (b X X^T + c (X X^T)^2) X, from the matrix over its Frobenius norm, with fewer rows than columns.
+    """
+    a, b, c = coefficients
+    alone = len(matrices) == 1
+    add_product = torch.addmm if alone else torch.baddbmm
+    x = (matrices[0] if alone else torch.stack(matrices)).to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    for _ in range(ITERATIONS):
+        square = x @ x.mT
+        x = add_product(x, add_product(square, square, square, beta=b, alpha=c), x, beta=a)
+    x = x.mT if tall else x
+    return [x] if alone else list(x)
+
+
 class Muon:
     """`torch.optim.Muon` for the matrices of transformer blocks, AdamW for all else.
 
@@ -114,13 +182,8 @@ class Muon:
             for key, matrix in self._matrices.items()
         }
         leaves = [part for parts in self._parts.values() for part in parts]
-        self._muon = torch.optim.Muon(
-            leaves,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            momentum=config.muon_momentum,
-            ns_steps=ITERATIONS,
-            adjust_lr_fn="match_rms_adamw",
+        self._muon = BatchedMuon(
+            leaves, lr=config.learning_rate, weight_decay=config.weight_decay, momentum=config.muon_momentum
         )
         self._momentum = {key: torch.zeros_like(matrix.weight.detach()) for key, matrix in self._matrices.items()}
         for key, matrix in self._matrices.items():
