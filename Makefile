@@ -23,8 +23,8 @@ test-long: $(TO_TEST)
 
 # All tests, each extra alone, all of Transformers' own model tests (the suite has a quick selection; a few minutes), every
 # family of teachers at toy size, which writes docs/reference/teachers.md, then samples of the fault harness: stages
-# killed, files spoilt, disks full (about ten minutes; as root), and 12 file operations of each stage failed in three ways
-# (about ten minutes; without --sample: all of them, in hours).
+# killed, files spoilt, disks full (about ten minutes; as root), and every file operation of each stage killed and failed in
+# two ways (hours; resumable. With --sample 12: ten minutes).
 test-all: test test-long extras
 	$(BIN)/python -m tools.transformers_tests
 	$(BIN)/python -m benchmarks.teacher_families
