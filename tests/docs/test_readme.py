@@ -87,3 +87,15 @@ def test_the_library_example_runs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_every_link_to_a_file_leads_somewhere() -> None:
     links = re.findall(r"\]\(([^)#]+)", README)
     assert links and all((ROOT / link).exists() for link in links if not link.startswith("http"))
+
+
+def test_what_the_page_says_of_smollm2_was_measured() -> None:
+    sae, exact = (json.loads((ROOT / f"results/smollm2/{name}.json").read_text()) for name in ("sae", "exact"))
+    figures, labels = sae["figures"], exact["labels"]
+    page = " ".join((ROOT / "docs/howto/teacher.md").read_text(encoding="utf-8").split())
+    assert f"C = {figures['n_latents']}, K = {figures['k']}, {figures['tokens'] / 1e6:.2f} M tokens" in page
+    assert f"loss recovered {figures['loss_recovered']:.3f}, explained variance" in page
+    assert f"explained variance {figures['explained_variance']:.3f}," in page
+    assert f"{round(figures['dead_share'] * figures['n_latents'])} dead latent." in page
+    assert exact["relative_difference"] < 2e-15 and all(one["same"] == 1 for one in labels["fp32"].values())
+    assert [round(one["shared"], 2) for one in labels["bf16"].values()] == [0.96] * 3
