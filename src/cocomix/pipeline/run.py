@@ -28,7 +28,7 @@ from cocomix.pipeline.teacher_tokens import TeacherTokensStage
 from cocomix.report.page import write_report
 from cocomix.report.tables import summary_table
 from cocomix.utils.advice import command_line
-from cocomix.utils.console import StageProgress, console, duration, errors, in_bytes, is_main
+from cocomix.utils.console import StageProgress, console, duration, errors, in_bytes, is_main, world_size
 from cocomix.utils.distributed import barrier, on_main
 from cocomix.utils.errors import CocomixError, Interrupted
 from cocomix.utils.files import remove_temporaries
@@ -36,6 +36,10 @@ from cocomix.utils.settings import SettingsFile, changes, last_written, listed, 
 
 SHOWN_STAGES = 12
 """Stages named in one sentence."""
+
+
+LONG = 100
+"""Training steps from which a time is worth estimating."""
 
 
 class Run:
@@ -157,8 +161,24 @@ class Run:
         if is_main():
             console.print(Text(self.config.title, style="bold"), f"in {self.folder}", soft_wrap=True)
         for number, name in enumerate(self._all):
+            if number == len(self._shared):
+                self.say_how_long()
             self.do(self.stages[name], f"[{number + 1}/{len(self._all)}] {name}")
         self.write_report()
+
+    def say_how_long(self) -> None:
+        """Print how long the students that wait will train on this machine, by a few steps of each, if it is long."""
+        waiting = [stage for stage in self.students if stage.record() is None and stage.kept() is None]
+        waiting = [stage for stage in waiting if (stage.train.steps or LONG) >= LONG]
+        unknown = any(stage.train.compile or stage.train.init_from for stage in waiting)
+        if not waiting or unknown or world_size() > 1:
+            return
+        each = {stage.student: stage for stage in waiting}
+        seconds = {name: stage.seconds_to_train() for name, stage in each.items()}
+        total = sum(seconds[stage.student] for stage in waiting)
+        trainings = f"{len(waiting)} trainings" if len(waiting) > 1 else "1 training"
+        words = f"  {trainings}: about {duration(total)} on this machine, by a few steps of each; evaluation is extra"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
 
     def do(self, stage: Stage, title: str) -> dict[str, Any]:
         """Do `stage` unless it is done, and print a line under `title`. Returns its figures."""

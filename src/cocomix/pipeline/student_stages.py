@@ -40,6 +40,7 @@ from cocomix.pipeline.training import (
     context_setting,
     describe_curve,
     in_bytes,
+    seconds_of_a_step,
     train_objective,
     training_figures,
     validation_curve,
@@ -189,6 +190,11 @@ class StudentStage(ModelStage):
             "flops_per_token": objective.flops_per_token(self.run_config.seq_len),
             **predictability,
         }
+
+    def seconds_to_train(self) -> float:
+        """Seconds that its training will take here, without evaluation, by a few steps; its inputs must be finished."""
+        batches = self.batches()
+        return seconds_of_a_step(self.objective(), batches, self.train) * self.train.total_steps(batches.n_windows)
 
     def objective(self) -> Objective:
         """The student, freshly initialised, and what it is trained on."""

@@ -1,5 +1,6 @@
 """Stages that leave a model, and what those that train one share: train, save, and keep the figures."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.train.parallel import save_model
 from cocomix.train.trainer import Trainer, TrainResult
+from cocomix.utils.clock import CLOCK
 from cocomix.utils.files import check_weights, sha256
 
 
@@ -55,6 +57,19 @@ def train_objective(
     result = Trainer(objective, data, config, folder, evaluate=validate, progress=progress, **options).run()
     save_model(objective, folder / "model")
     return result
+
+
+def seconds_of_a_step(objective: Objective, data: BatchSource, config: TrainConfig, steps: int = 2) -> float:
+    """Seconds of a training step here: the mean of `steps` after a first one. Nothing is kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(objective, data, config, Path(folder))
+        loss_fn, started = trainer.wrapped(), 0.0
+        for step in range(1 + steps):
+            if step == 1:
+                started = CLOCK.seconds()
+            trainer.train_step(loss_fn)
+            trainer.step += 1
+        return (CLOCK.seconds() - started) / steps
 
 
 def context_setting(config: RunConfig) -> dict[str, str]:
