@@ -51,7 +51,7 @@ def same_labels(scores: torch.Tensor, expected: torch.Tensor, k: int, first: int
 
 def main() -> None:
     """Compute and write the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Compare the exact rule with separate patched passes.")
     parser.add_argument("--run", type=Path, required=True, help="folder of a run with a finished autoencoder")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=3)

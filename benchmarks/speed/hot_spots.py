@@ -209,7 +209,7 @@ def muon(width: int) -> list[Variant]:
     """
     shapes = [(width, width)] * 8 + [(4 * width, width)] * 4 + [(width, 4 * width)] * 2
     emulated = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2"
-    options = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95}
+    options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95}
 
     def variant(name: str, kind: type[torch.optim.Muon], **more: Any) -> Variant:
         leaves = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]

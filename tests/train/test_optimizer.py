@@ -127,7 +127,7 @@ def test_a_batched_step_is_torchs(dtype: torch.dtype, monkeypatch: pytest.Monkey
     monkeypatch.setattr("cocomix.train.optimizer.BATCH", 3 * 6 * 10)  # so that a shape takes two batches
     torch.manual_seed(0)
     start = [torch.randn(shape) for shape in [(6, 10)] * 5 + [(10, 6)] * 2 + [(6, 6), (4, 6)]]
-    options = {"lr": 0.01, "weight_decay": 0.2, "momentum": 0.9}
+    options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.2, "momentum": 0.9}
     ours, theirs = ([nn.Parameter(value.clone()) for value in start] for _ in range(2))
     batched = BatchedMuon(ours, dtype, **options)
     for leaf in ours:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.model.build import Sizes
 from cocomix.model.flops import model_flops
-from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, CoCoMixModel
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.base import Objective
 from cocomix.objectives.cocomix import CoCoMixObjective, CoCoMixStudent
 from cocomix.objectives.ntp import NtpObjective
@@ -59,20 +60,21 @@ class DroppedObjective(CoCoMixObjective):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         self.at(float(batch["progress"]))
-        base: CoCoMixModel = self.model.model
+        base = self.model.model
         if base.mixes:
             return super().forward(batch) if "concept_labels" in batch else NtpObjective.forward(self, batch)
         loss = NtpObjective.forward(self, batch)
-        for part in (base.channel, base.mixer):  # DDP waits for a gradient of every parameter
-            for parameter in part.parameters():
-                loss = loss + 0.0 * parameter.sum()
+        unused: list[nn.Module] = [base.channel, base.mixer]
+        for parameter in nn.ModuleList(unused).parameters():  # DDP waits for a gradient of every one
+            loss = loss + 0.0 * parameter.sum()
         return loss
 
     def save(self, folder: Path) -> None:
-        if self.model.model.mixes:  # a snapshot from before
+        model: Any = self.model
+        if model.model.mixes:  # a snapshot from before
             super().save(folder)
         else:
-            self.model.without_channel().save_pretrained(folder)
+            model.without_channel().save_pretrained(folder)
 
     def flops_per_token(self, seq_len: int) -> float:
         return self.flops_so_far(seq_len, 1.0)

@@ -116,9 +116,10 @@ class BatchedMuon(torch.optim.Muon):
             for shape, leaves in _by_shape(group["params"]).items():
                 updates = []
                 for leaf in leaves:
-                    buffer = self.state[leaf]["momentum_buffer"]
-                    buffer.lerp_(leaf.grad, 1 - momentum)
-                    updates.append(leaf.grad.lerp(buffer, momentum))
+                    gradient, buffer = leaf.grad, self.state[leaf]["momentum_buffer"]
+                    assert gradient is not None, "_by_shape leaves out those without one"
+                    buffer.lerp_(gradient, 1 - momentum)
+                    updates.append(gradient.lerp(buffer, momentum))
                 at_once = max(1, BATCH // shape.numel())
                 for first in range(0, len(leaves), at_once):
                     some = slice(first, first + at_once)
