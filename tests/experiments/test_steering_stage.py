@@ -82,7 +82,7 @@ class StudentStub:
             outcome=lambda: "o",
             check=dict,
             upstream=list,
-            config=SimpleNamespace(layer=LAYER),
+            layer=LAYER,
             model=lambda: sae,
             teacher=SimpleNamespace(model=lambda: teacher, must_share_tokens=lambda why: None),
         )
