@@ -30,6 +30,7 @@ VARIANTS_HERE: dict[str, Any] = {
     "pause": {"objective": "pause", "model": SHAPE, "mix": MIX},
     "hidden": {"objective": "hidden", "model": SHAPE, "distance": "cosine", "mix": MIX},
     "cocomix": {"objective": "cocomix", "model": SHAPE, "labels": "exact", "concept": MIX},
+    "dropped": {"objective": "dropped", "model": SHAPE, "labels": "exact", "concept": MIX, "drop_at": 0.5},
     "falls": {"objective": "cocomix", "model": SHAPE, "labels": "activation", "concept": MIX | {"loss_until": 0.5}},
     "mixing_only": {"objective": "cocomix", "model": SHAPE, "concept": MIX | {"loss_weight": 0}},
     "ncp": {"objective": "ncp", "model": SHAPE, "mix": MIX | {"mixer": "add"}},
@@ -111,13 +112,13 @@ def test_every_objective_goes_through_every_stage(grid: Grid) -> None:
         assert 1 < run["test_perplexity"] < 400 and run["flops"] > 0 and len(run["curve"]) == 2, name
         assert run["flops"] == pytest.approx(row["flops_per_token"] * run["tokens"])
     assert rows["ntp_2x"]["runs"][0]["tokens"] == 2 * rows["ntp"]["runs"][0]["tokens"]
-    for made_of in ("kd", "cocomix", "falls"):  # what was made for them beforehand is charged
+    for made_of in ("kd", "cocomix", "dropped", "falls"):  # what was made for them beforehand is charged
         assert rows[made_of]["runs"][0]["label_flops"] > 0 and rows[made_of]["runs"][0]["label_seconds"] > 0
         run = rows[made_of]["runs"][0]
         assert 0 < run["shared_label_flops"] <= run["label_flops"]
     upstream, readers = results["settings"]["one"]["upstream"], results["settings"]["one"]["label_readers"]
     assert upstream["teacher"]["flops"] > 0 and upstream["sae"]["seconds"] > 0 and not upstream["sae"]["charged"]
-    assert readers == {"labels/exact": 3, "labels/activation": 1, "logits/top8": 1}
+    assert readers == {"labels/exact": 4, "labels/activation": 1, "logits/top8": 1}
     assert rows["kd_live"]["flops_per_token"] > rows["kd"]["flops_per_token"]
     assert {name for name, row in rows.items() if row["runs"][0]["recall"] is not None} == {
         "cocomix",
