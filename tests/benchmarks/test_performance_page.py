@@ -32,3 +32,13 @@ def test_all_keys_asked_for_were_measured() -> None:
     ):
         assert {"value", "spread", "runs"} <= set(found[name])
         assert min(found[name]["runs"]) <= found[name]["value"] <= max(found[name]["runs"])
+
+
+def test_newer_parts_cost_what_the_page_says() -> None:
+    mixing, optimizers = (json.loads((BENCH / f"{name}.json").read_text()) for name in ("mixing", "optimizers"))
+    rows = [mixing[f"{name}_vs_bare"] for name in ("residual", "scaled", "residual_scaled")]
+    rows.append(optimizers["optimizers"]["muon"]["step_vs_adamw"])
+    text = (BENCH.parents[1] / "docs/performance.md").read_text(encoding="utf-8")
+    for row in rows:
+        low, high = row["spread"]
+        assert f"| {row['value']:.2f} | {low:.2f} to {high:.2f} | {len(row['runs'])} |" in text
