@@ -26,7 +26,7 @@ from transformers import (
 
 from cocomix import CoCoMixForCausalLM
 from cocomix.model.mixers import MIXERS
-from cocomix.model.plain_models import PLAIN_FAMILIES
+from cocomix.model.plain_models import PLAIN_FAMILIES, fill_plain
 from cocomix.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
@@ -236,3 +236,13 @@ def test_refusals_name_the_cause() -> None:
     for make, words in cases:
         with pytest.raises(CocomixError, match=words):
             make()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_student_without_its_channel_fills_a_plain_model(name: str) -> None:
+    base = plain(name)
+    tensors = student(base).without_channel().state_dict()
+    other = MODELS[name][0](MODELS[name][1]).eval()
+    fill_plain(other, tensors)
+    for key, tensor in base.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], tensor, rtol=1e-6, atol=1e-6)

@@ -1,5 +1,7 @@
 """Plain students as other programs expect them: equal logits, the names that converters look for."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 
 from cocomix.model.build import ModelShape, build_plain
+from cocomix.pipeline.config import load_config
+from cocomix.pipeline.run import Run
 from cocomix.pipeline.trained import existing_run, export_student, student_stage, write_plain
 from cocomix.utils.errors import CocomixError
 from tests.helpers.command import cocomix, refused
 
 pytestmark = pytest.mark.slow
+SHAPE = {"width": 32, "layers": 3, "heads": 2}
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -58,3 +63,21 @@ def test_both_families(tiny: Path, tmp_path: Path, backbone: str, kind: type) ->
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as weights:
         known = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in weights.keys()}  # noqa: SIM118
     assert len(known) > 20 and None not in known.values()
+
+
+def test_a_student_whose_channel_was_dropped_and_one_fine_tuned_are_plain(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny / "runs" / "tiny", tmp_path / "run")
+    short = {"length": 0.05}
+    dropped = {"objective": "dropped", "model": SHAPE, "labels": "exact", "concept": {"concept_layer": 1}, **short}
+    tuned = {"objective": "finetune", "trains": "lora", "concept_layer": 1, **short}
+    given = [f"students.{name}={json.dumps(each)}" for name, each in (("dropped", dropped), ("tuned", tuned))]
+    run = Run(tmp_path / "run", load_config(tmp_path / "run" / "config.yaml", given))
+    for name in ("dropped", "tuned"):
+        run.run_stage(f"students/{name}/seed0")
+        export_student(run, name, 0, tmp_path / name)
+        exported, stage = AutoModelForCausalLM.from_pretrained(tmp_path / name), student_stage(run, name, 0)
+        assert type(exported) is GPT2LMHeadModel
+        ids = torch.arange(24).view(2, 12)
+        torch.testing.assert_close(logits(exported, ids), logits(stage.model(), ids), atol=1e-5, rtol=1e-5)
+    with pytest.raises(CocomixError, match=r"export a plain student \(dropped, ntp, ntp_wide, tuned\)"):
+        export_student(run, "cocomix", 0, tmp_path / "other")

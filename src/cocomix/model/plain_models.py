@@ -5,7 +5,8 @@ backbones do not compute is refused by name; whatever else might differ shows in
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -291,6 +292,34 @@ def copy_weights(plain: Any, model: Any) -> None:
     missing = {name for name, _ in model.named_parameters() if name.startswith("backbone.")} - read.keys()
     if missing:
         raise CocomixError(f"this {type(plain).__name__} has no {sorted(missing)[0]}; take another model")
+
+
+@torch.no_grad()
+def fill_plain(plain: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """`copy_weights` the other way: the weights of a `CoCoMixForCausalLM`, by name, into a plain model of its shape.
+
+    What each family's `weights` does is read off three plain models: of zeros, of ones, and of numbered elements. So
+    every element of a student's is known to be some element of the plain model's, times a factor, plus an offset.
+    """
+    family = family_of(plain.config)
+    theirs = {name: tensor for name, tensor in plain.state_dict().items() if name != "lm_head.weight"}
+
+    def read(value: Callable[[int, torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        firsts = accumulate((tensor.numel() for tensor in theirs.values()), initial=0)
+        pairs = zip(firsts, theirs.items(), strict=False)
+        return family.weights({name: value(first, tensor.double()) for first, (name, tensor) in pairs}, plain.config)
+
+    zeros, ones = read(lambda _, tensor: torch.zeros_like(tensor)), read(lambda _, tensor: torch.ones_like(tensor))
+    numbered = read(lambda first, tensor: (first + torch.arange(tensor.numel()).double()).view_as(tensor))
+    flat = torch.cat([tensor.flatten() for tensor in theirs.values()])
+    for name, places in numbered.items():
+        scale = ones[name] - zeros[name]
+        index = ((places - zeros[name]) / scale).round().long().flatten()
+        flat[index] = ((tensors[name].double() - zeros[name]) / scale).flatten().to(flat.dtype)
+    for tensor, part in zip(theirs.values(), flat.split([one.numel() for one in theirs.values()]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+    if not plain.config.tie_word_embeddings:
+        plain.lm_head.weight.copy_(tensors["lm_head.weight"])
 
 
 @torch.no_grad()

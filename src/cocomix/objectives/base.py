@@ -138,6 +138,11 @@ class StudentSettings(Section, ABC):
         return bool(self.reads & {"teacher", "logits"})
 
     @property
+    def ends_plain(self) -> bool:
+        """Whether the trained student is a plain transformer, without predictor and mixing."""
+        return self.mixing is None
+
+    @property
     def label_set(self) -> str | None:
         """Name of the label set it is trained on."""
         return None

@@ -30,6 +30,10 @@ class DroppedStudent(CoCoMixStudent):
 
     drop_at: float = Field(default=0.8, gt=0, lt=1, description="share of the training at which the channel is dropped")
 
+    @property
+    def ends_plain(self) -> bool:
+        return True
+
     def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
         until, shape = self.concept.schedule
         return DroppedObjective(model, self.drop_at, until, shape=shape, label_flops=sizes.label_flops)

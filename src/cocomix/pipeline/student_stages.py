@@ -16,12 +16,13 @@ from cocomix.evaluation.recall import concept_recall
 from cocomix.labels.schedule import WeightedLabels
 from cocomix.labels.shuffled import ShuffledLabels
 from cocomix.labels.store import LabelReader
-from cocomix.model.build import Sizes, special_ids
+from cocomix.model.build import Sizes, build_plain, special_ids
 from cocomix.model.documents import mask_documents
 from cocomix.model.loading import load_causal_lm
 from cocomix.model.vector_replacements import mixes_vector
 from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.registry import build_student
+from cocomix.objectives.retrofit import BaseStudent
 from cocomix.pipeline.attempts import kept_folders
 from cocomix.pipeline.config import RunConfig
 from cocomix.pipeline.label_stages import LabelSet, LogitsStage, ScheduledLabelSet
@@ -248,6 +249,18 @@ class StudentStage(ModelStage):
             base_name=self._base_name(),
             sae=self.sae.model,
         )
+
+    def plain_model(self) -> PreTrainedModel:
+        """A plain Transformers model of its shape, on the CPU, whose weights are not its own."""
+        if isinstance(self.config, BaseStudent):
+            return self.base_model().cpu()
+        sizes = self._sizes(self.student)
+        model = build_plain(
+            self.config.model, vocab_size=sizes.vocab_size, seq_len=sizes.seq_len, special=sizes.special
+        )
+        if context_setting(self.run_config):
+            mask_documents(model, self.tokens.special)
+        return model.eval()
 
     def base_model(self) -> PreTrainedModel:
         """The finished model that it starts as, of a student that does, in evaluation mode."""

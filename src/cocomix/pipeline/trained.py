@@ -9,7 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocomix.analysis.inspect import Reading, read_text
 from cocomix.analysis.naming import Names, read_names
 from cocomix.labels.attribution import ConceptLabels, attribute_active, select_active
+from cocomix.model.adapters import merged_state_dict
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.model.plain_models import check_same, fill_plain
 from cocomix.pipeline.config import CONFIG
 from cocomix.pipeline.label_stages import AlignedLabelStage
 from cocomix.pipeline.run import Run, load_run
@@ -173,6 +175,8 @@ def export_sae(run: Run, name: str, folder: Path, layer: int | None = None) -> P
 def export_student(run: Run, student: str, seed: int, folder: Path) -> Path:
     """Write a plain student, with its tokenizer, as other programs expect a GPT-2 or Llama; returns `folder`.
 
+    A student whose channel was dropped, or that was fine-tuned without one, is one, too.
+
     Raises:
         CocomixError: no such finished student, one that is no plain transformer, or a folder in use.
     """
@@ -180,17 +184,22 @@ def export_student(run: Run, student: str, seed: int, folder: Path) -> Path:
     check_new(folder)
     model = stage.model()
     if isinstance(model, CoCoMixForCausalLM):
-        plain = sorted({other.student for other in run.students if other.config.mixing is None})
-        if stage.config.mixing is None:
+        if model.config.logit_cap is not None:
             raise CocomixError(
                 f"the student {student} has a logit_cap, for which GPT-2 and Llama have no place, and without it would"
                 " be another model; export one that was trained without"
             )
-        raise CocomixError(
-            f"the student {student} has a predictor ({model.config.channel}) in the middle of its stack, for which"
-            " GPT-2 and Llama have no place, and without it would be another model; export a plain student"
-            f" ({', '.join(plain) or 'train one, such as ntp'})"
-        )
+        if (model.config.mixer, model.config.channel) != ("none", "mlp"):
+            plain = sorted({other.student for other in run.students if other.config.ends_plain})
+            raise CocomixError(
+                f"the student {student} has a predictor ({model.config.channel}) in the middle of its stack, for which"
+                " GPT-2 and Llama have no place, and without it would be another model; export a plain student"
+                f" ({', '.join(plain) or 'train one, such as ntp'})"
+            )
+        shaped, model = stage.plain_model(), model.cpu()
+        fill_plain(shaped, merged_state_dict(model))
+        check_same(shaped, model)
+        model = shaped
     write_plain(model.cpu(), stage.tokens.tokenizer(), folder)
     return folder
 
