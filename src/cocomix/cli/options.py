@@ -1,5 +1,6 @@
 """Options that several commands share, and how a run is opened from them."""
 
+import logging
 import warnings
 from functools import partial
 from importlib import resources
@@ -112,11 +113,13 @@ def is_text(name: str) -> bool:
 
 
 def quiet_libraries() -> None:
-    """Silence Transformers' progress bars and notices, and print warnings in our own style."""
-    from transformers.utils import logging
+    """Silence libraries' progress bars and notices, and print warnings in our own style."""
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # peft imports bitsandbytes wherever it is installed, which says at once what 4-bit kernels it lacks.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *_: errors.print(
         "cocomix:", str(message), style="yellow", highlight=False, markup=False, soft_wrap=True
     )
