@@ -208,6 +208,10 @@ def test_a_model_is_retrofitted_with_its_concepts(pack: Path, inputs: Path, tmp_
     assert stage.student.run_config.tokens.bos == Pack(pack).about.teacher.bos
     assert model(ids).logits.shape[-1] == stage.student.base_model().config.vocab_size
 
+    again = retrofit_overrides("teacher", read_yaml(tmp_path / "own" / "config.yaml"))  # as when it is resumed
+    assert not [one for one in again if one.startswith("pack=")]
+    assert load_config(tmp_path / "own" / "config.yaml", again) == config
+
     other = inputs / "teacher"
     copied = shutil.copytree(other, tmp_path / "copied")
     overrides, config = short(str(copied))

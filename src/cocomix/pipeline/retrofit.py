@@ -41,7 +41,7 @@ def retrofit_overrides(
     Args:
         model: folder, hub id, GGUF file or `package:NAME`; `teacher`: the concept model that the settings have.
         trains: the part that students without one in `raw` train.
-        pack: folder, name or hub id of a pack that the concepts come from.
+        pack: folder, name or hub id of a pack that the concepts come from; None: the one in `raw`, if there is one.
 
     Raises:
         CocomixError: the model or the pack cannot be read, or the model is of a family that cannot be given a channel.
@@ -49,6 +49,9 @@ def retrofit_overrides(
     overrides = []
     sections = {name: value for name, value in raw.items() if isinstance(value, Mapping)}
     base: dict[str, Any] = {"head_from": "sae"}
+    known = raw.get("pack")
+    known = known.get("source") if isinstance(known, Mapping) else known
+    pack = pack or known
     if pack is None:
         layer, labels = sections.get("sae", {}).get("layer"), next(iter(sections.get("labels", {})), None)
         concepts: dict[str, Any] = {"labels": labels}
@@ -60,7 +63,8 @@ def retrofit_overrides(
                 overrides.append(_override("sae.layer", layer))
     else:
         about = Pack(find_pack(pack)).about
-        overrides += pack_overrides(model, pack, about, sections)
+        overrides += [] if pack == known else [_override("pack", pack)]  # settings with a pack have its checksum, too
+        overrides += pack_overrides(model, about, sections)
         layer, concepts = about.sae.layer, _pack_labels(pack, about)
         if model not in (TEACHER, about.teacher.source):
             base, layer = {"base": model, "head_from": "random"}, max(0, _layers(model) // 2 - 1)
@@ -90,16 +94,15 @@ def retrofit_overrides(
     return overrides
 
 
-def pack_overrides(model: str, pack: str, about: PackManifest, sections: Mapping[str, Any]) -> list[str]:
+def pack_overrides(model: str, about: PackManifest, sections: Mapping[str, Any]) -> list[str]:
     """Overrides that take concept model, autoencoder and labels from a pack, and the text that it has labels of.
 
     Tokens are the model's. If it is the pack's own concept model, windows begin as the pack's do, too.
     """
-    overrides = [_override("pack", pack)]
-    if model in (TEACHER, about.teacher.source):
-        overrides += [_override("tokens.tokenizer", about.teacher.source), _override("tokens.bos", about.teacher.bos)]
-    else:
-        overrides.append(_override("tokens.tokenizer", model))
+    own = model in (TEACHER, about.teacher.source)
+    overrides = [_override("tokens.tokenizer", about.teacher.source if own else model)]
+    if own:
+        overrides.append(_override("tokens.bos", about.teacher.bos))
     if "corpus" not in sections and about.corpora:
         overrides.append(_override("corpus", about.corpora[0].settings))
     return overrides

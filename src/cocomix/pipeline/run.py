@@ -79,7 +79,8 @@ class Run:
         own = [] if self.teacher_tokens is self.tokens else [self.teacher_tokens]
         made_here = [self.teacher, *own]
         if config.pack is not None:  # its concept model is loaded for students that start as it
-            made_here = made_here[: any("teacher" in student.reads for student in config.students.values())]
+            starts_as_it = any("teacher" in student.reads for student in config.students.values())
+            made_here = [self.teacher] if starts_as_it else []
         self._shared: list[Stage] = [self.corpus, self.tokens, *made_here, self.sae]
         for label in stored_labels:
             self._shared += label_stages(label) if label.name in used else []
