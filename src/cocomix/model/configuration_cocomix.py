@@ -152,6 +152,11 @@ class CoCoMixConfig(PretrainedConfig):
         config.num_concepts = config.concept_top_k = 1
         return config
 
+    @property
+    def has_channel(self) -> bool:
+        """Whether anything is predicted or mixed in; False: it is the configuration of a plain transformer."""
+        return (self.mixer, self.channel) != ("none", "mlp")
+
     def _check(self) -> None:
         cap: Any = self.logit_cap
         if cap is not None and not (isinstance(cap, int | float) and 0 < cap < float("inf")):

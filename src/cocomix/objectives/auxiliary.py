@@ -20,7 +20,7 @@ from cocomix.kernels.plain_linear import plain_linear
 from cocomix.model.build import ModelShape
 from cocomix.model.flops import model_flops
 from cocomix.model.initialisation import INITS
-from cocomix.objectives.base import Objective
+from cocomix.objectives.base import Objective, with_zero_gradients
 from cocomix.objectives.ntp import PlainStudent, plain_head
 from cocomix.objectives.schedule import FallingWeight, WeightSchedule
 from cocomix.utils.errors import CocomixError
@@ -88,9 +88,7 @@ class AuxiliaryObjective(Objective):
         ).hidden_states
         if not self.schedule.over(progress):
             return self.total(ids, states, self.weight * self.schedule.factor(progress))
-        # DDP waits for a gradient of every parameter.
-        unused = sum((parameter.sum() for parameter in self.all.heads.parameters()), states[-1].new_zeros(()))
-        return self.next_token(ids, states) + 0.0 * unused
+        return with_zero_gradients(self.next_token(ids, states), self.all.heads)
 
     def total(self, ids: torch.Tensor, states: tuple[torch.Tensor, ...], weight: torch.Tensor | float) -> torch.Tensor:
         """Both losses, the second times `weight`; a scalar.

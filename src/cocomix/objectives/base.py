@@ -87,13 +87,19 @@ class Objective(nn.Module, ABC):
         return
 
     def at(self, progress: float) -> None:
-        """Called with the share of training done before the model is evaluated or saved."""
+        """Called with the share of training done, after each step and where a training is resumed."""
 
     def before_step(self) -> None:
         """Called after the backward pass, before gradient clipping and the optimiser."""
 
     def after_step(self) -> None:
         """Called after each optimiser step."""
+
+
+def with_zero_gradients(loss: torch.Tensor, *unused: nn.Module) -> torch.Tensor:
+    """`loss`, on which all parameters of `unused` now have a gradient, zero: DDP waits for one of every parameter."""
+    parameters = (parameter.sum() for module in unused for parameter in module.parameters())
+    return loss + 0.0 * sum(parameters, loss.new_zeros(()))
 
 
 class StudentSettings(Section, ABC):

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
 from transformers import PreTrainedModel
 
 from cocomix.model.build import Sizes
 from cocomix.model.flops import model_flops
-from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
-from cocomix.objectives.base import Objective
+from cocomix.model.modeling_cocomix import CoCoMixForCausalLM, CoCoMixModel
+from cocomix.objectives.base import Objective, with_zero_gradients
 from cocomix.objectives.cocomix import CoCoMixObjective, CoCoMixStudent
 from cocomix.objectives.ntp import NtpObjective
+from cocomix.objectives.schedule import WeightSchedule
 
 
 class DroppedStudent(CoCoMixStudent):
@@ -53,25 +53,21 @@ class DroppedObjective(CoCoMixObjective):
 
     def __init__(self, model: CoCoMixForCausalLM, drop_at: float, until: float | None = None, **options: Any) -> None:
         super().__init__(model, until, **options)
-        self.drop_at = drop_at
+        self.mixing = WeightSchedule(drop_at)
 
     @property
     def uses_progress(self) -> bool:
         return True
 
     def at(self, progress: float) -> None:
-        self.model.model.mixes = progress < self.drop_at
+        self.model.model.mixes = not self.mixing.over(progress)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         self.at(float(batch["progress"]))
-        base = self.model.model
+        base: CoCoMixModel = self.model.model
         if base.mixes:
             return super().forward(batch) if "concept_labels" in batch else NtpObjective.forward(self, batch)
-        loss = NtpObjective.forward(self, batch)
-        unused: list[nn.Module] = [base.channel, base.mixer]
-        for parameter in nn.ModuleList(unused).parameters():  # DDP waits for a gradient of every one
-            loss = loss + 0.0 * parameter.sum()
-        return loss
+        return with_zero_gradients(NtpObjective.forward(self, batch), base.channel, base.mixer)
 
     def save(self, folder: Path) -> None:
         model: Any = self.model
@@ -84,6 +80,6 @@ class DroppedObjective(CoCoMixObjective):
         return self.flops_so_far(seq_len, 1.0)
 
     def flops_so_far(self, seq_len: int, progress: float) -> float:
-        mixed = min(1.0, self.drop_at / progress) if progress else 1.0
+        mixed = self.mixing.share(progress)
         plain = model_flops(self.model.config.without_channel(), seq_len).training
         return mixed * super().flops_per_token(seq_len) + (1 - mixed) * plain

@@ -61,7 +61,7 @@ class BaseStudent(StudentSettings):
 
     @property
     def reads_outputs(self) -> bool:
-        return bool(super().reads & {TEACHER, "logits"})
+        return False  # it only starts as the concept model
 
     @property
     def depth(self) -> int | None:

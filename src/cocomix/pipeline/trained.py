@@ -184,17 +184,17 @@ def export_student(run: Run, student: str, seed: int, folder: Path) -> Path:
     check_new(folder)
     model = stage.model()
     if isinstance(model, CoCoMixForCausalLM):
-        if model.config.logit_cap is not None:
-            raise CocomixError(
-                f"the student {student} has a logit_cap, for which GPT-2 and Llama have no place, and without it would"
-                " be another model; export one that was trained without"
-            )
-        if (model.config.mixer, model.config.channel) != ("none", "mlp"):
+        if model.config.has_channel:
             plain = sorted({other.student for other in run.students if other.config.ends_plain})
             raise CocomixError(
                 f"the student {student} has a predictor ({model.config.channel}) in the middle of its stack, for which"
                 " GPT-2 and Llama have no place, and without it would be another model; export a plain student"
                 f" ({', '.join(plain) or 'train one, such as ntp'})"
+            )
+        if model.config.logit_cap is not None:
+            raise CocomixError(
+                f"the student {student} has a logit_cap, for which GPT-2 and Llama have no place, and without it would"
+                " be another model; export one that was trained without"
             )
         shaped, model = stage.plain_model(), model.cpu()
         fill_plain(shaped, merged_state_dict(model))

@@ -192,6 +192,7 @@ class Trainer:
             CocomixError: a step is faulty, and the settings say to stop.
         """
         self._resume()
+        self.objective.at(self.step / self.total)
         loss_fn = self.wrapped()
         self.saved_at = time.monotonic()
         metrics = Metrics(
@@ -211,7 +212,6 @@ class Trainer:
                 if not is_lost_connection(error):
                     raise
                 self._stop_without(error)
-        self.objective.at(1.0)
         return self._result()
 
     def _one_step(self, loss_fn: nn.Module, metrics: Metrics, stop: StopRequest) -> None:
@@ -220,12 +220,12 @@ class Trainer:
         self._remember_buffers()
         loss = self.train_step(loss_fn)
         self.step += 1
+        self.objective.at(self.step / self.total)
         self.seconds += CLOCK.seconds() - started
         self._log(metrics, loss)
         if self.step in self.evaluations:
             self._evaluate(metrics)
         if self.step in self.snapshots:
-            self.objective.at(self.step / self.total)
             save_snapshot(self.objective, self.folder, self.step)
         stopping, save_due = self._stop_and_save(stop)
         if save_due:
@@ -388,7 +388,6 @@ class Trainer:
     def _evaluate(self, metrics: Metrics) -> None:
         """Evaluate the model and add a point to the curve."""
         figures = {}
-        self.objective.at(self.step / self.total)
         if self.evaluate is not None:
             self.objective.eval()
             figures = self.evaluate(self.objective.evaluated())
