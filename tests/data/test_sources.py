@@ -326,6 +326,38 @@ def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path) -> None:
     assert [record.id for record in everywhere.records() if isinstance(record, Document)] == ["x.jsonl:1"]
 
 
+def test_skip_takes_patterns_of_folders(tmp_path: Path) -> None:
+    for name in ("a.txt", "tests/b.txt", "x/tests/c.txt", "x/tests/deep/d.txt", "x/testing/e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    for skip, kept in (
+        ("tests", ["a.txt", "x/testing/e.txt", "x/tests/c.txt", "x/tests/deep/d.txt"]),
+        ("tests|*/tests", ["a.txt", "x/testing/e.txt"]),
+        ("./x/tests/", ["a.txt", "tests/b.txt", "x/testing/e.txt"]),
+    ):
+        assert [r.id for r in SOURCES["folder"](path=tmp_path, skip=skip).records() if isinstance(r, Document)] == kept
+
+
+def test_a_folder_may_be_that_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "carries_texts" / "inside"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("raise SystemExit('imported')")
+    (package / "code.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, ids in (("carries_texts", ["__init__.py", "inside/code.py"]), ("carries_texts.inside", ["code.py"])):
+        source = SOURCES["folder"](path=f"package:{name}", pattern="*.py")
+        assert [record.id for record in source.records() if isinstance(record, Document)] == ids
+        assert source.stamp()
+    for name, why in (
+        ("no_such_package", "pip install no-such-package"),
+        ("../etc", "names no Python package"),
+        ("carries_texts.outside", "is no folder of an installed package"),
+        ("csv", "is no folder of an installed package"),
+    ):
+        with pytest.raises(CocomixError, match=why):
+            list(SOURCES["folder"](path=f"package:{name}").records())
+
+
 def test_utf_16_is_called_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("Fellow citizens".encode("utf-16"))
     assert bad("folder", {"path": tmp_path}) == {"a.txt": "it is in UTF-16, not UTF-8"}

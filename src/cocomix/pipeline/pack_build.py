@@ -58,8 +58,8 @@ from cocomix.utils.console import Stopwatch, console
 from cocomix.utils.env import git_commit, machine
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import make_folder, move, sha256, sync_tree, write_sealed
-from cocomix.utils.gguf import PACKAGE
 from cocomix.utils.integrity import LOCK, NOTE
+from cocomix.utils.packages import PACKAGE
 
 MEASURED_BATCHES = 2
 """Passes of the teacher that say how many labels the rounded autoencoder changes."""

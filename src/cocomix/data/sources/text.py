@@ -9,6 +9,7 @@ from pathlib import Path
 from cocomix.data.sources.base import Document, Place, Skipped, TextSource, check_text
 from cocomix.data.sources.files import UNREADABLE, LinkNote, below, open_file, stamp_of, unpacked_name
 from cocomix.utils.errors import CocomixError, reason
+from cocomix.utils.packages import PACKAGE, package_folder
 
 
 class SotuSource(TextSource):
@@ -39,7 +40,8 @@ class FolderSource(TextSource):
     """Files below a folder whose names match `pattern` (several may be joined with `|`), in path order, UTF-8.
 
     Files packed by gzip, bzip2 or xz, and by zstd if pyarrow is installed, are unpacked; their names are matched
-    without that ending. `skip` names subfolders to leave out, joined in the same way.
+    without that ending. `skip` are subfolders to leave out, or patterns of them (`*/tests`), joined in the same way.
+    The path `package:NAME` is the folder of an installed Python package.
     """
 
     name = "folder"
@@ -50,7 +52,7 @@ class FolderSource(TextSource):
         self.path, self.pattern, self.skip = path, pattern, skip
 
     def read(self, place: Place) -> Iterator[Document | Skipped]:
-        root = Path(self.path)
+        root = self._root()
         if not root.is_dir():
             raise CocomixError(f"there is no folder {root}; set corpus.options.path to a folder of text files")
         done = place.get("files", 0)
@@ -77,9 +79,10 @@ class FolderSource(TextSource):
 
     def _matching(self, root: Path, left_out: LinkNote = lambda _why, _where: None) -> Iterator[Path]:
         patterns = self.pattern.split("|")
-        skipped = {root / part for part in self.skip.split("|") if part}
+        skipped = [str(Path(part)) for part in self.skip.split("|") if part]
         for file in below(root, left_out):
-            if skipped.intersection(file.parents):
+            folders = [str(folder) for folder in file.relative_to(root).parents]
+            if any(fnmatch(folder, part) for folder in folders for part in skipped):
                 left_out("in a folder that corpus.options.skip names", file)
             elif not any(fnmatch(unpacked_name(file.name), pattern) for pattern in patterns):
                 left_out(f"its name does not match {self.pattern}", file)
@@ -87,7 +90,12 @@ class FolderSource(TextSource):
                 yield file
 
     def stamp(self) -> str:
-        return stamp_of(self._matching(Path(self.path))) if Path(self.path).is_dir() else ""
+        root = self._root()
+        return stamp_of(self._matching(root)) if root.is_dir() else ""
+
+    def _root(self) -> Path:
+        path = str(self.path)
+        return package_folder(path.removeprefix(PACKAGE)) if path.startswith(PACKAGE) else Path(path)
 
 
 def _text_of(file: Path, inside: str) -> Document | Skipped:
