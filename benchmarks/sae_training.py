@@ -25,8 +25,10 @@ from cocomix.model.teacher import hidden_at
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
 from cocomix.sae import SAE_KINDS, TopKSAE, load_sae, sae_quality
+from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.train.optimizer import adamw
+from cocomix.utils.env import autocast
 
 OURS: dict[str, dict[str, Any]] = {
     "topk": {},
@@ -52,25 +54,33 @@ THEIRS = {"saelens topk": "topk", "saelens batchtopk": "batchtopk"}
 
 
 class Data:
-    """Stored hidden states: `train` `[tokens, d]`, read in batches in one fixed order, and `held_out` `[tokens, d]`."""
+    """Stored hidden states: `train` `[tokens, d]`, read in batches in one fixed order, and `held_out` `[tokens, d]`.
+
+    They are those that the run's own autoencoder is trained on: windows of the teacher's tokens, without padding and
+    what `sae.skip_first` and `sae.skip_norm` leave out, read in the precision of `sae.train`.
+    """
 
     def __init__(self, run: Run, layer: int, tokens: int, held_out: int, batch: int, seed: int) -> None:
-        teacher, self.batch = run.teacher.model(), batch
+        train = run.config.sae.train
+        self.precision = train.precision if train is not None else "fp32"
+        teacher, self.batch = run.teacher.model(self.precision), batch
         self.train, self.held_out = (
             self._stored(run, teacher, split, layer, count) for split, count in (("train", tokens), ("val", held_out))
         )
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         self.train = self.train[order]
 
-    @staticmethod
     @torch.no_grad()
-    def _stored(run: Run, teacher: Any, split: str, layer: int, tokens: int) -> torch.Tensor:
-        shards, seq_len = run.tokens.shards(split), run.config.seq_len
-        windows = window_subset(shards.n_windows(seq_len), max(1, tokens // seq_len))
-        first, parts = shards.special.first_position, []
+    def _stored(self, run: Run, teacher: Any, split: str, layer: int, tokens: int) -> torch.Tensor:
+        seq_len, left_out = run.sae.seq_len, run.sae.to_leave_out()
+        data = BatchSource(run.sae.teacher_tokens.windows(split, seq_len), seq_len)
+        windows = window_subset(data.n_windows, max(1, tokens // seq_len))
+        parts = []
         for chosen in np.array_split(windows, max(1, len(windows) // 16)):
-            ids = torch.from_numpy(shards.windows(chosen, seq_len))
-            parts.append(hidden_at(teacher, ids, layer)[:, first:].flatten(0, 1))
+            batch = data(chosen, torch.device("cpu"))
+            with autocast(torch.device("cpu"), self.precision):
+                hidden = hidden_at(teacher, batch["input_ids"], layer)
+            parts.append(left_out.select(hidden.float(), batch.get("padding")))
         return torch.cat(parts)
 
     def batches(self) -> Iterator[torch.Tensor]:

@@ -1,6 +1,7 @@
 """Concept packs: built from a run, read by another, verified, and refused where they do not fit."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cocomix.pipeline.retrofit import retrofit_overrides, run_retrofit
 from cocomix.pipeline.run import Run, collect_results
 from cocomix.pipeline.trained import has_teacher_labels, teacher_labels
 from cocomix.utils.errors import CocomixError
-from cocomix.utils.files import write_sealed
+from cocomix.utils.files import sha256, write_sealed
 from cocomix.utils.settings import read_yaml
 from tests.helpers.made_corpora import write_jsonl
 from tests.helpers.own_tokenizer import awkward_texts, student_settings, write_inputs
@@ -396,3 +397,33 @@ def test_a_pack_of_another_layer(made: Run, inputs: Path, tmp_path: Path) -> Non
     assert about.sae.figures["explained_variance"] == run.sae.of_layer(0).figures["explained_variance"]
     found = verify_pack(str(tmp_path / "pack"), share=1.0, seed=0, folder=tmp_path / "verify")
     assert found and all(one.sound for one in found)
+
+
+def test_a_pack_of_the_hub_is_read_from_the_hubs_own_cache(
+    pack: Path, inputs: Path, used: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot there is a folder of links to files named by their checksums, outside it."""
+    repository = tmp_path / "hub" / "models--somebody--toy"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    for file in (path for path in pack.rglob("*") if path.is_file()):
+        blob = repository / "blobs" / sha256(file)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, blob)
+        link = snapshot / file.relative_to(pack)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("corpus", "tokens"):
+        shutil.copytree(used.folder / name, tmp_path / "run" / name)
+    run = with_pack(tmp_path / "run", inputs, "somebody/toy")
+    for stage in run.shared():
+        run.do(stage, stage.name)
+    ours, theirs = (each.labels["exact"].reader("train", "absolute") for each in (run, used))
+    assert isinstance(ours, LabelStore)
+    windows = np.arange(ours.layout.n_windows)
+    assert (ours.read(windows, 24) == theirs.read(windows, 24)).all()
+    with pytest.raises(CocomixError, match="cannot be downloaded from the hub"):
+        with_pack(tmp_path / "other", inputs, "somebody/else")
