@@ -111,7 +111,11 @@ def train_ours(data: Data, config: TrainConfig, latents: int, k: int, options: d
 
 
 def train_theirs(data: Data, config: TrainConfig, latents: int, k: int, architecture: str) -> tuple[TopKSAE, float]:
-    """One of `THEIRS`, trained by SAELens and read back from its files, and the seconds."""
+    """One of `THEIRS`, trained by SAELens and read back from its files, and the seconds.
+
+    Its auxiliary loss refuses `normalize_activations`, so the hidden states are scaled before, to a mean norm of
+    sqrt(d), and the autoencoder that is returned is scaled back.
+    """
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.registry import get_sae_training_class
     from sae_lens.training.sae_trainer import SAETrainer
@@ -119,7 +123,8 @@ def train_theirs(data: Data, config: TrainConfig, latents: int, k: int, architec
     torch.manual_seed(config.seed)
     made, config_class = get_sae_training_class(architecture)
     width = data.train.shape[1]
-    sae: Any = made(config_class(d_in=width, d_sae=latents, k=k, normalize_activations="layer_norm"))
+    scale = float(data.train.norm(dim=1).mean()) / width**0.5
+    sae: Any = made(config_class(d_in=width, d_sae=latents, k=k))
     steps = len(data.train) // data.batch
     settings = SAETrainerConfig(
         total_training_samples=steps * data.batch,
@@ -131,13 +136,18 @@ def train_theirs(data: Data, config: TrainConfig, latents: int, k: int, architec
         dead_feature_window=max(1, 20_000 // data.batch),
         logger=LoggingConfig(log_to_wandb=False),
     )
-    trainer: Any = SAETrainer(settings, sae, data.batches())
+    trainer: Any = SAETrainer(settings, sae, (x / scale for x in data.batches()))
     started = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:
         sae.save_inference_model(folder)
-        return load_sae(folder, layer=0, d_model=width, k=min(latents, 2 * k)).sae, seconds
+        found = load_sae(folder, layer=0, d_model=width, k=min(latents, 2 * k)).sae
+    with torch.no_grad():
+        found.encoder_weight /= scale
+        found.decoder_weight *= scale
+        found.pre_bias *= scale
+    return found, seconds
 
 
 def main() -> None:

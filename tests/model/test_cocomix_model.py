@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
 
 from cocomix import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model import concept_loss
-from cocomix.model.transformer import attention_layout
+from cocomix.model.transformer import HeadNorm, attention_layout
 from cocomix.utils.errors import CocomixError
 
 VOCAB, T = 37, 9
@@ -309,6 +310,19 @@ def test_compiles_whole_and_agrees(model: CoCoMixForCausalLM) -> None:
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     output = compiled(ids, labels=ids, concept_labels=concepts, use_cache=False)
     close(output.loss, model(ids, labels=ids, concept_labels=concepts, use_cache=False).loss)
+
+
+@pytest.mark.filterwarnings("error")
+def test_norms_of_heads_are_torchs_to_the_bit_in_both_precisions() -> None:
+    norm, theirs = HeadNorm(8, eps=1e-6), torch.nn.RMSNorm(8, eps=1e-6)
+    with torch.no_grad():
+        theirs.weight.copy_(norm.weight.uniform_(0.5, 2))
+    x = torch.randn(2, 3, 5, 8)
+    assert torch.equal(norm(x), theirs(x))
+    half = norm(x.bfloat16())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert half.dtype == torch.bfloat16 and torch.equal(half, theirs(x.bfloat16()))
 
 
 def test_bf16_autocast_trains(model: CoCoMixForCausalLM) -> None:

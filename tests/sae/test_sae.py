@@ -266,9 +266,30 @@ def test_rows_from_data_point_at_hidden_states_without_repetition() -> None:
     made.init_from_data(x)
     made.rows_from_data_(x)
     seen = torch.nn.functional.normalize(made.preprocess(x)[0] - made.pre_bias, dim=-1)
-    nearest = (made.encoder_weight @ seen.T).max(-1)
+    nearest = (made.decoder_weight @ seen.T).max(-1)
     assert (nearest.values - 1).abs().max() < 1e-12 and len(nearest.indices.unique()) == 20
-    assert torch.equal(made.encoder_weight, made.decoder_weight)
+    factors = made.encoder_weight.norm(dim=-1)
+    assert torch.allclose(made.encoder_weight, made.decoder_weight * factors[0]) and factors[0] > 0
     made.rows_from_data_(x[:7])  # fewer hidden states than latents: each is used before one is used again
     counts = torch.bincount((made.encoder_weight @ seen[:7].T).argmax(-1))
     assert counts.max() - counts.min() <= 1 and len(counts) == 7
+
+
+def test_rows_from_data_of_hidden_states_with_much_in_common_do_not_overshoot() -> None:
+    made = TopKSAE(16, 64, 8).double()
+    x = torch.randn(300, 16, dtype=torch.double) + 3 * torch.randn(300, 1, dtype=torch.double).abs() * torch.arange(16)
+    made.init_from_data(x)
+    made.rows_from_data_(x)
+
+    def error() -> torch.Tensor:
+        normed = made.preprocess(x)[0]
+        return (normed - made.pre_bias - made.combine(*made.chosen(normed))).square().sum()
+
+    best, nothing = error(), (made.preprocess(x)[0] - made.pre_bias).square().sum()
+    assert best < nothing
+    for factor in (0.9, 1.1):
+        with torch.no_grad():
+            made.encoder_weight.mul_(factor)
+        assert error() > best
+        with torch.no_grad():
+            made.encoder_weight.div_(factor)

@@ -492,9 +492,19 @@ class GPT2Backbone(Backbone):
         return GPT2LMHeadModel(config)
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm of queries or keys, which autocast gives in bfloat16: as torch's, which warns of a weight of another
+    dtype and leaves its fused kernel, to the bit.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` `[..., head_dim]`, normed, in its dtype."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 def rms_head_norms(config: "CoCoMixConfig") -> tuple[nn.Module, nn.Module]:
-    """RMSNorms of each head's query and key."""
-    return nn.RMSNorm(config.head_dim, eps=config.norm_eps), nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+    """Norms of each head's query and key."""
+    return HeadNorm(config.head_dim, eps=config.norm_eps), HeadNorm(config.head_dim, eps=config.norm_eps)
 
 
 class LlamaBackbone(Backbone):

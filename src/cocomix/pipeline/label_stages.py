@@ -340,7 +340,7 @@ class LabelStage(Stage, LabelSet):
                 lineage=self.lineage(split),
                 scores=self.config.scores,
                 shard_tokens=self.shard_tokens,
-                progress=progress if split == "train" else None,
+                progress=progress,
             )
             for split in self.splits
         }
@@ -379,6 +379,8 @@ class LabelStage(Stage, LabelSet):
 class TeacherLabelStage(LabelStage):
     """Labels at the tokens of a concept model with a tokenizer of its own; the students' tokens do not matter."""
 
+    splits = ("val", "train")
+    """the small one first, so that a pack of labels that are not finished can measure students on unseen text"""
     times_read = 2
 
     def __init__(self, run_dir: Path, name: str, config: RunConfig, teacher: TeacherStage, sae: SaeStage) -> None:
@@ -478,7 +480,7 @@ class AlignedLabelStage(LabelStage):
                 seq_len=self.seq_len,
                 lineage=self.lineage(split),
                 shard_tokens=self.shard_tokens,
-                progress=progress if split == "train" else None,
+                progress=progress,
             ) | {"located": located.located / max(1, located.tokens), "teacher_located": teacher_located[split]}
         if not any(figures["train"]["valid_share"].values()):
             raise CocomixError(
