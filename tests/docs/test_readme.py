@@ -99,3 +99,25 @@ def test_what_the_page_says_of_smollm2_was_measured() -> None:
     assert f"{round(figures['dead_share'] * figures['n_latents'])} dead latent." in page
     assert exact["relative_difference"] < 2e-15 and all(one["same"] == 1 for one in labels["fp32"].values())
     assert [round(one["shared"], 2) for one in labels["bf16"].values()] == [0.96] * 3
+
+
+def test_what_the_page_says_of_the_pack_is_in_it() -> None:
+    pack = json.loads((ROOT / "packs/smollm2-135m/pack.json").read_text())
+    page = " ".join((ROOT / "docs/howto/packs.md").read_text(encoding="utf-8").split())
+    for corpus in pack["corpora"]:
+        shares = (f"{100 * corpus['splits'][split]['covered_share']:.1f} %" for split in ("train", "val"))
+        (row,) = re.findall(rf"\| `{corpus['name']}` \|.*? \| ([\d.]+ %) \| ([\d.]+ %) \|", page)
+        assert [float(share.split()[0]) for share in row] == [float(share.split()[0]) for share in shares]
+    own, other = (
+        json.loads((ROOT / f"results/smollm2/{name}.json").read_text())["figures"] for name in ("sae", "sae_networkx")
+    )
+    for name, words in (("explained_variance", "explains"), ("loss_recovered", "recovers")):
+        assert f"{words} {other[name]:.2f} of the" in page and f"in place of {own[name]:.2f}" in page
+    size = sum(path.stat().st_size for path in (ROOT / "packs").rglob("*") if path.is_file())
+    assert size <= 40e6 and "(40 MB)" in page
+    same = [float(share) for share in re.findall(r"positions ([\d.]+)% are", verified()) if float(share) < 95]
+    assert page.count("84 to 86 %") == 1 and 84 <= min(same) and max(same) < 86.5
+
+
+def verified() -> str:
+    return (ROOT / "results/smollm2/verify.txt").read_text(encoding="utf-8")

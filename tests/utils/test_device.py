@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -100,3 +101,14 @@ def test_what_an_apple_gpu_lacks_falls_back_before_torch_is_imported() -> None:
     environment = {key: value for key, value in os.environ.items() if key not in {"PYTORCH_ENABLE_MPS_FALLBACK"}}
     environment.pop("USE_HUB_KERNELS", None)
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+def test_a_limit_on_instructions_counts_as_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "flags : fpu avx512_bf16 amx_bf16")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
+    assert fast_precision() == "bf16"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
+    assert fast_precision() == "fp32"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
+    assert fast_precision() == "bf16"

@@ -144,16 +144,23 @@ def memory_used(device: torch.device | str = "cpu") -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Values of ONEDNN_MAX_CPU_ISA that leave no bf16 instructions."""
+
+
 def fast_precision() -> Literal["fp32", "bf16"]:
     """bf16 where this machine multiplies in it (a GPU that supports it, or a CPU with bf16 instructions), else fp32.
 
-    fp32 on an Apple GPU: only some of them multiply in bf16, and torch does not say which.
+    fp32 on an Apple GPU: only some of them multiply in bf16, and torch does not say which. fp32, too, where
+    ONEDNN_MAX_CPU_ISA keeps torch from these instructions.
     """
     chosen = device().type
     if chosen == "mps":
         return "fp32"
     if chosen == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BF16:
+        return "fp32"
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
