@@ -80,7 +80,7 @@ def test_the_library_example_runs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
     (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     monkeypatch.chdir(tiny)
     names: dict = {}
-    exec(program.replace("runs/demo", "runs/tiny").replace("layer=3", "layer=1"), names)
+    exec(program.replace("runs/demo-from-scratch", "runs/tiny").replace("layer=3", "layer=1"), names)
     assert names["loss"].isfinite() and names["labels"].ids.shape[-1] == 4
 
 
