@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs/results.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["demo", "rules"])
+@pytest.mark.parametrize("name", ["demo", "demo-pack", "rules"])
 def test_tables_are_the_ones_printed(name: str) -> None:
     report = json.loads((ROOT / "results" / name / "report.json").read_text(encoding="utf-8"))
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
