@@ -66,7 +66,7 @@ function facts({ about, predicted, agreement: agreed, positions, split }) {
 function agreement({ agreement: agreed }) {
   if (!agreed) return empty("Not known", "The run has no teacher labels for this text.");
   return [
-    el("p", { class: "soft small-text" }, `${count(agreed.positions)} positions, by the labels ${agreed.truth}`),
+    el("p", { class: "soft small-text" }, `${count(agreed.positions)} positions, by the ${agreed.truth}`),
     overlap(agreed),
   ];
 }
