@@ -115,9 +115,6 @@ def test_what_the_page_says_of_the_pack_is_in_it() -> None:
         assert f"{words} {other[name]:.2f} of the" in page and f"in place of {own[name]:.2f}" in page
     size = sum(path.stat().st_size for path in (ROOT / "packs").rglob("*") if path.is_file())
     assert size <= 40e6 and "(40 MB)" in page
-    same = [float(share) for share in re.findall(r"positions ([\d.]+)% are", verified()) if float(share) < 95]
+    verified = (ROOT / "results/smollm2/verify.txt").read_text(encoding="utf-8")
+    same = [float(share) for share in re.findall(r"positions ([\d.]+)% are", verified) if float(share) < 95]
     assert page.count("84 to 86 %") == 1 and min(same) >= 84 and max(same) < 86.5
-
-
-def verified() -> str:
-    return (ROOT / "results/smollm2/verify.txt").read_text(encoding="utf-8")

@@ -408,18 +408,18 @@ class TopKSAE(nn.Module):
         """Point every latent at a hidden state of `x` `[n, d_model]`, as seen from pre_bias, drawn without repetition.
 
         So latents begin where data is, and few of them die. Decoder rows get unit norm. Encoder rows get the norm with
-        which the reconstruction of `x` has the least squared error: hidden states of a language model have much in
-        common, and K rows that each give all of it back overshoot K times.
+        which the reconstruction of the first 1024 of `x` has the least squared error: hidden states of a language model
+        have much in common, and K rows that each give all of it back overshoot K times.
         """
-        normed = self.preprocess(x.to(self.pre_bias.dtype))[0] - self.pre_bias
-        rounds = -(-self.n_latents // len(normed))
-        order = torch.cat([torch.randperm(len(normed)) for _ in range(rounds)])[: self.n_latents]
-        rows = F.normalize(normed[order.to(normed.device)], dim=-1)
+        normed = self.preprocess(x.to(self.pre_bias.dtype))[0]
+        seen = normed - self.pre_bias
+        rounds = -(-self.n_latents // len(seen))
+        order = torch.cat([torch.randperm(len(seen)) for _ in range(rounds)])[: self.n_latents]
+        rows = F.normalize(seen[order.to(seen.device)], dim=-1)
         self.encoder_weight.copy_(rows)
         self.decoder_weight.copy_(rows)
-        some = normed[:1024]
-        built = self.combine(*self.chosen(some + self.pre_bias))
-        self.encoder_weight.mul_((some * built).sum() / built.square().sum().clamp_min(1e-8))
+        built = self.combine(*self.chosen(normed[:1024]))
+        self.encoder_weight.mul_((seen[:1024] * built).sum() / built.square().sum().clamp_min(1e-8))
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:

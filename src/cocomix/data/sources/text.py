@@ -81,8 +81,7 @@ class FolderSource(TextSource):
         patterns = self.pattern.split("|")
         skipped = [str(Path(part)) for part in self.skip.split("|") if part]
         for file in below(root, left_out):
-            folders = [str(folder) for folder in file.relative_to(root).parents]
-            if any(fnmatch(folder, part) for folder in folders for part in skipped):
+            if any(fnmatch(str(folder), part) for part in skipped for folder in file.relative_to(root).parents):
                 left_out("in a folder that corpus.options.skip names", file)
             elif not any(fnmatch(unpacked_name(file.name), pattern) for pattern in patterns):
                 left_out(f"its name does not match {self.pattern}", file)
