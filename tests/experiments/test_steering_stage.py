@@ -84,7 +84,7 @@ class StudentStub:
             upstream=list,
             layer=LAYER,
             model=lambda: sae,
-            teacher=SimpleNamespace(model=lambda: teacher, must_share_tokens=lambda why: None),
+            teacher=SimpleNamespace(model=lambda: teacher, must_read_tokens=lambda why: None),
         )
 
 

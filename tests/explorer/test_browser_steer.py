@@ -10,7 +10,7 @@ import pytest
 from cocomix.explorer.catalog import ModelCatalog
 from cocomix.model import Ablate, Amplify, Clamp
 from cocomix.steering import format_steering, from_json
-from cocomix.steering.output_score import OutputScore
+from cocomix.steering.study.output_score import OutputScore
 from tests.helpers.browser import FAILED_REQUEST, MonitoredPage
 from tests.helpers.explored_run import COCOMIX
 

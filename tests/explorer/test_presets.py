@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from cocomix.explorer.catalog import ModelCatalog
 from cocomix.explorer.sessions import OUTPUT_SCORE, PRESETS
 from cocomix.pipeline.concept_stages import student_output_scores
-from cocomix.steering.output_score import STRENGTH, candidates, most_steerable, neutral_prompts, output_scores
+from cocomix.steering.study.output_score import STRENGTH, candidates, most_steerable, neutral_prompts, output_scores
 from tests.helpers.explored_run import COCOMIX, NTP, hooked
 
 

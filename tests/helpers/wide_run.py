@@ -16,7 +16,7 @@ from cocomix.data import SpecialTokens, write_shards
 from cocomix.explorer.catalog import CatalogEntry
 from cocomix.explorer.schemas import ModelInfo
 from cocomix.explorer.sessions import ModelSession, NameStore
-from cocomix.steering.output_score import neutral_prompts, output_scores
+from cocomix.steering.study.output_score import neutral_prompts, output_scores
 
 VOCAB, SEQ, K = 60, 32, 6
 SPECIAL = SpecialTokens.before_policies(eos_id=0)

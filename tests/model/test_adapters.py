@@ -12,15 +12,18 @@ from transformers import AutoModelForCausalLM, pipeline
 from cocomix import CoCoMixForCausalLM
 from cocomix.model.flops import TrainedPart, partial_training_flops
 from cocomix.model.loading import load_causal_lm
+from cocomix.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
-from tests.model.test_from_plain import CONCEPTS, MIXINGS, VOCAB, batch, plain, student
+from tests.model.test_from_plain import CONCEPTS, MIXINGS, VOCAB, WIDTH, K, batch, plain, student
 
 PARTS = ("channel", "lora")
 
 
-def trained(part: str, base: Any = None, mixing: int = 0) -> CoCoMixForCausalLM:
+def trained(part: str, base: Any = None, mixing: int = 0, gated: bool = False) -> CoCoMixForCausalLM:
     """A student whose trained part is no longer where it started."""
-    model = student(plain("llama") if base is None else base, mixing)
+    torch.manual_seed(1)
+    start = {"sae": TopKSAE(WIDTH, CONCEPTS, K), "vector_from_sae": True} if gated else {}
+    model = student(plain("llama") if base is None else base, mixing, **start)
     model.freeze_rest(part, rank=3)
     torch.manual_seed(2)
     with torch.no_grad():
@@ -81,13 +84,14 @@ def test_lower_blocks_run_once_and_autograd_keeps_nothing_of_them(part: str) -> 
     assert kept[:layer] == [0] * layer and all(kept[layer:])
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(("part", "gated"), [("channel", False), ("lora", False), ("lora", True)])
 @torch.no_grad()
-def test_an_adapter_is_small_and_loads_with_its_base(part: str, tmp_path: Path) -> None:
+def test_an_adapter_is_small_and_loads_with_its_base(part: str, gated: bool, tmp_path: Path) -> None:
     base = plain("llama")
     base.save_pretrained(tmp_path / "base")
-    model = trained(part, AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
+    model = trained(part, AutoModelForCausalLM.from_pretrained(tmp_path / "base"), gated=gated)
     model.save_adapter(tmp_path / "adapter")
+    assert ("channel.gate" in load_file(tmp_path / "adapter/model.safetensors")) == gated
     saved = load_file(tmp_path / "adapter/model.safetensors")
     assert saved and all(name.startswith(("channel.", "mixer.")) or ".lora_" in name for name in saved)
     ids, mask = batch()

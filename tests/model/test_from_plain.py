@@ -27,6 +27,7 @@ from transformers import (
 from cocomix import CoCoMixForCausalLM
 from cocomix.model.mixers import MIXERS
 from cocomix.model.plain_models import PLAIN_FAMILIES, fill_plain
+from cocomix.model.predictors import GATE_RATE
 from cocomix.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
 
@@ -213,6 +214,30 @@ def test_a_head_that_starts_as_the_autoencoder(bias_input: bool) -> None:
     expected = sae.pre_activations(sae.preprocess(hidden)[0])
     torch.testing.assert_close(ours(ids).concept_logits, expected, rtol=1e-4, atol=1e-4)
     assert_same(theirs, ours)
+
+
+def test_a_vector_that_starts_as_the_decoder_behind_a_closed_gate() -> None:
+    theirs = plain("llama")
+    torch.manual_seed(1)
+    sae = TopKSAE(WIDTH, CONCEPTS, K)
+    sae.latent_bias.data.normal_()
+    ours = student(theirs, sae=sae, vector_from_sae=True)
+    assert_same(theirs, ours)
+    channel: Any = ours.channel
+    ids = batch()[0]
+    ours(input_ids=ids, labels=ids).loss.backward()
+    assert channel.gate.grad.abs() > 1e-5 and channel.vector.weight.grad.abs().max() == 0
+
+    with torch.no_grad():
+        channel.gate.fill_(-0.01)
+        hidden = theirs(ids, output_hidden_states=True).hidden_states[2]
+        latents = sae.encode(hidden)
+        found = channel(hidden, torch.arange(20)[None], None).vector
+        for row, position in torch.cartesian_prod(torch.arange(3), torch.arange(20)).tolist():
+            pairs = zip(latents.values[row, position], latents.ids[row, position].tolist(), strict=True)
+            explained = sum(value * sae.decoder_weight[concept] for value, concept in pairs)
+            expected = GATE_RATE * -0.01 * explained * latents.std[row, position]
+            torch.testing.assert_close(found[row, position], expected, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()

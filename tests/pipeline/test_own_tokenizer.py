@@ -113,7 +113,7 @@ def test_what_needs_one_tokenizer_is_refused_by_name(inputs: Path, tmp_path: Pat
 
 def test_steering_needs_one_tokenizer(run: Run) -> None:
     with pytest.raises(CocomixError, match="reads other tokens than the students"):
-        run.teacher.must_share_tokens("judges steered texts")
+        run.teacher.must_read_tokens("judges steered texts")
 
 
 def _words_alone(folder: Path, unknown: str | None) -> None:

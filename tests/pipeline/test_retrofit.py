@@ -132,6 +132,7 @@ def test_a_run_of_a_model_is_made_of_its_settings(tmp_path: Path) -> None:
 CASES = [
     ({"objective": "retrofit", "labels": "a", "trains": "half"}, "channel, lora, all"),
     ({"objective": "retrofit", "labels": "a", "base": "folder", "head_from": "sae"}, "base: teacher"),
+    ({"objective": "retrofit", "labels": "a", "vector_from": "sae"}, "head_from: sae"),
     ({"objective": "retrofit", "labels": "a", "concept": {"vector_scale": 0.3}}, "starts at zero"),
     ({"objective": "retrofit", "labels": "a", "model": {"width": 64}}, "the base's"),
     ({"objective": "finetune", "trains": "channel"}, "nothing to train"),

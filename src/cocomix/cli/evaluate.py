@@ -152,6 +152,13 @@ def steer_eval_command(
     prompts: Annotated[int, typer.Option(min=1, help="Validation prompts per concept.")] = 8,
     tokens: Annotated[int, typer.Option(min=4, help="Tokens generated after each prompt.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run of the same concept model whose autoencoder judges; default: the one that made the labels."
+        ),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of all weights and passes: fp32, bf16 or auto.")] = "fp32",
     replace: Replace = False,
 ) -> None:
     """Measure steering: how often the concept appears, what it costs in fluency, and how far it leaks.
@@ -165,7 +172,16 @@ def steer_eval_command(
     quiet_libraries()
     folder = output or run / "steer-eval"
     report = steer_eval(
-        run, folder, student, concepts=concepts, prompts=prompts, tokens=tokens, seed=seed, replace=replace
+        run,
+        folder,
+        student,
+        concepts=concepts,
+        prompts=prompts,
+        tokens=tokens,
+        seed=seed,
+        judge=judge,
+        precision=precision,
+        replace=replace,
     )
     console.print(steering_table(report))
     console.print(f"Report: {(folder / 'report.html').resolve()}", highlight=False, soft_wrap=True)

@@ -36,11 +36,10 @@ from cocomix.model.loading import as_run, load_causal_lm
 from cocomix.model.text_config import text_shape
 from cocomix.utils.console import rank, world_size
 from cocomix.utils.distributed import device, sum_over_processes
-from cocomix.utils.env import as_float64, autocast, fast_precision
+from cocomix.utils.env import as_float64, autocast, typed_precision
 from cocomix.utils.errors import CocomixError
 
 MANIFEST = "manifest.json"
-PRECISIONS = ("fp32", "bf16", "auto")
 SPAN = 1 << 20
 """Tokens whose bytes are counted at a time."""
 
@@ -216,11 +215,9 @@ def measure_perplexity(
     Raises:
         CocomixError: the model or the text cannot be read, or the text or an option does not fit the model.
     """
-    if precision not in PRECISIONS:
-        raise CocomixError(f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    precision = typed_precision(precision)
     if stride is not None and max_windows is not None:
         raise CocomixError("--stride scores every token, so it cannot be used with --max-windows; leave one out")
-    precision = fast_precision() if precision == "auto" else precision
     model: Any = load_causal_lm(source, "the model", precision=precision)
     model = model.to(device())  # pyright: ignore[reportArgumentType]
     rows, positions = (shape := text_shape(model.config)).vocab_size, shape.positions

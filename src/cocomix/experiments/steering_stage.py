@@ -89,7 +89,7 @@ class SteeringStage(Stage):
 
     def context(self, strongest: StrongestPlaces | None = None) -> StudyContext:
         """What the methods work with; `strongest` collects where in validation text each concept is most active."""
-        self.student.sae.teacher.must_share_tokens("judges steered texts")
+        self.student.sae.teacher.must_read_tokens("judges steered texts")
         student, config, sae = self.student, self.config, self.student.sae.model()
         models = {"student": student.model(), "teacher": student.sae.teacher.model()}
         shards, layer = student.tokens.shards("val"), student.sae.layer

@@ -54,7 +54,7 @@ from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
 from cocomix.sae.sae import TopKSAE
-from cocomix.steering.output_score import STRENGTH, OutputScore, most_steerable
+from cocomix.steering.study.output_score import STRENGTH, OutputScore, most_steerable
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError, tokenizer_errors
 from cocomix.utils.files import in_words, sha256
@@ -378,7 +378,7 @@ class ModelSession:
             _ = self._dashboards, self._output_scores
 
     def presets(self) -> PresetsResponse:
-        """The concepts with the best output scores; see `cocomix.steering.output_score`."""
+        """The concepts with the best output scores; see `cocomix.steering.study.output_score`."""
         names = self.name_store.names()
         with self.lock:
             scores = self._output_scores
@@ -463,7 +463,7 @@ class ModelSession:
         return lengths.tolist()
 
     def _judge(self, concepts: Sequence[int]) -> StreamingJudge:
-        if not (self.run.has_teacher and self.run.run.teacher.config.shares_tokens):
+        if not (self.run.has_teacher and self.run.run.teacher.reads_tokens):
             return StreamingJudge("the unsteered student", CachedModel(self.model, self.lock), [])
         teacher = CachedModel(self.run.teacher(), self.run.lock)
         if not (self.run.has_sae and self.stage.uses_sae_concepts):

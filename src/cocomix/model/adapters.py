@@ -156,6 +156,7 @@ CONCEPT_SETTINGS = (
     "mixer",
     "mixer_options",
     "channel",
+    "channel_options",
     "concept_loss_weight",
 )
 """Fields of the configuration that `from_plain` is given."""

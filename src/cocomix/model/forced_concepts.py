@@ -6,6 +6,8 @@ them, in the order of the student's own logits, and what is left of the K goes t
 whose given concepts are the student's own best is therefore not changed at all, and none gets a strength that the
 blocks above have not seen. To weigh the given concepts by their own logits instead would also weaken the vector
 wherever the head does not expect them, and ask two questions at once.
+
+In training, where the logits are not kept, given concepts keep the order they are given in (labels: best first).
 """
 
 from collections.abc import Iterator
@@ -25,22 +27,21 @@ def with_concepts(prediction: ConceptPrediction, concepts: torch.Tensor) -> Conc
 
     Args:
         concepts: int64 `[batch, seq, n]`, different ones at each position; negative ones are ignored. Of more than K,
-            those with the largest logits are taken.
+            those with the largest logits are taken; without logits, the first.
 
     Raises:
-        CocomixError: the shape does not fit, or the prediction has no logits to order them by.
+        CocomixError: the shape does not fit.
     """
-    if prediction.logits is None:
-        raise CocomixError("the order of given concepts needs their logits; leave concept_labels out of the call")
     if concepts.shape[:-1] != prediction.ids.shape[:-1]:
         raise CocomixError(
             f"concepts of the shape {list(concepts.shape)} do not fit {list(prediction.ids.shape[:-1])} positions; give"
             " some for each"
         )
     given = concepts >= 0
-    scores = prediction.logits.gather(-1, concepts.clamp_min(0)).masked_fill(~given, -torch.inf)
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    concepts, given = concepts.gather(-1, order), given.gather(-1, order)
+    if prediction.logits is not None:
+        scores = prediction.logits.gather(-1, concepts.clamp_min(0)).masked_fill(~given, -torch.inf)
+        order = scores.argsort(dim=-1, descending=True, stable=True)
+        concepts, given = concepts.gather(-1, order), given.gather(-1, order)
     values, order = prediction.values.sort(dim=-1, descending=True, stable=True)
     own = prediction.ids.gather(-1, order)
     repeated = (own.unsqueeze(-1) == concepts.unsqueeze(-2)).any(-1)

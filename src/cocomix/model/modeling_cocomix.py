@@ -319,7 +319,9 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         mixer_options: dict[str, Any] | None = None,
         channel: str = "concepts",
         concept_loss_weight: float = 0.1,
+        channel_options: dict[str, Any] | None = None,
         sae: Any = None,
+        vector_from_sae: bool = False,
     ) -> "CoCoMixForCausalLM":
         """A student that at first computes exactly what a plain causal LM does: the vector it mixes in is zero.
 
@@ -330,14 +332,19 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             concept_layer, num_concepts, concept_top_k, mixer_options, channel, concept_loss_weight: as in
                 `CoCoMixConfig`.
             mixer: one that leaves a model as it is where its vector is zero (`Mixer.leaves_model`).
+            channel_options: as in `CoCoMixConfig`; None: for `concepts` a vector without `offset`.
             sae: an autoencoder (`cocomix.sae.TopKSAE`) of this very model, of the hidden states that enter
                 concept_layer; the concept logits then start as its pre-activations. None: they start at random.
+            vector_from_sae: whether the vector's rows start as its decoder, behind a gate that starts at zero; if not,
+                the rows start at zero.
 
         Raises:
             CocomixError: a model of another type, or one that the backbones here do not compute; a mixer that would
                 change it; an autoencoder that does not fit.
         """
         settings, options = plain_settings(model), dict(mixer_options or {})
+        if channel_options is None and "offset" in PREDICTORS.options(channel):
+            channel_options = {"offset": False} | ({"gated": True} if vector_from_sae else {})
         MIXERS.check(mixer, options)
         PREDICTORS.choose(channel)
         upper = settings["num_hidden_layers"] - concept_layer
@@ -355,7 +362,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             concept_top_k=concept_top_k,
             concept_loss_weight=concept_loss_weight,
             channel=channel,
-            channel_options={"offset": False} if "offset" in PREDICTORS.options(channel) else None,
+            channel_options=channel_options,
             mixer=mixer,
             mixer_options=options,
         )
@@ -366,7 +373,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         student.base_name = model.name_or_path or None
         student.channel.start_at_zero()
         if sae is not None:
-            student._start_head(sae)
+            student._start_from(sae, vector_from_sae)
         check_same(model, student)
         generation: Any = getattr(model, "generation_config", None)
         if generation is not None:
@@ -422,7 +429,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         plain.generation_config = copy.deepcopy(self.generation_config)
         return plain.train(self.training)
 
-    def _start_head(self, sae: Any) -> None:
+    def _start_from(self, sae: Any, vector: bool) -> None:
         if not isinstance(self.channel, ConceptPredictor):
             raise ConfigError(
                 f"the channel {self.config.channel} has no head that an autoencoder could start; use concepts"
@@ -434,6 +441,8 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             )
         centre = sae.pre_bias if sae.bias_input else torch.zeros_like(sae.pre_bias)
         self.channel.start_from_encoder(sae.encoder_weight, sae.latent_bias, centre)
+        if vector:
+            self.channel.start_from_decoder(sae.decoder_weight)
 
     @property
     def model(self) -> CoCoMixModel:
@@ -524,7 +533,8 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             lm_loss = self._fused_lm_loss(output.last_hidden_state, targets, z_weight)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = apply_linear(self.lm_head, output.last_hidden_state[:, kept])
+            # Contiguous: of a batch of slices torch would multiply each by a copy of the weight of its own.
+            logits = apply_linear(self.lm_head, output.last_hidden_state[:, kept].contiguous())
             if self.config.logit_cap is not None:
                 logits = self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
             lm_loss = None if targets is None else _lm_loss(logits, targets, z_weight)

@@ -222,23 +222,51 @@ class ConceptVector(ParameterModule):
         return vector * prediction.std + prediction.mean
 
 
+GATE_RATE = 16.0
+"""How much faster a gate moves than a weight: AdamW moves each by about the learning rate a step, with which a gate
+would stay near 0 in a training of a few hundred steps."""
+
+
 class ConceptPredictor(Predictor):
     """The paper's predictor: concept logits, their TopK and its vector (equations 4 and 5).
 
     Args:
         offset: whether `mean` and `pre_bias` are given back to the vector, as in the paper. Without them it is a sum of
             the K rows and a bias, times `std`, and so zero where these weights are zero.
+        gated: whether the vector is multiplied by GATE_RATE times a learned number that starts at 0. So it can start at
+            zero with rows that mean something already.
     """
 
     name = "concepts"
     takes_scale = True
     _tp_plan: ClassVar[dict[str, str]] = {"head.proj": "colwise_gather_output"}
 
-    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool, *, offset: bool = True) -> None:
+    def __init__(
+        self,
+        config: "CoCoMixConfig",
+        backbone: Backbone,
+        with_vector: bool,
+        *,
+        offset: bool = True,
+        gated: bool = False,
+    ) -> None:
         super().__init__(config, backbone, with_vector)
+        if gated and offset:
+            raise ConfigError("the vector of a gated channel has no offset; set offset to false")
         self.offset = offset
+        # Not a scalar, which FSDP2 cannot shard.
+        self.gate = nn.Parameter(torch.zeros(1)) if gated and with_vector else None
         self.head = ConceptHead(config.hidden_size, config.num_concepts, config.concept_top_k)
         self.vector = ConceptVector(config.hidden_size, config.num_concepts) if with_vector else None
+
+    def scaled(self, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = super().scaled(tensor)
+        return tensor if self.gate is None else GATE_RATE * self.gate * tensor
+
+    def reset_parameters(self, std: float) -> None:
+        super().reset_parameters(std)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate)
 
     def start_from_encoder(self, weight: torch.Tensor, bias: torch.Tensor, centre: torch.Tensor) -> None:
         """Let the logits be weight (norm(h) - centre) + bias, an autoencoder's pre-activations.
@@ -257,10 +285,16 @@ class ConceptPredictor(Predictor):
             self.head.proj.bias.copy_(bias)
             self.head.pre_bias.copy_(centre)
 
+    def start_from_decoder(self, weight: torch.Tensor) -> None:
+        """Let the vector's rows be an autoencoder's decoder, `[C, d_model]`, of the shape of the encoder before."""
+        if self.vector is not None:
+            with torch.no_grad():
+                self.vector.weight.copy_(weight)
+
     def start_at_zero(self) -> None:
         if self.vector is not None:
-            nn.init.zeros_(self.vector.weight)
             nn.init.zeros_(self.vector.bias)
+            nn.init.zeros_(self.vector.weight if self.gate is None else self.gate)
 
     def init_as_hidden(self) -> None:
         if self.vector is not None:

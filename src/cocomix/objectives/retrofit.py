@@ -23,6 +23,7 @@ from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.cocomix import CoCoMixObjective, CoCoMixStudent, ConceptConfig
 from cocomix.objectives.ntp import NtpObjective
 from cocomix.utils.errors import CocomixError
+from cocomix.utils.settings import added
 
 TEACHER = "teacher"
 
@@ -128,12 +129,20 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
         " teacher and concept_layer the block after sae.layer",
     )
 
+    vector_from: Literal["zero", "sae"] = added(
+        default="zero",
+        description="where the vector's rows start: at zero, or, with `head_from: sae`, as the decoder of that SAE"
+        " behind a learned gate that starts at zero",
+    )
+
     @model_validator(mode="after")
     def _starts_at_zero(self) -> Self:
         if self.concept.vector_scale is not None:
             raise ValueError("the vector of a retrofitted model starts at zero; leave concept.vector_scale out")
         if self.head_from == "sae" and self.base != TEACHER:
             raise ValueError("the run's SAE is of the concept model, so `head_from: sae` needs `base: teacher`")
+        if self.vector_from == "sae" and self.head_from != "sae":
+            raise ValueError("the SAE's decoder is for the concepts of its encoder; set `head_from: sae`, too")
         return self
 
     def build(self, sizes: Sizes) -> PreTrainedModel:
@@ -155,6 +164,7 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
             mixer_options=concept.mixer_options,
             concept_loss_weight=concept.loss_weight,
             sae=sae,
+            vector_from_sae=self.vector_from == "sae",
         )
         return self.prepared(model, sizes)
 
@@ -162,7 +172,10 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
         if self.labels is None:
             return PartialNtpObjective(model, self)
         until, shape = self.concept.schedule
-        return RetrofitObjective(model, self, until, shape=shape, label_flops=sizes.label_flops)
+        forcing = self.concept.teacher_forcing
+        return RetrofitObjective(
+            model, self, until, shape=shape, label_flops=sizes.label_flops, teacher_forcing=forcing
+        )
 
     def summary(self) -> str:
         return f"{super().summary()}, {self.describe_part()}"
@@ -179,6 +192,10 @@ class FinetuneStudent(BaseStudent):
         ge=1,
         description="first block (0-based) with LoRA matrices, as in the student it is compared with",
     )
+
+    def keeps_teacher_up_to(self, block: int) -> bool:
+        """Whether its hidden states after a block (0-based) are the concept model's, whatever it was trained on."""
+        return self.base == TEACHER and self.trains == "lora" and self.concept_layer > block
 
     @model_validator(mode="after")
     def _has_something_to_train(self) -> Self:

@@ -33,7 +33,7 @@ from cocomix.pipeline.label_stages import AlignedLabelStage
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, sae_stage
-from cocomix.steering.output_score import STRENGTH, OutputScore, candidates, neutral_prompts, output_scores
+from cocomix.steering.study.output_score import STRENGTH, OutputScore, candidates, neutral_prompts, output_scores
 from cocomix.utils.advice import command_line
 from cocomix.utils.console import StageProgress, console, errors
 from cocomix.utils.errors import CocomixError
@@ -203,7 +203,7 @@ class _KeptScores(BaseModel):
 def student_output_scores(
     stage: StudentStage, student: Any, statistics: ConceptStatistics, names: Names, *, snapshot: str | None = None
 ) -> list[OutputScore]:
-    """Output scores of up to `CANDIDATES` concepts, see `cocomix.steering.output_score`; made only if not kept yet.
+    """Output scores of up to `CANDIDATES` concepts, see `steering.study.output_score`; made only if not kept yet.
 
     They are made again when the student, the text or the tokens of the names changed. A name set by hand changes none.
 

@@ -504,6 +504,11 @@ class RunConfig(Section):
             if live and len(phase.parts) > 1:
                 raise ValueError(f"student {name!r} mixes {live[0]}, which is live; set labels.{live[0]}.live=false")
 
+    @property
+    def teacher_reads_tokens(self) -> bool:
+        """Whether the teacher can read the students' tokens: it shares them, or they are its own tokenizer's."""
+        return self.teacher.shares_tokens or self.tokens.tokenizer == self.teacher.pretrained
+
     def label_source(self, name: str) -> LabelConfig:
         """The settings of the set `name`, or of the set whose labels it moves."""
         config = self.labels[name]
@@ -522,11 +527,10 @@ class RunConfig(Section):
                 " token, so both need one tokenizer; leave it out, or set teacher.tokenizer=shared and tokens.tokenizer"
                 " to the concept model's"
             )
-        own = self.teacher.pretrained
-        if not self.teacher.shares_tokens and "teacher" in student.reads and self.tokens.tokenizer != own:
+        if "teacher" in student.reads and not self.teacher_reads_tokens:
             raise ValueError(
                 f"student {name!r} starts as the concept model, so it reads that model's tokens; set"
-                f" tokens.tokenizer={own}"
+                f" tokens.tokenizer={self.teacher.pretrained}"
             )
         if student.label_sign is not None and not student.label_parts:
             raise ValueError(f"student {name!r} asks for the sign {student.label_sign!r}, which its labels do not have")

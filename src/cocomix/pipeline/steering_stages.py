@@ -15,23 +15,108 @@ import torch
 from transformers import PreTrainedModel
 
 from cocomix.analysis.naming import Names, read_names
+from cocomix.objectives.retrofit import FinetuneStudent
 from cocomix.pipeline.concept_stages import name_run
+from cocomix.pipeline.pack import tensors_checksum
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.trained import existing_run, student_stage
-from cocomix.steering.study import summary
-from cocomix.steering.study.concepts import Concept, choose_named_concepts, concept_activity, spread_windows
+from cocomix.steering.study.concepts import (
+    Concept,
+    choose_named_concepts,
+    concept_activity,
+    ranked_concepts,
+    spread_windows,
+)
 from cocomix.steering.study.context import CONTRAST_WINDOWS, PROMPT_TOKENS, StudyContext
+from cocomix.steering.study.judging_sae import LEAST_CORRELATION, JudgingSae, SaeAt, match_latents
 from cocomix.steering.study.method_result import MethodResult
 from cocomix.steering.study.methods import METHODS, SHOWN
 from cocomix.steering.study.report import write_steering_report
-from cocomix.utils.env import git_commit, machine
+from cocomix.steering.study.summary import best_half, output_scores, summary
+from cocomix.utils.env import git_commit, machine, typed_precision
 from cocomix.utils.errors import CocomixError
 
 LanguageModelStage = StudentStage | TeacherStage
+
+
+PLAIN = ("ntp", "finetune")
+"""Objectives of students that learn the next token alone, without concepts."""
+
+
+class JudgeStage:
+    """The SAE that judges whether a concept is in a text: the student's own, or that of another run.
+
+    Args:
+        run: the student's.
+        folder: another run, of the same concept model; None: the judge is the SAE that made the student's labels.
+        precision: of the concept model's passes.
+
+    Attributes:
+        stage: the other run's SAE; None where there is no other run.
+        latents: the latent that stands for each concept looked at, and how well it agrees, by the concept's number.
+    """
+
+    def __init__(self, run: Run, folder: Path | None, precision: str) -> None:
+        self.run, self.precision = run, precision
+        self.stage: SaeStage | None = None
+        self.latents: dict[int, tuple[int, float]] = {}
+        if folder is not None:
+            other = existing_run(folder)
+            self.stage = other.sae
+            if weights_checksum(other.teacher) != weights_checksum(run.teacher):
+                raise CocomixError(
+                    f"the concept model of {folder} is another than that of {run.folder}, so its autoencoder cannot"
+                    " judge; give --judge a run of the same concept model"
+                )
+
+    def known(self, teacher: PreTrainedModel, own: SaeAt, concepts: Sequence[int]) -> set[int] | None:
+        """Those of the concepts that the judge can tell; None: all."""
+        if self.stage is None:
+            return None
+        shards, seq_len = self.run.tokens.shards("val"), self.run.config.seq_len
+        other = SaeAt(self.stage.model(), self.stage.layer)
+        found = match_latents(teacher, own, other, concepts, shards, seq_len)
+        pairs = zip(found.latents.tolist(), found.correlations.tolist(), strict=True)
+        self.latents = dict(zip(concepts, pairs, strict=True))
+        return {concept for concept, (_, correlation) in self.latents.items() if correlation >= LEAST_CORRELATION}
+
+    def judging(self, concepts: Sequence[Concept]) -> JudgingSae | None:
+        """The other SAE with the latents that stand for these concepts; None where there is no other."""
+        if self.stage is None:
+            return None
+        latents = [self.latents[concept.concept][0] for concept in concepts]
+        return JudgingSae(self.stage.model(), self.stage.layer, torch.tensor(latents))
+
+    def about(self, concepts: Sequence[Concept]) -> dict[str, Any] | None:
+        """What the report says of it; None where there is no other."""
+        if self.stage is None:
+            return None
+        sae = self.stage.model()
+        found = [self.latents[concept.concept] for concept in concepts]
+        return {
+            "layer": self.stage.layer,
+            "n_latents": sae.n_latents,
+            "k": sae.k,
+            "quality": {name: self.stage.figures.get(name) for name in ("explained_variance", "loss_recovered")},
+            "latents": [latent for latent, _ in found],
+            "correlations": [round(correlation, 4) for _, correlation in found],
+        }
+
+
+def _loaded(stage: Any, precision: str) -> PreTrainedModel:
+    """The model of a stage, with all weights in `precision`."""
+    model = stage.model()
+    return model.to(torch.bfloat16) if precision == "bf16" else model
+
+
+def weights_checksum(teacher: TeacherStage) -> str:
+    """Checksum of a finished concept model's weights, whatever files hold them."""
+    teacher.check()
+    return tensors_checksum(teacher.folder / "model")
 
 
 class SteeredStudent:
@@ -40,7 +125,8 @@ class SteeredStudent:
     Args:
         baseline: a student without concepts; None where the run has none, then nothing of it is measured.
         reader: the model that judges fluency.
-        requested: `prompts`, `tokens` and `seed`, as typed.
+        judge: the SAE that judges.
+        requested: `prompts`, `tokens`, `seed` and, where it is not fp32, `precision`.
     """
 
     def __init__(
@@ -48,10 +134,11 @@ class SteeredStudent:
         student: StudentStage,
         baseline: StudentStage | None,
         reader: LanguageModelStage,
+        judge: "JudgeStage",
         concepts: list[Concept],
-        requested: dict[str, int],
+        requested: dict[str, Any],
     ) -> None:
-        self.student, self.baseline, self.reader = student, baseline, reader
+        self.student, self.baseline, self.reader, self.judge = student, baseline, reader, judge
         self.concepts, self.requested = concepts, requested
         self._models: dict[str, PreTrainedModel] = {}
         self._context: StudyContext | None = None
@@ -62,15 +149,28 @@ class SteeredStudent:
             "student": self.student,
             "teacher": self.student.sae.teacher,
             "baseline": self.baseline,
+            "plain": self.plain,
         }
         return {name: stage for name, stage in stages.items() if stage is not None}
 
+    @property
+    def plain(self) -> LanguageModelStage:
+        """A model without concepts whose hidden states the SAE was trained on: the teacher; or, where the student is a
+        retrofitted one, the teacher fine-tuned on the same text, if that changed only blocks after the SAE's."""
+        if self.baseline is not None:
+            settings = self.baseline.config
+            if isinstance(settings, FinetuneStudent) and settings.keeps_teacher_up_to(self.student.sae.layer):
+                return self.baseline
+        return self.student.sae.teacher
+
     def model(self, name: str) -> PreTrainedModel:
         """A model, loaded once."""
-        if name not in self._models:
-            stage: Any = self.stages()[name]
-            self._models[name] = stage.model()
-        return self._models[name]
+        return self._load(self.stages()[name])
+
+    def _load(self, stage: Any) -> PreTrainedModel:
+        if stage.name not in self._models:
+            self._models[stage.name] = _loaded(stage, self.judge.precision)
+        return self._models[stage.name]
 
     def context(self) -> StudyContext:
         """What the methods work with, made once."""
@@ -78,12 +178,11 @@ class SteeredStudent:
             student, config = self.student, self.student.run_config
             tokenizer = student.tokens.tokenizer()
             prompts = spread_windows(student.tokens.shards("val"), self.requested["prompts"], config.seq_len)
-            reader = self.model("teacher") if self.reader is student.sae.teacher else self.reader.model()
             self._context = StudyContext(
                 models=self.model,
                 sae=student.sae.model(),
                 layer=student.sae.layer,
-                reader=reader,
+                reader=self._load(self.reader),
                 concepts=self.concepts,
                 prompts=prompts[:, :PROMPT_TOKENS],
                 new_tokens=self.requested["tokens"],
@@ -91,6 +190,7 @@ class SteeredStudent:
                 train=student.tokens.shards("train"),
                 seq_len=config.seq_len,
                 decode=lambda ids: str(tokenizer.decode(list(ids))),
+                judging_sae=self.judge.judging(self.concepts),
             )
         return self._context
 
@@ -107,21 +207,28 @@ class SteerEvalStage(Stage):
         student = steered.student
         subject = steered.stages()[self.method.subject]
         inputs = [student.tokens, subject, student.sae, steered.reader, *([] if source is None else [source])]
+        inputs += [] if steered.judge.stage is None else [steered.judge.stage]
         name = student.name.replace("students/", "steer-eval/", 1)
         super().__init__(student.run_dir, f"{name}/{method}", "cocomix steer-eval", list(dict.fromkeys(inputs)))
 
     def settings(self) -> dict[str, Any]:
-        return self.steered.requested | {
-            "doses": list(self.method.doses),
-            "shown": SHOWN,
-            "prompt_tokens": PROMPT_TOKENS,
-            "contrast_windows": CONTRAST_WINDOWS,
-            "student_seed": self.steered.student.seed,
-            "concepts": [
-                [concept.concept, concept.words, concept.follow, round(concept.strength, 4)]
-                for concept in self.steered.concepts
-            ],
-        }
+        other = self.steered.judge.stage is not None
+        concepts = self.steered.concepts
+        judged = {"latents": [self.steered.judge.latents[each.concept][0] for each in concepts]} if other else {}
+        return (
+            self.steered.requested
+            | judged
+            | {
+                "doses": list(self.method.doses),
+                "shown": SHOWN,
+                "prompt_tokens": PROMPT_TOKENS,
+                "contrast_windows": CONTRAST_WINDOWS,
+                "student_seed": self.steered.student.seed,
+                "concepts": [
+                    [concept.concept, concept.words, concept.follow, round(concept.strength, 4)] for concept in concepts
+                ],
+            }
+        )
 
     def describe(self, figures: dict[str, Any]) -> str:
         result = self.result(figures)
@@ -156,11 +263,15 @@ def steer_eval(
     prompts: int,
     tokens: int,
     seed: int,
+    judge: Path | None = None,
+    precision: str = "fp32",
     replace: bool | None = None,
 ) -> dict[str, Any]:
     """Measure what is not measured yet and write `report.json` and `report.html` into `output`.
 
     Args:
+        judge: a run of the same concept model whose SAE judges; None: the one that made the student's labels.
+        precision: of all models' weights and passes, `fp32`, `bf16` or `auto`.
         replace: `Run.replace`.
 
     Returns:
@@ -168,16 +279,21 @@ def steer_eval(
 
     Raises:
         CocomixError: no such run or student, one that cannot be steered by this SAE's concepts, texts longer than it
-            can take, or too few concepts that can be measured.
+            can take, a judge of another concept model, or too few concepts that can be measured.
     """
     run = existing_run(folder)
     run.replace = replace
     stages = [stage for stage in run.students if stage.student == student]
     student_stage(run, student, run.config.seeds[0])  # says which students exist if this one does not
     _check(run, stages, tokens)
-    chosen = _choose_concepts(run, stages[0].sae, concepts)
-    requested = {"prompts": prompts, "tokens": tokens, "seed": seed}
-    students = [SteeredStudent(stage, baseline(run, stage), reader(run, stage), chosen, requested) for stage in stages]
+    requested: dict[str, Any] = {"prompts": prompts, "tokens": tokens, "seed": seed}
+    precision = typed_precision(precision)
+    requested |= {"precision": precision} if precision != "fp32" else {}
+    judging = JudgeStage(run, judge, precision)
+    chosen = _choose_concepts(run, stages[0].sae, concepts, judging)
+    students = [
+        SteeredStudent(stage, baseline(run, stage), reader(run, stage), judging, chosen, requested) for stage in stages
+    ]
     subjects = {name for steered in students for name in steered.stages()}
     methods = [name for name, method in METHODS.items() if method.subject in subjects]
     measured = _measure(run, students, methods)
@@ -187,12 +303,20 @@ def steer_eval(
         method = METHODS[name]
         entry |= {"about": method.about, "unit": method.unit, "ties": method.ties, "subject": method.subject}
         entry["examples"] = [example.model_dump() for example in results[name][stages[0].seed].examples]
+    scores, places = output_scores(results), best_half(results)
+    if scores is not None and places is not None:
+        half = {name: {seed: one.only(places) for seed, one in by_seed.items()} for name, by_seed in results.items()}
+        report["best_half"] = {"places": places} | summary(half)
+        report["output_scores"] = scores.tolist()
     output.mkdir(parents=True, exist_ok=True)
     return write_steering_report(report, output)
 
 
 def baseline(run: Run, student: StudentStage) -> StudentStage | None:
-    """The finished next-token student of the same seed that the run compares with; else any other; else None."""
+    """The finished next-token student of the same seed that the run compares with; else any other; else None.
+
+    A model that was fine-tuned without a channel is one.
+    """
     candidates = _next_token_students(run, student.seed)
     return next((stage for stage in candidates if stage.student == run.config.baseline), next(iter(candidates), None))
 
@@ -210,7 +334,7 @@ def reader(run: Run, student: StudentStage) -> LanguageModelStage:
 
 
 def _next_token_students(run: Run, seed: int) -> list[StudentStage]:
-    return [stage for stage in run.students if stage.seed == seed and stage.config.objective == "ntp" and stage.done()]
+    return [stage for stage in run.students if stage.seed == seed and stage.config.objective in PLAIN and stage.done()]
 
 
 def _of_seed(run: Run, like: StudentStage | None, seed: int) -> StudentStage | None:
@@ -224,7 +348,7 @@ def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
     Raises:
         CocomixError: a student that is not trained, or not on the SAE's concepts, or texts that are too long.
     """
-    run.teacher.must_share_tokens("judges steered texts")
+    run.teacher.must_read_tokens("judges steered texts")
     for stage in stages:
         _ = stage.figures
     if not stages[0].uses_sae_concepts or stages[0].labels is None:
@@ -245,16 +369,24 @@ def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
         )
 
 
-def _choose_concepts(run: Run, stage: SaeStage, count: int) -> list[Concept]:
-    """The concepts to steer, with names made first where the run has none for its autoencoder."""
+def _choose_concepts(run: Run, stage: SaeStage, count: int, judge: JudgeStage) -> list[Concept]:
+    """The concepts to steer, with names made first where the run has none for its autoencoder.
+
+    With another SAE as the judge, those that it knows.
+    """
     names = read_names(run.folder, stage.checksum(), stage.names_file)
     if names.found is None:
         names = name_run(run.folder, tokens=NAMED_FROM, layer=stage.layer)
     tokenizer, shards = run.tokens.tokenizer(), run.tokens.shards("val")
-    teacher, sae, config = run.teacher.model(), stage.model(), run.config
+    teacher, sae, config = _loaded(run.teacher, judge.precision), stage.model(), run.config
     activity = concept_activity(teacher, sae, shards, layer=stage.layer, seq_len=config.seq_len)
     return choose_named_concepts(
-        activity, names, lambda ids: str(tokenizer.decode(list(ids))), vocab_size=len(tokenizer), count=count
+        activity,
+        names,
+        lambda ids: str(tokenizer.decode(list(ids))),
+        vocab_size=len(tokenizer),
+        count=count,
+        among=judge.known(teacher, SaeAt(sae, stage.layer), ranked_concepts(activity)),
     )
 
 
@@ -290,6 +422,7 @@ def _header(
         "asked": requested | {"concepts": len(chosen), "prompt_tokens": PROMPT_TOKENS},
         "concepts": [_concept_entry(concept, names, tokenizer) for concept in chosen],
         "judges": [_judges(run, steered) for steered in students],
+        "judging_sae": students[0].judge.about(chosen),
     }
 
 
@@ -319,7 +452,8 @@ def _judges(run: Run, steered: SteeredStudent) -> dict[str, Any]:
     return {
         "seed": steered.student.seed,
         "fluency": label(steered.reader),
-        "independent": steered.reader is not run.teacher,
+        "plain": label(steered.plain),
+        "independent": steered.reader is not steered.plain,
         "baseline": label(steered.baseline),
         "same_width": steered.baseline is None or steered.baseline.figures["width"] == steered.student.figures["width"],
     }

@@ -47,6 +47,7 @@ class TeacherStage(ModelStage):
         super().__init__(run_dir, "teacher", "cocomix train teacher", [*read, *external])
         self.external_inputs = external_inputs
         self.config, self.evaluation = config.teacher, config.evaluation
+        self.reads_tokens = config.teacher_reads_tokens
         self.seq_len = config.teacher.seq_len or config.seq_len
         # Windows of a tokenizer of its own follow documents in any case.
         self.context = context_setting(config) if config.teacher.shares_tokens else {}
@@ -155,16 +156,16 @@ class TeacherStage(ModelStage):
                 f" this run are {begin[1]} one; set tokens.bos={str(special.bos_id is not None).lower()}"
             )
 
-    def must_share_tokens(self, why: str) -> None:
+    def must_read_tokens(self, why: str) -> None:
         """Refuse what needs a concept model that reads the students' tokens; it `why`.
 
         Raises:
-            CocomixError: it has a tokenizer of its own.
+            CocomixError: it has another tokenizer.
         """
-        if not self.config.shares_tokens:
+        if not self.reads_tokens:
             raise CocomixError(
                 f"the concept model {why}, token by token, and reads other tokens than the students; train with"
-                " teacher.tokenizer=shared and tokens.tokenizer set to the concept model's own"
+                " tokens.tokenizer set to the concept model's own"
             )
 
     def model(self, precision: str = "fp32") -> PreTrainedModel:

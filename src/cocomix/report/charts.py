@@ -314,7 +314,7 @@ def leak_chart(report: dict[str, Any]) -> str:
             x = [100 * dose["presence"]["mean"] for dose in method["doses"]]
             y = [dose["leak"]["mean"] for dose in method["doses"]]
             axes.plot(x, y, color=_colour(number), marker=MARKS[number % len(MARKS)], linewidth=1.8, label=name)
-        axes.set_xlabel("gain by the teacher's SAE, positions of 100")
+        axes.set_xlabel("gain by an SAE of the teacher, positions of 100")
         axes.set_ylabel("leak: others' movement,\nshare of what they are (dotted: noise)")
         axes.legend(frameon=False, fontsize=10)
         _clean(axes)

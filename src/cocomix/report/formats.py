@@ -3,7 +3,7 @@
 from typing import Any
 
 GAIN_LABELS = {
-    "presence": "by the teacher's SAE",
+    "presence": "by an SAE of the teacher",
     "words": "by its distinguishing tokens",
     "follow": "by the tokens that follow it",
 }

@@ -21,6 +21,7 @@ import transformers
 from pydantic import AfterValidator
 
 from cocomix.utils.distributed import device
+from cocomix.utils.errors import CocomixError
 
 
 def machine() -> dict[str, Any]:
@@ -166,6 +167,20 @@ def fast_precision() -> Literal["fp32", "bf16"]:
     except OSError:
         return "fp32"
     return "bf16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
+
+
+PRECISIONS = ("fp32", "bf16", "auto")
+
+
+def typed_precision(name: str) -> str:
+    """`fp32` or `bf16` as `name` says; `auto` is the fast one of this machine.
+
+    Raises:
+        CocomixError: there is no such precision.
+    """
+    if name not in PRECISIONS:
+        raise CocomixError(f"there is no precision {name!r}; choose one of {', '.join(PRECISIONS)}")
+    return _resolved(name)
 
 
 def _resolved(precision: str) -> str:

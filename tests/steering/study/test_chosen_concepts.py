@@ -43,6 +43,9 @@ def test_chosen_are_spread_over_those_that_qualify() -> None:
         assert one.share == pytest.approx(shares[one.concept]) and one.strength == pytest.approx(100 * one.share)
     everything = choose_named_concepts(activity(shares), names(records), decode, vocab_size=6, count=1000)
     assert [one.concept for one in everything] == fit
+    known = set(fit[5:20])
+    some = choose_named_concepts(activity(shares), names(records), decode, vocab_size=6, count=1000, among=known)
+    assert [one.concept for one in some] == fit[5:20]
 
 
 def test_words_are_those_near_the_best_of_the_kind_that_tells_it_apart() -> None:

@@ -12,7 +12,7 @@ from cocomix.steering.study.judge import leak
 from cocomix.steering.study.method_result import GAINS
 from cocomix.steering.study.methods import GeneratingMethod
 from cocomix.steering.study.report import headline
-from cocomix.steering.study.summary import DRAWS, Resampling, arrays
+from cocomix.steering.study.summary import DRAWS, Resampling, arrays, best_half
 from tests.helpers.steering_study import study_context
 
 
@@ -146,6 +146,24 @@ def test_what_is_said_of_a_difference() -> None:
         stats = {"mean": sum(ends) / 2, "low": ends[0], "high": ends[1], "verdict": verdict}
         report["differences"].append({"method": "concept", "than": than, "figure": "presence"} | stats)
     said = headline(report)
-    assert "Order by the teacher's SAE: random 3.0, residual 2.0, prompt 1.0, concept 0.0." in said[1]
+    assert "Order by an SAE of the teacher: random 3.0, residual 2.0, prompt 1.0, concept 0.0." in said[1]
     assert "ahead of prompt by 1.5 (1.0 to 2.0)" in said[1] and "behind residual by 3.0 (1.0 to 5.0)" in said[1]
     assert "not told apart from random, 1.0 (0.0 to 2.0)" in said[1]
+
+
+def test_the_best_half_is_by_output_score(results: dict[str, dict[int, MethodResult]]) -> None:
+    scores = np.array([results["concept"][seed].output_scores for seed in (0, 1)]).mean(0)
+    assert best_half(results) == [int(scores.argmax())] and scores.max() > scores.min()
+    assert results["random"][0].output_scores is None and best_half({"none": results["none"]}) is None
+
+
+def test_results_of_some_concepts_are_those_of_a_study_of_these(results: dict[str, dict[int, MethodResult]]) -> None:
+    places = [2, 0]
+    some = {name: {seed: one.only(places) for seed, one in by_seed.items()} for name, by_seed in results.items()}
+    for name, by_seed in results.items():
+        whole, part = arrays(list(by_seed.values())), arrays(list(some[name].values()))
+        for figure, values in whole.items():
+            assert np.array_equal(part[figure], values[:, places])
+    report = summary(some)
+    assert len(report["methods"]["concept"]["by_concept"]["presence"]) == 2
+    assert [one.concept for one in some["concept"][0].examples] == [8, 3]

@@ -4,7 +4,7 @@ A chosen concept is neither so rare that nothing can be measured nor so frequent
 (`choose_named_concepts`) also have distinguishing tokens, by which they can be recognised without the SAE.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
 import torch
@@ -122,11 +122,13 @@ def choose_named_concepts(
     *,
     vocab_size: int,
     count: int,
+    among: Container[int] | None = None,
 ) -> list[Concept]:
     """As `choose_concepts`, of the concepts with distinguishing tokens on which two halves of the training text agree.
 
     Args:
         decode: text of token ids.
+        among: only concepts in this are chosen; None: all may be.
 
     Raises:
         CocomixError: fewer than two; one alone would have no control.
@@ -134,7 +136,8 @@ def choose_named_concepts(
     if count < 2:
         raise CocomixError("steering needs at least 2 concepts, each is another's control; raise --concepts")
     ids = ids_by_text(decode, vocab_size)
-    usable = {number: words for number in ranked_concepts(activity) if (words := own_tokens(names.of(number), ids))}
+    ranking = [number for number in ranked_concepts(activity) if among is None or number in among]
+    usable = {number: words for number in ranking if (words := own_tokens(names.of(number), ids))}
     if len(usable) < 2:
         raise CocomixError(
             f"only {len(usable)} concepts have distinguishing tokens and are neither too rare nor too frequent to"

@@ -8,6 +8,7 @@ with probability p_i, and a small change of p changes it seldom.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ from cocomix.sae.sae import TopKSAE
 from cocomix.steering.residual import concept_activations
 from cocomix.steering.study.concepts import Concept, spread_windows
 from cocomix.steering.study.judge import Judge, TextMetrics
+from cocomix.steering.study.judging_sae import JudgingSae
 from cocomix.utils.errors import CocomixError
 
 PROMPT_TOKENS = 16
@@ -71,12 +73,27 @@ def sample_texts(model: Any, prompts: torch.Tensor, new_tokens: int, noise: Nois
     text, cache = prompts.to(model.device), None
     for step in range(new_tokens):
         ids = text if cache is None else text[:, -1:]
-        output = model(input_ids=ids, use_cache=True, **{cache_name: cache}, **last_only)
+        with _contiguous_head(model):
+            output = model(input_ids=ids, use_cache=True, **{cache_name: cache}, **last_only)
         cache = getattr(output, cache_name)
         logits = output.logits[:, -1, : noise.vocab_size].float()
         draws = noise.at(step).to(logits.device).clamp_min(torch.finfo(torch.float32).tiny)
         text = torch.cat([text, (logits - draws.log()).argmax(-1, keepdim=True)], 1)
     return text
+
+
+@contextmanager
+def _contiguous_head(model: Any) -> Iterator[None]:
+    """Within: the LM head reads a copy of its input.
+
+    Of the last positions of a batch, which are slices, torch would multiply each by a copy of the weight of its own.
+    """
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Subject:
@@ -109,12 +126,15 @@ class StudyContext:
     """What the methods of one student and seed share.
 
     Args:
-        models: gives the model a name stands for: `student`, `teacher` (with the SAE), `baseline` (without concepts).
+        models: gives the model a name stands for: `student`, `teacher` (with the SAE), `baseline` (without concepts),
+            `plain` (without concepts, with the teacher's hidden states where the SAE reads).
+        sae, layer: the SAE that made the student's labels, and the block (0-based) after which it reads.
         reader: the model that judges fluency.
         prompts: int64 `[prompts, prompt_tokens]`.
         key: what random numbers depend on.
         train: training text, for the directions of `residual_ntp`.
         decode: text of token ids.
+        judging_sae: the SAE that judges; None: `sae` itself.
     """
 
     models: Callable[[str], PreTrainedModel]
@@ -128,6 +148,7 @@ class StudyContext:
     train: TokenShards
     seq_len: int
     decode: Callable[[Sequence[int]], str]
+    judging_sae: JudgingSae | None = None
     _subjects: dict[str, Subject] = field(default_factory=dict, init=False)
 
     def subject(self, name: str) -> Subject:
@@ -139,8 +160,9 @@ class StudyContext:
     @cached_property
     def judge(self) -> Judge:
         """Reads all texts."""
+        sae, layer, latents = self.judging_sae or (self.sae, self.layer, None)
         prompt_tokens = self.prompts.shape[1]
-        return Judge(self.models("teacher"), self.sae, self.layer, self.reader, self.concepts, prompt_tokens)
+        return Judge(self.models("teacher"), sae, layer, self.reader, self.concepts, prompt_tokens, latents)
 
     @property
     def prompt_rows(self) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """What is found in generated texts, by models that had no part in writing them.
 
-The teacher reads each text again, unsteered, and its SAE says which concepts are active; another language model, which
-is neither steered nor the judge of concepts, says how likely the text is. Only generated positions count, and every
-text is read after the plain prompt, whatever led to it.
+The teacher reads each text again, unsteered, and an SAE of it says which concepts are active; another language model,
+which is neither steered nor the judge of concepts, says how likely the text is. Only generated positions count, and
+every text is read after the plain prompt, whatever led to it.
 
 Fluency is measured twice, because steering too far often ends in one repeated word, which a language model finds
 likely: by the loss, and by how varied the text is (`distinct`, `repeated`).
@@ -73,7 +73,7 @@ class TextMetrics(NamedTuple):
     """Figures of texts in groups, one group for each steered concept; float64."""
 
     shares: torch.Tensor
-    """share of a group's positions at which the SAE has each concept active, `[groups, C]`"""
+    """share of a group's positions at which the judging SAE has each latent active, `[groups, latents]`"""
     words: torch.Tensor
     """share of a group's tokens that are distinguishing tokens of each chosen concept, `[groups, concepts]`"""
     follow: torch.Tensor
@@ -95,6 +95,7 @@ class Judge:
         layer: the teacher's block (0-based) after which the SAE reads.
         reader: the independent model.
         prompt_tokens: tokens of each text that are not counted.
+        latents: the SAE's latents that stand for the concepts, int64 `[concepts]`; None: those of their numbers.
     """
 
     def __init__(
@@ -105,7 +106,9 @@ class Judge:
         reader: PreTrainedModel,
         concepts: list[Concept],
         prompt_tokens: int,
+        latents: torch.Tensor | None = None,
     ) -> None:
+        self.latents = torch.tensor([concept.concept for concept in concepts]) if latents is None else latents
         self.teacher, self.sae, self.layer, self.reader = teacher, sae, layer, reader
         self.concepts, self.prompt_tokens = concepts, prompt_tokens
 

@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 DIGITS = 6
 """Decimals kept."""
 GAINS = tuple(GAIN_LABELS)
-"""Figures of a concept looked for in texts: by the teacher's SAE, by its tokens, by the tokens that follow it."""
+"""Figures of a concept looked for in texts: by an SAE of the teacher, by its tokens, by the tokens that follow it."""
 QUALITY = ("loss", "distinct1", "distinct2", "repeated4", "leak")
 """Figures of a group of texts that have nothing to do with the concept that is looked for in them."""
 
 
 class DoseResult(BaseModel):
-    """Figures of one dose.
+    """Figures of one dose; `presence` is by the judging SAE.
 
     Texts are in groups, one for each concept that was steered; each group is judged for all chosen concepts.
     """
 
     dose: float
-    presence: list[list[float]] = Field(description="[steered][judged]: share of positions, by the teacher's SAE")
+    presence: list[list[float]] = Field(description="[steered][judged]: share of positions, by the SAE that judges")
     words: list[list[float]] = Field(description="[steered][judged]: share of tokens that are the judged concept's")
     follow: list[list[float]] = Field(description="[steered][judged]: share of tokens that follow the judged concept")
     loss: list[float] = Field(description="[steered]: nats a token, under the independent model")
@@ -64,6 +64,25 @@ class MethodResult(BaseModel):
     unsteered: UnsteeredResult
     at: list[DoseResult] = Field(description="one for each dose")
     examples: list[Example] = Field(description="at one dose, one for each concept; of some methods none")
+    output_scores: list[float] | None = Field(
+        default=None, description="of each concept, known before any text is generated; of the student's concepts alone"
+    )
+
+    def only(self, places: list[int]) -> "MethodResult":
+        """The figures of some of the concepts, by their places."""
+
+        def of(values: list[Any]) -> list[Any]:
+            return [values[place] for place in places]
+
+        unsteered = self.unsteered.model_copy(update={gain: of(getattr(self.unsteered, gain)) for gain in GAINS})
+        at = []
+        for result in self.at:
+            kept: dict[str, Any] = {gain: [of(row) for row in of(getattr(result, gain))] for gain in GAINS}
+            kept |= {name: of(getattr(result, name)) for name in QUALITY}
+            at.append(result.model_copy(update=kept))
+        examples = of(self.examples) if self.examples else []
+        scores = None if self.output_scores is None else of(self.output_scores)
+        return self.model_copy(update={"unsteered": unsteered, "at": at, "examples": examples, "output_scores": scores})
 
     def judged_on_others(self, order: list[int]) -> "MethodResult":
         """The same texts, those of concept order[i] judged on concept i."""
@@ -71,7 +90,7 @@ class MethodResult(BaseModel):
         for result in self.at:
             reordered: dict[str, Any] = {name: [getattr(result, name)[i] for i in order] for name in (*GAINS, *QUALITY)}
             at.append(result.model_copy(update=reordered))
-        return self.model_copy(update={"at": at, "examples": []})
+        return self.model_copy(update={"at": at, "examples": [], "output_scores": None})
 
 
 def unsteered_result(metrics: TextMetrics, concepts: torch.Tensor) -> UnsteeredResult:

@@ -25,6 +25,7 @@ from cocomix.steering.residual import steer_residual
 from cocomix.steering.study.concepts import derangement
 from cocomix.steering.study.context import StudyContext
 from cocomix.steering.study.method_result import (
+    DIGITS,
     DoseResult,
     Example,
     MethodResult,
@@ -32,6 +33,8 @@ from cocomix.steering.study.method_result import (
     examples_at,
     unsteered_result,
 )
+from cocomix.steering.study.output_score import PROMPTS as SCORING_PROMPTS
+from cocomix.steering.study.output_score import output_scores
 from cocomix.utils.env import as_float64
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.registry import Registry
@@ -147,11 +150,11 @@ class GeneratingMethod(Method):
         for number, dose in enumerate(self.doses):
             texts = generate(dose)
             metrics = context.judge.read(texts)
-            at.append(dose_result(dose, metrics, subject.unsteered_metrics, context.concept_ids))
+            at.append(dose_result(dose, metrics, subject.unsteered_metrics, context.judge.latents))
             if dose == self.shown:
                 examples = examples_at(context, dose, subject.unsteered, texts)
             progress(number + 1, len(self.doses))
-        unsteered = unsteered_result(subject.unsteered_metrics, context.concept_ids)
+        unsteered = unsteered_result(subject.unsteered_metrics, context.judge.latents)
         return MethodResult(unsteered=unsteered, at=at, examples=examples)
 
 
@@ -171,8 +174,17 @@ class OwnConcept(GeneratingMethod):
 
     name, about = "concept", "CoCoMix: the student's own predicted concept amplified"
     unit = "added to the concept's logit, in multiples of the position's largest; from 2 up it leads"
-    ties = "the student learned to predict this SAE's concepts, from labels made with the teacher"
+    ties = "the student learned to predict the concepts of the SAE that made its labels"
     doses = DOUBLING
+
+    def measure(self, context: StudyContext, source: MethodResult | None, progress: Progress) -> MethodResult:
+        result = super().measure(context, source, progress)
+        own = {concept.concept: concept.words for concept in context.concepts}
+        if not all(own.values()):
+            return result
+        prompts = context.prompts[:SCORING_PROMPTS]
+        scores = output_scores(context.subject("student").model, prompts, own)
+        return result.model_copy(update={"output_scores": [round(score.score, DIGITS) for score in scores]})
 
     def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
         subject = context.subject("student")
@@ -210,13 +222,13 @@ class RandomConcept(Method):
 class Residual(GeneratingMethod):
     """The usual way: the SAE's latent raised in the residual stream of the model it was trained on."""
 
-    name, about = "residual", "the teacher, a plain language model, with its SAE's latent raised in the residual stream"
+    name, about = "residual", "a plain language model with the SAE's latent raised in the residual stream"
     unit = "added to the latent, in multiples of its mean where it is active"
-    ties = "it steers the very SAE that judges, in the very model that reads"
-    doses, subject = DOUBLING, "teacher"
+    ties = "it steers along the decoder of the SAE that made the student's labels, whose hidden states the judge reads"
+    doses, subject = DOUBLING, "plain"
 
     def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
-        subject = context.subject("teacher")
+        subject = context.subject("plain")
 
         def generate(dose: float) -> torch.Tensor:
             settings = [{concept.concept: Amplify(dose * concept.strength)} for concept in context.concepts]

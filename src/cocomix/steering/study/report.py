@@ -13,6 +13,7 @@ from cocomix.report.charts import dose_charts, fluency_chart, leak_chart
 from cocomix.report.formats import GAIN_LABELS, between, percent
 from cocomix.report.page import render
 from cocomix.report.tables import METHOD_COLUMNS, costs_legend, gains_legend, method_rows
+from cocomix.steering.study.judging_sae import LEAST_CORRELATION
 from cocomix.steering.study.method_result import GAINS
 from cocomix.steering.study.summary import MAIN
 from cocomix.utils.files import write_json, write_text
@@ -35,6 +36,7 @@ def write_steering_report(report: dict[str, Any], folder: Path) -> dict[str, Any
         by=GAIN_LABELS,
         columns=METHOD_COLUMNS,
         rows=method_rows(report),
+        half_rows=method_rows(report["best_half"]) if report.get("best_half") else [],
         legends=(gains_legend(report), costs_legend(report)),
         doses=Markup(dose_charts(report)),
         frontiers=[Markup(fluency_chart(report, gain)) for gain in GAINS],
@@ -46,7 +48,18 @@ def write_steering_report(report: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def headline(report: dict[str, Any]) -> list[str]:
-    """One sentence on the steered student, one on each comparison, and one on who is ahead."""
+    """One sentence on the steered student, one on each comparison, and one on who is ahead; then of the best half."""
+    sentences = _headline(report)
+    half = report.get("best_half")
+    if half is not None:
+        sentences += [
+            f"Of the {len(half['places'])} concepts with the best output scores: {sentence}"
+            for sentence in _headline(report | half)[1::2]
+        ]
+    return sentences
+
+
+def _headline(report: dict[str, Any]) -> list[str]:
     methods = report["methods"]
     sentences = []
     for gain in GAINS:
@@ -69,15 +82,11 @@ def caveats(report: dict[str, Any]) -> list[str]:
     sentences = [
         "The judges are not neutral between methods. "
         + " ".join(f"{name}: {method['ties']}." for name, method in methods.items() if method["ties"] != "nothing"),
-        "So the residual method's gain by the SAE is an upper bound of what that direction does to text: it is pushed"
-        " along the direction that the judge looks along. Distinguishing tokens are a second judge, and that one is"
-        " nearest to the prompt method.",
+        _on_the_judge(report),
         "Most concepts of a small autoencoder tell which token stands there, and tokens seldom follow themselves:"
         " steering that says `this was such a token` at every position need not bring more such tokens. What it should"
         " bring is what follows them: tokens that distinguish the positions after the concept are the third judge.",
-        "Gains and losses are against the same model unsteered. The models differ: residual steers the teacher, "
-        "which is larger than the students and has other fluency to lose; its figures are no comparison at equal size."
-        " residual_ntp steers a student without concepts instead.",
+        _on_the_models(report),
         "A budget's gain is the best of several noisy means and so a little too large; by how much, `none` and"
         " `random` show. Doses were fixed before measuring; their units differ, and prompt has"
         " fewer of them. More doses can only help a method.",
@@ -98,11 +107,48 @@ def caveats(report: dict[str, Any]) -> list[str]:
             "THE FLUENCY JUDGE IS NOT INDEPENDENT: the run has no next-token student to spare, so the teacher judges"
             " fluency, too. It favours the residual method, which steers it."
         )
+    if report.get("best_half") is not None:
+        sentences.append(
+            "Output scores are of the student's own concepts, by the first prompts: the best half is chosen in favour"
+            " of what they measure, the method `concept`, and every method is judged on it."
+        )
     if any(judge["baseline"] is None for judge in judges):
         sentences.append("residual_ntp is not measured: the run has no finished student without concepts.")
     elif not all(judge["same_width"] for judge in judges):
         sentences.append("The student that residual_ntp steers is not of the steered student's width.")
     return sentences
+
+
+def _on_the_judge(report: dict[str, Any]) -> str:
+    tokens = " Distinguishing tokens are a second judge, and that one is nearest to the prompt method."
+    judge = report.get("judging_sae")
+    if judge is None:
+        return (
+            "So the residual method's gain by the SAE is an upper bound of what that direction does to text: it is"
+            " pushed along the direction that the judge looks along." + tokens
+        )
+    mean = sum(judge["correlations"]) / len(judge["correlations"])
+    return (
+        f"The SAE that judges is another one: of the teacher's block {judge['layer']}, {judge['n_latents']} latents of"
+        f" which {judge['k']} are active. For each concept its latent is the one that is active at the same places of"
+        f" validation text (mean correlation {mean:.2f}); concepts without a latent at {LEAST_CORRELATION:g} or more"
+        " are not steered." + tokens
+    )
+
+
+def _on_the_models(report: dict[str, Any]) -> str:
+    same = all(judge.get("plain") not in (None, "the teacher") for judge in report["judges"])
+    if same:
+        return (
+            "Gains and losses are against the same model unsteered. All models come from one base: the student is the"
+            " base with a channel, and residual and residual_ntp steer the base fine-tuned on the same text without"
+            " one, whose hidden states where the SAE reads are the base's."
+        )
+    return (
+        "Gains and losses are against the same model unsteered. The models differ: residual steers the teacher, which"
+        " is larger than the students and has other fluency to lose; its figures are no comparison at equal size."
+        " residual_ntp steers a student without concepts instead."
+    )
 
 
 def examples(report: dict[str, Any]) -> list[dict[str, Any]]:

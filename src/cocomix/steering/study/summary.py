@@ -108,6 +108,18 @@ def summary(results: Results, bound: float = BOUND) -> dict[str, Any]:
     }
 
 
+def output_scores(results: Results) -> np.ndarray | None:
+    """Output scores of MAIN, means over seeds, `[concepts]`; None where they are not known."""
+    scores = [result.output_scores for result in results.get(MAIN, {}).values()]
+    return None if not scores or None in scores else np.array(scores, dtype=float).mean(0)
+
+
+def best_half(results: Results) -> list[int] | None:
+    """Places of the half of the concepts with the best output scores, best first; None where these are not known."""
+    scores = output_scores(results)
+    return None if scores is None else np.argsort(-scores, kind="stable")[: max(1, len(scores) // 2)].tolist()
+
+
 def arrays(results: list[MethodResult]) -> dict[str, np.ndarray]:
     """Gains, costs and other figures of one method's results, one a seed, each `[seeds, concepts, doses]`."""
 

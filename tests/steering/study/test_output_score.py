@@ -8,8 +8,9 @@ import torch
 
 from cocomix.analysis import Names
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.steering import output_score
-from cocomix.steering.output_score import (
+from cocomix.steering.study import output_score
+from cocomix.steering.study.concepts import MOST_FREQUENT, RAREST
+from cocomix.steering.study.output_score import (
     PROMPT_TOKENS,
     OutputScore,
     candidates,
@@ -17,7 +18,6 @@ from cocomix.steering.output_score import (
     neutral_prompts,
     output_scores,
 )
-from cocomix.steering.study.concepts import MOST_FREQUENT, RAREST
 from cocomix.utils.errors import CocomixError
 from tests.helpers.small_index import SEQ, VOCAB, WINDOWS, C, corpus, decode, names, statistics, student
 
