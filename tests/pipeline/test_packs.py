@@ -12,6 +12,8 @@ import torch
 
 import cocomix
 from cocomix.cli.options import recipe_file
+from cocomix.experiments.config import ExperimentConfig
+from cocomix.experiments.grid import Grid, collect
 from cocomix.labels.labeller import ConceptLabeller
 from cocomix.labels.store import LabelStore
 from cocomix.pipeline.config import load_config
@@ -24,7 +26,7 @@ from cocomix.pipeline.run import Run, collect_results
 from cocomix.pipeline.trained import has_teacher_labels, teacher_labels
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import sha256, write_sealed
-from cocomix.utils.settings import read_yaml
+from cocomix.utils.settings import read_yaml, validate
 from tests.helpers.made_corpora import write_jsonl
 from tests.helpers.own_tokenizer import awkward_texts, student_settings, write_inputs
 
@@ -430,3 +432,32 @@ def test_a_pack_of_the_hub_is_read_from_the_hubs_own_cache(
     assert (ours.read(windows, 24) == theirs.read(windows, 24)).all()
     with pytest.raises(CocomixError, match="cannot be downloaded from the hub"):
         with_pack(tmp_path / "other", inputs, "somebody/else")
+
+
+def test_an_experiment_takes_its_labels_from_a_pack(pack: Path, inputs: Path, tmp_path: Path) -> None:
+    base = read_yaml(RECIPE, [*common(inputs), f"pack={pack}", "teacher=null", "sae=null", "labels=null"])
+    shape, concept = {"width": 16, "layers": 2, "heads": 2}, {"concept_layer": 1}
+    labels = {"exact": {"rule": "exact", "signs": ["absolute", "helpful", "signed"], "k": 2, "batch_size": 4}}
+    base["labels"] = labels | {"random": {"rule": "random", "of": "exact"}, "hash": {"rule": "hash", "k": 2}}
+    student = {"objective": "cocomix", "model": shape, "concept": concept}
+    variants = {
+        "ntp": {"objective": "ntp", "model": shape},
+        "cocomix": student | {"labels": "exact", "sign": "absolute"},
+        "random": student | {"labels": "random", "sign": "absolute"},
+        "hash": student | {"labels": "hash"},
+    }
+    base = {name: value for name, value in base.items() if name not in ("students", "seeds", "title", "baseline")}
+    raw = {"title": "t", "seeds": [0], "base": base, "variants": variants, "settings": {"one": {"title": "one"}}}
+    grid = Grid(validate(ExperimentConfig, raw, "the recipe"), tmp_path)
+    for one in grid.rounds():
+        for job in one.jobs:
+            for stage in job:
+                grid.run_stage(stage)
+    run = grid.runs["one"]
+    assert not run.teacher.done() and not any(
+        name.startswith("teacher-labels") for name in run.stages if run.stages[name].done()
+    )
+    found = collect(grid)["settings"]["one"]
+    rows = {row["name"]: row["runs"][0] for row in found["students"]}
+    assert rows.keys() == variants.keys() and found["label_readers"]["labels/exact"] == 2
+    assert rows["cocomix"]["label_flops"] > 0 and not rows["ntp"]["label_flops"] and not rows["hash"]["label_flops"]

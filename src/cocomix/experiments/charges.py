@@ -53,9 +53,9 @@ class Charges:
     def upstream(self) -> dict[str, dict[str, Any]]:
         """For the report: what `teacher` and `sae` took (None if they were not trained here), and whether it counts."""
         return {
-            name: {figure: stage.figures.get(figure) for figure in FIGURES}
+            name: {figure: figures.get(figure) for figure in FIGURES}
             | {"charged": name in self.charged, "readers": self.readers[name]}
-            for name, stage in (("teacher", self.run.teacher), ("sae", self.run.sae))
+            for name, figures in (("teacher", self.run.teacher_figures), ("sae", self.run.sae.figures))
         }
 
     def _read(self, stage: StudentStage) -> dict[str, Cost]:
@@ -65,7 +65,7 @@ class Charges:
         if stage.logits is not None:
             found[stage.logits.name] = {figure: stage.logits.figures[figure] for figure in FIGURES}
         if (found or "teacher" in stage.config.reads) and "teacher" in self.charged:
-            found["teacher"] = _training(self.run.teacher.figures)
+            found["teacher"] = _training(self.run.teacher_figures)
         if sets and "sae" in self.charged:
             found["sae"] = _training(self.run.sae.figures)
         return found

@@ -128,6 +128,11 @@ class Run:
         others = {student.sae.layer for student in self.students if student.uses_sae_concepts} - {self.sae.layer}
         return [self.sae.layer, *sorted(others)]
 
+    @property
+    def teacher_figures(self) -> dict[str, Any]:
+        """What is known of the teacher: of a pack's, which is not loaded, what the pack says."""
+        return self.sae.figures["described_teacher"] if isinstance(self.sae, PackSaeStage) else self.teacher.figures
+
     def advise(self, options: Sequence[str]) -> None:
         """Let messages name commands with these options, --config and overrides, which made the run's settings."""
         probes = list(self.predictability.values())
@@ -421,7 +426,7 @@ def collect_results(run: "Run", reused: dict[str, bool], names: Sequence[str] | 
     students = [student | {"controls": controls_of(run.config, student["name"], sizes)} for student in students]
     made = [record["made"] for stage in run.students if stage.student in chosen and (record := stage.record())]
     corpus, tokens = run.corpus.figures, run.tokens.figures
-    teacher = run.sae.figures["described_teacher"] if isinstance(run.sae, PackSaeStage) else run.teacher.figures
+    teacher = run.teacher_figures
     return {
         "title": run.config.title,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
