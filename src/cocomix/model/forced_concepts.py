@@ -22,12 +22,15 @@ from cocomix.model.predictors import ConceptPrediction
 from cocomix.utils.errors import CocomixError
 
 
-def with_concepts(prediction: ConceptPrediction, concepts: torch.Tensor) -> ConceptPrediction:
+def with_concepts(
+    prediction: ConceptPrediction, concepts: torch.Tensor, strength: torch.Tensor | None = None
+) -> ConceptPrediction:
     """`prediction` with `concepts` as the largest of its K; its logits stay.
 
     Args:
         concepts: int64 `[batch, seq, n]`, different ones at each position; negative ones are ignored. Of more than K,
             those with the largest logits are taken; without logits, the first.
+        strength: what the values of given concepts are multiplied by, broadcast to `[batch, seq, K]`; None: 1.
 
     Raises:
         CocomixError: the shape does not fit.
@@ -47,25 +50,27 @@ def with_concepts(prediction: ConceptPrediction, concepts: torch.Tensor) -> Conc
     repeated = (own.unsqueeze(-1) == concepts.unsqueeze(-2)).any(-1)
     rank = torch.cat([torch.where(given, 0, 2), torch.where(repeated, 2, 1)], dim=-1)
     places = rank.argsort(dim=-1, stable=True)[..., : own.shape[-1]]
+    if strength is not None:
+        values = torch.where(rank.gather(-1, places) == 0, values * strength, values)
     return prediction._replace(values=values, ids=torch.cat([concepts, own], dim=-1).gather(-1, places))
 
 
 @contextmanager
-def concepts_forced(model: nn.Module, concepts: torch.Tensor) -> Iterator[None]:
+def concepts_forced(model: nn.Module, concepts: torch.Tensor, strength: torch.Tensor | None = None) -> Iterator[None]:
     """Context in which every forward pass of `model` mixes in `concepts`; see the top of this file.
 
     Predicted logits and losses of labels are those of the unchanged prediction.
 
     Args:
         model: a student that predicts concepts and mixes them in.
-        concepts: as in `with_concepts`, for the batch that is read.
+        concepts, strength: as in `with_concepts`, for the batch that is read.
 
     Raises:
         CocomixError: the model predicts no concepts or does not mix them in; in the context, a batch of another shape.
     """
 
     def force(_module: nn.Module, _inputs: Any, prediction: ConceptPrediction) -> ConceptPrediction:
-        return with_concepts(prediction, concepts)
+        return with_concepts(prediction, concepts, strength)
 
     handle = concept_head(model).register_forward_hook(force)
     try:

@@ -55,7 +55,9 @@ def blocks(model: nn.Module) -> nn.ModuleList:
             module = getattr(module, name, None)
         if isinstance(module, nn.ModuleList):
             return module
-    if getattr(model.config, "model_type", None) == CoCoMixConfig.model_type:
+    if isinstance(model.config, CoCoMixConfig):
+        if model.config.mixer == "none":  # nothing is mixed in: all blocks hold the tokens alone
+            return model.backbone.blocks  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
         raise CocomixError(
             f"the blocks of {type(model).__name__} are at none of the known paths, since above its concept layer they"
             " hold concepts beside the tokens; use a plain model"

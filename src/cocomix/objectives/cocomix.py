@@ -1,7 +1,6 @@
 """CoCoMix: next-token loss plus the weighted concept loss (lambda in the paper, `concept.loss_weight` in settings)."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -11,10 +10,10 @@ from transformers import PreTrainedModel
 from cocomix.labels.attribution import check_sign
 from cocomix.labels.schedule import LabelPart, describe_parts, label_phases
 from cocomix.model.build import MixConfig, ModelShape, Sizes, build_mixed
-from cocomix.model.forced_concepts import concepts_forced
 from cocomix.model.mixers import MIXERS
 from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.objectives.base import Objective, StudentSettings, describe_mixing
+from cocomix.objectives.forcing import Forcing
 from cocomix.objectives.ntp import NtpObjective
 from cocomix.objectives.schedule import FallingWeight, Shape, WeightSchedule
 from cocomix.utils.settings import added
@@ -31,6 +30,13 @@ class ConceptConfig(FallingWeight, MixConfig):
         le=1,
         description="share of the training windows in which labelled positions mix in their labels in place of what is"
         " predicted there, with the strengths of the prediction",
+    )
+    steered: float = added(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the training windows that are steered toward a concept which their labels have often, at"
+        " every position and by different strengths, so that the upper blocks learn what steering means",
     )
 
 
@@ -117,9 +123,13 @@ class CoCoMixStudent(StudentSettings):
             raise ValueError("there are no labels that could be `shuffled`; give `labels`, or leave it out")
         if self.labels is None and self.concept.loss_until is not None:
             raise ValueError("concept.loss_until has nothing to lower where concept.loss_weight is 0; leave it out")
-        if self.concept.teacher_forcing and (self.labels is None or not MIXERS[self.concept.mixer].uses_vector):
+        forced = self.concept.teacher_forcing + self.concept.steered
+        if forced and (self.labels is None or not MIXERS[self.concept.mixer].uses_vector):
+            name = "teacher_forcing" if self.concept.teacher_forcing else "steered"
             missing = "has no labels" if self.labels is None else f"has the mixer {self.concept.mixer}"
-            raise ValueError(f"concept.teacher_forcing mixes labels in, and this student {missing}; leave it out")
+            raise ValueError(f"concept.{name} mixes labels in, and this student {missing}; leave it out")
+        if forced > 1:
+            raise ValueError("concept.teacher_forcing and concept.steered are of different windows; lower one of them")
         if self.labels is None and not MIXERS[self.concept.mixer].uses_vector:
             raise ValueError(
                 f"with the mixer {self.concept.mixer} and concept.loss_weight 0 there is nothing to train concepts with"
@@ -138,7 +148,7 @@ class CoCoMixStudent(StudentSettings):
             until,
             shape=shape,
             label_flops=sizes.label_flops,
-            teacher_forcing=self.concept.teacher_forcing,
+            forcing=Forcing(self.concept.teacher_forcing, self.concept.steered),
         )
 
     def summary(self) -> str:
@@ -152,6 +162,8 @@ class CoCoMixStudent(StudentSettings):
             loss += concept.schedule.describe()
         if concept.teacher_forcing:
             loss += f", teacher forcing in {concept.teacher_forcing:.0%} of the windows"
+        if concept.steered:
+            loss += f", {concept.steered:.0%} of the windows steered"
         return f"concepts before block {concept.concept_layer}, {loss}, mixing {describe_mixing(concept)}"
 
 
@@ -199,8 +211,8 @@ class CoCoMixObjective(NtpObjective):
         until: share of the training over which lambda falls to 0; None: it stays.
         shape: how it falls.
         label_flops: FLOPs per token of computing labels, if they are computed during training.
-        teacher_forcing: share of the windows, drawn anew in every step, in which labels are mixed in where there are
-            some (`cocomix.model.forced_concepts`). The concept loss is that of the prediction everywhere.
+        forcing: windows in which other concepts than the predicted ones are mixed in. The concept loss is that of the
+            prediction everywhere.
     """
 
     def __init__(
@@ -210,15 +222,15 @@ class CoCoMixObjective(NtpObjective):
         *,
         shape: Shape = "linear",
         label_flops: float = 0.0,
-        teacher_forcing: float = 0.0,
+        forcing: Forcing | None = None,
     ) -> None:
         super().__init__(model)
         self.schedule, self.label_flops = WeightSchedule(until, shape), label_flops
-        self.teacher_forcing = teacher_forcing
+        self.forcing = forcing or Forcing()
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         weights = {name: batch[name] for name in ("concept_label_weights",) if name in batch}
-        with self._forced(batch["concept_labels"]):
+        with self.forcing.applied(self.model, batch["concept_labels"]):
             output = self.model(
                 input_ids=batch["input_ids"],
                 labels=batch["input_ids"],
@@ -232,12 +244,6 @@ class CoCoMixObjective(NtpObjective):
         if self.schedule.until is not None:
             weight = weight * self.schedule.factor(batch["progress"])
         return output.lm_loss + weight * output.concept_loss
-
-    def _forced(self, labels: torch.Tensor) -> AbstractContextManager[None]:
-        if not self.teacher_forcing:
-            return nullcontext()
-        forced = torch.rand(len(labels), 1, 1, device=labels.device) < self.teacher_forcing
-        return concepts_forced(self.model, labels.masked_fill(~forced, -1))
 
     def flops_per_token(self, seq_len: int) -> float:
         return super().flops_per_token(seq_len) + self.label_flops
