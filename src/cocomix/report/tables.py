@@ -149,7 +149,8 @@ def gains_legend(report: dict[str, Any]) -> str:
         "Gains are generated positions of 100 that carry the concept, more than unsteered, with 95 % intervals: SAE, by"
         " the SAE that judges; tokens, by tokens that distinguish the concept; next, by tokens that distinguish what"
         " follows it. area: mean of the best gain over all fluency budgets from 0 to"
-        f" {report['bound']:g} nat a token. best dose: the one of the largest gain by the SAE within that budget, and"
+        f" {report['bound']:g} nat a token, of doses whose texts do not repeat themselves."
+        " best dose: the one of the largest gain by the SAE within that budget, and"
         f" what it does. Unsteered text has it at, of 100 positions, {base}."
     )
 

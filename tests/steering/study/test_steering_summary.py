@@ -107,13 +107,16 @@ def test_summary_is_made_of_mean_curves(results: dict[str, dict[int, MethodResul
     for name, one in report["methods"].items():
         values = arrays(list(results[name].values()))
         gains, costs = values["presence"].mean((0, 1)), values["fluency_loss"].mean((0, 1))
-        assert one["area"]["presence"]["mean"] == pytest.approx(float(bounded_area(gains, costs)))
+        unsteered = np.mean([result.unsteered.distinct2 for result in results[name].values()])
+        varied = values["distinct2"].mean((0, 1)) >= 0.9 * unsteered
+        area = float(bounded_area(gains[varied], costs[varied])) if varied.any() else 0.0
+        assert one["area"]["presence"]["mean"] == pytest.approx(area)
         assert one["area"]["presence"]["low"] <= one["area"]["presence"]["high"]
         for d, dose in enumerate(one["doses"]):
             assert dose["presence"]["mean"] == pytest.approx(gains[d])
             assert dose["presence"]["low"] <= dose["presence"]["mean"] <= dose["presence"]["high"]
             assert dose["fluency_loss"]["mean"] == pytest.approx(costs[d])
-        affordable = [d for d in range(len(costs)) if costs[d] <= 1 and gains[d] > 0]
+        affordable = [d for d in range(len(costs)) if costs[d] <= 1 and gains[d] > 0 and varied[d]]
         best = max(affordable, key=lambda d: gains[d], default=None)
         assert one["best"] == (None if best is None else one["doses"][best]["dose"])
     by_name = {name: one["area"]["words"]["mean"] for name, one in report["methods"].items()}
@@ -167,3 +170,16 @@ def test_results_of_some_concepts_are_those_of_a_study_of_these(results: dict[st
     report = summary(some)
     assert len(report["methods"]["concept"]["by_concept"]["presence"]) == 2
     assert [one.concept for one in some["concept"][0].examples] == [8, 3]
+
+
+def test_texts_that_repeat_themselves_do_not_count(results: dict[str, dict[int, MethodResult]]) -> None:
+    result = results["concept"][0]
+    dull = result.at[-1].model_copy(
+        update={"loss": [0.0] * 3, "distinct2": [0.89 * result.unsteered.distinct2] * 3, "presence": [[1.0] * 3] * 3}
+    )
+    varied = dull.model_copy(update={"distinct2": [0.91 * result.unsteered.distinct2] * 3})
+    for dose, area in ((dull, 0.0), (varied, 1 - np.mean(result.unsteered.presence))):
+        report = summary({"concept": {0: result.model_copy(update={"at": [dose]})}})
+        assert report["methods"]["concept"]["area"]["presence"]["mean"] == pytest.approx(area)
+        assert report["methods"]["concept"]["by_seed"]["presence"] == [pytest.approx(area)]
+        assert (report["methods"]["concept"]["best"] is None) == (area == 0)

@@ -90,8 +90,9 @@ def caveats(report: dict[str, Any]) -> list[str]:
         "A budget's gain is the best of several noisy means and so a little too large; by how much, `none` and"
         " `random` show. Doses were fixed before measuring; their units differ, and prompt has"
         " fewer of them. More doses can only help a method.",
-        "What a word repeated without end costs is not seen by a language model, which finds it likely: read the"
-        " fluency loss together with distinct-2 and repeated 4-grams.",
+        "What a word repeated without end costs is not seen by a language model, which finds it likely. So doses whose"
+        f" texts have less than {report['variety']:.0%} of unsteered text's distinct-2 are left out of areas and best"
+        " doses.",
         "Concepts are those with distinguishing tokens that two halves of the training text agree on, neither rare nor"
         " frequent: of other concepts this says nothing.",
     ]

@@ -14,9 +14,11 @@ budgets up to B,
 
     A = 1/B * integral from 0 to B of G(x) dx,
 
-between 0 and the largest gain; a dose that costs nothing, or less than nothing, counts in full. Only the doses that
-were measured count and nothing is interpolated, so G is a staircase and A exact. It is taken of the mean curve: what a
-user of one dose would get on average.
+between 0 and the largest gain; a dose that costs nothing, or less than nothing, counts in full. A dose whose texts
+repeat themselves does not count: a language model finds a word said again and again likely, so that the loss does not
+see it, and a method could bring a concept to half of the positions by saying one word. Counted are doses with at least
+VARIETY of unsteered text's distinct-2. Only the doses that were measured count and nothing is interpolated, so G is a
+staircase and A exact. It is taken of the mean curve: what a user of one dose would get on average.
 
 Intervals come from computing all of it again with other concepts and seeds: these are drawn with replacement,
 independently of each other, and everything is computed from the same draws, so the interval of a difference between
@@ -34,6 +36,7 @@ from cocomix.steering.study.method_result import GAINS, MethodResult
 
 BOUND = 1.0
 """B, nats a token."""
+VARIETY = 0.9
 DRAWS = 2000
 INTERVAL = (2.5, 97.5)
 """Percentiles of the 95 % interval."""
@@ -93,10 +96,12 @@ def summary(results: Results, bound: float = BOUND) -> dict[str, Any]:
     for name, by_seed in results.items():
         values = arrays([by_seed[seed] for seed in seeds])
         means = {figure: draws.means(array) for figure, array in values.items()}
-        areas[name] = {gain: bounded_area(means[gain], means["fluency_loss"], bound) for gain in GAINS}
+        costs = counted(means["fluency_loss"], means["distinct2"], list(by_seed.values()))
+        areas[name] = {gain: bounded_area(means[gain], costs, bound) for gain in GAINS}
         methods[name] = _method([by_seed[seed] for seed in seeds], values, means, areas[name], bound)
     return {
         "bound": bound,
+        "variety": VARIETY,
         "seeds": seeds,
         "methods": methods,
         "differences": [
@@ -106,6 +111,12 @@ def summary(results: Results, bound: float = BOUND) -> dict[str, Any]:
             if MAIN in results and other != MAIN
         ],
     }
+
+
+def counted(costs: np.ndarray, distinct2: np.ndarray, results: list[MethodResult]) -> np.ndarray:
+    """Costs `[..., doses]`, infinite where texts of this distinct-2 repeat themselves more than unsteered ones may."""
+    unsteered = np.mean([result.unsteered.distinct2 for result in results])
+    return np.where(distinct2 < VARIETY * unsteered, np.inf, costs)
 
 
 def output_scores(results: Results) -> np.ndarray | None:
@@ -148,7 +159,8 @@ def _method(
     bound: float,
 ) -> dict[str, Any]:
     doses = [result.dose for result in results[0].at]
-    best = best_dose(means["presence"][0], means["fluency_loss"][0], bound)
+    costs = counted(means["fluency_loss"][0], means["distinct2"][0], results)
+    best = best_dose(means["presence"][0], costs, bound)
     return {
         "area": {gain: interval(draws) for gain, draws in areas.items()},
         "best": None if best is None else doses[best],
@@ -162,15 +174,19 @@ def _method(
         },
         "by_concept": {figure: values[figure].mean(0).round(6).tolist() for figure in (*GAINS, *COSTS)},
         "by_seed": {
-            gain: [float(bounded_area(*_curve(values, gain, place), bound)) for place in range(len(results))]
+            gain: [
+                float(bounded_area(*_curve(results[place], values, gain, place), bound))
+                for place in range(len(results))
+            ]
             for gain in GAINS
         },
     }
 
 
-def _curve(values: dict[str, np.ndarray], gain: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _curve(result: MethodResult, values: dict[str, np.ndarray], gain: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One seed's gains and costs, means over the concepts, `[doses]`."""
-    return values[gain][seed].mean(0), values["fluency_loss"][seed].mean(0)
+    costs, distinct2 = (values[figure][seed].mean(0) for figure in ("fluency_loss", "distinct2"))
+    return values[gain][seed].mean(0), counted(costs, distinct2, [result])
 
 
 def _difference(draws: np.ndarray) -> dict[str, Any]:
