@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, pipeline
 from cocomix import CoCoMixForCausalLM
 from cocomix.model.flops import TrainedPart, partial_training_flops
 from cocomix.model.loading import load_causal_lm
-from cocomix.sae import TopKSAE
 from cocomix.utils.errors import CocomixError
-from tests.model.test_from_plain import CONCEPTS, MIXINGS, VOCAB, WIDTH, K, batch, plain, student
+from tests.model.test_from_plain import CONCEPTS, MIXINGS, VOCAB, WIDTH, batch, plain, student
 
 PARTS = ("channel", "lora")
 
@@ -22,7 +21,7 @@ PARTS = ("channel", "lora")
 def trained(part: str, base: Any = None, mixing: int = 0, gated: bool = False) -> CoCoMixForCausalLM:
     """A student whose trained part is no longer where it started."""
     torch.manual_seed(1)
-    start = {"sae": TopKSAE(WIDTH, CONCEPTS, K), "vector_from_sae": True} if gated else {}
+    start = {"vector_rows": torch.randn(CONCEPTS, WIDTH)} if gated else {}
     model = student(plain("llama") if base is None else base, mixing, **start)
     model.freeze_rest(part, rank=3)
     torch.manual_seed(2)

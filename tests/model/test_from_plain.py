@@ -221,7 +221,7 @@ def test_a_vector_that_starts_as_the_decoder_behind_a_closed_gate() -> None:
     torch.manual_seed(1)
     sae = TopKSAE(WIDTH, CONCEPTS, K)
     sae.latent_bias.data.normal_()
-    ours = student(theirs, sae=sae, vector_from_sae=True)
+    ours = student(theirs, sae=sae, vector_rows=sae.decoder_weight.detach())
     assert_same(theirs, ours)
     channel: Any = ours.channel
     ids = batch()[0]
@@ -255,6 +255,8 @@ def test_refusals_name_the_cause() -> None:
         (lambda: student(theirs, channel="mlp", mixer="add"), "mlp"),
         (lambda: student(theirs, concept_layer=LAYERS), "concept_layer"),
         (lambda: student(theirs, sae=TopKSAE(WIDTH, CONCEPTS + 1, K)), "num_concepts"),
+        (lambda: student(theirs, vector_rows=torch.zeros(CONCEPTS, WIDTH + 1)), "rows of the shape"),
+        (lambda: student(theirs, vector_rows=torch.zeros(CONCEPTS, WIDTH), mixer="none"), "mixer that uses the vector"),
         (lambda: student(theirs, sae=TopKSAE(WIDTH, CONCEPTS, K, normalisation="none")), "normalisation"),
         (lambda: student(LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True))), "attention_bias"),
     ]

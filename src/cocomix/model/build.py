@@ -122,6 +122,8 @@ class Sizes(NamedTuple):
     """what adapters call it"""
     sae: Callable[[], Any] | None = None
     """loads the run's SAE"""
+    contrasts: Callable[[], torch.Tensor] | None = None
+    """computes the directions of the SAE's concepts in that finished model, `[C, d_model]`"""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> SpecialIds:

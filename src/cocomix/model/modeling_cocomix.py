@@ -321,7 +321,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         concept_loss_weight: float = 0.1,
         channel_options: dict[str, Any] | None = None,
         sae: Any = None,
-        vector_from_sae: bool = False,
+        vector_rows: torch.Tensor | None = None,
     ) -> "CoCoMixForCausalLM":
         """A student that at first computes exactly what a plain causal LM does: the vector it mixes in is zero.
 
@@ -335,8 +335,8 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
             channel_options: as in `CoCoMixConfig`; None: for `concepts` a vector without `offset`.
             sae: an autoencoder (`cocomix.sae.TopKSAE`) of this very model, of the hidden states that enter
                 concept_layer; the concept logits then start as its pre-activations. None: they start at random.
-            vector_from_sae: whether the vector's rows start as its decoder, behind a gate that starts at zero; if not,
-                the rows start at zero.
+            vector_rows: `[num_concepts, d_model]`, what the vector's rows start as, behind a gate that starts at zero;
+                None: the rows start at zero.
 
         Raises:
             CocomixError: a model of another type, or one that the backbones here do not compute; a mixer that would
@@ -344,7 +344,7 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         """
         settings, options = plain_settings(model), dict(mixer_options or {})
         if channel_options is None and "offset" in PREDICTORS.options(channel):
-            channel_options = {"offset": False} | ({"gated": True} if vector_from_sae else {})
+            channel_options = {"offset": False} | ({} if vector_rows is None else {"gated": True})
         MIXERS.check(mixer, options)
         PREDICTORS.choose(channel)
         upper = settings["num_hidden_layers"] - concept_layer
@@ -373,7 +373,9 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         student.base_name = model.name_or_path or None
         student.channel.start_at_zero()
         if sae is not None:
-            student._start_from(sae, vector_from_sae)
+            student._start_head(sae)
+        if vector_rows is not None:
+            student._concept_predictor().start_rows(vector_rows)
         check_same(model, student)
         generation: Any = getattr(model, "generation_config", None)
         if generation is not None:
@@ -429,20 +431,22 @@ class CoCoMixForCausalLM(CoCoMixGenerationMixin, CoCoMixPreTrainedModel):
         plain.generation_config = copy.deepcopy(self.generation_config)
         return plain.train(self.training)
 
-    def _start_from(self, sae: Any, vector: bool) -> None:
+    def _concept_predictor(self) -> ConceptPredictor:
         if not isinstance(self.channel, ConceptPredictor):
             raise ConfigError(
-                f"the channel {self.config.channel} has no head that an autoencoder could start; use concepts"
+                f"the channel {self.config.channel} has no concepts that an autoencoder could start; use concepts"
             )
+        return self.channel
+
+    def _start_head(self, sae: Any) -> None:
+        predictor = self._concept_predictor()
         if sae.normalisation != "standard":
             raise ConfigError(
                 f"the autoencoder's normalisation is {sae.normalisation!r} and the concept head's is 'standard', so the"
                 " head cannot start as its encoder; leave it out"
             )
         centre = sae.pre_bias if sae.bias_input else torch.zeros_like(sae.pre_bias)
-        self.channel.start_from_encoder(sae.encoder_weight, sae.latent_bias, centre)
-        if vector:
-            self.channel.start_from_decoder(sae.decoder_weight)
+        predictor.start_from_encoder(sae.encoder_weight, sae.latent_bias, centre)
 
     @property
     def model(self) -> CoCoMixModel:

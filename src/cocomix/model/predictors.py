@@ -285,11 +285,19 @@ class ConceptPredictor(Predictor):
             self.head.proj.bias.copy_(bias)
             self.head.pre_bias.copy_(centre)
 
-    def start_from_decoder(self, weight: torch.Tensor) -> None:
-        """Let the vector's rows be an autoencoder's decoder, `[C, d_model]`, of the shape of the encoder before."""
-        if self.vector is not None:
-            with torch.no_grad():
-                self.vector.weight.copy_(weight)
+    def start_rows(self, rows: torch.Tensor) -> None:
+        """Let the vector's rows be `rows`, `[C, d_model]`.
+
+        Raises:
+            ConfigError: the shape is another, or there is no gate before them.
+        """
+        if self.vector is None or self.gate is None or rows.shape != self.vector.weight.shape:
+            raise ConfigError(
+                f"rows of the shape {list(rows.shape)} need a gated vector of {self.head.num_concepts} concepts and"
+                f" width {self.head.proj.in_features}; give as many, and a mixer that uses the vector"
+            )
+        with torch.no_grad():
+            self.vector.weight.copy_(rows)
 
     def start_at_zero(self) -> None:
         if self.vector is not None:

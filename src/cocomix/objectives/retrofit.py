@@ -130,10 +130,11 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
         " teacher and concept_layer the block after sae.layer",
     )
 
-    vector_from: Literal["zero", "sae"] = added(
+    vector_from: Literal["zero", "sae", "contrast"] = added(
         default="zero",
-        description="where the vector's rows start: at zero, or, with `head_from: sae`, as the decoder of that SAE"
-        " behind a learned gate that starts at zero",
+        description="where the vector's rows start: at zero, or, with `head_from: sae` and behind a learned gate that"
+        " starts at zero, as the decoder of that SAE, or as differences of mean hidden states with and without each"
+        " concept",
     )
 
     @model_validator(mode="after")
@@ -142,8 +143,8 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
             raise ValueError("the vector of a retrofitted model starts at zero; leave concept.vector_scale out")
         if self.head_from == "sae" and self.base != TEACHER:
             raise ValueError("the run's SAE is of the concept model, so `head_from: sae` needs `base: teacher`")
-        if self.vector_from == "sae" and self.head_from != "sae":
-            raise ValueError("the SAE's decoder is for the concepts of its encoder; set `head_from: sae`, too")
+        if self.vector_from != "zero" and self.head_from != "sae":
+            raise ValueError(f"`vector_from: {self.vector_from}` is of the SAE's concepts; set `head_from: sae`, too")
         return self
 
     def build(self, sizes: Sizes) -> PreTrainedModel:
@@ -156,6 +157,11 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
                     f" {sizes.sae_layer + 1}, or head_from to random"
                 )
             sae = None if sizes.sae is None else sizes.sae()
+        rows = None
+        if self.vector_from == "contrast" and sizes.contrasts is not None:
+            rows = sizes.contrasts()
+        elif self.vector_from == "sae" and sae is not None:
+            rows = sae.decoder_weight.detach()
         model = CoCoMixForCausalLM.from_plain(
             self.base_model(sizes),
             concept_layer=concept.concept_layer,
@@ -165,7 +171,7 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
             mixer_options=concept.mixer_options,
             concept_loss_weight=concept.loss_weight,
             sae=sae,
-            vector_from_sae=self.vector_from == "sae",
+            vector_rows=rows,
         )
         return self.prepared(model, sizes)
 

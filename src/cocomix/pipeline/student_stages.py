@@ -46,6 +46,7 @@ from cocomix.pipeline.training import (
     training_figures,
     validation_curve,
 )
+from cocomix.sae.contrast import concept_contrasts
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.utils.console import console, is_main
@@ -248,6 +249,7 @@ class StudentStage(ModelStage):
             base=self.base_model,
             base_name=self._base_name(),
             sae=self.sae.model,
+            contrasts=self._contrasts,
         )
 
     def plain_model(self) -> PreTrainedModel:
@@ -261,6 +263,17 @@ class StudentStage(ModelStage):
         if context_setting(self.run_config):
             mask_documents(model, self.tokens.special)
         return model.eval()
+
+    def _contrasts(self) -> torch.Tensor:
+        """Directions of the SAE's concepts in the concept model, of windows spread over the training split."""
+        shards, seq_len = self.tokens.shards("train"), self.run_config.seq_len
+        chosen = window_subset(shards.n_windows(seq_len), CONTRAST_WINDOWS)
+        windows = (
+            torch.from_numpy(shards.windows(chosen[start : start + CONTRAST_BATCH], seq_len))
+            for start in range(0, len(chosen), CONTRAST_BATCH)
+        )
+        first = self.tokens.special.first_position
+        return concept_contrasts(self.sae.teacher.model(), self.sae.model(), self.sae.layer, windows, first)
 
     def base_model(self) -> PreTrainedModel:
         """The finished model that it starts as, of a student that does, in evaluation mode."""
@@ -303,6 +316,8 @@ def _own_training(train: TrainConfig, student: StudentSettings, seed: int) -> Tr
     return train.model_copy(update=own)
 
 
+CONTRAST_WINDOWS, CONTRAST_BATCH = 256, 8
+"""Windows of the training split that directions of concepts are taken from, and how many at a time."""
 MOST_CHANNEL_WINDOWS = 64
 """Windows behind a certificate, where the settings do not say."""
 
