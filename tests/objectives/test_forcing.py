@@ -105,6 +105,18 @@ def test_steered_windows_are_steered_toward_what_their_labels_have_often() -> No
     assert len({int(row[0, 0]) for row in concepts}) == 7
 
 
+def test_a_concept_is_drawn_by_how_much_more_often_than_usual_it_is() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 20 + [2] * 5 + [3] * 3 + [-100] * 2).view(1, 20, 2).expand(4000, -1, -1)
+    usual = torch.tensor([0.1, 0.5, 0.2, 0.0, 0.2])
+    torch.manual_seed(0)
+    drawn = Counter(Forcing(0.0, 1.0, usual).draw(labels)[0][:, 0, 0].tolist())
+    excess = {0: 10 - 38 * 0.1, 1: 20 - 38 * 0.5, 2: 0, 3: 0}  # of 2 there are fewer than usual, of 3 too few
+    total = sum(excess.values())
+    for concept, amount in excess.items():
+        assert drawn[concept] / 4000 == pytest.approx(amount / total, abs=0.02)
+    assert set(drawn) == {0, 1}
+
+
 @torch.no_grad()
 def test_a_steered_window_mixes_the_concept_in_as_the_first_with_its_strength() -> None:
     model, rows = mixed().double(), batch()

@@ -122,6 +122,8 @@ class Sizes(NamedTuple):
     """what adapters call it"""
     sae: Callable[[], Any] | None = None
     """loads the run's SAE"""
+    label_counts: Callable[[], np.ndarray] | None = None
+    """counts how often each concept is among its training labels, int64 `[C]`"""
     contrasts: Callable[[], torch.Tensor] | None = None
     """computes the directions of the SAE's concepts in that finished model, `[C, d_model]`"""
 

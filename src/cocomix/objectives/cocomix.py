@@ -35,9 +35,16 @@ class ConceptConfig(FallingWeight, MixConfig):
         default=0.0,
         ge=0,
         le=1,
-        description="share of the training windows that are steered toward a concept which their labels have often, at"
-        " every position and by different strengths, so that the upper blocks learn what steering means",
+        description="share of the training windows that are steered toward a concept which their labels have more often"
+        " than usual, at every position and by different strengths, so that the upper blocks learn what steering means",
     )
+
+    def forcing(self, sizes: Sizes) -> Forcing:
+        """The windows in which other concepts than the predicted ones are mixed in."""
+        if not self.steered or sizes.label_counts is None:
+            return Forcing(self.teacher_forcing, self.steered)
+        counts = torch.from_numpy(sizes.label_counts())
+        return Forcing(self.teacher_forcing, self.steered, counts / counts.sum().clamp_min(1))
 
 
 LabelSets = Annotated[
@@ -148,7 +155,7 @@ class CoCoMixStudent(StudentSettings):
             until,
             shape=shape,
             label_flops=sizes.label_flops,
-            forcing=Forcing(self.concept.teacher_forcing, self.concept.steered),
+            forcing=self.concept.forcing(sizes),
         )
 
     def summary(self) -> str:

@@ -21,7 +21,6 @@ from cocomix.model.modeling_cocomix import CoCoMixForCausalLM
 from cocomix.model.text_config import text_shape
 from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.cocomix import CoCoMixObjective, CoCoMixStudent, ConceptConfig
-from cocomix.objectives.forcing import Forcing
 from cocomix.objectives.ntp import NtpObjective
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import added
@@ -179,8 +178,9 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
         if self.labels is None:
             return PartialNtpObjective(model, self)
         until, shape = self.concept.schedule
-        forcing = Forcing(self.concept.teacher_forcing, self.concept.steered)
-        return RetrofitObjective(model, self, until, shape=shape, label_flops=sizes.label_flops, forcing=forcing)
+        return RetrofitObjective(
+            model, self, until, shape=shape, label_flops=sizes.label_flops, forcing=self.concept.forcing(sizes)
+        )
 
     def summary(self) -> str:
         return f"{super().summary()}, {self.describe_part()}"

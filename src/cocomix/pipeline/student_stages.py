@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from cocomix.data.prefixes import longest_prefixes, token_bytes
 from cocomix.evaluation.certificate import channel_certificate
 from cocomix.evaluation.perplexity import perplexity, window_subset
-from cocomix.evaluation.recall import concept_recall
+from cocomix.evaluation.recall import concept_recall, training_counts
 from cocomix.labels.schedule import WeightedLabels
 from cocomix.labels.shuffled import ShuffledLabels
 from cocomix.labels.store import LabelReader
@@ -249,6 +250,7 @@ class StudentStage(ModelStage):
             base=self.base_model,
             base_name=self._base_name(),
             sae=self.sae.model,
+            label_counts=None if labels is None else lambda: self._label_counts(labels, n_concepts),
             contrasts=self._contrasts,
         )
 
@@ -263,6 +265,11 @@ class StudentStage(ModelStage):
         if context_setting(self.run_config):
             mask_documents(model, self.tokens.special)
         return model.eval()
+
+    def _label_counts(self, labels: LabelSet, n_concepts: int) -> np.ndarray:
+        """How often each concept is among its labels of windows spread over the training split, int64 `[C]`."""
+        n_windows, seq_len = self.tokens.shards("train").n_windows(self.run_config.seq_len), self.run_config.seq_len
+        return training_counts(labels.reader("train", self.sign), n_windows, n_concepts, seq_len=seq_len)
 
     def _contrasts(self) -> torch.Tensor:
         """Directions of the SAE's concepts in the concept model, of windows spread over the training split."""
