@@ -26,7 +26,7 @@ def test_presets_are_the_best_scores(client: TestClient, catalog: ModelCatalog, 
     assert scores
     answer = client.get("/api/presets", params={"model": COCOMIX}).json()
     assert answer["scored"] == len(scores) and len(answer["presets"]) <= PRESETS
-    for preset, score in zip(answer["presets"], most_steerable(scores, PRESETS), strict=True):
+    for preset, score in zip(answer["presets"], most_steerable(scores, PRESETS, session.decode), strict=True):
         assert preset["concept"] == score.concept and preset["score"] == pytest.approx(score.score, abs=1e-7)
         assert preset["words"] == [session.decode([token]) for token in score.tokens]
         assert preset["name"] == names.name(score.concept) and preset["strength"] == STRENGTH

@@ -203,7 +203,7 @@ def test_a_model_is_retrofitted_with_its_concepts(pack: Path, inputs: Path, tmp_
         load_config(recipe_file("retrofit-pack"), [*overrides, "tokens.tokenizer=null"])
     (stage,) = run_retrofit(Run(tmp_path / "own", config))
     student: Any = stage.student.config
-    assert (student.base, student.head_from, student.labels, student.sign) == ("teacher", "sae", "exact", "absolute")
+    assert (student.base, student.head_from, student.labels, student.sign) == ("teacher", "sae", "exact", "helpful")
     model: Any = stage.student.model()
     ids = torch.arange(8)[None]
     assert model.config.num_concepts == 32 and model.config.concept_layer == 2
@@ -220,7 +220,7 @@ def test_a_model_is_retrofitted_with_its_concepts(pack: Path, inputs: Path, tmp_
     overrides, config = short(str(copied))
     assert f"tokens.tokenizer={copied}" in overrides
     student = config.students["retrofit"]
-    assert (student.base, student.head_from) == (str(copied), "random")
+    assert (student.base, student.head_from, student.vector_from) == (str(copied), "random", "zero")
 
 
 def altered(pack: Path, folder: Path, change: Any) -> Path:

@@ -389,7 +389,7 @@ class ModelSession:
                 strength=STRENGTH,
                 **score.model_dump(include={"concept", "score", "steered", "unsteered"}),
             )
-            for score in most_steerable(scores, PRESETS)
+            for score in most_steerable(scores, PRESETS, self.decode)
         ]
         return PresetsResponse(presets=chosen, scored=len(scores))
 

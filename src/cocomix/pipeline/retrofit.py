@@ -21,6 +21,7 @@ from cocomix.model.adapters import is_adapter
 from cocomix.model.plain_models import family_of
 from cocomix.model.text_config import text_shape
 from cocomix.objectives.retrofit import TEACHER, FinetuneStudent, RetrofitStudent
+from cocomix.pipeline.config import LabelConfig
 from cocomix.pipeline.pack import Pack, PackManifest, find_pack
 from cocomix.pipeline.run import Run
 from cocomix.pipeline.stage import Stage
@@ -31,6 +32,8 @@ from cocomix.utils.gguf import local_source
 
 RETROFITTED, FINETUNED = "retrofit", "finetuned"
 """Names of the students that are added to settings without any."""
+HEEDED = {"teacher_forcing": 0.25, "steered": 0.75}
+"""What makes the upper blocks of a retrofitted student heed its concepts, see `cocomix.objectives.forcing`."""
 
 
 def retrofit_overrides(
@@ -48,13 +51,14 @@ def retrofit_overrides(
     """
     overrides = []
     sections = {name: value for name, value in raw.items() if isinstance(value, Mapping)}
-    base: dict[str, Any] = {"head_from": "sae"}
+    base: dict[str, Any] = {"head_from": "sae", "vector_from": "contrast"}
     known = raw.get("pack")
     known = known.get("source") if isinstance(known, Mapping) else known
     pack = pack or known
     if pack is None:
         layer, labels = sections.get("sae", {}).get("layer"), next(iter(sections.get("labels", {})), None)
         concepts: dict[str, Any] = {"labels": labels}
+        k = LabelConfig.model_validate(sections.get("labels", {}).get(labels, {})).k
         if model != TEACHER:
             layers = _layers(model)
             overrides += [_override("teacher.pretrained", model), _override("tokens.tokenizer", model)]
@@ -65,7 +69,7 @@ def retrofit_overrides(
         about = Pack(find_pack(pack)).about
         overrides += [] if pack == known else [_override("pack", pack)]  # settings with a pack have its checksum, too
         overrides += pack_overrides(model, about, sections)
-        layer, concepts = about.sae.layer, _pack_labels(pack, about)
+        layer, concepts, k = about.sae.layer, *_pack_labels(pack, about)
         if model not in (TEACHER, about.teacher.source):
             base, layer = {"base": model, "head_from": "random"}, max(0, _layers(model) // 2 - 1)
     students = sections.get("students", {})
@@ -83,7 +87,7 @@ def retrofit_overrides(
     if concepts["labels"] is None or layer is None:
         raise CocomixError("the settings have no label set, or no sae.layer; add one, or leave --config out")
     part = {"trains": trains or "lora"}
-    mixing: dict[str, Any] = {**base, **concepts, "concept": {"concept_layer": layer + 1}}
+    mixing: dict[str, Any] = {**base, **concepts, "concept": {"concept_layer": layer + 1, "top_k": k, **HEEDED}}
     overrides.append(_override(f"students.{RETROFITTED}", {"objective": RetrofitStudent.name, **part, **mixing}))
     if part["trains"] != "channel":
         alike = {"objective": FinetuneStudent.name, **part, "concept_layer": layer + 1}
@@ -108,12 +112,14 @@ def pack_overrides(model: str, about: PackManifest, sections: Mapping[str, Any])
     return overrides
 
 
-def _pack_labels(pack: str, about: PackManifest) -> dict[str, Any]:
-    """The pack's label set that a student reads if nothing else is said: the first one, absolute where it has that."""
+def _pack_labels(pack: str, about: PackManifest) -> tuple[dict[str, Any], int]:
+    """The pack's label set that a student reads if nothing else is said, with its k: the first one, of the helpful
+    labels where it has them, because what they say comes true in the text that follows."""
     if not about.corpora:
         raise CocomixError(f"the pack {pack} has no labels; give one that has")
     labels = about.corpora[0].labels[0]
-    return {"labels": labels.name, "sign": "absolute" if "absolute" in labels.signs else labels.signs[0]}
+    sign = "helpful" if "helpful" in labels.signs else labels.signs[0]
+    return {"labels": labels.name, "sign": sign}, labels.k
 
 
 def _override(key: str, value: Any) -> str:
@@ -238,15 +244,19 @@ def retrofit_table(stages: list[RetrofitStage]) -> Table:
     table.add_column("model", overflow="fold", min_width=12)
     for heading in ("loss, val", "test", "recall", "nats above marginal"):
         table.add_column(heading, justify="right", no_wrap=True)
+    shown = set()
     for stage in stages:
-        figures = stage.figures
+        figures, student = stage.figures, f"{stage.student.student}, seed {stage.student.seed}"
         for name, losses in figures["loss"].items():
             concepts = figures.get("concepts") if name == "retrofitted" else None
-            recall = f"{concepts['recall']:.3f} ({concepts['baseline']:.3f})" if concepts else ""
             title = {"base": "as it is", "finetuned": "fine-tuned", "retrofitted": "retrofitted"}[name]
-            title += f" ({stage.student.student}, seed {stage.student.seed})" if len(stages) > 1 else ""
-            row = (f"{losses['val']:.4f}", f"{losses['test']:.4f}", recall, _nats(concepts) if concepts else "")
-            table.add_row(Text(title), *row)
+            title += f" ({student})" if len(stages) > 1 and concepts else ""
+            row = (title, f"{losses['val']:.4f}", f"{losses['test']:.4f}")
+            if row in shown:  # students may share a base and what they are compared with
+                continue
+            shown.add(row)
+            recall = f"{concepts['recall']:.3f} ({concepts['baseline']:.3f})" if concepts else ""
+            table.add_row(Text(title), *row[1:], recall, _nats(concepts) if concepts else "")
     return table
 
 

@@ -105,5 +105,8 @@ def test_the_best_are_different_and_above_zero() -> None:
         return OutputScore(concept=concept, tokens=[token, 9], score=score, steered=score, unsteered=0)
 
     scores = [made(0, 0.1, 1), made(1, 0.5, 2), made(2, 0.5, 3), made(3, 0.4, 2), made(4, 0.0, 4), made(5, -0.2, 5)]
-    assert [one.concept for one in most_steerable(scores, 5)] == [1, 2, 0]
-    assert [one.concept for one in most_steerable(scores, 2)] == [1, 2]
+    assert [one.concept for one in most_steerable(scores, 5, decode)] == [1, 2, 0]
+    assert [one.concept for one in most_steerable(scores, 2, decode)] == [1, 2]
+    texts = {1: " debt", 2: ",", 3: " pay", 4: " none", 5: " less"}
+    words_first = most_steerable(scores, 5, lambda ids: texts[ids[0]])
+    assert [one.concept for one in words_first] == [0, 1, 2]

@@ -36,7 +36,7 @@ def test_a_result_holds_what_the_judge_found(tmp_path: Path) -> None:
     result = method.measure(context, None, lambda *step: ticks.append(step))
     base = context.judge.read(context.subject("teacher").unsteered)
     assert all(4.0 in METHODS[name].doses for name in METHODS if name != "none")
-    assert [one.dose for one in result.at] == list(method.doses) and ticks[-1] == (7, 7)
+    assert [one.dose for one in result.at] == list(method.doses) and ticks[-1] == (8, 8)
     own = [one.concept for one in context.concepts]
     assert result.unsteered.presence == pytest.approx(base.shares.mean(0)[own].tolist(), abs=1e-6)
     assert result.unsteered.loss == pytest.approx(float(base.loss.mean()))

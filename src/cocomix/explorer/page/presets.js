@@ -36,7 +36,7 @@ export function presetGallery({ onpick, onload }) {
         "p",
         { class: "soft small-text" },
         presets.length
-          ? `Of ${count(scored)} named concepts, those that most raise the probability of their own tokens.`
+          ? `Of ${count(scored)} named concepts, those that most raise the probability of their own tokens, words first.`
           : `No concept to recommend: ${count(scored)} named concepts were scored, and none raises its own tokens.`,
       ),
       presets.length > 0 &&

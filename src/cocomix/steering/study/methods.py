@@ -91,7 +91,7 @@ def shifted(model: PreTrainedModel, layer: int, vectors: torch.Tensor, dose: flo
         handle.remove()
 
 
-DOUBLING = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+DOUBLING = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 SHOWN = 4.0
 """The dose whose texts are kept to look at, one that all have."""
 Progress = Callable[[int, int], Any]

@@ -31,6 +31,7 @@ STRENGTH = 4.0
 """Strength of `Amplify`; 2 or more makes the concept the first of TopK."""
 PROMPTS, PROMPT_TOKENS = 4, 16
 """Beginnings of held-out windows, and the most tokens of each."""
+LETTERS = 4
 CANDIDATES = 256
 """Concepts scored at most."""
 
@@ -116,10 +117,21 @@ def output_scores(
     return scores
 
 
-def most_steerable(scores: Sequence[OutputScore], count: int) -> list[OutputScore]:
-    """The `count` best scores above 0 at most, best first; of concepts with the same best token only the best one."""
+def most_steerable(
+    scores: Sequence[OutputScore], count: int, decode: Callable[[Sequence[int]], str]
+) -> list[OutputScore]:
+    """The `count` best scores above 0 at most, best first; of concepts with the same best token only the best one.
+
+    Those whose best token is a word of LETTERS letters or more come before all others: of full stops and prepositions
+    a reader sees little, and their probability is the easiest to raise.
+    """
+
+    def order(score: OutputScore) -> tuple[bool, float, int]:
+        word = sum(map(str.isalpha, decode(score.tokens[:1]))) >= LETTERS
+        return not word, -score.score, score.concept
+
     best: dict[int, OutputScore] = {}
-    for score in sorted(scores, key=lambda score: (-score.score, score.concept)):
+    for score in sorted(scores, key=order):
         if score.score > 0:
             best.setdefault(score.tokens[0], score)
     return list(best.values())[:count]
