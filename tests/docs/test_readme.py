@@ -80,7 +80,15 @@ def test_the_library_example_runs(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
     (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     monkeypatch.chdir(tiny)
     names: dict = {}
-    exec(program.replace("runs/demo-from-scratch", "runs/tiny").replace("layer=3", "layer=1"), names)
+    for here, there in {
+        "runs/retrofit/students/retrofit": "runs/tiny/students/cocomix",
+        "runs/retrofit": "runs/tiny",
+        "layer=14": "layer=1",
+        "4714": "12",
+    }.items():
+        assert here in program
+        program = program.replace(here, there)
+    exec(program, names)
     assert names["loss"].isfinite() and names["labels"].ids.shape[-1] == 4
 
 
@@ -118,3 +126,51 @@ def test_what_the_page_says_of_the_pack_is_in_it() -> None:
     verified = (ROOT / "results/smollm2/verify.txt").read_text(encoding="utf-8")
     same = [float(share) for share in re.findall(r"positions ([\d.]+)% are", verified) if float(share) < 95]
     assert page.count("84 to 86 %") == 1 and min(same) >= 84 and max(same) < 86.5
+
+
+def test_what_the_page_says_of_the_retrofitted_model_was_measured() -> None:
+    folder, flat = ROOT / "results/retrofit", " ".join(RESULTS.split())
+    rows = [row.split() for row in (folder / "table.txt").read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        if {"retrofitted", "fine-tuned", "as"} & set(row[:1]):
+            for figure in row[1 if row[0] != "as" else 3 :]:
+                said = f"{float(figure):.3f}" if figure.replace(".", "").isdigit() else figure
+                assert said in flat, figure
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for student in report["students"]:
+        if (channel := student["runs"][0]["channel"]) is not None:
+            zero, labels = (channel["variants"][name]["difference"] for name in ("zero", "labels"))
+            assert f"| {zero:+.3f} | {labels:+.3f} |" in flat
+    taken = {
+        name: found["median"]
+        for name, found in json.loads((folder / "latency.json").read_text())["milliseconds"].items()
+    }
+    assert f"panel after {taken['panel of a token, from click to picture']:.0f} ms" in flat
+    assert f"ablated in {taken['reading a new text, a concept ablated'] / 1000:.1f} s" in flat
+
+
+def test_what_the_page_says_of_steering_it_was_measured() -> None:
+    report = json.loads((ROOT / "results/steering/smollm2/report.json").read_text(encoding="utf-8"))
+    lines = {
+        line.split()[0]: line.split()
+        for line in RESULTS.split("Steering contrast, measured")[1].split("```")[0].splitlines()
+        if line.strip()
+    }
+    for name, method in report["methods"].items():
+        areas = [method["area"][gain] for gain in ("presence", "words", "follow")]
+        expected = [
+            word
+            for area in areas
+            for word in (f"{100 * area['mean']:.1f}", f"({100 * area['low']:.1f}–{100 * area['high']:.1f})")
+        ]
+        assert lines[name][1:7] == expected
+        best = next((dose for dose in method["doses"] if dose["dose"] == method["best"]), None)
+        gain = (
+            ["–"] * 3
+            if best is None
+            else [f"{best['dose']:g}", f"{100 * best['presence']['mean']:.1f}", f"{best['fluency_loss']['mean']:+.2f}"]
+        )
+        assert lines[name][7:] == gain
+    verdicts = {(one["than"], one["figure"]): one["verdict"] for one in report["differences"]}
+    assert all(verdicts["residual", gain] == "better" for gain in ("presence", "words", "follow"))
+    assert all(verdicts["residual_ntp", gain] == "undecided" for gain in ("presence", "words", "follow"))
