@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from cocomix.kernels.linear_cross_entropy import linear_losses
 from cocomix.kernels.plain_linear import is_wrapped, plain_linear
 from cocomix.model.configuration_cocomix import CoCoMixConfig
+from cocomix.model.mixers import MIXERS
 from cocomix.model.text_config import text_shape
 from cocomix.utils.errors import CocomixError, reason
 
@@ -56,7 +57,7 @@ def blocks(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList):
             return module
     if isinstance(model.config, CoCoMixConfig):
-        if model.config.mixer == "none":  # nothing is mixed in: all blocks hold the tokens alone
+        if not MIXERS[model.config.mixer].uses_vector:  # nothing is mixed in: all blocks hold the tokens alone
             return model.backbone.blocks  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
         raise CocomixError(
             f"the blocks of {type(model).__name__} are at none of the known paths, since above its concept layer they"

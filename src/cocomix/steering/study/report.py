@@ -90,9 +90,8 @@ def caveats(report: dict[str, Any]) -> list[str]:
         "A budget's gain is the best of several noisy means and so a little too large; by how much, `none` and"
         " `random` show. Doses were fixed before measuring; their units differ, and prompt has"
         " fewer of them. More doses can only help a method.",
-        "What a word repeated without end costs is not seen by a language model, which finds it likely. So doses whose"
-        f" texts have less than {report['variety']:.0%} of unsteered text's distinct-2 are left out of areas and best"
-        " doses.",
+        "What a word repeated without end costs is not seen by a language model, which finds it likely"
+        + _on_repetition(report),
         "Concepts are those with distinguishing tokens that two halves of the training text agree on, neither rare nor"
         " frequent: of other concepts this says nothing.",
     ]
@@ -118,6 +117,15 @@ def caveats(report: dict[str, Any]) -> list[str]:
     elif not all(judge["same_width"] for judge in judges):
         sentences.append("The student that residual_ntp steers is not of the steered student's width.")
     return sentences
+
+
+def _on_repetition(report: dict[str, Any]) -> str:
+    if "variety" not in report:  # as studies were summed up before
+        return ": read the fluency loss together with distinct-2 and repeated 4-grams."
+    return (
+        f". So doses whose texts have less than {report['variety']:.0%} of unsteered text's distinct-2 are left out of"
+        " areas and best doses."
+    )
 
 
 def _on_the_judge(report: dict[str, Any]) -> str:
