@@ -78,6 +78,8 @@ def test_what_cannot_be_forced_is_refused() -> None:
         validate(kind, settings(mixer="none") | {"labels": "exact"}, "x")
     with pytest.raises(CocomixError, match="are of different windows"):
         validate(kind, settings(steered=0.6) | {"labels": "exact"}, "x")
+    with pytest.raises(CocomixError, match="the objective hash makes its own"):
+        validate(OBJECTIVES["hash"], settings() | {"objective": "hash"}, "x")
     steered = validate(kind, settings(teacher_forcing=0, steered=0.6) | {"labels": "exact"}, "x")
     assert "60% of the windows steered" in steered.describe()
 

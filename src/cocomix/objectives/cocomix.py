@@ -195,6 +195,15 @@ class OwnConceptsStudent(StudentSettings):
     n_latents: int = Field(default=1024, ge=1, description="number of concepts C")
     k: int
 
+    @model_validator(mode="after")
+    def _has_no_labels_to_mix_in(self) -> Self:
+        if self.concept.teacher_forcing + self.concept.steered:
+            raise ValueError(
+                f"concept.teacher_forcing and concept.steered are for stored labels, and the objective {self.objective}"
+                " makes its own; leave them out"
+            )
+        return self
+
     @property
     def mixing(self) -> ConceptConfig:
         return self.concept

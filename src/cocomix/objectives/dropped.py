@@ -36,7 +36,8 @@ class DroppedStudent(CoCoMixStudent):
 
     def make_objective(self, model: Any, sizes: Sizes, teacher: Callable[[], PreTrainedModel]) -> Objective:
         until, shape = self.concept.schedule
-        return DroppedObjective(model, self.drop_at, until, shape=shape, label_flops=sizes.label_flops)
+        forcing = self.concept.forcing(sizes)
+        return DroppedObjective(model, self.drop_at, until, shape=shape, label_flops=sizes.label_flops, forcing=forcing)
 
     def summary(self) -> str:
         return f"{super().summary()}, dropped at {self.drop_at:.0%} of the training"
