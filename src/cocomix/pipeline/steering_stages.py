@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,6 +25,7 @@ from cocomix.pipeline.stage import Stage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.trained import existing_run, student_stage
+from cocomix.sae.sae import TopKSAE
 from cocomix.steering.study.concepts import (
     Concept,
     choose_named_concepts,
@@ -47,7 +49,7 @@ PLAIN = ("ntp", "finetune")
 """Objectives of students that learn the next token alone, without concepts."""
 
 
-class JudgeStage:
+class SaeJudge:
     """The SAE that judges whether a concept is in a text: the student's own, or that of another run.
 
     Args:
@@ -73,13 +75,17 @@ class JudgeStage:
                     " judge; give --judge a run of the same concept model"
                 )
 
+    @cached_property
+    def _sae(self) -> TopKSAE:
+        assert self.stage is not None, "asked only where there is another run"
+        return self.stage.model()
+
     def known(self, teacher: PreTrainedModel, own: SaeAt, concepts: Sequence[int]) -> set[int] | None:
         """Those of the concepts that the judge can tell; None: all."""
         if self.stage is None:
             return None
         shards, seq_len = self.run.tokens.shards("val"), self.run.config.seq_len
-        other = SaeAt(self.stage.model(), self.stage.layer)
-        found = match_latents(teacher, own, other, concepts, shards, seq_len)
+        found = match_latents(teacher, own, SaeAt(self._sae, self.stage.layer), concepts, shards, seq_len)
         pairs = zip(found.latents.tolist(), found.correlations.tolist(), strict=True)
         self.latents = dict(zip(concepts, pairs, strict=True))
         return {concept for concept, (_, correlation) in self.latents.items() if correlation >= LEAST_CORRELATION}
@@ -89,19 +95,19 @@ class JudgeStage:
         if self.stage is None:
             return None
         latents = [self.latents[concept.concept][0] for concept in concepts]
-        return JudgingSae(self.stage.model(), self.stage.layer, torch.tensor(latents))
+        return JudgingSae(self._sae, self.stage.layer, torch.tensor(latents))
 
     def about(self, concepts: Sequence[Concept]) -> dict[str, Any] | None:
         """What the report says of it; None where there is no other."""
         if self.stage is None:
             return None
-        sae = self.stage.model()
+        figures = self.stage.figures
         found = [self.latents[concept.concept] for concept in concepts]
         return {
             "layer": self.stage.layer,
-            "n_latents": sae.n_latents,
-            "k": sae.k,
-            "quality": {name: self.stage.figures.get(name) for name in ("explained_variance", "loss_recovered")},
+            "n_latents": figures["n_latents"],
+            "k": figures["k"],
+            "quality": {name: figures.get(name) for name in ("explained_variance", "loss_recovered")},
             "latents": [latent for latent, _ in found],
             "correlations": [round(correlation, 4) for _, correlation in found],
         }
@@ -134,7 +140,7 @@ class SteeredStudent:
         student: StudentStage,
         baseline: StudentStage | None,
         reader: LanguageModelStage,
-        judge: "JudgeStage",
+        judge: "SaeJudge",
         concepts: list[Concept],
         requested: dict[str, Any],
     ) -> None:
@@ -289,7 +295,7 @@ def steer_eval(
     requested: dict[str, Any] = {"prompts": prompts, "tokens": tokens, "seed": seed}
     precision = typed_precision(precision)
     requested |= {"precision": precision} if precision != "fp32" else {}
-    judging = JudgeStage(run, judge, precision)
+    judging = SaeJudge(run, judge, precision)
     chosen = _choose_concepts(run, stages[0].sae, concepts, judging)
     students = [
         SteeredStudent(stage, baseline(run, stage), reader(run, stage), judging, chosen, requested) for stage in stages
@@ -369,7 +375,7 @@ def _check(run: Run, stages: Sequence[StudentStage], tokens: int) -> None:
         )
 
 
-def _choose_concepts(run: Run, stage: SaeStage, count: int, judge: JudgeStage) -> list[Concept]:
+def _choose_concepts(run: Run, stage: SaeStage, count: int, judge: SaeJudge) -> list[Concept]:
     """The concepts to steer, with names made first where the run has none for its autoencoder.
 
     With another SAE as the judge, those that it knows.

@@ -48,6 +48,8 @@ from cocomix.pipeline.training import (
     validation_curve,
 )
 from cocomix.sae.contrast import concept_contrasts
+from cocomix.steering.study.concepts import spread_windows
+from cocomix.steering.study.context import BATCH, CONTRAST_WINDOWS
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.utils.console import console, is_main
@@ -273,12 +275,7 @@ class StudentStage(ModelStage):
 
     def _contrasts(self) -> torch.Tensor:
         """Directions of the SAE's concepts in the concept model, of windows spread over the training split."""
-        shards, seq_len = self.tokens.shards("train"), self.run_config.seq_len
-        chosen = window_subset(shards.n_windows(seq_len), CONTRAST_WINDOWS)
-        windows = (
-            torch.from_numpy(shards.windows(chosen[start : start + CONTRAST_BATCH], seq_len))
-            for start in range(0, len(chosen), CONTRAST_BATCH)
-        )
+        windows = spread_windows(self.tokens.shards("train"), CONTRAST_WINDOWS, self.run_config.seq_len).split(BATCH)
         first = self.tokens.special.first_position
         return concept_contrasts(self.sae.teacher.model(), self.sae.model(), self.sae.layer, windows, first)
 
@@ -323,8 +320,6 @@ def _own_training(train: TrainConfig, student: StudentSettings, seed: int) -> Tr
     return train.model_copy(update=own)
 
 
-CONTRAST_WINDOWS, CONTRAST_BATCH = 256, 8
-"""Windows of the training split that directions of concepts are taken from, and how many at a time."""
 MOST_CHANNEL_WINDOWS = 64
 """Windows behind a certificate, where the settings do not say."""
 

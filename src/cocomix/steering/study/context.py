@@ -71,14 +71,14 @@ def sample_texts(model: Any, prompts: torch.Tensor, new_tokens: int, noise: Nois
     cache_name = "cache" if "cache" in parameters else "past_key_values"  # the newer name and the older
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
     text, cache = prompts.to(model.device), None
-    for step in range(new_tokens):
-        ids = text if cache is None else text[:, -1:]
-        with _contiguous_head(model):
+    with _contiguous_head(model):
+        for step in range(new_tokens):
+            ids = text if cache is None else text[:, -1:]
             output = model(input_ids=ids, use_cache=True, **{cache_name: cache}, **last_only)
-        cache = getattr(output, cache_name)
-        logits = output.logits[:, -1, : noise.vocab_size].float()
-        draws = noise.at(step).to(logits.device).clamp_min(torch.finfo(torch.float32).tiny)
-        text = torch.cat([text, (logits - draws.log()).argmax(-1, keepdim=True)], 1)
+            cache = getattr(output, cache_name)
+            logits = output.logits[:, -1, : noise.vocab_size].float()
+            draws = noise.at(step).to(logits.device).clamp_min(torch.finfo(torch.float32).tiny)
+            text = torch.cat([text, (logits - draws.log()).argmax(-1, keepdim=True)], 1)
     return text
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from cocomix.model.interventions import Amplify, concept_head, steered
 from cocomix.model.teacher import blocks, check_layer, hidden_at
+from cocomix.sae.contrast import mean_differences
 from cocomix.steering.residual import steer_residual
 from cocomix.steering.study.concepts import derangement
 from cocomix.steering.study.context import StudyContext
@@ -35,7 +36,6 @@ from cocomix.steering.study.method_result import (
 )
 from cocomix.steering.study.output_score import PROMPTS as SCORING_PROMPTS
 from cocomix.steering.study.output_score import output_scores
-from cocomix.utils.env import as_float64
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.registry import Registry
 
@@ -56,18 +56,11 @@ def contrast_vectors(
         text: tokens int64 `[batch, seq]`, and where each concept is active, bool `[batch, seq, concepts]`. The vector
             of a concept that is active nowhere, or everywhere, is 0.
     """
-    inside: Any = 0.0
-    counts: Any = 0.0
-    total: Any = 0.0
-    positions = 0
-    for ids, active in text:
-        hidden = as_float64(hidden_at(model, ids.to(model.device), layer).flatten(0, 1))
-        unit = hidden / hidden.norm(dim=-1, keepdim=True)
-        on = active.flatten(0, 1).to(unit)
-        inside, counts, total = inside + on.T @ unit, counts + on.sum(0)[:, None], total + unit.sum(0)
-        positions += len(unit)
-    vectors = inside / counts - (total - inside) / (positions - counts)
-    return torch.where((counts > 0) & (counts < positions), vectors, 0.0)
+    vectors, _ = mean_differences(
+        (hidden_at(model, ids.to(model.device), layer).flatten(0, 1), active.flatten(0, 1).T.float().to_sparse())
+        for ids, active in text
+    )
+    return vectors
 
 
 @contextmanager

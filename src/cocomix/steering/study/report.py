@@ -49,31 +49,31 @@ def write_steering_report(report: dict[str, Any], folder: Path) -> dict[str, Any
 
 def headline(report: dict[str, Any]) -> list[str]:
     """One sentence on the steered student, one on each comparison, and one on who is ahead; then of the best half."""
-    sentences = _headline(report)
-    half = report.get("best_half")
-    if half is not None:
-        sentences += [
-            f"Of the {len(half['places'])} concepts with the best output scores: {sentence}"
-            for sentence in _headline(report | half)[1::2]
-        ]
-    return sentences
-
-
-def _headline(report: dict[str, Any]) -> list[str]:
-    methods = report["methods"]
     sentences = []
     for gain in GAINS:
-        if MAIN in methods:
-            area = methods[MAIN]["area"][gain]
-            sentences.append(
-                f"{report['student']} brings a concept, {GAIN_LABELS[gain]}, to {between(area)} more of 100 generated"
-                f" positions, on average over fluency budgets up to {report['bound']:g} nat a token."
-            )
-        ranking = sorted(methods, key=lambda name: -methods[name]["area"][gain]["mean"])
-        listed = ", ".join(f"{name} {percent(methods[name]['area'][gain]['mean'])}" for name in ranking)
-        verdicts = [_verdict(entry) for entry in report["differences"] if entry["figure"] == gain]
-        sentences.append(f"Order {GAIN_LABELS[gain]}: {listed}. {MAIN} is {'; '.join(verdicts)}.")
+        sentences += [_brought(report, gain)] if MAIN in report["methods"] else []
+        sentences.append(_order(report, gain))
+    half = report.get("best_half")
+    if half is not None:
+        which = f"Of the {len(half['places'])} concepts with the best output scores"
+        sentences += [f"{which}: {_order(report | half, gain)}" for gain in GAINS]
     return sentences
+
+
+def _brought(report: dict[str, Any], gain: str) -> str:
+    area = report["methods"][MAIN]["area"][gain]
+    return (
+        f"{report['student']} brings a concept, {GAIN_LABELS[gain]}, to {between(area)} more of 100 generated"
+        f" positions, on average over fluency budgets up to {report['bound']:g} nat a token."
+    )
+
+
+def _order(report: dict[str, Any], gain: str) -> str:
+    methods = report["methods"]
+    ranking = sorted(methods, key=lambda name: -methods[name]["area"][gain]["mean"])
+    listed = ", ".join(f"{name} {percent(methods[name]['area'][gain]['mean'])}" for name in ranking)
+    verdicts = [_verdict(entry) for entry in report["differences"] if entry["figure"] == gain]
+    return f"Order {GAIN_LABELS[gain]}: {listed}. {MAIN} is {'; '.join(verdicts)}."
 
 
 def caveats(report: dict[str, Any]) -> list[str]:

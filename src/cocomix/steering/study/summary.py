@@ -98,7 +98,8 @@ def summary(results: Results, bound: float = BOUND) -> dict[str, Any]:
         means = {figure: draws.means(array) for figure, array in values.items()}
         costs = counted(means["fluency_loss"], means["distinct2"], list(by_seed.values()))
         areas[name] = {gain: bounded_area(means[gain], costs, bound) for gain in GAINS}
-        methods[name] = _method([by_seed[seed] for seed in seeds], values, means, areas[name], bound)
+        best = best_dose(means["presence"][0], costs[0], bound)
+        methods[name] = _method([by_seed[seed] for seed in seeds], values, means, areas[name], best, bound)
     return {
         "bound": bound,
         "variety": VARIETY,
@@ -156,11 +157,10 @@ def _method(
     values: dict[str, np.ndarray],
     means: dict[str, np.ndarray],
     areas: dict[str, np.ndarray],
+    best: int | None,
     bound: float,
 ) -> dict[str, Any]:
     doses = [result.dose for result in results[0].at]
-    costs = counted(means["fluency_loss"][0], means["distinct2"][0], results)
-    best = best_dose(means["presence"][0], costs, bound)
     return {
         "area": {gain: interval(draws) for gain, draws in areas.items()},
         "best": None if best is None else doses[best],
@@ -175,8 +175,7 @@ def _method(
         "by_concept": {figure: values[figure].mean(0).round(6).tolist() for figure in (*GAINS, *COSTS)},
         "by_seed": {
             gain: [
-                float(bounded_area(*_curve(results[place], values, gain, place), bound))
-                for place in range(len(results))
+                float(bounded_area(*_curve(result, values, gain, place), bound)) for place, result in enumerate(results)
             ]
             for gain in GAINS
         },
