@@ -57,7 +57,7 @@ def study_context(folder: Path) -> StudyContext:
     shards = write_shards(folder / "s", [rng.integers(1, VOCAB, 41) for _ in range(8)], vocab_size=VOCAB, eos_id=0)
     made = models()
     return StudyContext(
-        models=lambda name: made["teacher" if name == "plain" else name],
+        models=lambda name: made["teacher" if name in ("plain", "base") else name],
         sae=made["sae"],
         layer=LAYER,
         reader=made["reader"],

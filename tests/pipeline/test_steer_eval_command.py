@@ -45,7 +45,8 @@ def test_the_report_holds_what_it_promises(measured: Path) -> None:
     report = json.loads((measured / "out" / "report.json").read_text())
     run = opened(measured / "run")
     names = read_names(run.folder, run.sae.checksum())
-    assert list(report["methods"]) == list(METHODS) and report["seeds"] == [0] and len(report["concepts"]) == 4
+    assert list(report["methods"]) == [name for name in METHODS if name != "rows"]  # of retrofitted students
+    assert report["seeds"] == [0] and len(report["concepts"]) == 4
     for one in report["concepts"]:
         about = names.of(one["concept"])
         assert about.stability is not None and about.stability >= STABLE and one["words"] and one["share"] >= 0.002

@@ -124,8 +124,8 @@ class Sizes(NamedTuple):
     """loads the run's SAE"""
     label_counts: Callable[[], np.ndarray] | None = None
     """counts how often each concept is among its training labels, int64 `[C]`"""
-    contrasts: Callable[[], torch.Tensor] | None = None
-    """computes the directions of the SAE's concepts in that finished model, `[C, d_model]`"""
+    directions: Callable[[str], torch.Tensor] | None = None
+    """computes directions of one kind of the SAE's concepts in that finished model, `[C, d_model]`"""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> SpecialIds:

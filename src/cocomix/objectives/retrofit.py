@@ -22,6 +22,7 @@ from cocomix.model.text_config import text_shape
 from cocomix.objectives.base import Objective, StudentSettings
 from cocomix.objectives.cocomix import CoCoMixObjective, CoCoMixStudent, ConceptConfig
 from cocomix.objectives.ntp import NtpObjective
+from cocomix.sae.contrast import DIRECTIONS
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.settings import added
 
@@ -129,11 +130,11 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
         " teacher and concept_layer the block after sae.layer",
     )
 
-    vector_from: Literal["zero", "sae", "contrast"] = added(
+    vector_from: Literal["zero", "sae", "contrast", "pull"] = added(
         default="zero",
         description="where the vector's rows start: at zero, or, with `head_from: sae` and behind a learned gate that"
-        " starts at zero, as the decoder of that SAE, or as differences of mean hidden states with and without each"
-        " concept",
+        " starts at zero, as the decoder of that SAE (sae), as differences of mean hidden states with and without each"
+        " concept (contrast), or as these with what makes the concept's text likelier (pull)",
     )
 
     @model_validator(mode="after")
@@ -157,8 +158,8 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
                 )
             sae = None if sizes.sae is None else sizes.sae()
         rows = None
-        if self.vector_from == "contrast" and sizes.contrasts is not None:
-            rows = sizes.contrasts()
+        if self.vector_from in DIRECTIONS and sizes.directions is not None:
+            rows = sizes.directions(self.vector_from)
         elif self.vector_from == "sae" and sae is not None:
             rows = sae.decoder_weight.detach()
         model = CoCoMixForCausalLM.from_plain(

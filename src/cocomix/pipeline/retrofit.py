@@ -51,7 +51,7 @@ def retrofit_overrides(
     """
     overrides = []
     sections = {name: value for name, value in raw.items() if isinstance(value, Mapping)}
-    base: dict[str, Any] = {"head_from": "sae", "vector_from": "contrast"}
+    base: dict[str, Any] = {"head_from": "sae", "vector_from": "pull"}
     known = raw.get("pack")
     known = known.get("source") if isinstance(known, Mapping) else known
     pack = pack or known

@@ -23,11 +23,14 @@ from cocomix.pipeline.stage import ExternalInputs, external_stages, stable_name
 from cocomix.pipeline.teacher_stage import TeacherStage
 from cocomix.pipeline.training import ModelStage, recipe, train_objective, training_figures
 from cocomix.report.page import write_sae_page
+from cocomix.sae.contrast import DIRECTIONS
 from cocomix.sae.formats import load_sae
 from cocomix.sae.kinds import SAE_KINDS
 from cocomix.sae.metrics import Reconstruction, spliced_losses
 from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import TopKSAE
+from cocomix.steering.study.concepts import spread_windows
+from cocomix.steering.study.context import BATCH
 from cocomix.train.batches import BatchSource
 from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device, on_main
@@ -71,6 +74,7 @@ class SaeStage(ModelStage):
         """block whose autoencoder its readers see"""
         self.others: dict[int, SaeStage] = {}
         """this stage as readers of other layers see it, by layer"""
+        self._directions: dict[tuple[str, int, str], torch.Tensor] = {}
         self._arguments = (run_dir, config, tokens, teacher, external_inputs, teacher_tokens)
         other_runs = external_stages(external_inputs, config.sae.pretrained)
         self.teacher_tokens = teacher_tokens or tokens
@@ -324,6 +328,22 @@ class SaeStage(ModelStage):
             for start in range(0, len(alike), step):
                 ids = val.windows(alike[start : start + step], self.seq_len)[:, :length]
                 yield torch.from_numpy(ids).to(device())
+
+    def directions(self, kind: str, tokens: TokensStage, seq_len: int, precision: str) -> torch.Tensor:
+        """Directions of its concepts in the concept model, `[C, d_model]`, computed once in this process.
+
+        Args:
+            kind: one of `cocomix.sae.contrast.DIRECTIONS`.
+            tokens: training text that the concept model reads, `seq_len` tokens at a time.
+            precision: of the concept model's passes.
+        """
+        key = (kind, seq_len, precision)
+        if key not in self._directions:
+            found = DIRECTIONS[kind]
+            windows = spread_windows(tokens.shards("train"), found.windows, seq_len).split(BATCH)
+            teacher = self.teacher.model(precision)
+            self._directions[key] = found.of(teacher, self.model(), self.layer, windows, tokens.special.first_position)
+        return self._directions[key]
 
     def model(self) -> TopKSAE:
         """The finished autoencoder of its layer."""

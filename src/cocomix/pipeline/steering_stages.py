@@ -156,6 +156,7 @@ class SteeredStudent:
             "teacher": self.student.sae.teacher,
             "baseline": self.baseline,
             "plain": self.plain,
+            "base": self.baseline if self.plain is self.baseline else None,
         }
         return {name: stage for name, stage in stages.items() if stage is not None}
 

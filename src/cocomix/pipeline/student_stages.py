@@ -47,9 +47,6 @@ from cocomix.pipeline.training import (
     training_figures,
     validation_curve,
 )
-from cocomix.sae.contrast import concept_contrasts
-from cocomix.steering.study.concepts import spread_windows
-from cocomix.steering.study.context import BATCH, CONTRAST_WINDOWS
 from cocomix.train.batches import BatchSource
 from cocomix.train.config import TrainConfig
 from cocomix.utils.console import console, is_main
@@ -253,7 +250,7 @@ class StudentStage(ModelStage):
             base_name=self._base_name(),
             sae=self.sae.model,
             label_counts=None if labels is None else lambda: self._label_counts(labels, n_concepts),
-            contrasts=self._contrasts,
+            directions=self._directions,
         )
 
     def plain_model(self) -> PreTrainedModel:
@@ -273,11 +270,9 @@ class StudentStage(ModelStage):
         n_windows, seq_len = self.tokens.shards("train").n_windows(self.run_config.seq_len), self.run_config.seq_len
         return training_counts(labels.reader("train", self.sign), n_windows, n_concepts, seq_len=seq_len)
 
-    def _contrasts(self) -> torch.Tensor:
-        """Directions of the SAE's concepts in the concept model, of windows spread over the training split."""
-        windows = spread_windows(self.tokens.shards("train"), CONTRAST_WINDOWS, self.run_config.seq_len).split(BATCH)
-        first = self.tokens.special.first_position
-        return concept_contrasts(self.sae.teacher.model(), self.sae.model(), self.sae.layer, windows, first)
+    def _directions(self, kind: str) -> torch.Tensor:
+        """Directions of the SAE's concepts in the concept model, in this training's precision."""
+        return self.sae.directions(kind, self.tokens, self.run_config.seq_len, self.train.precision)
 
     def base_model(self) -> PreTrainedModel:
         """The finished model that it starts as, of a student that does, in evaluation mode."""

@@ -207,6 +207,10 @@ def living_processes(within: float) -> tuple[list[int], dict[int, str]]:
     return found["living"], found["names"]
 
 
+SETTLING = 0.2
+"""Seconds between the last collective and the end of the process group."""
+
+
 @contextmanager
 def distributed_session() -> Iterator[None]:
     """Join the process group a torchrun launch announces, and leave it at the end."""
@@ -232,6 +236,9 @@ def distributed_session() -> Iterator[None]:
         yield
     finally:
         _session.clear()
+        # Gloo's thread lets go of a finished collective's tensors with Python's lock, and whoever drops the last
+        # reference to the group, as DDP does with the lock held, waits for that thread. So it gets time to do so.
+        time.sleep(SETTLING)
         dist.destroy_process_group()
 
 

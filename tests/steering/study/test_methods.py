@@ -76,6 +76,18 @@ def residual_ntp(context: StudyContext, dose: float, row: int) -> list[int]:
     return hooked(block, change, lambda: alone(baseline, prompt(context, row), row, (4, 1, 0)))
 
 
+def rows(context: StudyContext, dose: float, row: int) -> list[int]:
+    teacher, student = models()["teacher"], models()["student"]
+    vector = student.channel.vector.weight[context.concepts[row // 2].concept]
+
+    def change(_module: Any, _inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        moved = hidden + dose * hidden.norm(dim=-1, keepdim=True) * vector
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    return hooked(teacher.transformer.h[0], change, lambda: alone(teacher, prompt(context, row), row, (4, 1, 0)))
+
+
 def led(context: StudyContext, dose: float, row: int) -> list[int]:
     words = context.concepts[row // 2].words * 8
     lead = words[: int(dose)]
@@ -86,7 +98,14 @@ def again(context: StudyContext, dose: float, row: int) -> list[int]:
     return alone(models()["student"], prompt(context, row), row, (4, 1, 1))
 
 
-SLOW = {"none": again, "concept": own_concept, "residual": residual, "residual_ntp": residual_ntp, "prompt": led}
+SLOW = {
+    "none": again,
+    "concept": own_concept,
+    "residual": residual,
+    "residual_ntp": residual_ntp,
+    "rows": rows,
+    "prompt": led,
+}
 
 
 def prompt(context: StudyContext, row: int) -> list[int]:

@@ -127,7 +127,8 @@ class StudyContext:
 
     Args:
         models: gives the model a name stands for: `student`, `teacher` (with the SAE), `baseline` (without concepts),
-            `plain` (without concepts, with the teacher's hidden states where the SAE reads).
+            `plain` (without concepts, with the teacher's hidden states where the SAE reads), `base` (what a retrofitted
+            student was made from, trained alike without a channel).
         sae, layer: the SAE that made the student's labels, and the block (0-based) after which it reads.
         reader: the model that judges fluency.
         prompts: int64 `[prompts, prompt_tokens]`.
@@ -154,7 +155,9 @@ class StudyContext:
     def subject(self, name: str) -> Subject:
         """The model called `name`, with its unsteered text."""
         if name not in self._subjects:
-            self._subjects[name] = Subject(self.models(name), self)
+            model = self.models(name)
+            same = (each for each in self._subjects.values() if each.model is model)
+            self._subjects[name] = next(same, None) or Subject(model, self)
         return self._subjects[name]
 
     @cached_property

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from cocomix.analysis.concept_index import concept_channel
 from cocomix.model.interventions import Amplify, concept_head, steered
 from cocomix.model.teacher import blocks, check_layer, hidden_at
-from cocomix.sae.contrast import mean_differences
+from cocomix.sae.contrast import MeanDifferences, unit
 from cocomix.steering.residual import steer_residual
 from cocomix.steering.study.concepts import derangement
 from cocomix.steering.study.context import StudyContext
@@ -56,11 +57,11 @@ def contrast_vectors(
         text: tokens int64 `[batch, seq]`, and where each concept is active, bool `[batch, seq, concepts]`. The vector
             of a concept that is active nowhere, or everywhere, is 0.
     """
-    vectors, _ = mean_differences(
-        (hidden_at(model, ids.to(model.device), layer).flatten(0, 1), active.flatten(0, 1).T.float().to_sparse())
-        for ids, active in text
-    )
-    return vectors
+    means = MeanDifferences()
+    for ids, active in text:
+        hidden = hidden_at(model, ids.to(model.device), layer)
+        means.add(unit(hidden.flatten(0, 1)), active.flatten(0, 1).T.float().to_sparse())
+    return means.differences()
 
 
 @contextmanager
@@ -252,6 +253,28 @@ class ResidualOfBaseline(GeneratingMethod):
         return generate
 
 
+class StudentRows(GeneratingMethod):
+    """The directions of the student's channel without the channel: what they do to the base alone."""
+
+    name = "rows"
+    about = "the student's base without a channel, with the student's rows added in the residual stream"
+    unit = "times the vector's row, in units of the hidden state's length"
+    ties = "its directions are the student's"
+    doses, subject = DOUBLING, "base"
+
+    def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
+        subject, student = context.subject(self.subject), context.subject("student").model
+        vector = concept_channel(student).vector
+        assert vector is not None, "a student that is steered mixes its vector in"
+        rows = vector.weight.detach()[context.concept_ids]
+
+        def generate(dose: float) -> torch.Tensor:
+            with shifted(subject.model, student.config.concept_layer - 1, rows, dose):
+                return subject.texts(context.prompt_rows)
+
+        return generate
+
+
 class Prompt(GeneratingMethod):
     """No steering at all: the concept's words stand before the prompt, repeated where there are fewer than the dose.
 
@@ -280,7 +303,7 @@ class Prompt(GeneratingMethod):
 
 METHODS: Registry[type[Method]] = Registry(
     "steering method",
-    [Unsteered, OwnConcept, RandomConcept, Residual, ResidualOfBaseline, Prompt],
+    [Unsteered, OwnConcept, RandomConcept, Residual, ResidualOfBaseline, StudentRows, Prompt],
     own=("doses",),
 )
 """All methods in the report's order; one that is derived from another comes after it."""
