@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.explorer.paired_generation import CachedModel, StreamingJudge, generate_pair, sample
+from cocomix.explorer import paired_generation
+from cocomix.explorer.paired_generation import CachedModel, StreamingJudge, for_streaming, generate_pair, sample
 from cocomix.explorer.schemas import EndEvent, StartEvent, TokenEvent
 from cocomix.model import Ablate, Amplify, Clamp, Intervention, hidden_at, steered
+from cocomix.model.adapters import freeze_rest
 from cocomix.sae import TopKSAE
 from tests.helpers.steered_models import VOCAB, C, K, build, untouched
 
@@ -158,3 +160,27 @@ def test_bits_per_byte_of_what_was_generated() -> None:
         size = sum(sizes[token.id] for token in tokens)
         bits = sum(token.loss for token in tokens) / math.log(2)
         assert getattr(end, row).bits_per_byte == pytest.approx(bits / size)
+
+
+def test_a_large_model_streams_from_a_merged_copy_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = build(mixer="add").float()
+    freeze_rest(student, "lora")
+    for name, weight in student.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    monkeypatch.setattr(paired_generation, "fast_precision", lambda: "bf16")
+    assert for_streaming(student) is student
+    monkeypatch.setattr(paired_generation, "LARGE", 1)
+    before = {name: weight.clone() for name, weight in student.state_dict().items()}
+    writer = for_streaming(student)
+    assert {weight.dtype for weight in writer.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(student.state_dict(), before)
+    ids = torch.tensor([PROMPT])
+    expected, plain = student(ids).logits[0, -1], build(mixer="add").float()(ids).logits[0, -1]
+    found = CachedModel(writer, threading.RLock(), [SETTING]).next_logits(ids)
+    with steered(student, SETTING):
+        turned = student(ids).logits[0, -1]
+    for other in (expected, plain):  # steering and LoRA are both in it
+        assert (found[0] - turned).abs().max() < 0.1 * (found[0] - other).abs().max()
+    monkeypatch.setattr(paired_generation, "fast_precision", lambda: "fp32")
+    assert for_streaming(student) is student

@@ -38,7 +38,7 @@ from cocomix.data.byte_counts import document_bytes
 from cocomix.data.byte_offsets import ByteOffsets
 from cocomix.data.special_tokens import SpecialTokens
 from cocomix.evaluation.perplexity import window_subset
-from cocomix.explorer.paired_generation import CachedModel, StreamingJudge, generate_pair
+from cocomix.explorer.paired_generation import CachedModel, StreamingJudge, for_streaming, generate_pair
 from cocomix.explorer.schemas import NotFound, Preset, PresetsResponse, StreamEvent
 from cocomix.labels.attribution import ConceptLabels
 from cocomix.model.interventions import Setting, steered
@@ -202,6 +202,12 @@ class RunSession:
     @cached_property
     def _teacher(self) -> PreTrainedModel:
         return self.run.teacher.model()
+
+    @cached_property
+    def streaming_teacher(self) -> PreTrainedModel:
+        """The teacher as a judge of text while it is written; run it under `lock`."""
+        with self.lock:  # no hooks of a reader are copied
+            return for_streaming(self._teacher)
 
     def can_label(self, stage: StudentStage) -> bool:
         """Whether the teacher can label the concepts that a student should have predicted."""
@@ -443,7 +449,7 @@ class ModelSession:
         with self.lock, steered(self.model, [{}, setting]):
             pass
         return generate_pair(
-            self.model,
+            self._writer,
             self.lock,
             self._judge(list(setting)),
             ids,
@@ -456,6 +462,11 @@ class ModelSession:
             clock=time.perf_counter,
         )
 
+    @cached_property
+    def _writer(self) -> Any:
+        with self.lock:  # no hooks of a reader are copied
+            return for_streaming(self.model)
+
     def _token_bytes(self) -> list[int]:
         """Bytes of each token of the vocabulary, 0 for special ones."""
         lengths = self._offsets.lengths(self.model.config.vocab_size)
@@ -464,8 +475,8 @@ class ModelSession:
 
     def _judge(self, concepts: Sequence[int]) -> StreamingJudge:
         if not (self.run.has_teacher and self.run.run.teacher.reads_tokens):
-            return StreamingJudge("the unsteered student", CachedModel(self.model, self.lock), [])
-        teacher = CachedModel(self.run.teacher(), self.run.lock)
+            return StreamingJudge("the unsteered student", CachedModel(self._writer, self.lock), [])
+        teacher = CachedModel(self.run.streaming_teacher, self.run.lock)
         if not (self.run.has_sae and self.stage.uses_sae_concepts):
             return StreamingJudge("teacher", teacher, [])
         return StreamingJudge("teacher", teacher, concepts, self.run.sae(self.stage.sae), self.stage.sae.layer)

@@ -98,6 +98,13 @@ def has_lora(model: Any) -> bool:
     return getattr(model, "lora", None) is not None
 
 
+def merge_lora(model: Any) -> None:
+    """Add each LoRA product to the weight it is on, in place; the model computes the same with fewer products."""
+    for layer in model.modules():
+        if hasattr(layer, "get_delta_weight"):
+            layer.merge()
+
+
 def merged_state_dict(model: Any) -> dict[str, torch.Tensor]:
     """The model's weights with each LoRA product added to the weight it is on, by the names of a model without."""
     merged = {}

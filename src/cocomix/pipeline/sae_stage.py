@@ -34,6 +34,7 @@ from cocomix.steering.study.context import BATCH
 from cocomix.train.batches import BatchSource
 from cocomix.utils.console import is_main
 from cocomix.utils.distributed import device, on_main
+from cocomix.utils.env import autocast
 from cocomix.utils.errors import CocomixError
 from cocomix.utils.files import check_weights, sha256
 from cocomix.utils.settings import identity
@@ -341,8 +342,9 @@ class SaeStage(ModelStage):
         if key not in self._directions:
             found = DIRECTIONS[kind]
             windows = spread_windows(tokens.shards("train"), found.windows, seq_len).split(BATCH)
-            teacher = self.teacher.model(precision)
-            self._directions[key] = found.of(teacher, self.model(), self.layer, windows, tokens.special.first_position)
+            teacher, first = self.teacher.model(precision), tokens.special.first_position
+            with autocast(device(), precision):
+                self._directions[key] = found.of(teacher, self.model(), self.layer, windows, first)
         return self._directions[key]
 
     def model(self) -> TopKSAE:
