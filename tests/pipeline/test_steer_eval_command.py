@@ -4,15 +4,18 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cocomix.analysis import read_names
 from cocomix.analysis.naming import STABLE
+from cocomix.objectives.ntp import NtpStudent
+from cocomix.objectives.retrofit import FinetuneStudent
 from cocomix.pipeline.config import load_config
 from cocomix.pipeline.run import Run
-from cocomix.pipeline.steering_stages import baseline, reader, steer_eval
+from cocomix.pipeline.steering_stages import SteeredStudent, baseline, reader, steer_eval
 from cocomix.steering.study import METHODS
 from cocomix.steering.study.methods import ResidualOfBaseline
 from cocomix.utils.errors import CocomixError
@@ -73,7 +76,7 @@ def test_a_second_call_keeps_what_is_done_and_a_stopped_one_goes_on(
     run = measured / "run"
     first = json.loads((measured / "out" / "report.json").read_text())
     records = sorted((run / "steer-eval").rglob("stage.json"))
-    assert len(records) == len(METHODS)
+    assert len(records) == len(METHODS) - 1
     before = {path: path.stat().st_mtime_ns for path in records}
     again = steer_eval(run, tmp_path / "again", "cocomix", **ASKED)
     assert figures(again) == figures(first) and {path: path.stat().st_mtime_ns for path in records} == before
@@ -97,8 +100,12 @@ def test_a_second_call_keeps_what_is_done_and_a_stopped_one_goes_on(
 def test_another_seed_is_other_text_about_the_same_concepts(measured: Path, tmp_path: Path) -> None:
     first = json.loads((measured / "out" / "report.json").read_text())
     shutil.copytree(measured / "run", tmp_path / "run")
-    other = steer_eval(tmp_path / "run", tmp_path / "out", "cocomix", **{**ASKED, "seed": 1})
+    asked: dict[str, Any] = {**ASKED, "seed": 1, "doses": ["residual=1,3", "concept=4"]}
+    other = steer_eval(tmp_path / "run", tmp_path / "out", "cocomix", **asked)
     assert other["concepts"] == first["concepts"]
+    doses = {name: [at["dose"] for at in one["doses"]] for name, one in other["methods"].items()}
+    assert doses["residual"] == [1, 3] and doses["concept"] == doses["random"] == [4]
+    assert any("Doses of residual, concept are not the usual ones" in one for one in other["caveats"])
     mine, theirs = (one["methods"]["concept"]["examples"][0] for one in (other, first))
     assert mine["prompt"] == theirs["prompt"] and mine["unsteered"] != theirs["unsteered"]
 
@@ -132,6 +139,18 @@ def test_the_baseline_of_the_next_seed_judges_where_there_is_no_other(tiny: Path
         one.seed: found.seed for one in wider.students if one.student == "cocomix" and (found := reader(wider, one))
     }
     assert judges == {0: 1, 1: 2, 2: 0} and ("ntp_wide", 0) in made
+
+
+def test_the_students_rows_are_added_to_its_base_alone() -> None:
+    student = SimpleNamespace(sae=SimpleNamespace(teacher="the teacher", layer=2))
+
+    def base(settings: Any) -> Any:
+        like: Any = SimpleNamespace(config=settings)
+        steered = SteeredStudent(student, like, like, None, [], {})  # pyright: ignore[reportArgumentType]
+        return steered.stages().get("base") is like
+
+    assert base(FinetuneStudent(objective="finetune", concept_layer=3))
+    assert not base(FinetuneStudent(objective="finetune", concept_layer=2)) and not base(NtpStudent(objective="ntp"))
 
 
 def test_bad_input_is_one_sentence(measured: Path) -> None:

@@ -159,6 +159,10 @@ def steer_eval_command(
         ),
     ] = None,
     precision: Annotated[str, typer.Option(help="Of all weights and passes: fp32, bf16 or auto.")] = "fp32",
+    doses: Annotated[
+        list[str] | None,
+        typer.Option(help="Doses of a method in place of the usual ones, such as residual=0.5,1,2; may be repeated."),
+    ] = None,
     replace: Replace = False,
 ) -> None:
     """Measure steering: how often the concept appears, what it costs in fluency, and how far it leaks.
@@ -181,6 +185,7 @@ def steer_eval_command(
         seed=seed,
         judge=judge,
         precision=precision,
+        doses=doses or (),
         replace=replace,
     )
     console.print(steering_table(report))

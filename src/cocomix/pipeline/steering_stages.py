@@ -5,7 +5,7 @@ Each method on each seed is a stage of its own, so a stopped measurement resumes
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from cocomix.steering.study.concepts import (
 from cocomix.steering.study.context import CONTRAST_WINDOWS, PROMPT_TOKENS, StudyContext
 from cocomix.steering.study.judging_sae import LEAST_CORRELATION, JudgingSae, SaeAt, match_latents
 from cocomix.steering.study.method_result import MethodResult
-from cocomix.steering.study.methods import METHODS, SHOWN
+from cocomix.steering.study.methods import METHODS, parse_doses
 from cocomix.steering.study.report import write_steering_report
 from cocomix.steering.study.summary import best_half, output_scores, summary
 from cocomix.utils.env import git_commit, machine, typed_precision
@@ -207,10 +207,18 @@ class SteeredStudent:
 
 
 class SteerEvalStage(Stage):
-    """One method on one trained student; its figures are a `MethodResult`."""
+    """One method on one trained student; its figures are a `MethodResult`.
 
-    def __init__(self, steered: SteeredStudent, method: str, source: "SteerEvalStage | None") -> None:
-        self.steered, self.method, self.source = steered, METHODS[method](), source
+    Args:
+        doses: in place of the method's usual ones.
+    """
+
+    def __init__(
+        self, steered: SteeredStudent, method: str, source: "SteerEvalStage | None", doses: Sequence[float] | None
+    ) -> None:
+        if source is not None:
+            doses = source.method.doses
+        self.steered, self.method, self.source = steered, METHODS[method](doses), source
         student = steered.student
         subject = steered.stages()[self.method.subject]
         inputs = [student.tokens, subject, student.sae, steered.reader, *([] if source is None else [source])]
@@ -227,7 +235,7 @@ class SteerEvalStage(Stage):
             | judged
             | {
                 "doses": list(self.method.doses),
-                "shown": SHOWN,
+                "shown": self.method.shown,
                 "prompt_tokens": PROMPT_TOKENS,
                 "contrast_windows": CONTRAST_WINDOWS,
                 "student_seed": self.steered.student.seed,
@@ -272,6 +280,7 @@ def steer_eval(
     seed: int,
     judge: Path | None = None,
     precision: str = "fp32",
+    doses: Sequence[str] = (),
     replace: bool | None = None,
 ) -> dict[str, Any]:
     """Measure what is not measured yet and write `report.json` and `report.html` into `output`.
@@ -279,6 +288,7 @@ def steer_eval(
     Args:
         judge: a run of the same concept model whose SAE judges; None: the one that made the student's labels.
         precision: of all models' weights and passes, `fp32`, `bf16` or `auto`.
+        doses: of methods in place of the usual ones, each `METHOD=DOSE,DOSE…`.
         replace: `Run.replace`.
 
     Returns:
@@ -286,8 +296,10 @@ def steer_eval(
 
     Raises:
         CocomixError: no such run or student, one that cannot be steered by this SAE's concepts, texts longer than it
-            can take, a judge of another concept model, or too few concepts that can be measured.
+            can take, a judge of another concept model, too few concepts that can be measured, or doses that a method
+            cannot have.
     """
+    own_doses = parse_doses(doses)
     run = existing_run(folder)
     run.replace = replace
     stages = [stage for stage in run.students if stage.student == student]
@@ -303,9 +315,11 @@ def steer_eval(
     ]
     subjects = {name for steered in students for name in steered.stages()}
     methods = [name for name, method in METHODS.items() if method.subject in subjects]
-    measured = _measure(run, students, methods)
+    measured = _measure(run, students, methods, own_doses)
     results = {name: {stage.steered.student.seed: stage.result() for stage in measured[name]} for name in methods}
     report = _header(run, student, students, chosen, requested) | summary(results)
+    if own_doses:
+        report["own_doses"] = list(own_doses)
     for name, entry in report["methods"].items():
         method = METHODS[name]
         entry |= {"about": method.about, "unit": method.unit, "ties": method.ties, "subject": method.subject}
@@ -397,7 +411,9 @@ def _choose_concepts(run: Run, stage: SaeStage, count: int, judge: SaeJudge) -> 
     )
 
 
-def _measure(run: Run, students: Sequence[SteeredStudent], methods: Sequence[str]) -> dict[str, list[SteerEvalStage]]:
+def _measure(
+    run: Run, students: Sequence[SteeredStudent], methods: Sequence[str], doses: Mapping[str, Sequence[float]]
+) -> dict[str, list[SteerEvalStage]]:
     """Every method on every seed, one seed after the other."""
     measured: dict[str, list[SteerEvalStage]] = {name: [] for name in methods}
     number = 0
@@ -405,7 +421,8 @@ def _measure(run: Run, students: Sequence[SteeredStudent], methods: Sequence[str
         stages: dict[str, SteerEvalStage] = {}
         for name in methods:
             number += 1
-            stages[name] = SteerEvalStage(steered, name, stages.get(METHODS[name].derived_from or ""))
+            source = stages.get(METHODS[name].derived_from or "")
+            stages[name] = SteerEvalStage(steered, name, source, doses.get(name))
             run.do(stages[name], f"[{number}/{len(students) * len(methods)}] {stages[name].name}")
             measured[name].append(stages[name])
         steered.release()

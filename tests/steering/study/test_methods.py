@@ -9,7 +9,7 @@ import torch
 
 from cocomix.steering.study import METHODS, MethodResult, register_method
 from cocomix.steering.study.context import Noise, StudyContext, sample_texts
-from cocomix.steering.study.methods import GeneratingMethod, contrast_vectors, middle_block
+from cocomix.steering.study.methods import GeneratingMethod, contrast_vectors, middle_block, parse_doses
 from cocomix.utils.errors import CocomixError
 from tests.helpers.steering_study import LAYER, NEW, VOCAB, WIDE, active_at, models, study_context
 
@@ -171,11 +171,27 @@ def test_a_text_longer_than_the_model_is_refused() -> None:
         sample_texts(models()["reader"], torch.ones(2, 5, dtype=torch.long), 22, Noise((0,), 2, VOCAB))
 
 
-def test_other_doses_are_measured_and_the_last_is_shown(context: StudyContext) -> None:
+def test_other_doses_are_measured_and_the_middle_one_is_shown(context: StudyContext) -> None:
     result = METHODS["concept"]([3.0, 5.0]).measure(context, None, lambda *_: None)
     assert [dose.dose for dose in result.at] == [3.0, 5.0] and {example.dose for example in result.examples} == {5.0}
     generate = METHODS["concept"]().texts(context)  # pyright: ignore
     assert result.examples[0].steered == context.decode(generate(5.0)[0, 5:].tolist())
+
+
+def test_doses_are_given_by_method() -> None:
+    assert parse_doses(["concept=4,2,4", "prompt=3"]) == {"concept": (2.0, 4.0), "prompt": (3.0,)}
+    for given, says in (
+        ("nobody=1", "nobody"),
+        ("random=1", "no doses of its own"),
+        ("none=1", "no doses of its own"),
+        ("concept", "write it like concept=1,2,4"),
+        ("residual=1,x", "lists no numbers"),
+        ("residual=0,1", "finite numbers above 0"),
+        ("residual=inf", "finite numbers above 0"),
+        ("prompt=1.5", "whole numbers above 0"),
+    ):
+        with pytest.raises(CocomixError, match=says):
+            parse_doses([given])
 
 
 def test_a_method_of_your_own_is_registered_by_its_name(context: StudyContext) -> None:

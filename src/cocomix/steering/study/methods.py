@@ -9,6 +9,7 @@ over all others, where h is the model's hidden state after a block. Steering add
 moves as far as the two means are apart.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,7 +97,7 @@ class Method(ABC):
     """Interface of all methods of steering.
 
     Args:
-        doses: in place of the method's usual ones; the texts of the last of these are kept to look at.
+        doses: in place of the method's usual ones; the texts of the one in the middle are kept to look at.
     """
 
     name: ClassVar[str]
@@ -115,7 +116,7 @@ class Method(ABC):
 
     def __init__(self, doses: Sequence[float] | None = None) -> None:
         if doses is not None:
-            self.doses, self.shown = tuple(doses), doses[-1]
+            self.doses, self.shown = tuple(doses), doses[len(doses) // 2]
 
     def lead_tokens(self) -> int:
         """Tokens that stand before the prompt, at most."""
@@ -307,6 +308,30 @@ METHODS: Registry[type[Method]] = Registry(
     own=("doses",),
 )
 """All methods in the report's order; one that is derived from another comes after it."""
+
+
+def parse_doses(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Doses of methods from `METHOD=DOSE,DOSE…`, smallest first.
+
+    Raises:
+        CocomixError: no such method, one without doses of its own, or doses that it cannot have.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for text in texts:
+        name, _, listed = text.partition("=")
+        method = METHODS[name]
+        if method.derived_from is not None or method is Unsteered:
+            raise CocomixError(f"the method {name} has no doses of its own; give doses of another one")
+        try:
+            doses = sorted(float(dose) for dose in listed.split(","))
+        except ValueError:
+            raise CocomixError(f"--doses {text} lists no numbers; write it like {name}=1,2,4") from None
+        whole = method is Prompt
+        if not all(0 < dose < math.inf and (not whole or dose == int(dose)) for dose in doses):
+            kind = "whole numbers" if whole else "finite numbers"
+            raise CocomixError(f"doses of {name} are {kind} above 0, not {listed}; write them like {name}=1,2,4")
+        found[name] = tuple(dict.fromkeys(doses))
+    return found
 
 
 def register_method(cls: type[Method]) -> type[Method]:

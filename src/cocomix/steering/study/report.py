@@ -95,6 +95,8 @@ def caveats(report: dict[str, Any]) -> list[str]:
         "Concepts are those with distinguishing tokens that two halves of the training text agree on, neither rare nor"
         " frequent: of other concepts this says nothing.",
     ]
+    if report.get("own_doses"):
+        sentences.append(f"Doses of {', '.join(report['own_doses'])} are not the usual ones: the command gave them.")
     if len(seeds) > 1:
         sentences.append(
             f"Intervals are 95 %, by drawing concepts and seeds anew; {len(seeds)} seeds say little about the"
