@@ -171,12 +171,22 @@ def test_a_pipeline_serves_an_adapter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("mixing", [0, 1, 2])
 def test_flops_are_near_pytorchs_counter(part: str, mixing: int) -> None:
-    model = trained(part, mixing=mixing).train()
+    near_the_counter(trained(part, mixing=mixing).train(), part)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_flops_of_an_mlp_in_the_channels_place_are_near_pytorchs_counter(part: str) -> None:
+    model = student(plain("llama"), channel="mlp", num_concepts=64)
+    model.freeze_rest(part, rank=3)
+    near_the_counter(model.train(), part)
+
+
+def near_the_counter(model: CoCoMixForCausalLM, part: str) -> None:
     ids = batch()[0]
-    labels = torch.zeros(*ids.shape, 2, dtype=torch.int64)
+    labels = torch.zeros(*ids.shape, 2, dtype=torch.int64) if model.config.channel == "concepts" else None
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(input_ids=ids, labels=ids, concept_labels=labels, use_cache=False).loss.backward()
-    rows = 2 * 3 * model.config.concept_top_k * model.config.hidden_size  # which the counter does not see
+    rows = 2 * 3 * model.config.concept_top_k * model.config.hidden_size if labels is not None else 0  # unseen
     measured = counter.get_total_flops() / ids.numel() + rows
     counted = partial_training_flops(model.config, ids.shape[1], TrainedPart(3 if part == "lora" else None))
     assert counted == pytest.approx(measured, rel=0.03)

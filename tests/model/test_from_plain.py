@@ -240,6 +240,21 @@ def test_a_vector_that_starts_as_the_decoder_behind_a_closed_gate() -> None:
             torch.testing.assert_close(found[row, position], expected, rtol=1e-3, atol=1e-4)
 
 
+def test_an_mlp_in_the_channels_place_starts_at_zero_and_learns() -> None:
+    theirs = plain("llama")
+    ours = student(theirs, channel="mlp").double()
+    assert_same(theirs.double(), ours)
+    ids, _ = batch()
+    optimizer = torch.optim.SGD(ours.channel.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(3):
+        loss = ours(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[0] > losses[1] > losses[2] and ours.channel.down.weight.any()
+
+
 @torch.no_grad()
 def test_half_precision_keeps_its_dtype() -> None:
     ours = student(plain("llama").bfloat16())
@@ -252,7 +267,7 @@ def test_refusals_name_the_cause() -> None:
     cases = [
         (lambda: student(gemma2), "gemma2"),
         (lambda: student(theirs, mixer="interleave", mixer_options={}), "interleave.*drop_tokens"),
-        (lambda: student(theirs, channel="mlp", mixer="add"), "mlp"),
+        (lambda: student(theirs, channel="pause", mixer="add"), "pause"),
         (lambda: student(theirs, concept_layer=LAYERS), "concept_layer"),
         (lambda: student(theirs, sae=TopKSAE(WIDTH, CONCEPTS + 1, K)), "num_concepts"),
         (lambda: student(theirs, vector_rows=torch.zeros(CONCEPTS, WIDTH + 1)), "rows of the shape"),

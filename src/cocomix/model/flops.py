@@ -89,7 +89,7 @@ def partial_training_flops(config: Any, seq_len: int, part: TrainedPart) -> floa
     with_backward = BlockCost(2 * cost.linear, 3 * cost.attention, 2 * cost.keys_values)
     above = mixer.upper_flops(upper, d, with_backward) + own  # its gate reads hidden states without a gradient
     predictor = 3 * PREDICTORS[config.channel].flops(config, cost, mixer.uses_vector)
-    predictor -= PREDICTORS[config.channel].input_gradient_flops(config)
+    predictor -= PREDICTORS[config.channel].input_gradient_flops(config, mixer.uses_vector)
     adapters = 3 * (mixer.upper_flops(upper, d, adapted) - own)
     return config.concept_layer * parts.block + predictor + above + adapters + 2 * parts.head
 

@@ -115,7 +115,7 @@ class Predictor(ParameterModule, ABC):
         """
 
     @classmethod
-    def input_gradient_flops(cls, config: "CoCoMixConfig") -> float:
+    def input_gradient_flops(cls, config: "CoCoMixConfig", with_vector: bool) -> float:
         """FLOPs per token of the gradient of the hidden states it reads, which is not made where these have none."""
         return 0.0
 
@@ -328,7 +328,7 @@ class ConceptPredictor(Predictor):
         return Prediction(self.vector(prediction), prediction.logits, concept_losses=prediction.losses)
 
     @classmethod
-    def input_gradient_flops(cls, config: "CoCoMixConfig") -> float:
+    def input_gradient_flops(cls, config: "CoCoMixConfig", with_vector: bool) -> float:
         return 2 * config.num_concepts * config.hidden_size
 
     @classmethod
@@ -415,13 +415,17 @@ class MlpPredictor(Predictor):
     """A control of the concept channel's size: an MLP with num_concepts inner units, and nothing that is predicted.
 
     vector = (W gelu(M norm(h) + b) + c) * std + mean, with norm, mean and std as in the concept head.
+
+    Args:
+        offset: whether `mean` is added to the vector. Without it the vector is zero where W and c are.
     """
 
     name = "mlp"
     takes_scale = True
 
-    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool) -> None:
+    def __init__(self, config: "CoCoMixConfig", backbone: Backbone, with_vector: bool, *, offset: bool = True) -> None:
         super().__init__(config, backbone, with_vector)
+        self.offset = offset
         self.up = nn.Linear(config.hidden_size, config.num_concepts) if with_vector else None
         self.down = nn.Linear(config.num_concepts, config.hidden_size) if with_vector else None
 
@@ -440,7 +444,17 @@ class MlpPredictor(Predictor):
         if self.up is None or self.down is None:
             return Prediction(None)
         normed, mean, std = normalise(hidden)
-        return Prediction(self.down(F.gelu(self.up(normed))) * self.scaled(std) + self.scaled(mean))
+        vector = self.down(F.gelu(self.up(normed))) * self.scaled(std)
+        return Prediction(vector + self.scaled(mean) if self.offset else vector)
+
+    def start_at_zero(self) -> None:
+        if self.down is not None:
+            nn.init.zeros_(self.down.weight)
+            nn.init.zeros_(self.down.bias)
+
+    @classmethod
+    def input_gradient_flops(cls, config: "CoCoMixConfig", with_vector: bool) -> float:
+        return 2 * config.num_concepts * config.hidden_size if with_vector else 0.0
 
     @classmethod
     def flops(cls, config: "CoCoMixConfig", cost: BlockCost, with_vector: bool) -> float:

@@ -188,7 +188,7 @@ class RetrofitStudent(BaseStudent, CoCoMixStudent):
 
 
 class FinetuneStudent(BaseStudent):
-    """A finished model trained on without a channel: what a retrofitted one is compared with."""
+    """A finished model trained on without concepts: what a retrofitted one is compared with."""
 
     name = "finetune"
 
@@ -198,6 +198,12 @@ class FinetuneStudent(BaseStudent):
         ge=1,
         description="first block (0-based) with LoRA matrices, as in the student it is compared with",
     )
+    units: int = added(
+        default=0,
+        ge=0,
+        description="inner units of an MLP where the channel would be, a control: as many parameters as that number of"
+        " concepts; 0: none",
+    )
 
     def keeps_teacher_up_to(self, block: int) -> bool:
         """Whether its hidden states after a block (0-based) are the concept model's, whatever it was trained on."""
@@ -205,14 +211,18 @@ class FinetuneStudent(BaseStudent):
 
     @model_validator(mode="after")
     def _has_something_to_train(self) -> Self:
-        if self.trains == "channel":
-            raise ValueError("without a channel there is nothing to train; set `trains` to lora or all")
+        if self.trains == "channel" and not self.units:
+            raise ValueError("without a channel there is nothing to train; set `trains` to lora or all, or give units")
         return self
 
     def build(self, sizes: Sizes) -> PreTrainedModel:
-        # The same transformer as the retrofitted one: no mixer, and a predictor without weights.
+        # The same transformer as the retrofitted one; without units there is no mixer, and a predictor without weights.
         model = CoCoMixForCausalLM.from_plain(
-            self.base_model(sizes), concept_layer=self.concept_layer, mixer="none", channel="mlp"
+            self.base_model(sizes),
+            concept_layer=self.concept_layer,
+            mixer="add" if self.units else "none",
+            channel="mlp",
+            num_concepts=max(1, self.units),
         )
         return self.prepared(model, sizes)
 
@@ -220,7 +230,8 @@ class FinetuneStudent(BaseStudent):
         return PartialNtpObjective(model, self)
 
     def summary(self) -> str:
-        return f"next-token prediction, {self.describe_part()}"
+        control = f" with an MLP of {self.units} units" if self.units else ""
+        return f"next-token prediction{control}, {self.describe_part()}"
 
 
 class TrainedParameters(nn.Module):
