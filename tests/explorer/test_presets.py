@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from starlette.testclient import TestClient
 
 from cocomix.explorer.catalog import ModelCatalog
 from cocomix.explorer.sessions import OUTPUT_SCORE, PRESETS
-from cocomix.pipeline.concept_stages import student_output_scores
+from cocomix.objectives.cocomix import CoCoMixStudent
+from cocomix.objectives.forcing import STRONGEST
+from cocomix.pipeline.concept_stages import preset_strength, student_output_scores
 from cocomix.steering.study.output_score import STRENGTH, candidates, most_steerable, neutral_prompts, output_scores
 from tests.helpers.explored_run import COCOMIX, NTP, hooked
 
@@ -35,6 +38,14 @@ def test_presets_are_the_best_scores(client: TestClient, catalog: ModelCatalog, 
     by_score = {score.concept: score.score for score in session._output_scores}
     assert sorted(ranking) == sorted(by_score) and [by_score[one] for one in ranking] == sorted(by_score.values())[::-1]
     assert session.ranked("number") == list(range(session.n_concepts))
+
+
+def test_a_student_trained_to_be_steered_is_steered_further() -> None:
+    for steered, strength in ((0.0, STRENGTH), (0.75, 2 * STRONGEST)):
+        settings = CoCoMixStudent.model_validate(
+            {"objective": "cocomix", "labels": "a", "concept": {"steered": steered}}
+        )
+        assert preset_strength(SimpleNamespace(config=settings)) == strength  # pyright: ignore[reportArgumentType]
 
 
 def test_scores_are_made_once_and_again_where_they_are_damaged(catalog: ModelCatalog, folder: Path) -> None:

@@ -46,6 +46,7 @@ from cocomix.model.loading import load_causal_lm
 from cocomix.pipeline.concept_stages import (
     INDEX_SPLIT,
     find_names,
+    preset_strength,
     print_unkept,
     student_output_scores,
     student_statistics,
@@ -54,7 +55,7 @@ from cocomix.pipeline.sae_stage import SaeStage
 from cocomix.pipeline.student_stages import StudentStage
 from cocomix.pipeline.trained import existing_run, has_teacher_labels, labels_of
 from cocomix.sae.sae import TopKSAE
-from cocomix.steering.study.output_score import STRENGTH, OutputScore, most_steerable
+from cocomix.steering.study.output_score import OutputScore, most_steerable
 from cocomix.utils.distributed import device
 from cocomix.utils.errors import CocomixError, tokenizer_errors
 from cocomix.utils.files import in_words, sha256
@@ -392,7 +393,7 @@ class ModelSession:
             Preset(
                 name=names.name(score.concept),
                 words=[self.decode([token]) for token in score.tokens],
-                strength=STRENGTH,
+                strength=preset_strength(self.stage),
                 **score.model_dump(include={"concept", "score", "steered", "unsteered"}),
             )
             for score in most_steerable(scores, PRESETS, self.decode)

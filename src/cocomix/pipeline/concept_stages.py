@@ -28,6 +28,8 @@ from cocomix.analysis.naming import FoundNames, Names, edit_name, name_concepts,
 from cocomix.analysis.token_statistics import observe
 from cocomix.labels.labeller import LiveLabels
 from cocomix.labels.store import LabelReader
+from cocomix.objectives.cocomix import CoCoMixStudent
+from cocomix.objectives.forcing import STRONGEST
 from cocomix.pipeline.evaluation_stages import snapshot_weights
 from cocomix.pipeline.label_stages import AlignedLabelStage
 from cocomix.pipeline.run import Run
@@ -200,6 +202,14 @@ class _KeptScores(BaseModel):
     scores: list[OutputScore]
 
 
+def preset_strength(stage: StudentStage) -> float:
+    """Strength of `Amplify` at which concepts are scored and shown: STRENGTH, or of a student that was trained to be
+    steered twice the strongest of its training, at which much of the concept costs little fluency (docs/results.md)."""
+    settings = stage.config
+    trained = isinstance(settings, CoCoMixStudent) and settings.concept.steered > 0
+    return 2 * STRONGEST if trained else STRENGTH
+
+
 def student_output_scores(
     stage: StudentStage, student: Any, statistics: ConceptStatistics, names: Names, *, snapshot: str | None = None
 ) -> list[OutputScore]:
@@ -216,8 +226,8 @@ def student_output_scores(
     own = candidates(
         statistics, names, lambda ids: str(tokenizer.decode(list(ids))), vocab_size=student.config.vocab_size
     )
-    prompts = neutral_prompts(shards, statistics.key.seq_len)
-    key = sha256_of(json.dumps([statistics.key.student, prompts.tolist(), STRENGTH, list(own.items())]))
+    prompts, strength = neutral_prompts(shards, statistics.key.seq_len), preset_strength(stage)
+    key = sha256_of(json.dumps([statistics.key.student, prompts.tolist(), strength, list(own.items())]))
     path = statistics_path(stage, snapshot, folder="output-scores").with_suffix(".json")
     try:
         kept = _KeptScores.model_validate_json(path.read_bytes())
@@ -226,7 +236,7 @@ def student_output_scores(
     except (OSError, ValueError):
         pass  # none yet, or damaged
     with StageProgress(console, f"output scores of {stage.student}, seed {stage.seed}") as progress:
-        scores = output_scores(student, prompts, own, progress=progress)
+        scores = output_scores(student, prompts, own, strength=strength, progress=progress)
     try:
         path.parent.mkdir(exist_ok=True)
         write_text(path, _KeptScores(key=key, scores=scores).model_dump_json())
