@@ -45,6 +45,12 @@ FETCH = """async ([path, body]) => {
   await (await fetch(path, options)).json();
   return performance.now() - began;
 }"""
+STREAM = """async (body) => {
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body };
+  return await (await fetch("/api/steer", options)).text();
+}"""
+STREAMED, STREAMS = 40, 3
+"""Tokens of a streamed text, and how many streams."""
 
 
 def free_port() -> int:
@@ -88,6 +94,19 @@ def latencies(page: Page, home: str, model: str, concept: int) -> dict[str, Any]
         name: {"median": round(median(times), 1), "runs": [round(ms, 1) for ms in times]}
         for name, times in measured.items()
     }
+
+
+def streaming(page: Page, home: str, model: str, concept: int) -> dict[str, Any]:
+    """Measure how fast two texts stream side by side, without steering and with it; a first stream is not counted."""
+    page.goto(home)
+    steering = [{"concept": concept, "do": "amplify", "amount": 4.0}]
+    speeds = []
+    for number in range(STREAMS + 1):
+        body = {"model": model, "prompt": TEXT, "steering": steering, "tokens": STREAMED, "seed": number}
+        end = [line for line in page.evaluate(STREAM, json.dumps(body)).splitlines() if '"event":"end"' in line][-1]
+        found = json.loads(end[end.index("{") :])
+        speeds.append(1000 * found["tokens"] / found["milliseconds"])
+    return {"median": round(median(speeds[1:]), 2), "runs": [round(speed, 2) for speed in speeds[1:]]}
 
 
 def pictures(browser: Any, home: str, model: str, concept: int, at: int, steer: str, folder: Path) -> None:
@@ -146,11 +165,14 @@ def main() -> None:
                     **provenance(),
                     "run": arguments.run.name,
                     "milliseconds": latencies(page, home, arguments.model, arguments.concept),
+                    "tokens_per_second": streaming(page, home, arguments.model, arguments.concept),
                 }
                 arguments.output.mkdir(parents=True, exist_ok=True)
                 (arguments.output / "latency.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
                 for name, latency in report["milliseconds"].items():
                     print(f"{latency['median']:8.1f} ms  {name}")
+                speed = report["tokens_per_second"]["median"]
+                print(f"{speed:8.1f} tokens a second, each of two texts that stream side by side")
             if arguments.pictures:
                 steer = arguments.steer or f"c{arguments.concept}=4"
                 pictures(browser, home, arguments.model, arguments.concept, arguments.at, steer, arguments.pictures)
