@@ -130,17 +130,22 @@ def test_what_the_page_says_of_the_pack_is_in_it() -> None:
 
 def test_what_the_page_says_of_the_retrofitted_model_was_measured() -> None:
     folder, flat = ROOT / "results/retrofit", " ".join(RESULTS.split())
-    rows = [row.split() for row in (folder / "table.txt").read_text(encoding="utf-8").splitlines()]
-    for row in rows:
-        if {"retrofitted", "fine-tuned", "as"} & set(row[:1]):
-            for figure in row[1 if row[0] != "as" else 3 :]:
-                said = f"{float(figure):.3f}" if figure.replace(".", "").isdigit() else figure
-                assert said in flat, figure
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    for student in report["students"]:
-        if (channel := student["runs"][0]["channel"]) is not None:
-            zero, labels = (channel["variants"][name]["difference"] for name in ("zero", "labels"))
-            assert f"| {zero:+.3f} | {labels:+.3f} |" in flat
+    for part in (folder, folder / "rows"):
+        rows = [row.split() for row in (part / "table.txt").read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            if {"retrofitted", "fine-tuned", "as"} & set(row[:1]):
+                for figure in row[1 if row[0] != "as" else 3 :]:
+                    said = f"{float(figure):.3f}" if figure.replace(".", "").isdigit() else figure
+                    assert said in flat, figure
+        report = json.loads((part / "report.json").read_text(encoding="utf-8"))
+        for student in report["students"]:
+            if (channel := student["runs"][0]["channel"]) is not None:
+                zero, labels = (channel["variants"][name]["difference"] for name in ("zero", "labels"))
+                assert f"| {zero:+.3f} | {labels:+.3f} |" in flat
+    printed = (folder / "training.txt").read_text(encoding="utf-8")
+    for student in ("retrofit", "finetuned"):
+        first, second, third = re.findall(rf"students/{student}/seed\d: .* validation perplexity ([\d.]+)", printed)
+        assert f"{first}, {second} and {third}" in flat
     taken = {
         name: found["median"]
         for name, found in json.loads((folder / "latency.json").read_text())["milliseconds"].items()
