@@ -1,7 +1,9 @@
 """The README and docs/results.md are true: their tables are those of the committed reports, and the Python runs."""
 
 import json
+import math
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,31 @@ def test_what_the_page_says_of_the_pack_is_in_it() -> None:
     verified = (ROOT / "results/smollm2/verify.txt").read_text(encoding="utf-8")
     same = [float(share) for share in re.findall(r"positions ([\d.]+)% are", verified) if float(share) < 95]
     assert page.count("84 to 86 %") == 1 and min(same) >= 84 and max(same) < 86.5
+
+
+def test_the_table_of_slots_and_labels_was_measured() -> None:
+    found = {row["variant"]: row for row in json.loads((ROOT / "results/mixing/report.json").read_text())["variants"]}
+    table = RESULTS.split("## Slots, scales, labels and controls")[1].split("\n\n- ")[0]
+    said = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+    assert set(said) == set(found)
+    for name, row in found.items():
+        assert f"| {row['test_perplexity']:.2f} |" in said[name] and f"| {row['step_ratio']:.2f} |" in said[name]
+        if name != "ntp":
+            low, high = row["vs_baseline_ci95"]
+            assert f"| {row['vs_baseline']:+.3f} [{low:+.3f}, {high:+.3f}] |" in said[name]
+        if row["channel_zero"] is not None:
+            assert f"| {row['channel_zero']:+.2f} |" in said[name]
+    setting = json.loads((ROOT / "results/mixing/report.json").read_text())["settings"]["strong"]
+    losses = {one["name"]: [math.log(run["test_perplexity"]) for run in one["runs"]] for one in setting["students"]}
+    for control in ("residual_hash", "residual_hash_next", "residual_random"):
+        pairs = zip(losses[control], losses["residual_absolute_scaled"], strict=True)
+        more = [other - best for other, best in pairs]
+        half = 4.303 * statistics.stdev(more) / math.sqrt(3)  # Student's t, 2 degrees of freedom
+        low, high = statistics.mean(more) - half, statistics.mean(more) + half
+        if control == "residual_hash":
+            assert f"{statistics.mean(more):.3f} [{low:.3f}, {high:.3f}] more than" in " ".join(RESULTS.split())
+        else:
+            assert low < 0 < high
 
 
 def test_what_the_page_says_of_the_retrofitted_model_was_measured() -> None:
