@@ -185,7 +185,7 @@ def test_what_the_page_says_of_steering_it_was_measured() -> None:
     report = json.loads((ROOT / "results/steering/smollm2/report.json").read_text(encoding="utf-8"))
     lines = {
         line.split()[0]: line.split()
-        for line in RESULTS.split("Steering contrast, measured")[1].split("```")[0].splitlines()
+        for line in RESULTS.split("Steering retrofit, measured")[1].split("```")[0].splitlines()
         if line.strip()
     }
     for name, method in report["methods"].items():
@@ -205,4 +205,6 @@ def test_what_the_page_says_of_steering_it_was_measured() -> None:
         assert lines[name][7:] == gain
     verdicts = {(one["than"], one["figure"]): one["verdict"] for one in report["differences"]}
     assert all(verdicts["residual", gain] == "better" for gain in ("presence", "words", "follow"))
-    assert all(verdicts["residual_ntp", gain] == "undecided" for gain in ("presence", "words", "follow"))
+    assert verdicts["residual_ntp", "presence"] == "better"
+    assert all(verdicts["residual_ntp", gain] == "undecided" for gain in ("words", "follow"))
+    assert all(verdicts["rows", gain] == "undecided" for gain in ("presence", "words", "follow"))
