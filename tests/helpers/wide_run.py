@@ -61,7 +61,7 @@ class _WideSession(ModelSession):
         self.special = SPECIAL
         self.predicts_concepts, self.lock, self._concept_list = True, threading.RLock(), None
         self.run: Any = SimpleNamespace(can_label=lambda _: False, has_teacher=False, lock=self.lock)
-        self.stage: Any = None
+        self.stage: Any = SimpleNamespace(config=None)
         names = [
             ConceptName(concept=concept, name=f"number {concept}", source="tokens", stability=0.9)
             if concept % 2 == 0

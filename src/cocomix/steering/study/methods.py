@@ -319,7 +319,7 @@ def parse_doses(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
     found: dict[str, tuple[float, ...]] = {}
     for text in texts:
         name, _, listed = text.partition("=")
-        method = METHODS[name]
+        method = METHODS.choose(name)
         if method.derived_from is not None or method is Unsteered:
             raise CocomixError(f"the method {name} has no doses of its own; give doses of another one")
         try:
