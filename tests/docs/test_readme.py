@@ -173,10 +173,9 @@ def test_what_the_page_says_of_the_retrofitted_model_was_measured() -> None:
     for student in ("retrofit", "finetuned"):
         first, second, third = re.findall(rf"students/{student}/seed\d: .* validation perplexity ([\d.]+)", printed)
         assert f"{first}, {second} and {third}" in flat
-    taken = {
-        name: found["median"]
-        for name, found in json.loads((folder / "latency.json").read_text())["milliseconds"].items()
-    }
+    measured = json.loads((folder / "latency.json").read_text())
+    assert f"each at {measured['tokens_per_second']['median']:.1f} tokens a second" in flat
+    taken = {name: found["median"] for name, found in measured["milliseconds"].items()}
     assert f"panel after {taken['panel of a token, from click to picture']:.0f} ms" in flat
     assert f"ablated in {taken['reading a new text, a concept ablated'] / 1000:.1f} s" in flat
 
