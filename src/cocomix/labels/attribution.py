@@ -26,7 +26,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cocomix.labels.exact import can_run_tail, check_two_streams, fused_gelu, tail_inputs, two_streams
 from cocomix.model.documents import document_positions
 from cocomix.model.flops import ModelParts, model_parts
-from cocomix.model.teacher import NextTokenLoss, blocks, check_layer, frozen, has_next_token, hidden_at, resumed_at
+from cocomix.model.teacher import (
+    NextTokenLoss,
+    blocks,
+    check_layer,
+    frozen,
+    gradient_at,
+    has_next_token,
+    hidden_at,
+    resumed_at,
+)
 from cocomix.model.text_config import text_shape
 from cocomix.sae.positions import NOTHING, LeftOut
 from cocomix.sae.sae import SparseLatents, TopKSAE
@@ -103,11 +112,7 @@ class ReferenceRule(Rule):
 
     def scores(self, model, sae, input_ids, layer, attention_mask, hidden, latents):
         loss = NextTokenLoss(model, input_ids, attention_mask)
-        with torch.enable_grad():
-            x = hidden.detach().requires_grad_()
-            with resumed_at(model, layer, x):
-                mean = loss.total() / loss.count
-            (gradient,) = torch.autograd.grad(mean, x)
+        gradient = gradient_at(model, layer, hidden, lambda: loss.total() / loss.count)
         return latents.values * sae.active_directional_derivative(gradient, latents.ids)
 
     @classmethod

@@ -200,6 +200,23 @@ def resumed_at(model: PreTrainedModel, layer: int, hidden: torch.Tensor) -> Iter
                 block.forward = previous  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def gradient_at(
+    model: PreTrainedModel, layer: int, hidden: torch.Tensor, value: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """Gradient of a scalar at the hidden states after block `layer`, in their shape.
+
+    Args:
+        hidden: what the blocks above go on from, `[batch, seq, d_model]`.
+        value: runs the model and returns the scalar.
+    """
+    with torch.enable_grad():
+        x = hidden.detach().requires_grad_()
+        with resumed_at(model, layer, x):
+            scalar = value()
+        (gradient,) = torch.autograd.grad(scalar, x)
+    return gradient
+
+
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
     """Context with the model in evaluation mode and its weights without gradients; both are restored on exit."""

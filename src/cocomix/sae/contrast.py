@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.model.teacher import NextTokenLoss, frozen, hidden_at, resumed_at
+from cocomix.model.teacher import NextTokenLoss, frozen, gradient_at, hidden_at
 from cocomix.sae.sae import TopKSAE
+from cocomix.utils.env import as_float64
 
 LEAST = 16
 """Positions from which a direction is taken; of latents that are active at fewer it is the decoder's."""
@@ -42,7 +43,7 @@ class MeanDifferences:
 
     def add(self, vectors: torch.Tensor, members: torch.Tensor) -> None:
         """Take in vectors `[positions, d]`, and which of them are in each set, sparse `[sets, positions]`."""
-        vectors, members = vectors.cpu().double(), members.cpu().double()
+        vectors, members = vectors.cpu().double(), members.cpu().double()  # an Apple GPU has no float64
         self._inside += members @ vectors
         self._counts += torch.sparse.sum(members, 1).to_dense()
         self._total += vectors.sum(0)
@@ -63,7 +64,7 @@ class MeanDifferences:
 
 def unit(hidden: torch.Tensor) -> torch.Tensor:
     """h / |h|, float64."""
-    hidden = hidden.double()
+    hidden = as_float64(hidden)
     return hidden / hidden.norm(dim=-1, keepdim=True)
 
 
@@ -104,15 +105,12 @@ def concept_pulls(
             loss = NextTokenLoss(model, ids)
             with torch.no_grad():
                 hidden = hidden_at(model, ids, layer)
-            with torch.enable_grad():
-                x = hidden.detach().requires_grad_()
-                with resumed_at(model, layer, x):
-                    (gradient,) = torch.autograd.grad(-loss.total(), x)
+            gradient = -gradient_at(model, layer, hidden, loss.total)
             hidden, gradient = hidden[:, first_position:], gradient[:, first_position:]
             latents = sae.encode(hidden)
             ids, active = latents.ids, latents.values > 0
             means.add(unit(hidden.flatten(0, 1)), _sets(ids, active, sae.n_latents))
-            pull = (gradient.double() * hidden.double().norm(dim=-1, keepdim=True))[:, :-1].flatten(0, 1)
+            pull = (as_float64(gradient) * as_float64(hidden).norm(dim=-1, keepdim=True))[:, :-1].flatten(0, 1)
             gradients.add(pull, _sets(ids[:, 1:], active[:, 1:], sae.n_latents))
             fisher, positions = fisher + (pull.T @ pull).cpu(), positions + len(pull)
     rows = combined(means.differences(), gradients.differences(), gradients.counts, fisher / positions)
@@ -155,7 +153,7 @@ def _sets(ids: torch.Tensor, active: torch.Tensor, n_latents: int) -> torch.Tens
 
 def _with_decoder(rows: torch.Tensor, counts: torch.Tensor, sae: TopKSAE) -> torch.Tensor:
     """`rows` `[C, d_model]`, with the decoder's in place of those of fewer than LEAST positions or of 0, float32."""
-    decoder = unit(sae.decoder_weight.detach()).float()
+    decoder = unit(sae.decoder_weight.detach()).float().to(sae.decoder_weight.device)
     rows, found = rows.float().to(decoder.device), ((counts >= LEAST) & rows.any(-1)).to(decoder.device)[:, None]
     lengths = rows[found[:, 0]].norm(dim=-1)
     return torch.where(found, rows, decoder * (lengths.median() if len(lengths) else 1.0))

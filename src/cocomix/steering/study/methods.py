@@ -111,6 +111,10 @@ class Method(ABC):
     derived_from: ClassVar[str | None] = None
     """another method whose result it is made from"""
     doses: tuple[float, ...]
+    takes_doses: ClassVar[bool] = True
+    """whether it can be given others"""
+    whole_doses: ClassVar[bool] = False
+    """whether a dose is a number of something"""
     shown: float = SHOWN
     """the dose whose texts are kept to look at"""
 
@@ -157,7 +161,7 @@ class Unsteered(GeneratingMethod):
     """A second sample of the student's unsteered text: the gains and the leak of doing nothing."""
 
     name, about = "none", "the student unsteered, sampled again with other chance: the noise floor"
-    unit, doses = "nothing is done", (0.0,)
+    unit, doses, takes_doses = "nothing is done", (0.0,), False
     ties = "nothing"
 
     def texts(self, context: StudyContext) -> Callable[[float], torch.Tensor]:
@@ -285,7 +289,7 @@ class Prompt(GeneratingMethod):
     name, about = "prompt", "the student unsteered, its prompt led by the concept's distinguishing tokens"
     unit = "tokens before the prompt"
     ties = "the tokens are those that are counted in the text"
-    doses = (1.0, 2.0, 4.0, 8.0)
+    doses, whole_doses = (1.0, 2.0, 4.0, 8.0), True
 
     def lead_tokens(self) -> int:
         return round(max(self.doses))
@@ -320,13 +324,13 @@ def parse_doses(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
     for text in texts:
         name, _, listed = text.partition("=")
         method = METHODS.choose(name)
-        if method.derived_from is not None or method is Unsteered:
+        if method.derived_from is not None or not method.takes_doses:
             raise CocomixError(f"the method {name} has no doses of its own; give doses of another one")
         try:
             doses = sorted(float(dose) for dose in listed.split(","))
         except ValueError:
             raise CocomixError(f"--doses {text} lists no numbers; write it like {name}=1,2,4") from None
-        whole = method is Prompt
+        whole = method.whole_doses
         if not all(0 < dose < math.inf and (not whole or dose == int(dose)) for dose in doses):
             kind = "whole numbers" if whole else "finite numbers"
             raise CocomixError(f"doses of {name} are {kind} above 0, not {listed}; write them like {name}=1,2,4")
